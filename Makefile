@@ -1,0 +1,59 @@
+# make train, make test: each does its own set-up in .venv (tools/setup_env.py).
+# PYTHON=/path/to/python: use that environment as it is and install nothing into it.
+# ARGS="...": more arguments for train_net.py or pytest.
+
+NEW_ENOUGH := 'import sys; sys.exit(sys.version_info < (3, 10))'
+CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10 python
+
+ifdef PYTHON
+RUN := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PYTHON)"
+else
+RUN := .venv/bin/python
+endif
+
+.PHONY: help setup train test lint format clean
+
+help:
+	@echo 'make train            train and evaluate the quickstart (ARGS="--resume", ARGS="OUTPUT_DIR other", ...)'
+	@echo 'make test             lint, types and tests (ARGS="-k memory", ...)'
+	@echo 'make lint             ruff and mypy alone'
+	@echo 'make format           let ruff mend what it can'
+	@echo 'make clean            remove .venv, builds and caches; output/ stays'
+	@echo 'PYTHON=/path/to/python with any of them: use that environment, install nothing'
+
+setup:
+ifdef PYTHON
+	@"$(PYTHON)" -c $(NEW_ENOUGH) 2>/dev/null || \
+		{ echo 'error: PYTHON=$(PYTHON) is not a Python of version 3.10 or newer' >&2; exit 2; }
+	@$(RUN) tools/setup_env.py --existing
+else
+	@for python in $(CANDIDATES); do \
+		if "$$python" -c $(NEW_ENOUGH) 2>/dev/null; then exec "$$python" tools/setup_env.py; fi; \
+	done; \
+	echo 'error: no Python 3.10 or newer found (tried $(CANDIDATES)): install one or name it with PYTHON=' >&2; \
+	exit 2
+endif
+
+train: setup
+	$(RUN) tools/train_net.py --config configs/quickstart/faster_rcnn_rambo.yaml $(ARGS)
+
+test: lint
+	$(RUN) -m pytest -q -ra $(ARGS)
+
+lint: setup
+	@for tool in 'ruff check' 'ruff format --check' mypy; do \
+		if $(RUN) -c "import $${tool%% *}" 2>/dev/null; then \
+			echo "$$tool"; $(RUN) -m $$tool || exit 1; \
+		else \
+			echo "SKIPPED $$tool: $${tool%% *} is not installed in $(PYTHON)"; \
+		fi; \
+	done
+
+format: setup
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+clean:
+	@if [ -f .venv/rambo_det.json ]; then rm -rf .venv; fi
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find rambo_det tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,176 @@
+"""``rambo-train``: train and evaluate a detector; the main of tools/train_net.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import InputError
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of Detectron2's own train_net.py, and those for a user's own data."""
+    from detectron2.engine import default_argument_parser
+
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--config", dest="config_file", default=argparse.SUPPRESS, metavar="FILE",
+        help="the same as --config-file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--register-coco", nargs=3, action="append", default=[],
+        metavar=("NAME", "JSON", "IMAGE_DIR"), help="data in COCO format; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--register-voc", nargs=3, action="append", default=[], metavar=("NAME", "ROOT", "SPLIT"),
+        help="data in Pascal VOC layout (ROOT/ImageSets/Main/SPLIT.txt); may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classes", metavar="A,B,C", help="class names of that data; by default read from it"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true",
+        help="start anew in an OUTPUT_DIR that holds a run, which is moved aside",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    if not args.config_file:
+        raise InputError("--config FILE is missing, e.g. configs/quickstart/faster_rcnn_rambo.yaml")
+    return args
+
+
+def result_table(results: dict[str, Any]) -> str:
+    """A table of all metrics: a row a data set, first the averages, then AP of each class."""
+    from tabulate import tabulate
+
+    by_set = results if "bbox" not in results else {"": results}
+    lines = []
+    for name, result in by_set.items():
+        bbox, voc = result["bbox"], result.get("voc", {})
+        head = {k: bbox[k] for k in ("AP", "AP50", "AP75")}
+        if voc:
+            head["VOC AP50"] = voc["AP50"]
+        per_class = [
+            (key.removeprefix("AP-"), value)
+            + ((voc[f"AP50-{key.removeprefix('AP-')}"],) if voc else ())
+            for key, value in bbox.items()
+            if key.startswith("AP-")
+        ]
+        if name:
+            lines.append(name)
+        lines.append(tabulate([head], headers="keys", floatfmt=".3f", tablefmt="github"))
+        if per_class:
+            headers = ["class", "AP"] + (["VOC AP50"] if voc else [])
+            lines.append(tabulate(per_class, headers, floatfmt=".3f", tablefmt="github"))
+    return "\n\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """One process of a run: training and evaluation, or evaluation alone."""
+    import detectron2.utils.comm as comm
+    from detectron2.engine import default_setup
+    from detectron2.utils.logger import setup_logger
+
+    from ..engine.setup import build_config, prepare_output
+    from ..engine.trainer import RamboTrainer
+
+    cfg = build_config(args)
+    aside = None
+    if comm.is_main_process() and not args.eval_only:
+        aside = prepare_output(cfg, args.resume, args.fresh)
+    comm.synchronize()
+    if args.eval_only:
+        cfg = _with_weights(cfg, args)
+    default_setup(cfg, args)
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rambo_det")
+    if aside:
+        logger.info("The earlier run in %s is now in %s", cfg.OUTPUT_DIR, aside)
+    logger.info("Device: %s", _device_name(cfg.MODEL.DEVICE))
+    if args.eval_only:
+        model = RamboTrainer.build_model(cfg)
+        _load(lambda: _checkpointer(model, cfg).load(cfg.MODEL.WEIGHTS), cfg)
+        results = RamboTrainer.test(cfg, model)
+        place = cfg.MODEL.WEIGHTS
+    else:
+        trainer = RamboTrainer(cfg)
+        _load(lambda: trainer.resume_or_load(resume=args.resume), cfg)
+        trainer.train()
+        results = getattr(trainer, "_last_eval_results", None) or RamboTrainer.test(
+            cfg, trainer.model
+        )
+        place = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    if comm.is_main_process():
+        print(f"\n{result_table(results)}\n\ncheckpoint: {place}")
+    return results
+
+
+def _checkpointer(model: Any, cfg: Any) -> Any:
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    return DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+
+
+def _with_weights(cfg: Any, args: argparse.Namespace) -> Any:
+    """For evaluation: the weights that were named, else the last checkpoint of OUTPUT_DIR."""
+    if "MODEL.WEIGHTS" in args.opts[::2]:
+        return cfg
+    checkpointer = _checkpointer(None, cfg)
+    if not checkpointer.has_checkpoint():
+        raise InputError(
+            f"--eval-only: no checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}: "
+            "name one with MODEL.WEIGHTS FILE"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = checkpointer.get_checkpoint_file()
+    cfg.freeze()
+    return cfg
+
+
+def _load(load: Any, cfg: Any) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not os.path.isfile(weights):
+        raise InputError(f"MODEL.WEIGHTS {weights}: no such file")
+    try:
+        load()
+    except OSError as error:  # a download that fails among them
+        raise InputError(f"MODEL.WEIGHTS {weights} cannot be loaded: {error}") from error
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    if device.startswith("cuda"):
+        return f"{device} ({torch.cuda.get_device_name(torch.device(device))})"
+    return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit status: 2 after a user's mistake."""
+    try:
+        args = parse_args(argv)
+        from detectron2.engine import launch
+
+        launch(
+            run, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
+            dist_url=args.dist_url, args=(args,),
+        )  # fmt: skip
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "detectron2":
+            raise
+        print(
+            "error: Detectron2 is not installed: pip install --no-build-isolation "
+            "'git+https://github.com/facebookresearch/detectron2.git'",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

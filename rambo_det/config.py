@@ -1,0 +1,37 @@
+"""The keys that this plugin adds to a Detectron2 config."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+
+def add_rambo_config(cfg: CN) -> None:
+    """Adds the node ``MODEL.RAMBO``; no other node is touched.
+
+    Call it on ``get_cfg()`` before a yaml that has such keys is merged.
+    """
+    cfg.MODEL.RAMBO = CN()
+    rambo = cfg.MODEL.RAMBO
+    # What is ranked. "log_odds": log(p / (1 - p)) of the softmax probability p, which orders boxes
+    # as the stock head's softmax scores do without their saturation; "softmax": p itself;
+    # "logits": the class outputs, scored by a sigmoid at inference.
+    rambo.SCORE = "log_odds"
+    # Margin α >= 0, in units of score: a positive has to beat a negative by more than it.
+    rambo.MARGIN = 1.0
+    # How λ, the strength of the blackbox interpolation, is chosen. "lift": for each list of scores
+    # such that its median positive moves up by LIFT; "fixed": LAMBDA, as in the paper.
+    rambo.LAMBDA_RULE = "lift"
+    # δ > 0, in units of score, for LAMBDA_RULE "lift".
+    rambo.LIFT = 3.0
+    # λ > 0 for LAMBDA_RULE "fixed"; it acts on ranks that are not divided by their number.
+    rambo.LAMBDA = 1000.0
+    # β in [0, 1]: the loss is (1 - β) · (mean AP loss of the classes) + β · (AP loss of all classes'
+    # scores in one list).
+    rambo.BETA = 0.5
+    # τ >= 0: the scores of that many past batches join each class's list.
+    rambo.MEMORY_LENGTH = 4
+    # >= 8: how many negatives of each past batch are kept (the highest), and an eighth as many
+    # positives. Memory takes 9 · MEMORY_LENGTH · MEMORY_SIZE bytes.
+    rambo.MEMORY_SIZE = 32768
+    # > 0: weight of the loss, for it to stand beside the other losses of the detector.
+    rambo.LOSS_WEIGHT = 2.0

@@ -1,0 +1,201 @@
+"""The losses as functions. All of them rank in float32 or better and count in integers.
+
+Arguments they share:
+    lambda_: λ > 0 of the blackbox rule, fixed, on ranks that are not divided by the list's length
+        (the authors divide: their λ is ours divided by N); or None for the rule that follows the
+        scale of each list's scores, see ``lift``.
+    lift: δ > 0, in units of score: without ``lambda_``, λ is chosen for each list so that its
+        median positive is moved up by δ, and the gradient of an AP loss is that of ``-log AP``
+        (:func:`.step.median_lift_step`).
+    margin: α >= 0, in units of score: in training a positive counts as ranked above a negative only
+        if it beats it by more than α.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..errors import InputError
+from .lists import ListResult, Lists, rank_lists
+from .objectives import Objective, average_precision, recall_log, recall_loglog
+from .step import Step, fixed_step, median_lift_step
+
+_RECALL: dict[str, Objective] = {"log": recall_log, "loglog": recall_loglog}
+
+
+class _ListLoss(torch.autograd.Function):
+    """Per-list losses whose gradient was found in the forward, at unit upstream gradient.
+
+    The blackbox rule is not linear in the gradient that arrives; saving the gradient of the plain
+    loss and multiplying makes every weight and AMP scale act linearly.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, result: ListResult) -> Tensor:
+        ctx.save_for_backward(result.index, result.grad, result.lists)
+        ctx.scores = (scores.shape, scores.dtype, scores.device)
+        return result.losses.float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, None]:
+        index, grad, lists = ctx.saved_tensors
+        shape, dtype, device = ctx.scores
+        out = torch.zeros(shape, dtype=dtype, device=device)
+        out.view(-1)[index] = (grad * grad_losses.double()[lists]).to(dtype)
+        return out, None
+
+
+def make_step(lambda_: float | None, lift: float, log: bool = True) -> Step:
+    """The λ rule from its parameters; raises InputError if they are out of range."""
+    if lambda_ is not None:
+        if not lambda_ > 0:
+            raise InputError(f"lambda_ (λ) must be > 0, got {lambda_}")
+        return fixed_step(lambda_)
+    if not lift > 0:
+        raise InputError(f"lift (δ) must be > 0, got {lift}")
+    return median_lift_step(lift, log)
+
+
+def check_margin(margin: float) -> None:
+    """Raises InputError if the margin α is negative or not a number."""
+    if not margin >= 0:
+        raise InputError(f"margin (α) must be >= 0, got {margin}")
+
+
+def rank_and_lose(
+    scores: Tensor,
+    gt_classes: Tensor,
+    *,
+    per_class: bool,
+    objective: Objective,
+    step: Step,
+    margin: float,
+    stored: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, ListResult]:
+    """Losses ``(L,)`` connected to ``scores``, and all that is known of them.
+
+    L is C if ``per_class``, else 1. A score that is not finite makes every loss NaN: a ranking
+    would hide it.
+    """
+    if scores.dim() != 2 or gt_classes.shape != scores.shape[:1]:
+        raise InputError(
+            "scores must be (N, C) and gt_classes (N,), "
+            f"got {tuple(scores.shape)} and {tuple(gt_classes.shape)}"
+        )
+    gt_classes = gt_classes.long()
+    rows = ((gt_classes >= 0) & (gt_classes < scores.shape[1])).nonzero(as_tuple=True)[0]
+    lists = Lists(scores.detach().float(), rows, gt_classes[rows], gt_classes < 0, per_class)
+    result = rank_lists(lists, objective, step, margin, stored)
+    losses: Tensor = _ListLoss.apply(scores, result)
+    if scores.numel():
+        low, high = scores.detach().aminmax()
+        losses = torch.where(torch.isfinite(low) & torch.isfinite(high), losses, torch.nan)
+    return losses, result
+
+
+def class_ap_loss(
+    scores: Tensor,
+    gt_classes: Tensor,
+    *,
+    lambda_: float | None = None,
+    lift: float = 3.0,
+    margin: float = 1.0,
+) -> Tensor:
+    """L_APC: the mean of L_AP over the classes that have a positive, one list a class.
+
+    Args:
+        scores: ``(N, C)``, any floating dtype.
+        gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
+        lambda_, lift, margin: see the module.
+
+    Returns:
+        Scalar float32 in [0, 1); 0, still connected to ``scores``, if there is no positive.
+    """
+    check_margin(margin)
+    losses, result = rank_and_lose(
+        scores, gt_classes, per_class=True, objective=average_precision,
+        step=make_step(lambda_, lift), margin=margin,
+    )  # fmt: skip
+    return losses.sum() / result.present.sum().clamp(min=1)
+
+
+def interclass_ap_loss(
+    scores: Tensor,
+    gt_classes: Tensor,
+    *,
+    lambda_: float | None = None,
+    lift: float = 3.0,
+    margin: float = 1.0,
+) -> Tensor:
+    """L_AP over the scores of all classes in one list; arguments as :func:`class_ap_loss`."""
+    check_margin(margin)
+    losses, _ = rank_and_lose(
+        scores, gt_classes, per_class=False, objective=average_precision,
+        step=make_step(lambda_, lift), margin=margin,
+    )  # fmt: skip
+    return losses[0]
+
+
+def _one_list(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    if scores.dim() != 1 or targets.shape != scores.shape:
+        raise InputError(
+            "scores and targets must both be (N,), "
+            f"got {tuple(scores.shape)} and {tuple(targets.shape)}"
+        )
+    return scores[:, None], (targets == 0).long()
+
+
+def ap_loss(
+    scores: Tensor,
+    targets: Tensor,
+    *,
+    lambda_: float | None = None,
+    lift: float = 3.0,
+    margin: float = 1.0,
+) -> Tensor:
+    """L_AP = 1 - (1/P) Σ_{i positive} r⁺_i / r_i of one list (RaMBO, Eq. 6).
+
+    Args:
+        scores: ``(N,)``, any floating dtype.
+        targets: ``(N,)``, bool or number; not 0 is positive.
+        lambda_, lift, margin: see the module.
+
+    Returns:
+        Scalar float32 in [0, 1); 0, still connected to ``scores``, if there is no positive.
+    """
+    return class_ap_loss(*_one_list(scores, targets), lambda_=lambda_, lift=lift, margin=margin)
+
+
+def recall_loss(
+    scores: Tensor,
+    targets: Tensor,
+    *,
+    weighting: str = "log",
+    lambda_: float | None = None,
+    lift: float = 3.0,
+    margin: float = 1.0,
+) -> Tensor:
+    """Recall loss of one list: the mean over positives of ``w(r - r⁺)`` (RaMBO, Eq. 9).
+
+    Args:
+        scores, targets: as :func:`ap_loss`.
+        weighting: ``"log"``: w(k) = log(1 + k); ``"loglog"``: w(k) = log(1 + log(1 + k)).
+        lambda_, lift, margin: see the module.
+
+    Returns:
+        Scalar float32 >= 0; 0, still connected to ``scores``, if there is no positive.
+    """
+    if weighting not in _RECALL:
+        raise InputError(f"weighting must be one of {sorted(_RECALL)}, got {weighting!r}")
+    check_margin(margin)
+    column, gt_classes = _one_list(scores, targets)
+    losses, _ = rank_and_lose(
+        column, gt_classes, per_class=True, objective=_RECALL[weighting],
+        step=make_step(lambda_, lift, log=False), margin=margin,
+    )  # fmt: skip
+    return losses[0]

@@ -1,0 +1,109 @@
+"""RamboLoss: the batch-wide AP loss as a module, with its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .functional import check_margin, make_step, rank_and_lose
+from .memory import ScoreMemory
+from .objectives import average_precision
+
+
+@dataclass
+class LossStats:
+    """What the last call of :class:`RamboLoss` saw; tensors, so that reading is what synchronises.
+
+    Attributes:
+        class_ap: ``(C,)`` float64, batch AP of each class, margin and memory included.
+        present: ``(C,)`` bool, the classes that have a positive.
+        zero_gradient: scalar, the fraction of this batch's positives with zero gradient.
+        starved: scalar, the fraction that has zero gradient *and* a negative above it.
+    """
+
+    class_ap: Tensor
+    present: Tensor
+    zero_gradient: Tensor
+    starved: Tensor
+
+
+class RamboLoss(nn.Module):
+    """(1-β)·L_APC + β·L_AP of a batch (Rolínek et al., CVPR 2020, Sec. 4.3).
+
+    Args:
+        num_classes: C.
+        margin: α >= 0, in units of score.
+        lambda_: λ > 0, fixed as in the paper; None: the rule with ``lift``.
+        lift: δ > 0, in units of score: how far the median positive of a list is moved.
+        beta: β in [0, 1], the share of the interclass term.
+        memory_length: τ >= 0, the number of batches whose scores join the lists of L_APC.
+        memory_size: negatives kept of a batch, see :class:`.memory.ScoreMemory`.
+        persistent: whether the memory is part of ``state_dict``.
+
+    Raises:
+        InputError: a parameter out of its range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        margin: float = 1.0,
+        lambda_: float | None = None,
+        lift: float = 3.0,
+        beta: float = 0.5,
+        memory_length: int = 0,
+        memory_size: int = 1 << 15,
+        persistent: bool = True,
+    ) -> None:
+        super().__init__()
+        check_margin(margin)
+        if not 0 <= beta <= 1:
+            raise InputError(f"beta (β) must be in [0, 1], got {beta}")
+        if memory_length < 0:
+            raise InputError(f"memory_length (τ) must be >= 0, got {memory_length}")
+        if num_classes < 1:
+            raise InputError(f"num_classes must be >= 1, got {num_classes}")
+        self.num_classes = num_classes
+        self.margin = margin
+        self.beta = beta
+        self._step = make_step(lambda_, lift)
+        self.memory = ScoreMemory(memory_length, memory_size, persistent)
+        self.stats: LossStats | None = None
+
+    def forward(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
+        """The loss of a batch; in training, with gradients on, the batch enters the memory.
+
+        Args:
+            scores: ``(N, C)``, any floating dtype; ranked in float32.
+            gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
+
+        Returns:
+            Scalar float32 in [0, 1); 0, still connected to ``scores``, if nothing is positive; NaN
+            if a score is not finite.
+        """
+        if scores.dim() != 2 or scores.shape[1] != self.num_classes:
+            raise InputError(f"scores must be (N, {self.num_classes}), got {tuple(scores.shape)}")
+        losses, result = rank_and_lose(
+            scores, gt_classes, per_class=True, objective=average_precision,
+            step=self._step, margin=self.margin, stored=self.memory.stored(),
+        )  # fmt: skip
+        loss = losses.sum() / result.present.sum().clamp(min=1)
+        if self.beta > 0:
+            interclass, _ = rank_and_lose(
+                scores, gt_classes, per_class=False, objective=average_precision,
+                step=self._step, margin=self.margin,
+            )  # fmt: skip
+            loss = (1 - self.beta) * loss + self.beta * interclass[0]
+        self.stats = LossStats(
+            class_ap=1 - losses.detach(),
+            present=result.present,
+            zero_gradient=result.zero_grad.double().mean(),
+            starved=(result.zero_grad & result.outranked).double().mean(),
+        )
+        if self.training and torch.is_grad_enabled():
+            self.memory.write(scores.detach().float(), gt_classes)
+        return loss

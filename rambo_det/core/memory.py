@@ -1,0 +1,102 @@
+"""Scores and targets of the last τ batches, kept to make each class's AP less biased."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .keys import make_keys
+
+_EMPTY = -1
+
+
+class ScoreMemory(nn.Module):
+    """A ring of the last τ batches' scores, without gradient (RaMBO, Sec. 4.3).
+
+    Held as sort keys (:mod:`.keys`, float32 scores): of each batch up to ``size // 8`` positives
+    and ``size`` negatives, those that rank highest against the positives of their class. Buffers of
+    a fixed shape with a count, so that a checkpoint brings them back whole: ``8 τ · 9/8 size``
+    bytes.
+
+    Args:
+        length: τ >= 0, the number of batches; 0 keeps nothing.
+        size: the number of negatives kept of one batch.
+        persistent: whether the buffers are entries of ``state_dict``. If not, they travel in the
+            state dict's metadata (``state_dict()._metadata``): saved and loaded with it, but no
+            unexpected key to a model that has no such memory.
+    """
+
+    positives: Tensor
+    negatives: Tensor
+    written: Tensor
+
+    def __init__(self, length: int, size: int = 1 << 15, persistent: bool = True) -> None:
+        super().__init__()
+        self.length = length
+        self._persistent = persistent
+        empty = torch.full((length, size), _EMPTY, dtype=torch.int64)
+        self.register_buffer("positives", empty[:, : size // 8].clone(), persistent=persistent)
+        self.register_buffer("negatives", empty, persistent=persistent)
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64), persistent=persistent)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if not self._persistent and metadata is not None:
+            metadata[prefix[:-1]]["memory"] = {k: v.clone() for k, v in self.named_buffers()}
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if self._persistent:
+            return
+        saved = local_metadata.get("memory", {})
+        own = dict(self.named_buffers())
+        # Of another τ, size or number of classes: of another run, which this one starts without.
+        if saved.keys() == own.keys() and all(saved[k].shape == own[k].shape for k in own):
+            for name, buffer in own.items():
+                buffer.copy_(saved[name])
+
+    @property
+    def fill(self) -> float:
+        """The fraction of the τ batches that are filled; 0 where τ is 0."""
+        return min(int(self.written), self.length) / self.length if self.length else 0.0
+
+    def stored(self) -> tuple[Tensor, Tensor] | None:
+        """Keys of the remembered positives ``(M,)`` and negatives ``(τ, size)``, rows sorted."""
+        if self.length == 0:
+            return None
+        return self.positives[self.positives != _EMPTY], self.negatives
+
+    @torch.no_grad()
+    def write(self, scores: Tensor, gt_classes: Tensor) -> None:
+        """Puts a batch in the place of the oldest one.
+
+        Args:
+            scores: ``(N, C)`` float32.
+            gt_classes: ``(N,)`` int64; ``C`` is background, below 0 is ignored.
+        """
+        if self.length == 0:
+            return
+        slot = self.written % self.length
+        num_classes = scores.shape[1]
+        rows = ((gt_classes >= 0) & (gt_classes < num_classes)).nonzero(as_tuple=True)[0]
+        cols = gt_classes[rows]
+        self._put(self.positives, slot, make_keys(cols, scores[rows, cols]))
+        mask = (gt_classes >= 0)[:, None].repeat(1, num_classes)
+        mask[rows, cols] = False
+        rows, cols = mask.nonzero(as_tuple=True)
+        self._put(self.negatives, slot, make_keys(cols, scores[rows, cols]))
+        self.written += 1
+
+    @staticmethod
+    def _put(ring: Tensor, slot: Tensor, keys: Tensor) -> None:
+        size = ring.shape[1]
+        if len(keys) > size:
+            keys = keys[(keys & 0xFFFFFFFF).topk(size).indices]
+        row = torch.full((size,), _EMPTY, dtype=torch.int64, device=ring.device)
+        row[size - len(keys) :] = keys.sort().values
+        ring[slot] = row

@@ -1,0 +1,96 @@
+"""Read and check a user's data set in COCO's json format."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rambo_det.data.catalog import DataSource, register_sources
+from rambo_det.data.files import check_image
+from rambo_det.errors import InputError
+
+
+def register_coco(
+    name: str, json_file: str | Path, image_dir: str | Path, classes: Sequence[str] | None = None
+) -> list[str]:
+    """Register one COCO data set with Detectron2 and return its class names.
+
+    Without `classes` they are the categories that have a box, in the order of their ids: pass the
+    classes of the training set when registering a test set, or use `register_datasets` for both.
+
+    Raises:
+        InputError: the name is taken or the data is not usable; see `read_coco`.
+    """
+    return register_sources([read_coco(name, json_file, image_dir)], classes)
+
+
+def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSource:
+    """Read a COCO json and check it and every image that it names.
+
+    Boxes without any area inside their image are dropped, with one warning. Annotations are
+    numbered anew from 1 (pycocotools takes a match with annotation 0 for no match).
+
+    Raises:
+        InputError: no COCO json; an annotation of an unknown image or category; a missing,
+            truncated or wrongly sized image; no boxes.
+    """
+    content = _read_json(Path(json_file))
+    source = DataSource(name, str(json_file), str(image_dir))
+    for index, category in enumerate(content["categories"]):
+        where = f"{json_file}: categories[{index}]"
+        label, number = _get(category, "name", str, where), _get(category, "id", int, where)
+        if number in source.categories or label in source.categories.values():
+            raise InputError(f"{where}: id {number} or name '{label}' is there twice")
+        source.categories[number] = label
+
+    for index, image in enumerate(content["images"]):
+        where = f"{json_file}: images[{index}]"
+        number = _get(image, "id", (int, str), where)
+        width, height = (_get(image, key, (int, float), where) for key in ("width", "height"))
+        path = Path(image_dir) / _get(image, "file_name", str, where)
+        if number in source.images:
+            raise InputError(f"{where}: image id {number!r} is there twice")
+        check_image(path, (int(width), int(height)), str(json_file))
+        source.images[number] = {**image, "width": int(width), "height": int(height)}
+
+    for index, annotation in enumerate(content["annotations"]):
+        _add_annotation(source, annotation, f"{json_file}: annotations[{index}]")
+    source.finish()
+    return source
+
+
+def _read_json(path: Path) -> dict[str, list[Any]]:
+    if not path.is_file():
+        raise InputError(f"the annotation file {path} does not exist")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a json file: {error}") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise InputError(f"{path} is not a COCO json: it has no list '{key}'")
+    return content
+
+
+def _get(item: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
+    value = item.get(key) if isinstance(item, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = "is missing" if value is None else f"cannot be {value!r}"
+        raise InputError(f"{where} is not in COCO's format: '{key}' {found}")
+    return value
+
+
+def _add_annotation(source: DataSource, annotation: Any, where: str) -> None:
+    image_id = _get(annotation, "image_id", (int, str), where)
+    category_id = _get(annotation, "category_id", int, where)
+    box = _get(annotation, "bbox", list, where)
+    if image_id not in source.images:
+        raise InputError(f"{where}: 'images' has no image_id {image_id!r}")
+    if category_id not in source.categories:
+        raise InputError(f"{where}: 'categories' has no category_id {category_id}")
+    if len(box) != 4 or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in box):
+        raise InputError(f"{where}: 'bbox' is {box}, but must be four numbers x, y, width, height")
+    crowd = bool(annotation.get("iscrowd") or annotation.get("ignore"))
+    fields = {key: value for key, value in annotation.items() if key != "ignore"}
+    source.add_box(image_id, category_id, box, {**fields, "iscrowd": int(crowd)})

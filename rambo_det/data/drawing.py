@@ -1,0 +1,145 @@
+"""The quickstart's data set: small drawn images, four strongly imbalanced classes of shapes.
+
+Every image has a random generator of its own, so an image does not depend on those before it.
+"""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+CLASSES = ("circle", "square", "triangle", "star")
+SPLITS = ("train", "val")
+# Everything that decides what is drawn. A change gives another cache folder; raise `version` when
+# the drawing code itself changes what comes out.
+SPEC: dict[str, Any] = {
+    "version": 1,
+    "seed": 1912_03500,
+    "image_px": 128,
+    "images": {"train": 600, "val": 200},
+    "class_shares": [0.59, 0.25, 0.10, 0.06],
+    "objects": [1, 8],
+    "object_px": [10, 64],
+    "distractors": [0, 2],
+    "min_visible": 0.4,
+    "min_contrast": 45,
+}
+_SUPERSAMPLING = 4
+
+
+def _star(points: int, inner: float) -> np.ndarray:
+    angles = np.arange(2 * points) * np.pi / points
+    radii = np.where(np.arange(2 * points) % 2 == 0, 1.0, inner)
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
+
+
+def _half_ring() -> np.ndarray:
+    angles = np.linspace(0, np.pi, 24)
+    arc = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.concatenate([arc, 0.55 * arc[::-1]])
+
+
+_ARM = [(3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1)]
+_CROSS = np.array(_ARM + [(-x, -y) for x, y in _ARM]) / 3.0
+# Outlines in a circle of radius 1. The distractors belong to no class.
+_OUTLINES = {
+    "circle": _star(24, 1.0),
+    "square": _star(2, 1.0),
+    "triangle": np.stack([np.cos(np.arange(3) * 2.0944), np.sin(np.arange(3) * 2.0944)], axis=1),
+    "star": _star(5, 0.42),
+}
+_DISTRACTORS = (_CROSS, _half_ring())
+
+
+def _noise(rng: Generator, size: int, amplitudes: dict[int, float]) -> np.ndarray:
+    """(size, size, 3) float noise around 0: a sum of random grids of `cells` x `cells`."""
+    total = np.zeros((size, size, 3))
+    for cells, amplitude in amplitudes.items():
+        grid = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        # The EXACT resize is the one that OpenCV promises to be the same on every machine.
+        smooth = cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR_EXACT)
+        total += (smooth.astype(np.float64) - 127.5) * (amplitude / 127.5)
+    return total
+
+
+def _background(rng: Generator, size: int) -> np.ndarray:
+    """(size, size, 3) float64 in 0..255: gradient, noise at four frequencies, lines."""
+    direction = rng.uniform(0, 2 * np.pi)
+    ramp = np.linspace(-1, 1, size)
+    slope = np.cos(direction) * ramp[None, :, None] + np.sin(direction) * ramp[:, None, None]
+    image = rng.uniform(60, 190, 3) + slope * rng.uniform(-35, 35, 3)
+    image = image + _noise(rng, size, {3: 25, 9: 18, 32: 14, size: 10})
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    for _ in range(rng.integers(2, 7)):
+        start, end = rng.integers(0, size, (2, 2)).tolist()
+        colour = rng.integers(30, 226, 3).tolist()
+        cv2.line(image, start, end, colour, int(rng.integers(1, 4)))
+    return image.astype(np.float64)
+
+
+def _mask(rng: Generator, outline: np.ndarray, size: int) -> np.ndarray:
+    """(size, size) float in 0..1: one outline at a random place, scale, angle and aspect."""
+    low, high = SPEC["object_px"]
+    diameter = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    aspect = np.exp(rng.uniform(-0.22, 0.22))
+    angle = rng.uniform(0, 2 * np.pi)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = (outline * (np.sqrt(aspect), 1 / np.sqrt(aspect))) @ turn.T
+    points *= diameter / np.ptp(points, axis=0).max()
+    points += rng.uniform(0.3 * diameter, size - 0.3 * diameter, 2)
+    large = np.zeros((size * _SUPERSAMPLING,) * 2, np.uint8)
+    cv2.fillPoly(large, [np.rint(points * _SUPERSAMPLING).astype(np.int32)], 255)
+    return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA) / 255.0
+
+
+def _paint(rng: Generator, image: np.ndarray, mask: np.ndarray) -> None:
+    """Fill `mask` in `image` with a noisy colour that stands out from what it covers."""
+    under = image[mask > 0.5].mean(axis=0)
+    colour = rng.uniform(20, 235, 3)
+    while np.abs(colour - under).max() < SPEC["min_contrast"]:
+        colour = rng.uniform(20, 235, 3)
+    fill = np.clip(colour + _noise(rng, len(image), {12: 16, 48: 16, len(image): 10}), 0, 255)
+    image += mask[..., None] * (fill - image)
+
+
+def draw(split: str, index: int) -> tuple[np.ndarray, list[tuple[int, list[int], int]]]:
+    """Draw one image.
+
+    Returns the image, (128, 128, 3) uint8 BGR, and its objects as (class index, box, area): the
+    box is (x, y, width, height) in px around the part of the shape that can be seen, the area is
+    the number of pixels of that part.
+    """
+    rng = np.random.default_rng([SPEC["seed"], SPLITS.index(split), index])
+    size = SPEC["image_px"]
+    image = _background(rng, size)
+    low, high = SPEC["objects"]
+    labels = rng.choice(len(CLASSES), low + rng.binomial(high - low, 0.6), p=SPEC["class_shares"])
+    extra = rng.integers(SPEC["distractors"][0], SPEC["distractors"][1] + 1)
+    # Objects are painted over each other in a random order; -1 is a distractor.
+    order = rng.permutation(np.concatenate([labels, np.full(extra, -1)]))
+    owner = np.full((size, size), -1)
+    painted: list[tuple[int, int]] = []  # label, pixels of the whole shape
+
+    for label in order.tolist():
+        pool = _DISTRACTORS if label < 0 else [_OUTLINES[CLASSES[label]]]
+        for _ in range(20):
+            mask = _mask(rng, pool[rng.integers(len(pool))], size)
+            after = np.where(mask > 0.5, len(painted), owner)
+            areas = [*(area for _, area in painted), int((mask > 0.5).sum())]
+            seen = np.bincount(after[after >= 0], minlength=len(areas))
+            # An unlabelled shape in plain sight would be a wrong label, so none gets hidden.
+            if areas[-1] and (seen >= SPEC["min_visible"] * np.array(areas)).all():
+                _paint(rng, image, mask)
+                owner = after
+                painted.append((label, areas[-1]))
+                break
+
+    objects = []
+    for number, (label, _) in enumerate(painted):
+        if label >= 0:
+            rows, columns = np.nonzero(owner == number)
+            x, y = int(columns.min()), int(rows.min())
+            box = [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y]
+            objects.append((label, box, len(rows)))
+    return np.rint(image).clip(0, 255).astype(np.uint8), objects

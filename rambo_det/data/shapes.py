@@ -1,0 +1,124 @@
+"""Keep the quickstart's drawn data set in a cache folder and register it with Detectron2.
+
+Images and COCO json files are drawn once and re-used while they are complete. Only registering
+needs Detectron2.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from rambo_det.data.drawing import CLASSES, SPEC, SPLITS, draw
+from rambo_det.data.files import cache_folder, make_folder
+
+logger = logging.getLogger(__name__)
+
+_MARKER = "complete.json"
+
+
+def _write_split(folder: Path, split: str) -> None:
+    (folder / split).mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    size = SPEC["image_px"]
+    for index in range(SPEC["images"][split]):
+        image, objects = draw(split, index)
+        name = f"{index:04d}.png"
+        if not cv2.imwrite(str(folder / split / name), image):
+            raise OSError(f"could not write {folder / split / name}")
+        images.append({"id": index + 1, "file_name": name, "height": size, "width": size})
+        for label, box, area in objects:
+            record = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": label + 1}
+            annotations.append({**record, "bbox": box, "area": area, "iscrowd": 0})
+    categories = [{"id": index + 1, "name": name} for index, name in enumerate(CLASSES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / f"{split}.json").write_text(json.dumps(content))
+
+
+def shapes_folder() -> Path:
+    """Where the set lies (or will lie): under RAMBO_DET_CACHE, by default ~/.cache/rambo_det."""
+    digest = hashlib.sha256(json.dumps(SPEC, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / f"shapes-{digest[:12]}"
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != _MARKER)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(files)}
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file is there with the size it was written with."""
+    try:
+        return bool(json.loads((folder / _MARKER).read_text()) == _sizes(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def prepare_shapes() -> Path:
+    """Draw the set unless it lies complete in the cache; returns its folder.
+
+    It is drawn into a folder of its own and moved in one step: a process that is killed leaves
+    nothing half-done behind, and two that draw at once end with one complete set.
+    """
+    folder = shapes_folder()
+    if is_complete(folder):
+        return folder
+    make_folder(folder.parent)
+    logger.info("drawing the quickstart's images into %s", folder)
+    scratch = Path(tempfile.mkdtemp(prefix=".drawing-", dir=folder.parent))
+    try:
+        for split in SPLITS:
+            _write_split(scratch / "new", split)
+        (scratch / "new" / _MARKER).write_text(json.dumps(_sizes(scratch / "new")))
+        if not is_complete(folder):
+            if folder.exists():
+                os.rename(folder, scratch / "incomplete")
+            os.rename(scratch / "new", folder)
+    except OSError:
+        if not is_complete(folder):  # otherwise another process was faster
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _load(split: str) -> list[dict[str, Any]]:
+    from detectron2.data.datasets import load_coco_json
+
+    folder = prepare_shapes()
+    # With the name it maps the category ids 1..4 to the class indices 0..3.
+    name = f"rambo_shapes_{split}"
+    records: list[dict[str, Any]] = load_coco_json(
+        str(folder / f"{split}.json"), str(folder / split), name
+    )
+    return records
+
+
+def register_shapes() -> None:
+    """Register `rambo_shapes_train` and `rambo_shapes_val` with Detectron2; again does no harm.
+
+    The images are drawn when the data set is first used, not here.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    folder = shapes_folder()
+    for split in SPLITS:
+        name = f"rambo_shapes_{split}"
+        if name in DatasetCatalog.list():
+            continue
+        DatasetCatalog.register(name, partial(_load, split))
+        MetadataCatalog.get(name).set(
+            json_file=str(folder / f"{split}.json"),
+            image_root=str(folder / split),
+            evaluator_type="coco",
+            thing_classes=list(CLASSES),
+            thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
+        )

@@ -1,0 +1,161 @@
+"""From command line arguments to a checked, frozen config."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..config import add_rambo_config
+from ..configs import find_config
+from ..data.register import register_datasets
+from ..data.shapes import register_shapes
+from ..errors import InputError
+from ..modeling.build import loss_from_config
+from ..modeling.scores import score_function
+
+
+def build_config(args: argparse.Namespace) -> CfgNode:
+    """Registers the data sets of the command line and gives the config of the run.
+
+    Args:
+        args: ``config_file``, ``opts``, ``register_coco``, ``register_voc``, ``classes``.
+
+    Raises:
+        InputError: whatever is wrong with config, keys or data.
+    """
+    cfg = get_cfg()
+    add_rambo_config(cfg)
+    _merge(cfg, find_config(args.config_file), args.opts)
+    _pick_device(cfg, args.num_gpus)
+    register_shapes()
+    _register(cfg, args)
+    _check_datasets(cfg)
+    loss_from_config(cfg, 1)
+    score_function(cfg.MODEL.RAMBO.SCORE)
+    cfg.freeze()
+    return cfg
+
+
+def _merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
+    if len(opts) % 2:
+        raise InputError(f"config keys come as KEY VALUE pairs, {opts[-1]!r} has no value")
+    pairs = list(zip(opts[::2], opts[1::2], strict=True))
+    try:
+        cfg.merge_from_file(file)
+        for key, value in pairs:
+            cfg.merge_from_list([key, _as_float(_value_of(cfg, key), value)])
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
+        message = " ".join(str(error.args[0] if error.args else error).split())
+        raise InputError(f"{file}: {message}") from error
+
+
+def _value_of(cfg: CfgNode, key: str) -> Any:
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            raise InputError(f"unknown config key {key}")
+        node = node[part]
+    return node
+
+
+def _as_float(current: Any, value: str) -> str:
+    """An integer for a key that holds a float, which yacs refuses, as a float."""
+    if isinstance(current, float) and value.lstrip("+-").isdigit():
+        return f"{value}.0"
+    return value
+
+
+def _pick_device(cfg: CfgNode, num_gpus: int) -> None:
+    if num_gpus > max(torch.cuda.device_count(), 1):
+        raise InputError(f"--num-gpus {num_gpus}: there are {torch.cuda.device_count()} here")
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def _register(cfg: CfgNode, args: argparse.Namespace) -> None:
+    own = [name for name, *_ in [*args.register_coco, *args.register_voc]]
+    if not own:
+        if args.classes is not None:
+            raise InputError("--classes goes with --register-coco or --register-voc")
+        return
+    for name in own:
+        if name in DatasetCatalog.list():
+            raise InputError(f"data set {name} is registered already: choose another name")
+    names = args.classes.split(",") if args.classes is not None else None
+    train = [name for name in cfg.DATASETS.TRAIN if name in own]
+    classes = register_datasets(args.register_coco, args.register_voc, names, train or None)
+    for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
+        node.NUM_CLASSES = len(classes)
+
+
+def _check_datasets(cfg: CfgNode) -> None:
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog.list():
+                raise InputError(
+                    f"DATASETS.{key}: data set {name} is not registered: "
+                    "name it with --register-coco or --register-voc"
+                )
+            # Sets of Detectron2 that are registered before their files are there; the package's
+            # own shapes are drawn at first use.
+            metadata = MetadataCatalog.get(name)
+            file = metadata.get("json_file") or metadata.get("dirname")
+            if file and not name.startswith("rambo_shapes_") and not os.path.exists(file):
+                raise InputError(
+                    f"DATASETS.{key}: {name} needs {file}, which does not exist: put it there, set "
+                    "DETECTRON2_DATASETS, or register your own data with --register-coco or "
+                    "--register-voc"
+                )
+
+
+def prepare_output(cfg: CfgNode, resume: bool, fresh: bool) -> Path | None:
+    """Makes sure that a training overwrites no other one.
+
+    Returns:
+        Where an earlier run was moved to, if ``fresh`` asked for that and there was one.
+
+    Raises:
+        InputError: the folder holds a run and neither ``resume`` nor ``fresh`` is given, or
+            ``resume`` is and that run is of another model.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"OUTPUT_DIR {folder} is not a folder")
+    if not any((folder / name).exists() for name in ("last_checkpoint", "metrics.json")):
+        return None
+    if resume:
+        _check_same_model(cfg, folder / "config.yaml")
+        return None
+    if not fresh:
+        raise InputError(
+            f"OUTPUT_DIR {folder} holds another run: --resume goes on with it, --fresh sets it "
+            "aside, or name another folder with OUTPUT_DIR FOLDER"
+        )
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
+
+
+def _check_same_model(cfg: CfgNode, file: Path) -> None:
+    if not file.is_file():
+        return
+    with open(file) as f:
+        earlier = yaml.safe_load(f)
+    for key in ("META_ARCHITECTURE", "BACKBONE.NAME", "ROI_HEADS.NAME", "ROI_HEADS.NUM_CLASSES",
+                "RETINANET.NUM_CLASSES", "RESNETS.DEPTH"):  # fmt: skip
+        was, now = earlier.get("MODEL", {}), cfg.MODEL
+        for part in key.split("."):
+            was, now = (was or {}).get(part), now[part]
+        if was is not None and was != now:
+            raise InputError(
+                f"--resume: MODEL.{key} is {now!r}, the run in {file.parent} has {was!r}"
+            )

@@ -1,0 +1,51 @@
+"""From the node MODEL.RAMBO to a RamboLoss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ..core import RamboLoss
+from ..errors import InputError
+
+_RULES = ("lift", "fixed")
+
+
+def loss_from_config(cfg: CfgNode, num_classes: int) -> RamboLoss:
+    """The loss that ``cfg.MODEL.RAMBO`` describes, for ``num_classes`` foreground classes.
+
+    Raises:
+        InputError: the node is missing, or a key is out of its range.
+    """
+    rambo = rambo_node(cfg)
+    _require(rambo.LAMBDA_RULE in _RULES, "LAMBDA_RULE", rambo.LAMBDA_RULE, f"one of {_RULES}")
+    _require(rambo.LAMBDA > 0, "LAMBDA", rambo.LAMBDA, "> 0")
+    _require(rambo.LIFT > 0, "LIFT", rambo.LIFT, "> 0")
+    _require(rambo.MARGIN >= 0, "MARGIN", rambo.MARGIN, ">= 0")
+    _require(0 <= rambo.BETA <= 1, "BETA", rambo.BETA, "in [0, 1]")
+    _require(rambo.MEMORY_LENGTH >= 0, "MEMORY_LENGTH", rambo.MEMORY_LENGTH, ">= 0")
+    _require(rambo.MEMORY_SIZE >= 8, "MEMORY_SIZE", rambo.MEMORY_SIZE, ">= 8")
+    _require(rambo.LOSS_WEIGHT > 0, "LOSS_WEIGHT", rambo.LOSS_WEIGHT, "> 0")
+    return RamboLoss(
+        num_classes,
+        margin=rambo.MARGIN,
+        lambda_=rambo.LAMBDA if rambo.LAMBDA_RULE == "fixed" else None,
+        lift=rambo.LIFT,
+        beta=rambo.BETA,
+        memory_length=rambo.MEMORY_LENGTH,
+        memory_size=rambo.MEMORY_SIZE,
+        persistent=False,
+    )
+
+
+def rambo_node(cfg: CfgNode) -> CfgNode:
+    """``cfg.MODEL.RAMBO``; an InputError that names the remedy where it is missing."""
+    if "RAMBO" not in cfg.MODEL:
+        raise InputError("config has no MODEL.RAMBO: call rambo_det.add_rambo_config(cfg) first")
+    return cfg.MODEL.RAMBO
+
+
+def _require(holds: bool, key: str, value: Any, right: str) -> None:
+    if not holds:
+        raise InputError(f"MODEL.RAMBO.{key} must be {right}, got {value!r}")

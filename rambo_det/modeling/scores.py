@@ -1,0 +1,55 @@
+"""Score functions: what of a softmax head's outputs is ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """``log(p / (1 - p))`` of the softmax probabilities: ``z_c - log Σ_{j≠c} exp(z_j)``.
+
+    Orders boxes exactly as the softmax does, within a class and between classes, but does not
+    saturate: a gap of one here is a gap of one logit.
+
+    Args:
+        logits: ``(N, K + 1)`` float32.
+
+    Returns:
+        ``(N, K)``: the last column, background, is dropped.
+    """
+    top = logits.argmax(dim=1, keepdim=True)
+    is_top = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, top, True)
+    # log Σ_{j≠c}: for all but the largest logit p <= 1/2, and log(1 - p) loses no digits.
+    log_prob = logits.log_softmax(dim=1).masked_fill(is_top, -torch.inf)
+    others = logits.logsumexp(dim=1, keepdim=True) + torch.log1p(-log_prob.exp())
+    others_of_top = logits.masked_fill(is_top, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return (logits - torch.where(is_top, others_of_top, others))[:, :-1]
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Softmax probabilities of the classes: ``(N, K + 1)`` logits to ``(N, K)``."""
+    return logits.softmax(dim=1)[:, :-1]
+
+
+def class_logits(logits: Tensor) -> Tensor:
+    """The classes' logits as they are: ``(N, K + 1)`` to ``(N, K)``."""
+    return logits[:, :-1]
+
+
+SCORE_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "log_odds": log_odds,
+    "softmax": softmax,
+    "logits": class_logits,
+}
+
+
+def score_function(name: str) -> Callable[[Tensor], Tensor]:
+    """The score function of that name; InputError if there is none."""
+    if name not in SCORE_FUNCTIONS:
+        raise InputError(f"MODEL.RAMBO.SCORE must be one of {tuple(SCORE_FUNCTIONS)}, got {name!r}")
+    return SCORE_FUNCTIONS[name]

@@ -1,0 +1,44 @@
+"""Packaging of rambo_det. Settings of the tools are in pyproject.toml, tested pins in
+requirements.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """The version, read without importing the package, which would import torch."""
+    text = (HERE / "rambo_det" / "version.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('rambo_det/version.py has no line __version__ = "..."')
+    return match.group(1)
+
+
+setup(
+    name="rambo_det",
+    version=version(),
+    description="Train Detectron2 detectors directly for average precision (RaMBO)",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # The wheel carries configs/ as rambo_det/configs, the way Detectron2 ships its projects.
+    packages=[*find_packages(include=["rambo_det", "rambo_det.*"]), "rambo_det.configs"],
+    package_dir={"rambo_det.configs": "configs"},
+    package_data={"rambo_det": ["py.typed"], "rambo_det.configs": ["**/*.yaml", "**/*.py"]},
+    # Detectron2 is needed for training but is on no package index: see README.md.
+    install_requires=[
+        "torch>=2.4",
+        "torchvision",
+        "fvcore",
+        "pycocotools",
+        "opencv-python",
+    ],
+    extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy"]},
+    entry_points={"console_scripts": ["rambo-train = rambo_det.cli.train:main"]},
+    zip_safe=False,
+)

@@ -1,0 +1,29 @@
+"""Fixtures that several test files share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of the real data sets; the test is skipped where it is absent."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("RAMBO_DET_DATA", beside))
+    if not (folder / "chess").is_dir() or not (folder / "bccd").is_dir():
+        pytest.skip(f"the real data sets are not in {folder} (set RAMBO_DET_DATA)")
+    return folder
+
+
+@pytest.fixture
+def catalogs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of its own, and Detectron2's catalogs are afterwards as they were."""
+    data = pytest.importorskip("detectron2.data")
+    monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "cache"))
+    before = [set(catalog.keys()) for catalog in (data.DatasetCatalog, data.MetadataCatalog)]
+    yield
+    for catalog, names in zip((data.DatasetCatalog, data.MetadataCatalog), before, strict=True):
+        for name in set(catalog.keys()) - names:
+            catalog.remove(name)

@@ -1,0 +1,78 @@
+"""The slow, obviously right version: float64, every pair of scores compared, from the paper.
+
+``rk(y)`` counts who ranks above whom, ``∂L/∂y = (rk(y + λ ∂L/∂rk) - rk(y)) / λ`` over *all*
+scores, negatives included. Nothing of this is shared with the package.
+"""
+
+import numpy as np
+
+
+def ranks(y, positive, led_before=None):
+    """Rank of each score, 1 = highest. A tie goes to the negative; among positives to the one that
+    led before (by default the earlier one); among negatives to the earlier one."""
+    n = len(y)
+    lead = np.arange(n) if led_before is None else led_before
+    higher = y[:, None] > y[None, :]
+    tie = y[:, None] == y[None, :]
+    neg_first = tie & ~positive[:, None] & positive[None, :]
+    same = tie & (positive[:, None] == positive[None, :]) & (lead[:, None] < lead[None, :])
+    return 1 + (higher | neg_first | same).sum(axis=0)
+
+
+def ap_objective(r, r_pos, p):
+    return np.sum((1 - r_pos / r) / p), r_pos / (p * r * r)
+
+
+def recall_objective(r, r_pos, p):
+    return np.sum(np.log1p(r - r_pos)) / p, 1 / ((1 + (r - r_pos)) * p)
+
+
+def recall_loglog_objective(r, r_pos, p):
+    inner = np.log1p(r - r_pos)
+    return np.sum(np.log1p(inner)) / p, 1 / ((1 + inner) * (1 + (r - r_pos)) * p)
+
+
+def list_loss(scores, positive, *, margin, lambda_=None, lift=3.0, objective=ap_objective):
+    """(loss, gradient (N,), λ) of one list of scores."""
+    y = np.asarray(scores, dtype=np.float64).copy()
+    positive = np.asarray(positive, dtype=bool)
+    num_pos = positive.sum()
+    if num_pos == 0:
+        return 0.0, np.zeros_like(y), None
+    y[positive] -= margin
+    rk = ranks(y, positive)
+    rk_pos = np.zeros(len(y), dtype=int)
+    rk_pos[positive] = ranks(y[positive], np.ones(num_pos, dtype=bool))
+    loss, slope = objective(rk[positive].astype(float), rk_pos[positive].astype(float), num_pos)
+    divisor = lambda_
+    if lambda_ is None:
+        lambda_ = divisor = lift / np.sort(slope)[(num_pos - 1) // 2]
+        if objective is ap_objective:  # of -log AP: slope / AP, hence λ * AP; the step is the same
+            divisor = lambda_ * (1 - loss)
+    moved = y.copy()
+    moved[positive] += lambda_ * slope
+    lead = np.arange(len(y))
+    lead[positive] = rk[positive]  # r⁺ order: who led among the positives
+    return loss, (ranks(moved, positive, lead) - rk) / divisor, lambda_
+
+
+def class_lists(scores, gt_classes, **kwargs):
+    """(losses (C,), present (C,), gradients (N, C)): one list a class, ignored rows left out."""
+    n, c = scores.shape
+    losses, present, grad = np.zeros(c), np.zeros(c, dtype=bool), np.zeros((n, c))
+    valid = gt_classes >= 0
+    for j in range(c):
+        positive = gt_classes[valid] == j
+        present[j] = positive.any()
+        losses[j], grad[valid, j], _ = list_loss(scores[valid, j], positive, **kwargs)
+    return losses, present, grad
+
+
+def flat_list(scores, gt_classes, **kwargs):
+    """(loss, gradient (N, C)): all classes' scores in one list."""
+    valid = gt_classes >= 0
+    positive = gt_classes[valid][:, None] == np.arange(scores.shape[1])[None, :]
+    grad = np.zeros(scores.shape)
+    loss, flat, _ = list_loss(scores[valid].ravel(), positive.ravel(), **kwargs)
+    grad[valid] = flat.reshape(-1, scores.shape[1])
+    return loss, grad

@@ -1,0 +1,151 @@
+"""Every fast path against the O(N²) float64 version, exactly."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rambo_det.core import RamboLoss
+from rambo_det.core.functional import make_step, rank_and_lose, recall_loss
+from rambo_det.core.objectives import average_precision
+
+from . import oracle
+
+# Few distinct values make ties, many make none.
+VALUES = {
+    "ties": lambda rng, shape: rng.integers(-3, 4, shape) / 2,
+    "all equal": lambda rng, shape: np.zeros(shape),
+    "normal": lambda rng, shape: rng.normal(0, 1, shape),
+    "tight": lambda rng, shape: rng.normal(0, 1e-3, shape),
+    "wide": lambda rng, shape: rng.normal(0, 1, shape) * 10.0 ** rng.integers(-6, 7, shape),
+}
+
+
+@st.composite
+def batches(draw, max_rows=60):
+    """(scores (N, C) float32, gt_classes (N,)) with everything from no positive to all positive."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, c = draw(st.integers(0, max_rows)), draw(st.integers(1, 5))
+    values = VALUES[draw(st.sampled_from(sorted(VALUES)))]
+    scores = torch.tensor(values(rng, (n, c)), dtype=torch.float32)
+    kind = draw(st.sampled_from(["mixed", "few", "none", "all"]))
+    low, high = {"mixed": (-1, c + 1), "few": (c, c + 1), "none": (c, c + 1), "all": (0, c)}[kind]
+    gt = rng.integers(low, high, n)
+    if kind == "few":
+        gt[: n // 20 + 1] = rng.integers(0, c, len(gt[: n // 20 + 1]))
+    return scores, torch.tensor(gt)
+
+
+steps = st.one_of(
+    st.floats(1e-3, 1e7).map(lambda x: {"lambda_": x}),
+    st.floats(1e-3, 50).map(lambda x: {"lift": x}),
+)
+margins = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0])
+
+
+def assert_same_gradient(got, want, step):
+    """To the last digit; where the step divides by AP, a sum, but for the order of summation."""
+    np.testing.assert_array_equal(got == 0, want == 0)
+    np.testing.assert_allclose(got, want, rtol=0 if "lambda_" in step else 1e-13)
+
+
+def run(scores, gt, per_class, margin, step):
+    leaf = scores.clone().requires_grad_()
+    losses, result = rank_and_lose(
+        leaf,
+        gt,
+        per_class=per_class,
+        objective=average_precision,
+        step=make_step(step.get("lambda_"), step.get("lift", 3.0)),
+        margin=margin,
+    )
+    dense = np.zeros(scores.numel())
+    np.add.at(dense, result.index.numpy(), result.grad.numpy())
+    losses.sum().backward()
+    return losses.detach(), result, dense.reshape(scores.shape), leaf.grad
+
+
+@settings(max_examples=400, deadline=None)
+@given(batches(), margins, steps)
+def test_class_lists_equal_the_oracle(batch, margin, step):
+    scores, gt = batch
+    losses, result, dense, grad = run(scores, gt, True, margin, step)
+    want, present, want_grad = oracle.class_lists(
+        scores.double().numpy(), gt.numpy(), margin=margin, **step
+    )
+    np.testing.assert_array_equal(result.present.numpy(), present)
+    assert_same_gradient(dense, want_grad, step)
+    np.testing.assert_allclose(result.losses.numpy(), want, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(grad.numpy(), want_grad, rtol=1e-6, atol=1e-37)
+    np.testing.assert_allclose(losses.numpy(), want, rtol=1e-6, atol=1e-7)
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches(30), margins, steps)
+def test_interclass_list_equals_the_oracle(batch, margin, step):
+    scores, gt = batch
+    _, result, dense, _ = run(scores, gt, False, margin, step)
+    want, want_grad = oracle.flat_list(
+        scores.double().numpy(), gt.numpy(), margin=margin, **step
+    )
+    assert_same_gradient(dense, want_grad, step)
+    np.testing.assert_allclose(result.losses.numpy(), [want], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("regime", ["init", "mid"])
+def test_long_lists_equal_the_oracle(regime):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(*((-4.6, 1) if regime == "init" else (-6, 2)), (2000, 3))
+    gt = np.full(2000, 3)
+    gt[:40] = rng.integers(0, 3, 40)
+    if regime == "mid":
+        scores[np.arange(40), gt[:40]] = rng.normal(-1, 1.5, 40)
+    scores = torch.tensor(scores, dtype=torch.float32)
+    _, _, dense, _ = run(scores, torch.tensor(gt), True, 1.0, {"lift": 3.0})
+    _, _, want = oracle.class_lists(scores.double().numpy(), gt, margin=1.0, lift=3.0)
+    assert np.count_nonzero(want) > 100
+    assert_same_gradient(dense, want, {"lift": 3.0})
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches(), margins, steps, st.sampled_from(["log", "loglog"]))
+def test_recall_loss_equals_the_oracle(batch, margin, step, weighting):
+    scores, gt = batch[0][:, 0], batch[1] == 0
+    leaf = scores.clone().requires_grad_()
+    loss = recall_loss(leaf, gt, weighting=weighting, margin=margin, **step)
+    loss.backward()
+    objective = getattr(
+        oracle, {"log": "recall_objective", "loglog": "recall_loglog_objective"}[weighting]
+    )
+    want, grad, _ = oracle.list_loss(
+        scores.double().numpy(), gt.numpy(), margin=margin, objective=objective, **step
+    )
+    assert loss.item() == pytest.approx(want, rel=1e-6, abs=1e-7)
+    # log() may differ in the last digit between the two, and with it the step's end.
+    np.testing.assert_allclose(leaf.grad.numpy(), grad, rtol=1e-5, atol=1e-30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(batches(25), min_size=1, max_size=6), st.integers(0, 4), margins, steps)
+def test_memory_equals_the_oracle_on_concatenated_batches(batches, length, margin, step):
+    """AP_C over the last τ batches and this one, with the gradient of this one only."""
+    c = batches[0][0].shape[1]
+    batches = [(s, g) for s, g in batches if s.shape[1] == c]
+    loss = RamboLoss(c, margin=margin, beta=0.0, memory_length=length, **step)
+    seen = []
+    for scores, gt in batches:
+        leaf = scores.clone().requires_grad_()
+        value = loss(leaf, gt)
+        value.backward()
+        window = [*seen[max(0, len(seen) - length) :], (scores, gt)] if length else [(scores, gt)]
+        # The current batch first: positives that tie rank in that order.
+        window = window[-1:] + window[:-1]
+        joined = torch.cat([s for s, _ in window]).double().numpy()
+        losses, present, grad = oracle.class_lists(
+            joined, torch.cat([g for _, g in window]).numpy(), margin=margin, **step
+        )
+        num = max(present.sum(), 1)
+        assert value.item() == pytest.approx(losses.sum() / num, rel=1e-5, abs=1e-6)
+        np.testing.assert_allclose(leaf.grad.numpy(), grad[: len(scores)] / num, rtol=1e-5)
+        seen.append((scores, gt))

@@ -1,0 +1,363 @@
+"""Registering a user's COCO data: what is read, what COCOEvaluator makes of it, what is refused."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
+from PIL import Image
+
+from rambo_det.data.coco import register_coco
+from rambo_det.data.files import check_image
+from rambo_det.data.register import register_datasets
+from rambo_det.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("catalogs")
+
+SIZE = (40, 30)
+
+
+def _write_image(path: Path, size: tuple[int, int] = SIZE, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise(size, 60).convert("RGB").save(path, **options)
+
+
+def _content() -> dict[str, Any]:
+    """Ids that are not 1..K, out of order, a category without boxes, an image without boxes."""
+    boxes = [(7, 9, [1, 2, 10, 12]), (7, 3, [5, 5, 20, 20]), (4, 9, [0, 0, 40, 30])]
+    return {
+        "images": [
+            {"id": number, "file_name": name, "width": SIZE[0], "height": SIZE[1]}
+            for number, name in ((7, "a.jpg"), (4, "b.png"), (5, "empty.jpg"))
+        ],
+        "annotations": [
+            {"id": index, "image_id": image, "category_id": category, "bbox": box}
+            for index, (image, category, box) in enumerate(boxes)
+        ],
+        "categories": [
+            {"id": 9, "name": "dog"},
+            {"id": 0, "name": "animal"},
+            {"id": 3, "name": "cat"},
+        ],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "b.png", "empty.jpg"):
+        _write_image(tmp_path / "images" / name)
+    return tmp_path
+
+
+def _write(folder: Path, content: Any, name: str = "set.json") -> tuple[Path, Path]:
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / name).write_text(text)
+    return folder / name, folder / "images"
+
+
+def _perfect(name: str, wrong: bool = False, only: str | None = None) -> dict[str, float]:
+    """COCOEvaluator's result where the truth (with wrong classes, of one class) is predicted."""
+    names = MetadataCatalog.get(name).thing_classes
+    evaluator = COCOEvaluator(name, output_dir=None, use_fast_impl=False)
+    evaluator.reset()
+    for record in DatasetCatalog.get(name):
+        found = Instances((record["height"], record["width"]))
+        boxes = [
+            BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+            for a in record["annotations"]
+        ]
+        found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        found.scores = torch.linspace(0.5, 1, len(boxes))
+        labels = torch.tensor([a["category_id"] for a in record["annotations"]], dtype=torch.int64)
+        found.pred_classes = (labels + wrong) % len(names)
+        if only is not None:
+            found = found[found.pred_classes == names.index(only)]
+        evaluator.process([record], [{"instances": found}])
+    return dict(evaluator.evaluate()["bbox"])
+
+
+def test_classes_are_the_used_categories_by_id(folder: Path) -> None:
+    assert register_coco("own", *_write(folder, _content())) == ["cat", "dog"]
+    records = {record["image_id"]: record for record in DatasetCatalog.get("own")}
+    assert set(records) == {4, 5, 7}
+    assert records[5]["annotations"] == []
+    assert records[4]["file_name"] == str(folder / "images" / "b.png")
+    assert [a["category_id"] for a in records[7]["annotations"]] == [1, 0]
+    assert records[7]["annotations"][0]["bbox"] == [1, 2, 10, 12]
+    assert records[7]["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
+    metadata = MetadataCatalog.get("own")
+    assert metadata.evaluator_type == "coco" and metadata.thing_classes == ["cat", "dog"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1}
+
+
+@pytest.mark.parametrize("classes", [None, ["dog", "cat"], ["cat", "bird", "dog"]])
+def test_coco_evaluator_scores_the_truth_with_100(folder: Path, classes: list[str] | None) -> None:
+    # Annotation 0 is a trap: pycocotools counts what matches it as wrong.
+    names = register_coco("own", *_write(folder, _content()), classes)
+    assert names == (classes or ["cat", "dog"])
+    result = _perfect("own")
+    assert result["AP"] == pytest.approx(100)
+    assert result["AP-dog"] == pytest.approx(100)
+    assert _perfect("own", wrong=True)["AP"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("classes", [["cat", "dog"], ["dog", "cat"], ["dog", "bird", "cat"]])
+def test_each_class_has_its_own_ap(folder: Path, classes: list[str]) -> None:
+    register_coco("own", *_write(folder, _content()), classes)
+    result = _perfect("own", only="dog")
+    assert result["AP-dog"] == pytest.approx(100) and result["AP-cat"] == pytest.approx(0)
+
+
+def test_result_is_that_of_the_data_as_it_is_now(folder: Path) -> None:
+    first = register_coco("own", *_write(folder, _content()))
+    old = MetadataCatalog.get("own").json_file
+    DatasetCatalog.remove("own")
+    MetadataCatalog.remove("own")
+    changed = _content()
+    changed["annotations"].pop()
+    assert register_coco("own", *_write(folder, changed)) == first
+    new = MetadataCatalog.get("own").json_file
+    assert new != old and len(json.loads(Path(new).read_text())["annotations"]) == 2
+    assert _perfect("own")["AP"] == pytest.approx(100)
+
+
+def test_area_crowd_and_masks_are_kept(folder: Path) -> None:
+    content = _content()
+    mask = [[1, 2, 11, 2, 11, 14]]
+    content["annotations"][0].update(area=60.0, segmentation=mask)
+    content["annotations"][1].update(iscrowd=1)
+    content["annotations"][2].update(ignore=1)
+    register_coco("own", *_write(folder, content))
+    stored = json.loads(Path(MetadataCatalog.get("own").json_file).read_text())["annotations"]
+    assert [item["area"] for item in stored] == [60.0, 400, 1200]
+    assert [item["iscrowd"] for item in stored] == [0, 1, 1]
+    records = {record["image_id"]: record for record in DatasetCatalog.get("own")}
+    assert records[7]["annotations"][0]["segmentation"] == mask
+
+
+def test_boxes_without_area_are_dropped_with_one_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = _content()
+    for box in ([5, 5, 0, 4], [5, 5, 4, -1], [40, 0, 5, 5], [-9, 0, 9, 9]):
+        extra = {"id": 99, "image_id": 5, "category_id": 3, "bbox": box}
+        content["annotations"].append(extra)
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        register_coco("own", *_write(folder, content))
+    texts = [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
+    assert len(texts) == 1 and "dropped 4 box" in texts[0] and "set.json" in texts[0]
+    assert sum(len(record["annotations"]) for record in DatasetCatalog.get("own")) == 3
+
+
+def test_a_category_is_only_unused_if_training_does_not_use_it(folder: Path) -> None:
+    test = _content()
+    test["annotations"] = [a for a in test["annotations"] if a["category_id"] == 9]
+    # other ids for the same names, and no entry at all for "cat"
+    test["categories"] = [{"id": 1, "name": "dog"}]
+    for annotation in test["annotations"]:
+        annotation["category_id"] = 1
+    train = ("own_train", *_write(folder, _content(), "train.json"))
+    own_test = ("own_test", *_write(folder, test, "test.json"))
+    assert register_datasets([own_test, train], train=["own_train"]) == ["cat", "dog"]
+    labels = {a["category_id"] for r in DatasetCatalog.get("own_test") for a in r["annotations"]}
+    assert labels == {1}
+    assert _perfect("own_test")["AP-dog"] == pytest.approx(100)
+
+
+def test_a_class_that_training_lacks_is_refused_and_nothing_registered(folder: Path) -> None:
+    content = _content()
+    content["annotations"] = content["annotations"][:1]
+    train = ("own_train", *_write(folder, content, "train.json"))
+    test = ("own_test", *_write(folder, _content(), "test.json"))
+    with pytest.raises(InputError, match=r"test\.json: class 'cat' is not among the training.*dog"):
+        register_datasets([train, test], train=["own_train"])
+    assert not {"own_train", "own_test"} & set(DatasetCatalog.list())
+    assert register_datasets([train, test]) == ["dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["dog"], r"set\.json: class 'cat' is not among the given classes: dog"),
+        ([], "class 'cat' is not among"),
+        (["cat", "dog", "cat"], "must be different names"),
+        (["cat", "dog", ""], "none empty"),
+    ],
+)
+def test_given_classes_that_do_not_fit(folder: Path, classes: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        register_coco("own", *_write(folder, _content()), classes)
+    assert "own" not in DatasetCatalog.list()
+
+
+def test_a_given_class_without_boxes_is_warned_of(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        register_coco("own", *_write(folder, _content()), ["cat", "dog", "bird"])
+    assert "'bird'" in caplog.text and "'cat'" not in caplog.text
+
+
+def test_a_name_can_be_registered_once(folder: Path) -> None:
+    files = _write(folder, _content())
+    with pytest.raises(InputError, match="'own' is already registered"):
+        register_datasets([("own", *files), ("own", *files)])
+    register_coco("own", *files)
+    with pytest.raises(InputError, match="'own' is already registered"):
+        register_coco("own", *files)
+    with pytest.raises(InputError, match="'coco_2017_val' is already registered"):
+        register_coco("coco_2017_val", *files)
+
+
+def _edit(list_name: str, index: int, **fields: Any) -> Callable[[Path], Any]:
+    def change(folder: Path) -> Any:
+        content = _content()
+        content[list_name][index].update(fields)
+        return content
+
+    return change
+
+
+def _without(list_name: str, key: str) -> Callable[[Path], Any]:
+    def change(folder: Path) -> Any:
+        content = _content()
+        del content[list_name][1][key]
+        return content
+
+    return change
+
+
+def _truncate(name: str, keep: float) -> Callable[[Path], Any]:
+    def change(folder: Path) -> Any:
+        path = folder / "images" / name
+        path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+        return _content()
+
+    return change
+
+
+def _overwrite(name: str, data: bytes) -> Callable[[Path], Any]:
+    def change(folder: Path) -> Any:
+        (folder / "images" / name).write_bytes(data)
+        return _content()
+
+    return change
+
+
+BAD = {
+    "not json": (lambda _: "{", r"set\.json is not a json file"),
+    "a list": (lambda _: [], "not a COCO json: it has no list 'images'"),
+    "no annotations": (
+        lambda _: {"images": [], "categories": []},
+        "not a COCO json: it has no list 'annotations'",
+    ),
+    "image without id": (_without("images", "id"), r"images\[1\].*'id' is missing"),
+    "image without width": (_without("images", "width"), r"images\[1\].*'width' is missing"),
+    "image without file": (_without("images", "file_name"), r"images\[1\].*'file_name' is missing"),
+    "width is text": (_edit("images", 0, width="40"), r"images\[0\].*'width' cannot be '40'"),
+    "image id twice": (_edit("images", 0, id=4), r"images\[1\]: image id 4 is there twice"),
+    "category without name": (
+        _without("categories", "name"),
+        r"categories\[1\].*'name' is missing",
+    ),
+    "category id twice": (_edit("categories", 0, id=0), r"categories\[1\]: id 0 .* twice"),
+    "category name twice": (_edit("categories", 0, name="cat"), r"categories\[2\].*'cat' .* twice"),
+    "annotation without box": (
+        _without("annotations", "bbox"),
+        r"annotations\[1\].*'bbox' is miss",
+    ),
+    "unknown image": (
+        _edit("annotations", 2, image_id=8),
+        r"annotations\[2\]: 'images' has no image_id 8",
+    ),
+    "unknown category": (
+        _edit("annotations", 2, category_id=8),
+        r"annotations\[2\]: 'categories' has no category_id 8",
+    ),
+    "box of three": (_edit("annotations", 0, bbox=[1, 2, 3]), r"annotations\[0\].*four numbers"),
+    "box with nan": (
+        _edit("annotations", 0, bbox=[1, 2, 3, float("nan")]),
+        r"annotations\[0\].*four numbers",
+    ),
+    "no boxes": (lambda _: {**_content(), "annotations": []}, r"set\.json: .*'own' has no boxes"),
+    "only boxes without area": (
+        lambda _: {
+            **_content(),
+            "annotations": [{"image_id": 7, "category_id": 9, "bbox": [1, 1, 0, 0]}],
+        },
+        "'own' has no boxes",
+    ),
+    "missing image": (_edit("images", 1, file_name="c.jpg"), r"set\.json: .*c\.jpg is missing"),
+    "wrong size": (_edit("images", 0, width=30, height=40), r"a\.jpg is 40x30 px.*says 30x40"),
+    "truncated jpeg": (_truncate("a.jpg", 0.7), r"a\.jpg is truncated"),
+    "truncated png": (_truncate("b.png", 0.9), r"b\.png is truncated"),
+    "cut in the header": (_truncate("a.jpg", 0.05), r"a\.jpg"),
+    "empty image": (_overwrite("a.jpg", b""), r"a\.jpg is not an image"),
+    "text as image": (_overwrite("a.jpg", b"<html>404</html>"), r"a\.jpg is not an image"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_data_is_refused_in_one_line(folder: Path, case: str) -> None:
+    make, message = BAD[case]
+    with pytest.raises(InputError, match=message) as error:
+        register_coco("own", *_write(folder, make(folder)))
+    assert "\n" not in str(error.value)
+    assert "own" not in DatasetCatalog.list()
+
+
+def test_a_missing_json_is_named(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
+        register_coco("own", folder / "nowhere.json", folder / "images")
+
+
+def test_images_with_an_unusual_end_are_decoded(tmp_path: Path) -> None:
+    _write_image(tmp_path / "padded.jpg")
+    with open(tmp_path / "padded.jpg", "ab") as file:
+        file.write(b"\0" * 10)
+    check_image(tmp_path / "padded.jpg", SIZE, "list")
+    _write_image(tmp_path / "whole.bmp")
+    check_image(tmp_path / "whole.bmp", SIZE, "list")
+    data = (tmp_path / "whole.bmp").read_bytes()
+    (tmp_path / "cut.bmp").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="truncated"):
+        check_image(tmp_path / "cut.bmp", SIZE, "list")
+
+
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _write_image(tmp_path / "turned.jpg", exif=exif)
+    check_image(tmp_path / "turned.jpg", SIZE[::-1], "list")
+    with pytest.raises(InputError, match="is 30x40 px"):
+        check_image(tmp_path / "turned.jpg", SIZE, "list")
+
+
+def test_real_chess_pieces(real_data: Path) -> None:
+    sets = [
+        (f"chess_{split}", real_data / "chess" / f"{split}.json", real_data / "chess" / split)
+        for split in ("train", "valid", "test")
+    ]
+    names = register_datasets(sets, train=["chess_train"])
+    # 12 pieces, and one box that is labelled with their common name
+    assert len(names) == 13 and names[0] == "bishop" and "pieces" not in names
+    for name, images, boxes in (
+        ("chess_train", 202, 2108),
+        ("chess_valid", 58, 386),
+        ("chess_test", 29, 376),
+    ):
+        records = DatasetCatalog.get(name)
+        assert len(records) == images
+        assert sum(len(record["annotations"]) for record in records) == boxes
+        assert max(a["category_id"] for r in records for a in r["annotations"]) == 12
+    assert any(not record["annotations"] for record in DatasetCatalog.get("chess_test"))
+    assert _perfect("chess_valid")["AP"] == pytest.approx(100)

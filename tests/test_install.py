@@ -1,0 +1,92 @@
+"""The package as it is built and installed: wheel, version, and the repairs of Detectron2 v0.5."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from rambo_det.version import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built from a copy of the sources so that no build folder is left in the clone."""
+    if importlib.util.find_spec("setuptools") is None:
+        pytest.skip("setuptools is not installed in this environment: no wheel can be built")
+    source = tmp_path_factory.mktemp("source")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("rambo_det", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    out = tmp_path_factory.mktemp("wheel")
+    built = subprocess.run([*pip, "-w", out, source], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_carries_every_source_and_config_file(wheel: zipfile.ZipFile) -> None:
+    expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "rambo_det").rglob("*.py")}
+    configs = [p for p in (ROOT / "configs").rglob("*") if p.suffix in {".yaml", ".py"}]
+    assert configs
+    expected |= {f"rambo_det/{p.relative_to(ROOT).as_posix()}" for p in configs}
+    expected.add("rambo_det/py.typed")
+    assert {n for n in wheel.namelist() if n.startswith("rambo_det/")} == expected
+
+
+def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
+    info = f"rambo_det-{__version__}.dist-info"
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    assert f"\nVersion: {__version__}\n" in metadata
+    assert "\nRequires-Python: >=3.10\n" in metadata
+    entry_points = wheel.read(f"{info}/entry_points.txt").decode()
+    assert "rambo-train = rambo_det.cli.train:main" in entry_points
+    assert any(name.endswith("LICENSE") for name in wheel.namelist())
+
+
+@pytest.fixture
+def get_detectron2() -> ModuleType:
+    path = ROOT / "tools" / "get_detectron2.py"
+    spec = importlib.util.spec_from_file_location("get_detectron2", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+OLD = (
+    "a = Image.LINEAR\nb = x.astype(np.bool), np.int, np.float, np.object\nc = np.bool_, np.int64\n"
+)
+NEW = "a = Image.BILINEAR\nb = x.astype(bool), int, float, object\nc = np.bool_, np.int64\n"
+
+
+def test_repairs_of_detectron2_v05(get_detectron2: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "old.py").write_text(OLD)
+    get_detectron2.repair(tmp_path)
+    assert (tmp_path / "sub" / "old.py").read_text() == NEW
+    compile((tmp_path / "_C.py").read_text(), "_C.py", "exec")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("old.py", OLD.replace("LINEAR", "BILINEAR"), "Image"),
+        ("old.py", OLD.splitlines()[0], "np"),
+        ("_C.py", OLD, "_C already"),
+    ],
+)
+def test_a_repair_with_nothing_to_repair_is_an_error(
+    get_detectron2: ModuleType, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RuntimeError, match=message):
+        get_detectron2.repair(tmp_path)

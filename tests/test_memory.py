@@ -1,0 +1,101 @@
+"""The score memory: when it is written, what it keeps, how it is saved."""
+
+import io
+
+import pytest
+import torch
+
+from rambo_det import RamboLoss
+from rambo_det.core import ScoreMemory
+
+from .test_loss import batch
+
+
+def fill(loss, times=1):
+    for seed in range(times):
+        scores, gt = batch(seed=seed)
+        loss(scores.requires_grad_(), gt)
+    return loss
+
+
+def state(loss):
+    return [b.clone() for b in loss.memory.buffers()]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_written_only_in_training_with_gradients():
+    loss = RamboLoss(4, memory_length=3)
+    before = state(loss)
+    with torch.no_grad():
+        fill(loss)
+    loss.eval()
+    fill(loss)
+    assert same(state(loss), before)
+    loss.train()
+    fill(loss)
+    assert not same(state(loss), before)
+    assert loss.memory.fill == pytest.approx(1 / 3)
+    fill(loss, 5)
+    assert loss.memory.fill == 1
+
+
+def test_length_zero_keeps_nothing():
+    """Trap 7: the published memory crashes at τ = 0."""
+    loss = fill(RamboLoss(4, memory_length=0), 3)
+    assert loss.memory.fill == 0 and loss.memory.stored() is None
+
+
+def test_it_changes_the_loss_of_the_next_batch():
+    scores, gt = batch(seed=9)
+    loss = fill(RamboLoss(4, memory_length=2, beta=0.0))
+    assert loss(scores, gt) != RamboLoss(4, beta=0.0)(scores, gt)
+
+
+def test_positives_of_the_memory_alone_still_push_negatives_down():
+    loss = fill(RamboLoss(4, memory_length=1, beta=0.0))
+    scores = torch.full((5, 4), 3.0, requires_grad=True)
+    value = loss(scores, torch.full((5,), 4))
+    value.backward()
+    assert value > 0 and (scores.grad > 0).any()
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_saved_and_loaded_whole(persistent):
+    """Trap 7: a memory in a deque, or in buffers that grow, is lost on resume."""
+    loss = fill(RamboLoss(4, memory_length=3, persistent=persistent), 2)
+    file = io.BytesIO()
+    torch.save(loss.state_dict(), file)
+    file.seek(0)
+    other = RamboLoss(4, memory_length=3, persistent=persistent)
+    assert not same(state(other), state(loss))
+    incompatible = other.load_state_dict(torch.load(file, weights_only=True))
+    assert not incompatible.missing_keys and not incompatible.unexpected_keys
+    assert same(state(other), state(loss)) and other.memory.fill == loss.memory.fill
+    scores, gt = batch(seed=7)
+    assert other(scores, gt) == loss(scores, gt)
+
+
+def test_not_persistent_means_no_entry_in_the_state_dict():
+    loss = fill(RamboLoss(4, memory_length=3, persistent=False))
+    assert not loss.state_dict()
+    other = RamboLoss(4, memory_length=5, persistent=False)
+    before = state(other)
+    other.load_state_dict(loss.state_dict())  # of another length: another run's, left alone
+    assert same(state(other), before)
+
+
+def test_a_batch_larger_than_the_memory_keeps_its_highest():
+    memory = ScoreMemory(1, size=16)
+    scores = torch.arange(100.0)[:, None]
+    gt = torch.ones(100, dtype=torch.int64)
+    gt[50:60] = 0
+    memory.write(scores, gt)
+    positives, negatives = memory.stored()
+    from rambo_det.core.keys import decode
+
+    assert sorted(decode(positives).tolist()) == [58.0, 59.0]
+    assert sorted(decode(negatives[0]).tolist()) == list(range(84, 100))
+    assert sum(b.numel() * b.element_size() for b in memory.buffers()) == 8 * (16 + 2 + 1)

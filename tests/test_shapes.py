@@ -1,0 +1,177 @@
+"""The quickstart's drawn data set: what is drawn, and that the cache can be trusted."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rambo_det.data import drawing, shapes
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A set of a few images in a cache of its own; returns the folder of the set."""
+    monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(drawing.SPEC, "images", {"train": 6, "val": 3})
+    return shapes.shapes_folder()
+
+
+def _times(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_image_depends_only_on_its_split_and_index() -> None:
+    image, objects = drawing.draw("train", 5)
+    drawing.draw("val", 5)
+    again, same_objects = drawing.draw("train", 5)
+    assert np.array_equal(image, again) and objects == same_objects
+    assert not np.array_equal(image, drawing.draw("val", 5)[0])
+    assert not np.array_equal(image, drawing.draw("train", 6)[0])
+
+
+def test_boxes_enclose_the_visible_part_of_objects() -> None:
+    labels: Counter[int] = Counter()
+    sides = []
+    for index in range(60):
+        image, objects = drawing.draw("train", index)
+        assert image.shape == (128, 128, 3) and image.dtype == np.uint8 and image.std() > 10
+        assert 1 <= len(objects) <= 8
+        for label, (x, y, width, height), area in objects:
+            assert 0 <= x < x + width <= 128 and 0 <= y < y + height <= 128
+            assert 0 < area <= width * height
+            labels[label] += 1
+            sides.append(max(width, height))
+    counts = [labels[index] for index in range(len(drawing.CLASSES))]
+    assert counts == sorted(counts, reverse=True) and counts[3] > 0
+    assert counts[0] > 5 * counts[3]
+    assert min(sides) < 14 and max(sides) > 50
+
+
+def test_a_drawn_object_differs_from_what_it_covers(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, objects = drawing.draw("val", 1)
+    monkeypatch.setattr(drawing, "_paint", lambda *arguments: None)
+    background, _ = drawing.draw("val", 1)
+    for _, (x, y, width, height), area in objects:
+        inside = np.s_[y : y + height, x : x + width]
+        change = np.abs(image[inside].astype(int) - background[inside].astype(int)).max(axis=2)
+        assert (change > 10).sum() > 0.5 * area
+
+
+def test_files_are_a_coco_data_set(small: Path) -> None:
+    assert shapes.prepare_shapes() == small
+    for split, count in (("train", 6), ("val", 3)):
+        content = json.loads((small / f"{split}.json").read_text())
+        assert len(content["images"]) == count
+        assert [category["name"] for category in content["categories"]] == list(drawing.CLASSES)
+        # pycocotools takes annotation 0 for "no match"
+        ids = [annotation["id"] for annotation in content["annotations"]]
+        assert ids == list(range(1, len(ids) + 1))
+        for image in content["images"]:
+            drawn, objects = drawing.draw(split, image["id"] - 1)
+            stored = cv2.imread(str(small / split / image["file_name"]))
+            assert np.array_equal(stored, drawn)
+            boxes = [a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]]
+            assert boxes == [box for _, box, _ in objects]
+
+
+def test_a_complete_set_is_reused_and_a_damaged_one_made_again(small: Path) -> None:
+    shapes.prepare_shapes()
+    before = _times(small)
+    shapes.prepare_shapes()
+    assert _times(small) == before
+
+    image = small / "train" / "0003.png"
+    whole = image.read_bytes()
+    for damage in (
+        lambda: image.unlink(),
+        lambda: image.write_bytes(whole[:100]),
+        lambda: (small / shapes._MARKER).unlink(),
+        lambda: (small / shapes._MARKER).write_text("{"),
+    ):
+        damage()
+        assert not shapes.is_complete(small)
+        shapes.prepare_shapes()
+        assert shapes.is_complete(small) and image.read_bytes() == whole
+    assert [path.name for path in small.parent.iterdir()] == [small.name]
+
+
+def test_a_failure_leaves_nothing_behind(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes.cv2, "imwrite", lambda *arguments: False)
+    with pytest.raises(OSError, match="could not write"):
+        shapes.prepare_shapes()
+    assert list(small.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_several_at_once_end_with_one_complete_set(small: Path, damaged: bool) -> None:
+    if damaged:
+        shapes.prepare_shapes()
+        (small / "val.json").unlink()
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: shapes.prepare_shapes(), range(4)))
+    assert set(folders) == {small} and shapes.is_complete(small)
+    assert [path.name for path in small.parent.iterdir()] == [small.name]
+
+
+def test_other_drawing_parameters_get_another_folder(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(drawing.SPEC, "min_contrast", 10)
+    assert shapes.shapes_folder() != small
+
+
+def test_registered_set_draws_at_first_use(
+    catalogs: None, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    for name in ("rambo_shapes_train", "rambo_shapes_val"):
+        if name in DatasetCatalog.list():
+            pytest.skip(f"{name} is registered already, from another cache")
+    shapes.register_shapes()
+    shapes.register_shapes()
+    assert not small.exists()
+    records = DatasetCatalog.get("rambo_shapes_train")
+    assert len(records) == 6 and all(Path(record["file_name"]).is_file() for record in records)
+    labels = {a["category_id"] for record in records for a in record["annotations"]}
+    assert labels <= {0, 1, 2, 3} and 0 in labels
+    metadata = MetadataCatalog.get("rambo_shapes_train")
+    assert metadata.thing_classes == list(drawing.CLASSES)
+    assert Path(metadata.json_file).is_file()
+
+
+def test_an_unwritable_cache_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rambo_det.errors import InputError
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match="RAMBO_DET_CACHE"):
+        shapes.prepare_shapes()
+
+
+def test_drawing_and_files_do_not_need_detectron2(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['detectron2'] = None\n"
+        "import importlib.util as u; found = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'detectron2' else found(name, *a)\n"
+        "from rambo_det.data import drawing, shapes\n"
+        "drawing.SPEC['images'] = {'train': 1, 'val': 1}\n"
+        "print(shapes.is_complete(shapes.prepare_shapes()))"
+    )
+    environment = {**os.environ, "RAMBO_DET_CACHE": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "True"

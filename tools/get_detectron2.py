@@ -1,0 +1,158 @@
+"""Install Detectron2 into the Python that runs this file, and say in one line which and why.
+
+In this order: the one that is already there; the official repository at a pinned commit; where
+that cannot be reached or built, the v0.5 sources from the package index, repaired for current
+releases of Pillow and NumPy. torch and requirements.txt must be installed. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from importlib import metadata, util
+from pathlib import Path
+
+REPOSITORY = "https://github.com/facebookresearch/detectron2.git"
+COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
+SDIST = "detectron2-cdo==0.5"
+SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
+V05 = f"v0.5 sources from the package index ({SDIST}, sha256 checked, repaired)"
+REACH_TIMEOUT = 15  # seconds
+
+# (pattern, replacement) over the Python files of v0.5, whose C++ operators stay out as well
+REPAIRS = (
+    (r"\bImage\.LINEAR\b", "Image.BILINEAR"),  # removed in Pillow 10
+    (r"\bnp\.(bool|int|float|object)\b", r"\1"),  # removed in NumPy 1.24
+)
+
+
+def pip(*args: str | Path) -> None:
+    """Run pip of this Python; its output, with the progress of downloads, goes to the terminal."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, args)]
+    subprocess.run(command, check=True)
+
+
+def installed() -> str | None:
+    """What the Detectron2 of this Python is, without importing it; None where there is none."""
+    spec = util.find_spec("detectron2")
+    if spec is None:
+        return None
+    try:
+        summary = metadata.metadata("detectron2")["Summary"] or ""
+        version = metadata.version("detectron2")
+    except metadata.PackageNotFoundError:
+        summary, version = "", "of unknown version"
+    where = Path(spec.origin).parent if spec.origin else "a namespace package"
+    return f"{summary if summary == V05 else version} at {where}"
+
+
+def unreachable() -> str | None:
+    """Why the official repository cannot be reached; None where it can."""
+    env = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    command = ["git", "ls-remote", REPOSITORY, "HEAD"]
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    try:
+        result = subprocess.run(command, env=env, timeout=REACH_TIMEOUT, text=True, **options)
+    except FileNotFoundError:
+        return "git is not installed"
+    except subprocess.TimeoutExpired:
+        return f"{REPOSITORY} did not answer within {REACH_TIMEOUT} s"
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or [f"git exits with {result.returncode}"]
+        why = lines[-1].split("': ")[-1]
+        return f"{REPOSITORY} cannot be reached ({why})"
+    return None
+
+
+def repair(package: Path) -> None:
+    """Apply the repairs to the unpacked v0.5 package; RuntimeError if one has nothing to repair."""
+    for pattern, replacement in REPAIRS:
+        count = 0
+        for path in sorted(package.rglob("*.py")):
+            text, found = re.subn(pattern, replacement, path.read_text(encoding="utf-8"))
+            if found:
+                path.write_text(text, encoding="utf-8")
+                count += found
+        if not count:
+            raise RuntimeError(f"nothing in {package} matches {pattern}: not the v0.5 sources?")
+    if any(package.glob("_C.*")):
+        raise RuntimeError(f"{package} has a _C already: not the v0.5 sources?")
+    text = (
+        '"""Stands in for the compiled operators, which Faster R-CNN and RetinaNet do without."""\n'
+    )
+    (package / "_C.py").write_text(text, encoding="utf-8")
+
+
+def write_dist_info(site: Path) -> Path:
+    """Describe ``site/detectron2`` so that pip lists and uninstalls it; returns the folder."""
+    info = site / "detectron2-0.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: detectron2\nVersion: 0.5\nSummary: {V05}\n", encoding="utf-8"
+    )
+    (info / "INSTALLER").write_text("rambo_det tools/get_detectron2.py\n", encoding="utf-8")
+    files = [p for folder in ("detectron2", info.name) for p in (site / folder).rglob("*")]
+    names = [p.relative_to(site).as_posix() for p in files if p.is_file()]
+    record = sorted([*names, f"{info.name}/RECORD"])
+    (info / "RECORD").write_text("".join(f"{name},,\n" for name in record), encoding="utf-8")
+    return info
+
+
+def install_v05() -> None:
+    """Unpack the v0.5 sources into site-packages: without their C++ files pip cannot build them."""
+    site = Path(sysconfig.get_path("purelib"))
+    with tempfile.TemporaryDirectory(dir=site) as name:  # same file system: os.replace is atomic
+        folder = Path(name)
+        pinned = folder / "sdist.txt"
+        pinned.write_text(f"{SDIST} --hash=sha256:{SHA256}\n", encoding="utf-8")
+        # pip checks the hash before it runs anything of the archive
+        source = ("--no-deps", "--no-binary", ":all:", "--no-build-isolation", "-r", pinned)
+        pip("download", *source, "--dest", folder)
+        (archive,) = folder.glob("*.tar.gz")
+        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, **safe)
+        (package,) = folder.glob("*/detectron2")
+        repair(package)
+        info = write_dist_info(package.parent)
+        os.replace(info, site / info.name)
+        os.replace(package, site / "detectron2")
+
+
+def install() -> str:
+    """Install Detectron2 if it is not there; returns the line that says which one and why."""
+    present = installed()
+    if present is not None:
+        return f"Detectron2: {present}, because it is already installed"
+    reason = unreachable()
+    if reason is None:
+        try:
+            pip("install", "--no-build-isolation", f"git+{REPOSITORY}@{COMMIT}")
+            return (
+                f"Detectron2: official repository at commit {COMMIT[:8]}, because it is reachable"
+            )
+        except subprocess.CalledProcessError:
+            reason = f"the build of {REPOSITORY} failed (see above)"
+    install_v05()
+    return f"Detectron2: {V05}, because {reason}"
+
+
+def main() -> int:
+    try:
+        line = install()
+        check = "import detectron2.modeling, detectron2.engine, detectron2.evaluation"
+        subprocess.run([sys.executable, "-W", "ignore", "-c", check], check=True)
+    except (subprocess.CalledProcessError, RuntimeError, OSError) as error:
+        print(f"error: Detectron2 could not be installed: {error}", file=sys.stderr)
+        return 1
+    print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
