@@ -25,8 +25,8 @@ def add_rambo_config(cfg: CN) -> None:
     rambo.LIFT = 3.0
     # λ > 0 for LAMBDA_RULE "fixed"; it acts on ranks that are not divided by their number.
     rambo.LAMBDA = 1000.0
-    # β in [0, 1]: the loss is (1 - β) · (mean AP loss of the classes) + β · (AP loss of all classes'
-    # scores in one list).
+    # β in [0, 1]: the loss is (1 - β) · (mean AP loss of the classes) + β · (AP loss of the scores
+    # of all classes in one list).
     rambo.BETA = 0.5
     # τ >= 0: the scores of that many past batches join each class's list.
     rambo.MEMORY_LENGTH = 4

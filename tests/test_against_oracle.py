@@ -86,9 +86,7 @@ def test_class_lists_equal_the_oracle(batch, margin, step):
 def test_interclass_list_equals_the_oracle(batch, margin, step):
     scores, gt = batch
     _, result, dense, _ = run(scores, gt, False, margin, step)
-    want, want_grad = oracle.flat_list(
-        scores.double().numpy(), gt.numpy(), margin=margin, **step
-    )
+    want, want_grad = oracle.flat_list(scores.double().numpy(), gt.numpy(), margin=margin, **step)
     assert_same_gradient(dense, want_grad, step)
     np.testing.assert_allclose(result.losses.numpy(), [want], rtol=1e-12, atol=1e-15)
 

@@ -66,7 +66,7 @@ def test_margin_is_what_a_positive_must_win_by():
 @pytest.mark.parametrize("step", [{"lambda_": 50.0}, {"lift": 3.0}])
 @pytest.mark.parametrize("weight", [1e-3, 10.0, 65536.0])
 def test_gradient_is_linear_in_the_loss_weight(step, weight):
-    """Trap 1: a backward that perturbs with grad_output changes λ with every weight or AMP scale."""
+    """Trap 1: a backward that perturbs with grad_output changes λ with every weight."""
     scores, gt = batch()
     loss = RamboLoss(4, **step)
     torch.testing.assert_close(
@@ -130,7 +130,7 @@ def test_ranks_are_exact_beyond_float32():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_scores_are_ranked_as_their_float32_values(dtype):
-    """Trap 5: arithmetic in half precision would tie scores that differ by the margin's rounding."""
+    """Trap 5: arithmetic in half precision would tie scores that differ."""
     scores, gt = batch()
     half = scores.to(dtype)
     loss = RamboLoss(4)
@@ -267,6 +267,4 @@ def test_published_algorithm(case):
     flat = ap_loss(leaf, targets.flatten(), lambda_=case["lambda_divided"] * n * c, margin=0.0)
     flat.backward()
     assert flat.item() == pytest.approx(case["loss_flat"], abs=1e-5)
-    torch.testing.assert_close(
-        leaf.grad, torch.tensor(case["grad_flat"]), atol=1e-7, rtol=1e-5
-    )
+    torch.testing.assert_close(leaf.grad, torch.tensor(case["grad_flat"]), atol=1e-7, rtol=1e-5)

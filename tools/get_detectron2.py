@@ -2,7 +2,7 @@
 
 In this order: the one that is already there; the official repository at a pinned commit; where
 that cannot be reached or built, the v0.5 sources from the package index, repaired for current
-releases of Pillow and NumPy. torch and requirements.txt must be installed. Standard library only.
+releases of Pillow and NumPy. requirements.txt must be installed. Standard library only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REACH_TIMEOUT = 15  # seconds
 # (pattern, replacement) over the Python files of v0.5, whose C++ operators stay out as well
 REPAIRS = (
     (r"\bImage\.LINEAR\b", "Image.BILINEAR"),  # removed in Pillow 10
-    (r"\bnp\.(bool|int|float|object)\b", r"\1"),  # removed in NumPy 1.24
+    (r"\bnp\.(bool|int|float|object|str)\b", r"\1"),  # removed in NumPy 1.24
 )
 
 
@@ -147,8 +147,12 @@ def main() -> int:
         line = install()
         check = "import detectron2.modeling, detectron2.engine, detectron2.evaluation"
         subprocess.run([sys.executable, "-W", "ignore", "-c", check], check=True)
-    except (subprocess.CalledProcessError, RuntimeError, OSError) as error:
-        print(f"error: Detectron2 could not be installed: {error}", file=sys.stderr)
+    except subprocess.CalledProcessError as error:
+        command = " ".join(map(str, error.cmd))
+        print(f"error: no Detectron2: this command failed, see above: {command}", file=sys.stderr)
+        return 1
+    except (RuntimeError, OSError) as error:
+        print(f"error: no Detectron2: {error}", file=sys.stderr)
         return 1
     print(line)
     return 0

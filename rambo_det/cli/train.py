@@ -77,12 +77,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..engine.trainer import RamboTrainer
 
     cfg = build_config(args)
+    if args.eval_only:
+        cfg = _with_weights(cfg, args)
+    if not args.resume:
+        _check_weights(cfg)
     aside = None
     if comm.is_main_process() and not args.eval_only:
         aside = prepare_output(cfg, args.resume, args.fresh)
     comm.synchronize()
-    if args.eval_only:
-        cfg = _with_weights(cfg, args)
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rambo_det")
     if aside:
@@ -104,6 +106,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if comm.is_main_process():
         print(f"\n{result_table(results)}\n\ncheckpoint: {place}")
     return results
+
+
+def _check_processes(args: argparse.Namespace) -> None:
+    """Finds a mistake before many processes are started to find it."""
+    import torch
+
+    from ..engine.setup import build_config
+
+    if args.num_gpus > max(torch.cuda.device_count(), 1):
+        raise InputError(f"--num-gpus {args.num_gpus}: there are {torch.cuda.device_count()} here")
+    if args.num_gpus * args.num_machines > 1:
+        build_config(args)
 
 
 def _checkpointer(model: Any, cfg: Any) -> Any:
@@ -129,14 +143,17 @@ def _with_weights(cfg: Any, args: argparse.Namespace) -> Any:
     return cfg
 
 
-def _load(load: Any, cfg: Any) -> None:
+def _check_weights(cfg: Any) -> None:
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"MODEL.WEIGHTS {weights}: no such file")
+
+
+def _load(load: Any, cfg: Any) -> None:
     try:
         load()
     except OSError as error:  # a download that fails among them
-        raise InputError(f"MODEL.WEIGHTS {weights} cannot be loaded: {error}") from error
+        raise InputError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} cannot be loaded: {error}") from error
 
 
 def _device_name(device: str) -> str:
@@ -153,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse_args(argv)
         from detectron2.engine import launch
 
+        _check_processes(args)
         launch(
             run, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
             dist_url=args.dist_url, args=(args,),

@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 def _rank(scores: Tensor) -> Tensor:
     order = scores.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.empty_like(order)
-    ranks.scatter_(-1, order, torch.arange(1, order.shape[-1] + 1, device=order.device).expand_as(order))
+    ranks.scatter_(
+        -1, order, torch.arange(1, order.shape[-1] + 1, device=order.device).expand_as(order)
+    )
     return ranks.to(scores.dtype)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: (slopes (P,), list of each (P,), positives in each list (L,), loss of each list (L,)) -> two (L,):
+#: (slopes (P,), list of each (P,), positives of each list (L,), its loss (L,)) to two (L,):
 #: the λ that the scores are perturbed by, and the λ that the change of ranks is divided by.
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -14,16 +14,17 @@ SPLITS = ("train", "val")
 # Everything that decides what is drawn. A change gives another cache folder; raise `version` when
 # the drawing code itself changes what comes out.
 SPEC: dict[str, Any] = {
-    "version": 1,
+    "version": 3,
     "seed": 1912_03500,
     "image_px": 128,
     "images": {"train": 600, "val": 200},
-    "class_shares": [0.59, 0.25, 0.10, 0.06],
-    "objects": [1, 8],
-    "object_px": [10, 64],
-    "distractors": [0, 2],
+    "class_shares": [0.55, 0.25, 0.12, 0.08],
+    "objects": [2, 7],
+    "object_px": [18, 64],
+    "distractors": [0, 1],
     "min_visible": 0.4,
-    "min_contrast": 45,
+    "min_contrast": 60,
+    "pattern_contrast": 45,
 }
 _SUPERSAMPLING = 4
 
@@ -50,6 +51,7 @@ _OUTLINES = {
     "star": _star(5, 0.42),
 }
 _DISTRACTORS = (_CROSS, _half_ring())
+_PATTERNS = ("plain", "stripes", "checks", "rings")  # of the classes; a distractor has any of them
 
 
 def _noise(rng: Generator, size: int, amplitudes: dict[int, float]) -> np.ndarray:
@@ -71,7 +73,7 @@ def _background(rng: Generator, size: int) -> np.ndarray:
     image = rng.uniform(60, 190, 3) + slope * rng.uniform(-35, 35, 3)
     image = image + _noise(rng, size, {3: 25, 9: 18, 32: 14, size: 10})
     image = np.clip(image, 0, 255).astype(np.uint8)
-    for _ in range(rng.integers(2, 7)):
+    for _ in range(rng.integers(1, 4)):
         start, end = rng.integers(0, size, (2, 2)).tolist()
         colour = rng.integers(30, 226, 3).tolist()
         cv2.line(image, start, end, colour, int(rng.integers(1, 4)))
@@ -93,13 +95,33 @@ def _mask(rng: Generator, outline: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA) / 255.0
 
 
-def _paint(rng: Generator, image: np.ndarray, mask: np.ndarray) -> None:
-    """Fill `mask` in `image` with a noisy colour that stands out from what it covers."""
+def _pattern(rng: Generator, name: str, mask: np.ndarray) -> np.ndarray:
+    """(size, size, 1) float in -1..1: stripes, checks or rings in a frame that is turned at random
+    around the middle of `mask`; 0 everywhere for "plain"."""
+    rows, columns = np.nonzero(mask > 0.5)
+    y, x = (
+        np.mgrid[: len(mask), : len(mask)] - np.array([rows.mean(), columns.mean()])[:, None, None]
+    )
+    angle, period = rng.uniform(0, np.pi), rng.uniform(5, 8)
+    u, v = (x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle))
+    wave = 2 * np.pi / period
+    values = {
+        "plain": np.zeros_like(x),
+        "stripes": np.sin(wave * u),
+        "checks": np.sin(wave * u) * np.sin(wave * v),
+        "rings": np.cos(wave * np.hypot(x, y)),
+    }
+    return values[name][..., None]
+
+
+def _paint(rng: Generator, image: np.ndarray, mask: np.ndarray, pattern: str) -> None:
+    """Fill `mask` in `image` with a noisy, patterned colour that stands out from what it covers."""
     under = image[mask > 0.5].mean(axis=0)
     colour = rng.uniform(20, 235, 3)
     while np.abs(colour - under).max() < SPEC["min_contrast"]:
         colour = rng.uniform(20, 235, 3)
-    fill = np.clip(colour + _noise(rng, len(image), {12: 16, 48: 16, len(image): 10}), 0, 255)
+    fill = colour + SPEC["pattern_contrast"] * _pattern(rng, pattern, mask)
+    fill = np.clip(fill + _noise(rng, len(image), {12: 16, 48: 16, len(image): 10}), 0, 255)
     image += mask[..., None] * (fill - image)
 
 
@@ -123,6 +145,7 @@ def draw(split: str, index: int) -> tuple[np.ndarray, list[tuple[int, list[int],
 
     for label in order.tolist():
         pool = _DISTRACTORS if label < 0 else [_OUTLINES[CLASSES[label]]]
+        pattern = _PATTERNS[rng.integers(len(_PATTERNS)) if label < 0 else label]
         for _ in range(20):
             mask = _mask(rng, pool[rng.integers(len(pool))], size)
             after = np.where(mask > 0.5, len(painted), owner)
@@ -130,7 +153,7 @@ def draw(split: str, index: int) -> tuple[np.ndarray, list[tuple[int, list[int],
             seen = np.bincount(after[after >= 0], minlength=len(areas))
             # An unlabelled shape in plain sight would be a wrong label, so none gets hidden.
             if areas[-1] and (seen >= SPEC["min_visible"] * np.array(areas)).all():
-                _paint(rng, image, mask)
+                _paint(rng, image, mask, pattern)
                 owner = after
                 painted.append((label, areas[-1]))
                 break

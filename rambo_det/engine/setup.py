@@ -33,7 +33,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_rambo_config(cfg)
     _merge(cfg, find_config(args.config_file), args.opts)
-    _pick_device(cfg, args.num_gpus)
+    _pick_device(cfg)
     register_shapes()
     _register(cfg, args)
     _check_datasets(cfg)
@@ -72,9 +72,7 @@ def _as_float(current: Any, value: str) -> str:
     return value
 
 
-def _pick_device(cfg: CfgNode, num_gpus: int) -> None:
-    if num_gpus > max(torch.cuda.device_count(), 1):
-        raise InputError(f"--num-gpus {num_gpus}: there are {torch.cuda.device_count()} here")
+def _pick_device(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
 
@@ -88,8 +86,12 @@ def _register(cfg: CfgNode, args: argparse.Namespace) -> None:
     for name in own:
         if name in DatasetCatalog.list():
             raise InputError(f"data set {name} is registered already: choose another name")
-    names = args.classes.split(",") if args.classes is not None else None
+    names = [n.strip() for n in args.classes.split(",")] if args.classes is not None else None
     train = [name for name in cfg.DATASETS.TRAIN if name in own]
+    if names is None and not train:
+        # Evaluation of a model that was trained on a set of Detectron2's own: its classes.
+        for name in cfg.DATASETS.TRAIN:
+            names = names or MetadataCatalog.get(name).get("thing_classes")
     classes = register_datasets(args.register_coco, args.register_voc, names, train or None)
     for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
         node.NUM_CLASSES = len(classes)

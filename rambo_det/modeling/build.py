@@ -46,6 +46,14 @@ def rambo_node(cfg: CfgNode) -> CfgNode:
     return cfg.MODEL.RAMBO
 
 
+def refuse_fed_loss(use_fed_loss: bool) -> None:
+    """Raises InputError where the federated loss, which samples classes, is asked for as well."""
+    if use_fed_loss:
+        raise InputError(
+            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS cannot go with the RaMBO loss: set it to False"
+        )
+
+
 def _require(holds: bool, key: str, value: Any, right: str) -> None:
     if not holds:
         raise InputError(f"MODEL.RAMBO.{key} must be {right}, got {value!r}")

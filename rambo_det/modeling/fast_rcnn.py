@@ -14,8 +14,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ..core import RamboLoss
-from ..errors import InputError
-from .build import loss_from_config, rambo_node
+from .build import loss_from_config, rambo_node, refuse_fed_loss
 from .log_scalars import log_scalars
 from .scores import score_function
 
@@ -48,12 +47,8 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
             class_names: K names for the training scalars; None: their indices.
             **kwargs: passed to FastRCNNOutputLayers.
         """
+        refuse_fed_loss(kwargs.get("use_fed_loss", False))
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
-        if kwargs.get("use_fed_loss"):
-            raise InputError(
-                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS cannot be combined with the RaMBO loss: "
-                "set it to False"
-            )
         self.rambo_loss = rambo_loss or RamboLoss(num_classes, persistent=False)
         self.rambo_weight = rambo_weight
         self.rambo_score = score

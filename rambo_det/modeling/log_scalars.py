@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 
 from ..core import RamboLoss
 
@@ -17,9 +17,9 @@ def log_scalars(loss: RamboLoss, class_names: Sequence[str], prefix: str = "ramb
     ``zero_gradient`` and ``starved``, see :class:`rambo_det.core.loss.LossStats`.
     """
     stats = loss.stats
-    if stats is None or not has_event_storage():
+    storage = _storage()
+    if stats is None or storage is None:
         return
-    storage = get_event_storage()
     # One transfer from the device for all of them.
     scalars = torch.stack([stats.zero_gradient, stats.starved])
     zero_gradient, starved, *rest = torch.cat(
@@ -35,3 +35,10 @@ def log_scalars(loss: RamboLoss, class_names: Sequence[str], prefix: str = "ramb
         storage.put_scalar(f"{prefix}/AP", sum(present.values()) / len(present))
     for c, ap in present.items():
         storage.put_scalar(f"{prefix}/AP-{class_names[c]}", ap)
+
+
+def _storage() -> EventStorage | None:
+    try:
+        return get_event_storage()
+    except AssertionError:  # has_event_storage() is not in Detectron2 v0.5
+        return None

@@ -1,0 +1,67 @@
+"""Small real models and data for the Detectron2 tests."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+import rambo_det
+from rambo_det.data.drawing import CLASSES, draw
+
+CONFIGS = Path(rambo_det.__file__).resolve().parents[1] / "configs"
+
+
+def small_cfg(name: str = "quickstart/faster_rcnn_rambo.yaml", *opts: object) -> CfgNode:
+    """A quickstart config for a few iterations of 2 images on the CPU."""
+    cfg = get_cfg()
+    rambo_det.add_rambo_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / name))
+    cfg.merge_from_list(
+        ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 3]
+        + ["SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.01, "SEED", 7, *opts]
+    )
+    return cfg
+
+
+def write_coco(folder: Path, num: int = 4, split: str = "train") -> tuple[str, str]:
+    """Draws a small COCO data set; returns its json file and its image folder."""
+    images, annotations = [], []
+    (folder / split).mkdir(parents=True)
+    for index in range(num):
+        image, objects = draw(split, index)
+        name = f"{index}.png"
+        cv2.imwrite(str(folder / split / name), image)
+        images.append({"id": index, "file_name": name, "height": 128, "width": 128})
+        annotations += [
+            {"image_id": index, "category_id": label + 1, "bbox": box, "area": area, "iscrowd": 0}
+            for label, box, area in objects
+        ]
+    for index, annotation in enumerate(annotations):
+        annotation["id"] = index + 1
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    file = folder / f"{split}.json"
+    file.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    return str(file), str(folder / split)
+
+
+def training_inputs(num: int = 2, empty: bool = False) -> list[dict]:
+    """Inputs of a model in training, drawn; without any object if ``empty``."""
+    from detectron2.structures import Boxes, Instances
+
+    inputs = []
+    for index in range(num):
+        image, objects = draw("train", index)
+        objects = [] if empty else objects
+        instances = Instances((128, 128))
+        boxes = np.array([box for _, box, _ in objects], dtype=np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        instances.gt_boxes = Boxes(torch.tensor(boxes))
+        instances.gt_classes = torch.tensor([label for label, _, _ in objects], dtype=torch.int64)
+        tensor = torch.tensor(image.transpose(2, 0, 1).astype(np.float32))
+        inputs.append({"image": tensor, "instances": instances, "height": 128, "width": 128})
+    return inputs

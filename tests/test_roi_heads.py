@@ -1,0 +1,223 @@
+"""The Faster R-CNN adapter in real Detectron2 models."""
+
+import importlib
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import build_model
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+
+import rambo_det
+from rambo_det.errors import InputError
+from rambo_det.modeling.scores import log_odds
+
+from .models import CONFIGS, small_cfg, training_inputs, write_coco
+
+STOCK = "quickstart/faster_rcnn_ce.yaml"
+
+
+def losses_of(model, inputs):
+    with EventStorage() as storage:
+        return model(inputs), storage.latest()
+
+
+@pytest.fixture
+def coco(tmp_path, catalogs):
+    register_coco_instances("few_shapes", {}, *write_coco(tmp_path / "data"))
+    return "few_shapes"
+
+
+def test_three_lines_in_a_stock_detectron2_script(tmp_path, coco):
+    """What the README promises for an existing project; everything else here is that project."""
+    cfg = get_cfg()
+    rambo_det.add_rambo_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / STOCK))
+    cfg.MODEL.ROI_HEADS.NAME = "RamboROIHeads"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (coco,), ()
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 2, 3
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    trainer = DefaultTrainer(cfg)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.train()
+    moved = [k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])]
+    assert "roi_heads.box_predictor.cls_score.weight" in moved
+    memory = trainer.model.roi_heads.box_predictor.rambo_loss.memory
+    assert int(memory.written) == 3
+    scalars = trainer.storage.latest()
+    assert 0 < scalars["rambo/AP"][0] < 1 and "loss_cls" in scalars
+
+    # The stock trainer's own resume brings the memory back.
+    cfg.SOLVER.MAX_ITER = 4
+    resumed = DefaultTrainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 3
+    restored = resumed.model.roi_heads.box_predictor.rambo_loss.memory
+    for name, buffer in memory.named_buffers():
+        assert torch.equal(dict(restored.named_buffers())[name], buffer), name
+
+
+def test_initial_weights_and_all_other_losses_are_the_stock_models():
+    models = []
+    for name in (STOCK, "quickstart/faster_rcnn_rambo.yaml"):
+        seed_all_rng(3)
+        models.append(build_model(small_cfg(name)))
+    stock, ours = (m.state_dict() for m in models)
+    assert stock.keys() == ours.keys()
+    assert all(torch.equal(stock[k], ours[k]) for k in stock)
+    streams = []
+    for name in (STOCK, "quickstart/faster_rcnn_rambo.yaml"):
+        seed_all_rng(3)
+        build_model(small_cfg(name))
+        streams.append(torch.rand(3))
+    assert torch.equal(*streams)
+    results = []
+    for model in models:
+        seed_all_rng(3)
+        results.append(losses_of(model, training_inputs())[0])
+    for key in ("loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"):
+        assert torch.equal(results[0][key], results[1][key]), key
+    assert not torch.equal(results[0]["loss_cls"], results[1]["loss_cls"])
+
+
+@pytest.mark.parametrize("score", ["log_odds", "softmax"])
+def test_a_checkpoint_is_the_stock_models(tmp_path, score):
+    seed_all_rng(3)
+    model = build_model(small_cfg("quickstart/faster_rcnn_rambo.yaml", "MODEL.RAMBO.SCORE", score))
+    sum(losses_of(model, training_inputs())[0].values()).backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.1 * p.grad
+    DetectionCheckpointer(model, str(tmp_path)).save("model")
+    stock = build_model(small_cfg(STOCK))
+    checkpoint = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
+    incompatible = stock.load_state_dict(checkpoint)
+    assert not incompatible.missing_keys and not incompatible.unexpected_keys
+    stock = build_model(small_cfg(STOCK))
+    DetectionCheckpointer(stock).load(str(tmp_path / "model.pth"))
+    inputs = [{k: v for k, v in x.items() if k != "instances"} for x in training_inputs()]
+    with torch.no_grad():
+        pairs = zip(model.eval()(inputs), stock.eval()(inputs), strict=True)
+        for ours, theirs in pairs:
+            a, b = ours["instances"], theirs["instances"]
+            assert len(a) > 0
+            assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+            assert torch.equal(a.scores, b.scores)
+            assert torch.equal(a.pred_classes, b.pred_classes)
+
+
+def test_score_logits_predicts_by_sigmoid():
+    model = build_model(
+        small_cfg("quickstart/faster_rcnn_rambo.yaml", "MODEL.RAMBO.SCORE", "logits")
+    )
+    predictor = model.roi_heads.box_predictor
+    logits = torch.randn(5, 5)
+    (probs,) = predictor.predict_probs((logits, None), [range(5)])
+    torch.testing.assert_close(probs, logits.sigmoid())
+
+
+def test_log_odds_against_float64():
+    logits = (torch.randn(500, 6) * 20).requires_grad_()
+    z = logits.detach().double()
+    want = torch.stack(
+        [z[:, c] - torch.cat([z[:, :c], z[:, c + 1 :]], 1).logsumexp(1) for c in range(5)], 1
+    )
+    got = log_odds(logits)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    got.sum().backward()
+    assert logits.grad.isfinite().all()
+    # In the order of the softmax, where that has not saturated.
+    mild = torch.randn(50, 4)
+    probs = mild.double().softmax(1)[:, :-1].flatten()
+    assert torch.equal(log_odds(mild.double()).flatten().argsort(), probs.argsort())
+
+
+def test_images_without_a_box_give_a_connected_zero():
+    model = build_model(small_cfg())
+    losses, scalars = losses_of(model, training_inputs(empty=True))
+    assert losses["loss_cls"].item() == 0
+    sum(losses.values()).backward()
+    assert model.roi_heads.box_predictor.cls_score.weight.grad is not None
+    assert "rambo/AP" not in scalars
+
+
+def test_training_scalars():
+    model = build_model(small_cfg())
+    _, scalars = losses_of(model, training_inputs())
+    names = {k for k in scalars if k.startswith("rambo/")}
+    assert {"rambo/AP", "rambo/memory_fill", "rambo/zero_gradient", "rambo/starved"} <= names
+    per_class = [scalars[k][0] for k in names if k.startswith("rambo/AP-")]
+    assert scalars["rambo/AP"][0] == pytest.approx(sum(per_class) / len(per_class))
+    assert scalars["rambo/zero_gradient"][0] == 0
+
+
+def test_no_event_storage_is_needed():
+    predictor = build_model(small_cfg()).roi_heads.box_predictor
+    rambo_det.modeling.log_scalars.log_scalars(predictor.rambo_loss, ["a"] * 4)
+
+
+def test_loss_weight_scales_the_loss():
+    values = []
+    for weight in (1.0, 3.0):
+        seed_all_rng(3)
+        model = build_model(
+            small_cfg("quickstart/faster_rcnn_rambo.yaml", "MODEL.RAMBO.LOSS_WEIGHT", weight)
+        )
+        values.append(losses_of(model, training_inputs())[0]["loss_cls"].item())
+    assert values[1] == pytest.approx(3 * values[0])
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("LAMBDA", 0.0),
+        ("LIFT", -1.0),
+        ("MARGIN", -0.5),
+        ("BETA", 1.5),
+        ("MEMORY_LENGTH", -1),
+        ("MEMORY_SIZE", 0),
+        ("LOSS_WEIGHT", 0.0),
+        ("LAMBDA_RULE", "adaptive"),
+        ("SCORE", "entropy"),
+    ],
+)
+def test_keys_out_of_range(key, value):
+    with pytest.raises(InputError, match=f"MODEL.RAMBO.{key} must be"):
+        build_model(small_cfg("quickstart/faster_rcnn_rambo.yaml", f"MODEL.RAMBO.{key}", value))
+
+
+def test_config_without_the_node_names_the_remedy():
+    cfg = small_cfg()
+    del cfg.MODEL["RAMBO"]
+    with pytest.raises(InputError, match="add_rambo_config"):
+        build_model(cfg)
+
+
+def test_federated_loss_is_refused():
+    cfg = small_cfg()
+    if "USE_FED_LOSS" not in cfg.MODEL.ROI_BOX_HEAD:
+        pytest.skip("this Detectron2 has no federated loss")
+    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True
+    with pytest.raises(InputError, match="USE_FED_LOSS"):
+        build_model(cfg)
+
+
+def test_only_the_node_is_added():
+    stock, ours = get_cfg(), get_cfg()
+    rambo_det.add_rambo_config(ours)
+    del ours.MODEL["RAMBO"]
+    assert ours.dump() == stock.dump()
+
+
+def test_importing_again_does_no_harm():
+    importlib.reload(rambo_det.modeling.roi_heads)
+    importlib.reload(rambo_det)

@@ -1,0 +1,173 @@
+"""tools/train_net.py as a user runs it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+from rambo_det.cli.train import main
+
+from .models import write_coco
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
+SMALL = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
+
+
+def train_net(*args):
+    done = subprocess.run(
+        [sys.executable, "tools/train_net.py", *map(str, args)],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def table(output):
+    """The text of the table at the end, without its last line."""
+    return (
+        output[output.rindex("\n\n|    AP |") :]
+        if "\n\n|    AP |" in output
+        else ("\n".join(line for line in output.splitlines() if line.startswith("|"))[-600:])
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return [
+        "--register-coco", "tn_train", *write_coco(folder, 4, "train"),
+        "--register-coco", "tn_val", *write_coco(folder, 4, "val"),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data):
+    """A trained run: its folder, the arguments of it, and what it printed."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    args = ["--config", CONFIG, *data]
+    keys = ["DATASETS.TRAIN", "('tn_train',)", "DATASETS.TEST", "('tn_val',)", "SEED", "1"]
+    keys += [*SMALL, "OUTPUT_DIR", folder]
+    status, out, err = train_net(*args, *keys)
+    assert status == 0, err
+    return folder, args, keys, out
+
+
+def test_it_trains_and_ends_with_a_table(run):
+    folder, _, _, out = run
+    end = out[out.rindex("checkpoint: ") :]
+    assert str(folder / "model_final.pth") in end and (folder / "model_final.pth").is_file()
+    rows = out[out.rindex("|    AP |") if "|    AP |" in out else out.rindex("|   AP |") :]
+    for name in ("AP50", "AP75", "circle", "square", "triangle", "star"):
+        assert name in rows
+    assert "Device: cpu" in out or "Device: cuda" in out
+
+
+def test_eval_only_prints_the_same_numbers(run):
+    folder, args, keys, out = run
+    status, again, err = train_net("--eval-only", *args, *keys)
+    assert status == 0, err
+    rows = [re.findall(r"^\|.*\|$", text, re.M)[-9:] for text in (out, again)]
+    assert rows[0] == rows[1] and len(rows[0]) == 9
+
+
+def test_resume_goes_on_with_the_memory(run):
+    folder, args, keys, _ = run
+    saved = torch.load(folder / "model_final.pth", weights_only=True)["model"]._metadata
+    memory = saved["roi_heads.box_predictor.rambo_loss.memory"]["memory"]
+    assert int(memory["written"]) == 4
+    status, out, err = train_net(
+        *args[:2], "--resume", *args[2:], *keys, "SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(4,)"
+    )
+    assert status == 0, err
+    assert "Starting training from iteration 4" in out
+    after = torch.load(folder / "model_final.pth", weights_only=True)["model"]._metadata
+    after = after["roi_heads.box_predictor.rambo_loss.memory"]["memory"]
+    assert int(after["written"]) == 5
+    # τ = 4: iteration 4 wrote slot 0, the other three are those of the first run.
+    assert torch.equal(after["negatives"][1:], memory["negatives"][1:])
+    assert not torch.equal(after["negatives"][0], memory["negatives"][0])
+
+
+def test_an_earlier_run_is_not_overwritten(run, capsys, catalogs):
+    folder, args, keys, _ = run
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert main([str(a) for a in [*args, *keys]]) == 2
+    error = capsys.readouterr().err
+    assert "holds another run" in error and "--resume" in error and "--fresh" in error
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+def test_resume_of_another_model_is_refused(run, capsys, catalogs):
+    _, args, keys, _ = run
+    args = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume"]
+    assert main([str(a) for a in [*args, *keys]]) == 2
+    assert "MODEL.ROI_HEADS.NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config", "configs/none.yaml"], "configs/none.yaml: no such file"),
+        ([], "--config FILE is missing"),
+        (
+            ["--config", CONFIG, "MODEL.RAMBO.MARGINS", "1"],
+            "unknown config key MODEL.RAMBO.MARGINS",
+        ),
+        (["--config", CONFIG, "SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no value"),
+        (["--config", CONFIG, "SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
+        (["--config", CONFIG, "MODEL.RAMBO.LAMBDA", "0"], "MODEL.RAMBO.LAMBDA must be > 0"),
+        (["--config", CONFIG, "MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),
+        (["--config", CONFIG, "MODEL.RAMBO.MEMORY_LENGTH", "-1"], "MODEL.RAMBO.MEMORY_LENGTH must"),
+        (["--config", CONFIG, "MODEL.RAMBO.BETA", "1.5"], "MODEL.RAMBO.BETA must be in [0, 1]"),
+        (["--config", CONFIG, "MODEL.RAMBO.SCORE", "x"], "MODEL.RAMBO.SCORE must be one of"),
+        (["--config", CONFIG, "DATASETS.TRAIN", "('nowhere',)"], "nowhere is not registered"),
+        (["--config", CONFIG, "DATASETS.TEST", "('coco_2017_val',)"], "coco_2017_val needs"),
+        (["--config", CONFIG, "--classes", "a,b"], "--classes goes with --register"),
+        (["--config", CONFIG, "--eval-only", "OUTPUT_DIR", "no/such/run"], "no checkpoint in"),
+        (["--config", CONFIG, "OUTPUT_DIR", "{tmp}", "MODEL.WEIGHTS", "x.pth"], "x.pth: no such"),
+        (["--config", CONFIG, "--register-coco", "a", "no.json", "."], "no.json"),
+        (["--config", CONFIG, "--register-coco", "coco_2017_val", "no.json", "."], "already"),
+        (["--config", CONFIG, "--num-gpus", "99"], "--num-gpus 99"),
+    ],
+)
+def test_a_users_mistake_is_one_line(arguments, message, capsys, catalogs, tmp_path):
+    arguments = [a.replace("{tmp}", str(tmp_path / "out")) for a in arguments]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_a_config_that_is_not_yaml(tmp_path, capsys, catalogs):
+    (tmp_path / "bad.yaml").write_text("MODEL: [unclosed")
+    assert main(["--config", str(tmp_path / "bad.yaml")]) == 2
+    assert "bad.yaml" in capsys.readouterr().err
+
+
+def test_without_detectron2_the_error_names_the_command(tmp_path):
+    """In a Python that cannot see Detectron2: the loss works, the rest says what to install."""
+    code = (
+        "import sys, importlib.abc\n"
+        "class Hide(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'detectron2': raise ModuleNotFoundError(\n"
+        "            \"No module named 'detectron2'\", name='detectron2')\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n == 'detectron2' else find(n, *a)\n"
+        "import rambo_det; from rambo_det import RamboLoss; RamboLoss(3)\n"
+        "try: rambo_det.add_rambo_config\n"
+        "except ImportError as e: assert 'pip install' in str(e), e\n"
+        "else: raise SystemExit('no ImportError')\n"
+        "from rambo_det.cli.train import main; raise SystemExit(main(['--config', 'x']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: Detectron2 is not installed: pip install")
