@@ -9,9 +9,10 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 
 import rambo_det
-from rambo_det.data.drawing import CLASSES, draw
+from rambo_det.data.drawing import CLASSES, SPEC, draw
 
 CONFIGS = Path(rambo_det.__file__).resolve().parents[1] / "configs"
+SIZE = SPEC["image_px"]
 
 
 def small_cfg(name: str = "quickstart/faster_rcnn_rambo.yaml", *opts: object) -> CfgNode:
@@ -34,7 +35,7 @@ def write_coco(folder: Path, num: int = 4, split: str = "train") -> tuple[str, s
         image, objects = draw(split, index)
         name = f"{index}.png"
         cv2.imwrite(str(folder / split / name), image)
-        images.append({"id": index, "file_name": name, "height": 128, "width": 128})
+        images.append({"id": index, "file_name": name, "height": SIZE, "width": SIZE})
         annotations += [
             {"image_id": index, "category_id": label + 1, "bbox": box, "area": area, "iscrowd": 0}
             for label, box, area in objects
@@ -57,11 +58,11 @@ def training_inputs(num: int = 2, empty: bool = False) -> list[dict]:
     for index in range(num):
         image, objects = draw("train", index)
         objects = [] if empty else objects
-        instances = Instances((128, 128))
+        instances = Instances((SIZE, SIZE))
         boxes = np.array([box for _, box, _ in objects], dtype=np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         instances.gt_boxes = Boxes(torch.tensor(boxes))
         instances.gt_classes = torch.tensor([label for label, _, _ in objects], dtype=torch.int64)
         tensor = torch.tensor(image.transpose(2, 0, 1).astype(np.float32))
-        inputs.append({"image": tensor, "instances": instances, "height": 128, "width": 128})
+        inputs.append({"image": tensor, "instances": instances, "height": SIZE, "width": SIZE})
     return inputs

@@ -64,8 +64,12 @@ def get_detectron2() -> ModuleType:
 
 OLD = (
     "a = Image.LINEAR\nb = x.astype(np.bool), np.int, np.float, np.object\nc = np.bool_, np.int64\n"
+    "from detectron2.evaluation.fast_eval_api import COCOeval_opt\n"
 )
-NEW = "a = Image.BILINEAR\nb = x.astype(bool), int, float, object\nc = np.bool_, np.int64\n"
+NEW = (
+    "a = Image.BILINEAR\nb = x.astype(bool), int, float, object\nc = np.bool_, np.int64\n"
+    "from pycocotools.cocoeval import COCOeval as COCOeval_opt\n"
+)
 
 
 def test_repairs_of_detectron2_v05(get_detectron2: ModuleType, tmp_path: Path) -> None:
@@ -81,6 +85,7 @@ def test_repairs_of_detectron2_v05(get_detectron2: ModuleType, tmp_path: Path) -
     [
         ("old.py", OLD.replace("LINEAR", "BILINEAR"), "Image"),
         ("old.py", OLD.splitlines()[0], "np"),
+        ("old.py", OLD.replace("_opt", ""), "COCOeval_opt"),
         ("_C.py", OLD, "_C already"),
     ],
 )

@@ -24,11 +24,28 @@ SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
 V05 = f"v0.5 sources from the package index ({SDIST}, sha256 checked, repaired)"
 REACH_TIMEOUT = 15  # seconds
 
-# (pattern, replacement) over the Python files of v0.5, whose C++ operators stay out as well
+# (pattern, replacement) over the Python files of v0.5, whose C++ operators stay out
 REPAIRS = (
     (r"\bImage\.LINEAR\b", "Image.BILINEAR"),  # removed in Pillow 10
     (r"\bnp\.(bool|int|float|object|str)\b", r"\1"),  # removed in NumPy 1.24
+    (  # the C++ evaluation
+        r"from detectron2\.evaluation\.fast_eval_api import COCOeval_opt",
+        "from pycocotools.cocoeval import COCOeval as COCOeval_opt",
+    ),
 )
+OPERATORS = '''"""Stands in for the compiled operators, which Faster R-CNN and RetinaNet do without."""
+
+
+def get_compiler_version():
+    return "none: Python sources only"
+
+
+get_cuda_version = get_compiler_version
+
+
+def has_cuda():
+    return False
+'''
 
 
 def pip(*args: str | Path) -> None:
@@ -82,10 +99,7 @@ def repair(package: Path) -> None:
             raise RuntimeError(f"nothing in {package} matches {pattern}: not the v0.5 sources?")
     if any(package.glob("_C.*")):
         raise RuntimeError(f"{package} has a _C already: not the v0.5 sources?")
-    text = (
-        '"""Stands in for the compiled operators, which Faster R-CNN and RetinaNet do without."""\n'
-    )
-    (package / "_C.py").write_text(text, encoding="utf-8")
+    (package / "_C.py").write_text(OPERATORS, encoding="utf-8")
 
 
 def write_dist_info(site: Path) -> Path:

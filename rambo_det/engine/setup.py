@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import add_rambo_config
-from ..configs import find_config
+from ..config_files import find_config
 from ..data.register import register_datasets
 from ..data.shapes import register_shapes
 from ..errors import InputError
