@@ -1,10 +1,12 @@
 """tools/train_net.py as a user runs it."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
@@ -19,21 +21,16 @@ CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
 SMALL = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
 
 
-def train_net(*args):
-    done = subprocess.run(
-        [sys.executable, "tools/train_net.py", *map(str, args)],
+def tool(name, *args):
+    return subprocess.run(
+        [sys.executable, f"tools/{name}", *map(str, args)],
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
+
+
+def train_net(*args):
+    done = tool("train_net.py", *args)
     return done.returncode, done.stdout, done.stderr
-
-
-def table(output):
-    """The text of the table at the end, without its last line."""
-    return (
-        output[output.rindex("\n\n|    AP |") :]
-        if "\n\n|    AP |" in output
-        else ("\n".join(line for line in output.splitlines() if line.startswith("|"))[-600:])
-    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +58,7 @@ def test_it_trains_and_ends_with_a_table(run):
     folder, _, _, out = run
     end = out[out.rindex("checkpoint: ") :]
     assert str(folder / "model_final.pth") in end and (folder / "model_final.pth").is_file()
-    rows = out[out.rindex("|    AP |") if "|    AP |" in out else out.rindex("|   AP |") :]
+    rows = out[re.search(r"^\| +AP \| +AP50 \| +AP75 \|$", out, re.M).start() :]
     for name in ("AP50", "AP75", "circle", "square", "triangle", "star"):
         assert name in rows
     assert "Device: cpu" in out or "Device: cuda" in out
@@ -73,6 +70,26 @@ def test_eval_only_prints_the_same_numbers(run):
     assert status == 0, err
     rows = [re.findall(r"^\|.*\|$", text, re.M)[-9:] for text in (out, again)]
     assert rows[0] == rows[1] and len(rows[0]) == 9
+
+
+def test_summary_of_runs(run, tmp_path):
+    folder, _, _, out = run
+    done = tool("summarize.py", "--out", tmp_path / "r.json", f"ap={folder}", f"again={folder}")
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((tmp_path / "r.json").read_text())
+    ap = runs["ap"][0]["bbox/AP"]
+    assert f"{ap:.3f}" in out and runs["ap"][0]["seed"] == 1
+    assert f"{ap:.1f} to {ap:.1f}" in done.stdout
+    done = tool("summarize.py", f"ap={tmp_path}/none*")
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+
+
+def test_figure_of_a_run(run, data, tmp_path):
+    picture = tmp_path / "figure.png"
+    done = tool("make_figure.py", "--run", run[0], "--out", picture, "--images", "0", *data)
+    assert done.returncode == 0, done.stderr
+    height, width = cv2.imread(str(picture)).shape[:2]
+    assert width > height > 200
 
 
 def test_resume_goes_on_with_the_memory(run):

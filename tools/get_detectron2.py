@@ -33,7 +33,7 @@ REPAIRS = (
         "from pycocotools.cocoeval import COCOeval as COCOeval_opt",
     ),
 )
-OPERATORS = '''"""Stands in for the compiled operators, which Faster R-CNN and RetinaNet do without."""
+OPERATORS = '''"""Stands in for the compiled operators, which most detectors do without."""
 
 
 def get_compiler_version():

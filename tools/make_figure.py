@@ -4,7 +4,8 @@
     python tools/make_figure.py --run output/quickstart --out docs/quickstart.png
 
 A run is the folder that train_net.py left: its config.yaml, model_final.pth and, in inference/, the
-results of its evaluation. Several --run draw several curves, labelled by the folders' names.
+results of its evaluation. Several --run draw several curves, labelled by the folders' names. A run
+on your own data needs the --register-… options that it was trained with.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from pycocotools.coco import COCO  # noqa: E402
 from pycocotools.cocoeval import COCOeval  # noqa: E402
 
 import rambo_det  # noqa: E402
+from rambo_det.cli.train import add_data_arguments  # noqa: E402
 from rambo_det.data.shapes import register_shapes  # noqa: E402
+from rambo_det.engine.setup import register_own_data  # noqa: E402
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -81,6 +84,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     parser.add_argument("--images", type=int, nargs="+", default=[3, 11, 25], metavar="INDEX")
     parser.add_argument("--threshold", type=float, default=0.5)
+    add_data_arguments(parser)
     args = parser.parse_args()
     for run in args.run:
         if not (run / "model_final.pth").is_file():
@@ -88,6 +92,7 @@ def main() -> int:
             return 2
     register_shapes()
     cfg = load_config(args.run[0])
+    register_own_data(cfg, args)
     name = cfg.DATASETS.TEST[0]
     figure, axes = plt.subplots(1, len(args.images) + 1, figsize=(4 * len(args.images) + 4.5, 4))
     for axis, index in zip(axes, args.images, strict=False):

@@ -11,15 +11,8 @@ from typing import Any
 from ..errors import InputError
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of Detectron2's own train_net.py, and those for a user's own data."""
-    from detectron2.engine import default_argument_parser
-
-    parser = default_argument_parser()
-    parser.add_argument(
-        "--config", dest="config_file", default=argparse.SUPPRESS, metavar="FILE",
-        help="the same as --config-file",
-    )  # fmt: skip
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that register a user's own data, for every tool that reads data sets."""
     parser.add_argument(
         "--register-coco", nargs=3, action="append", default=[],
         metavar=("NAME", "JSON", "IMAGE_DIR"), help="data in COCO format; may be repeated",
@@ -31,6 +24,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--classes", metavar="A,B,C", help="class names of that data; by default read from it"
     )
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of Detectron2's own train_net.py, and those for a user's own data."""
+    from detectron2.engine import default_argument_parser
+
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--config", dest="config_file", default=argparse.SUPPRESS, metavar="FILE",
+        help="the same as --config-file",
+    )  # fmt: skip
+    add_data_arguments(parser)
     parser.add_argument(
         "--fresh", action="store_true",
         help="start anew in an OUTPUT_DIR that holds a run, which is moved aside",

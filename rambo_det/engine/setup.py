@@ -35,7 +35,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     _merge(cfg, find_config(args.config_file), args.opts)
     _pick_device(cfg)
     register_shapes()
-    _register(cfg, args)
+    register_own_data(cfg, args)
     _check_datasets(cfg)
     loss_from_config(cfg, 1)
     score_function(cfg.MODEL.RAMBO.SCORE)
@@ -77,7 +77,12 @@ def _pick_device(cfg: CfgNode) -> None:
         cfg.MODEL.DEVICE = "cpu"
 
 
-def _register(cfg: CfgNode, args: argparse.Namespace) -> None:
+def register_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Registers the data sets of the command line and sets the number of classes to theirs.
+
+    Raises:
+        InputError: a name is taken, or something is wrong with the data.
+    """
     own = [name for name, *_ in [*args.register_coco, *args.register_voc]]
     if not own:
         if args.classes is not None:
