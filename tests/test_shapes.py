@@ -44,7 +44,7 @@ def test_boxes_enclose_the_visible_part_of_objects() -> None:
     for index in range(60):
         image, objects = drawing.draw("train", index)
         assert image.shape == (96, 96, 3) and image.dtype == np.uint8 and image.std() > 10
-        assert 1 <= len(objects) <= 5
+        assert 1 <= len(objects) <= 6
         for label, (x, y, width, height), area in objects:
             assert 0 <= x < x + width <= 96 and 0 <= y < y + height <= 96
             assert 0 < area <= width * height
