@@ -44,7 +44,7 @@ def test_boxes_enclose_the_visible_part_of_objects() -> None:
     for index in range(60):
         image, objects = drawing.draw("train", index)
         assert image.shape == (96, 96, 3) and image.dtype == np.uint8 and image.std() > 10
-        assert 1 <= len(objects) <= 6
+        assert 1 <= len(objects) <= 5
         for label, (x, y, width, height), area in objects:
             assert 0 <= x < x + width <= 96 and 0 <= y < y + height <= 96
             assert 0 < area <= width * height
@@ -53,7 +53,7 @@ def test_boxes_enclose_the_visible_part_of_objects() -> None:
     counts = [labels[index] for index in range(len(drawing.CLASSES))]
     assert counts == sorted(counts, reverse=True) and counts[3] > 0
     assert counts[0] > 3 * counts[3]
-    assert min(sides) < 22 and max(sides) > 40
+    assert min(sides) < 21 and max(sides) > 40
 
 
 def test_a_drawn_object_differs_from_what_it_covers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,15 @@ SPLITS = ("train", "val")
 # Everything that decides what is drawn. A change gives another cache folder; raise `version` when
 # the drawing code itself changes what comes out.
 SPEC: dict[str, Any] = {
-    "version": 7,
+    "version": 9,
     "seed": 1912_03500,
     "image_px": 96,
     "images": {"train": 800, "val": 250},
-    "class_shares": [0.48, 0.25, 0.16, 0.11],
-    "objects": [2, 6],
-    "object_px": [20, 56],
+    "class_shares": [0.50, 0.25, 0.15, 0.10],
+    "objects": [1, 5],
+    "object_px": [18, 52],
     "distractors": [0, 1],
-    "min_visible": 0.4,
+    "min_visible": 0.75,
     "min_contrast": 60,
     "pattern_contrast": 75,
 }
