@@ -17,15 +17,36 @@ if find_spec("detectron2") is not None:
         # Detectron2 scripts a few functions at import, which current torch calls deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         from .config import add_rambo_config
-        from .modeling import RamboFastRCNNOutputLayers, RamboROIHeads
-
-    __all__ += ["RamboFastRCNNOutputLayers", "RamboROIHeads", "add_rambo_config"]
-else:
-
-    def __getattr__(name: str) -> None:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        raise ImportError(
-            f"rambo_det.{name} needs Detectron2, which is not installed: pip install "
-            "--no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
+        from .modeling import (
+            RamboCascadeROIHeads,
+            RamboCriterion,
+            RamboFastRCNNOutputLayers,
+            RamboRes5ROIHeads,
+            RamboRetinaNet,
+            RamboROIHeads,
+            RamboRPN,
         )
+
+    __all__ += ["RamboCascadeROIHeads", "RamboCriterion", "RamboFastRCNNOutputLayers"]
+    __all__ += ["RamboROIHeads", "RamboRPN", "RamboRes5ROIHeads", "RamboRetinaNet"]
+    __all__ += ["add_rambo_config"]
+
+    if find_spec("detectron2.modeling.meta_arch.fcos") is not None:  # v0.5 has none
+        from .modeling.fcos import RamboFCOS  # noqa: F401
+
+        __all__ += ["RamboFCOS"]
+
+
+def __getattr__(name: str) -> None:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    if "add_rambo_config" not in __all__:
+        lacks = f"rambo_det.{name} needs Detectron2, which is not installed"
+    elif name == "RamboFCOS":
+        lacks = "rambo_det.RamboFCOS needs a Detectron2 with FCOS, which the one installed lacks"
+    else:
+        raise AttributeError(f"module 'rambo_det' has no attribute {name!r}")
+    raise ImportError(
+        f"{lacks}: pip install "
+        "--no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
+    )

@@ -35,3 +35,6 @@ def add_rambo_config(cfg: CN) -> None:
     rambo.MEMORY_SIZE = 32768
     # > 0: weight of the loss, for it to stand beside the other losses of the detector.
     rambo.LOSS_WEIGHT = 2.0
+    # Rank the RPN's anchors by objectness too, object against background, with a memory of their
+    # own. rambo-train reads it; a script of your own sets MODEL.PROPOSAL_GENERATOR.NAME "RamboRPN".
+    rambo.RPN = False

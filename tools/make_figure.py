@@ -33,7 +33,7 @@ from pycocotools.cocoeval import COCOeval  # noqa: E402
 import rambo_det  # noqa: E402
 from rambo_det.cli.train import add_data_arguments  # noqa: E402
 from rambo_det.data.shapes import register_shapes  # noqa: E402
-from rambo_det.engine.setup import register_own_data  # noqa: E402
+from rambo_det.engine.setup import register_own  # noqa: E402
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -92,7 +92,7 @@ def main() -> int:
             return 2
     register_shapes()
     cfg = load_config(args.run[0])
-    register_own_data(cfg, args)
+    register_own(args, cfg.DATASETS.TRAIN)
     name = cfg.DATASETS.TEST[0]
     figure, axes = plt.subplots(1, len(args.images) + 1, figsize=(4 * len(args.images) + 4.5, 4))
     for axis, index in zip(axes, args.images, strict=False):

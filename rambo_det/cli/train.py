@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import InputError
+
+Process = Callable[[argparse.Namespace], dict[str, Any]]
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +115,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def _check_processes(args: argparse.Namespace) -> None:
+def _check_processes(args: argparse.Namespace, process: Process) -> None:
     """Finds a mistake before many processes are started to find it."""
     import torch
 
@@ -121,7 +123,7 @@ def _check_processes(args: argparse.Namespace) -> None:
 
     if args.num_gpus > max(torch.cuda.device_count(), 1):
         raise InputError(f"--num-gpus {args.num_gpus}: there are {torch.cuda.device_count()} here")
-    if args.num_gpus * args.num_machines > 1:
+    if args.num_gpus * args.num_machines > 1 and process is run:
         build_config(args)
 
 
@@ -169,15 +171,20 @@ def _device_name(device: str) -> str:
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit status: 2 after a user's mistake."""
+def main(argv: Sequence[str] | None = None, process: Process = run) -> int:
+    """Command line entry; returns the exit status: 2 after a user's mistake.
+
+    Args:
+        argv: the arguments; None: those of the command line.
+        process: what each process of the run does, see :func:`run`.
+    """
     try:
         args = parse_args(argv)
         from detectron2.engine import launch
 
-        _check_processes(args)
+        _check_processes(args, process)
         launch(
-            run, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
+            process, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
             dist_url=args.dist_url, args=(args,),
         )  # fmt: skip
     except InputError as error:

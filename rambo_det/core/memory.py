@@ -1,7 +1,6 @@
 """Scores and targets of the last τ batches, kept to make each class's AP less biased."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: torch.jit.script reads the buffers' as they are.
 from typing import Any
 
 import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ..config_files import find_config
 from ..data.register import register_datasets
 from ..data.shapes import register_shapes
 from ..errors import InputError
-from ..modeling.build import loss_from_config
+from ..modeling.architecture import check_architecture, resolve_rpn
+from ..modeling.build import loss_arguments
 from ..modeling.scores import score_function
 
 
@@ -35,9 +37,16 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     _merge(cfg, find_config(args.config_file), args.opts)
     _pick_device(cfg)
     register_shapes()
-    register_own_data(cfg, args)
-    _check_datasets(cfg)
-    loss_from_config(cfg, 1)
+    classes = register_own(args, cfg.DATASETS.TRAIN)
+    if classes is not None:
+        for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
+            node.NUM_CLASSES = len(classes)
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            check_dataset(f"DATASETS.{key}", name)
+    check_architecture(cfg)
+    resolve_rpn(cfg)
+    loss_arguments(cfg)
     score_function(cfg.MODEL.RAMBO.SCORE)
     cfg.freeze()
     return cfg
@@ -77,49 +86,46 @@ def _pick_device(cfg: CfgNode) -> None:
         cfg.MODEL.DEVICE = "cpu"
 
 
-def register_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Registers the data sets of the command line and sets the number of classes to theirs.
+def register_own(args: argparse.Namespace, training: Sequence[str]) -> list[str] | None:
+    """Registers the data sets of the command line; returns their classes, None if there are none.
 
-    Raises:
-        InputError: a name is taken, or something is wrong with the data.
+    Args:
+        args: ``register_coco``, ``register_voc``, ``classes``.
+        training: names of the data sets, of whatever origin, that the run trains on.
     """
     own = [name for name, *_ in [*args.register_coco, *args.register_voc]]
     if not own:
         if args.classes is not None:
             raise InputError("--classes goes with --register-coco or --register-voc")
-        return
+        return None
     for name in own:
         if name in DatasetCatalog.list():
             raise InputError(f"data set {name} is registered already: choose another name")
     names = [n.strip() for n in args.classes.split(",")] if args.classes is not None else None
-    train = [name for name in cfg.DATASETS.TRAIN if name in own]
+    train = [name for name in training if name in own]
     if names is None and not train:
         # Evaluation of a model that was trained on a set of Detectron2's own: its classes.
-        for name in cfg.DATASETS.TRAIN:
+        for name in training:
             names = names or MetadataCatalog.get(name).get("thing_classes")
-    classes = register_datasets(args.register_coco, args.register_voc, names, train or None)
-    for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
-        node.NUM_CLASSES = len(classes)
+    return register_datasets(args.register_coco, args.register_voc, names, train or None)
 
 
-def _check_datasets(cfg: CfgNode) -> None:
-    for key in ("TRAIN", "TEST"):
-        for name in cfg.DATASETS[key]:
-            if name not in DatasetCatalog.list():
-                raise InputError(
-                    f"DATASETS.{key}: data set {name} is not registered: "
-                    "name it with --register-coco or --register-voc"
-                )
-            # Sets of Detectron2 that are registered before their files are there; the package's
-            # own shapes are drawn at first use.
-            metadata = MetadataCatalog.get(name)
-            file = metadata.get("json_file") or metadata.get("dirname")
-            if file and not name.startswith("rambo_shapes_") and not os.path.exists(file):
-                raise InputError(
-                    f"DATASETS.{key}: {name} needs {file}, which does not exist: put it there, set "
-                    "DETECTRON2_DATASETS, or register your own data with --register-coco or "
-                    "--register-voc"
-                )
+def check_dataset(key: str, name: str) -> None:
+    """Raises InputError, naming ``key``, unless the data set is registered and its files exist."""
+    if name not in DatasetCatalog.list():
+        raise InputError(
+            f"{key}: data set {name} is not registered: "
+            "name it with --register-coco or --register-voc"
+        )
+    # Sets of Detectron2 that are registered before their files are there; the package's own
+    # shapes are drawn at first use.
+    metadata = MetadataCatalog.get(name)
+    file = metadata.get("json_file") or metadata.get("dirname")
+    if file and not name.startswith("rambo_shapes_") and not os.path.exists(file):
+        raise InputError(
+            f"{key}: {name} needs {file}, which does not exist: put it there, set "
+            "DETECTRON2_DATASETS, or register your own data with --register-coco or --register-voc"
+        )
 
 
 def prepare_output(cfg: CfgNode, resume: bool, fresh: bool) -> Path | None:
@@ -133,17 +139,21 @@ def prepare_output(cfg: CfgNode, resume: bool, fresh: bool) -> Path | None:
             ``resume`` is and that run is of another model.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"OUTPUT_DIR {folder} is not a folder")
-    if not any((folder / name).exists() for name in ("last_checkpoint", "metrics.json")):
-        return None
     if resume:
         _check_same_model(cfg, folder / "config.yaml")
+    return prepare_folder(folder, resume, fresh, "OUTPUT_DIR FOLDER")
+
+
+def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path | None:
+    """As :func:`prepare_output`; ``remedy`` is how the command line names another folder."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"OUTPUT_DIR {folder} is not a folder")
+    if resume or not any((folder / name).exists() for name in ("last_checkpoint", "metrics.json")):
         return None
     if not fresh:
         raise InputError(
             f"OUTPUT_DIR {folder} holds another run: --resume goes on with it, --fresh sets it "
-            "aside, or name another folder with OUTPUT_DIR FOLDER"
+            f"aside, or name another folder with {remedy}"
         )
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
@@ -158,7 +168,7 @@ def _check_same_model(cfg: CfgNode, file: Path) -> None:
     with open(file) as f:
         earlier = yaml.safe_load(f)
     for key in ("META_ARCHITECTURE", "BACKBONE.NAME", "ROI_HEADS.NAME", "ROI_HEADS.NUM_CLASSES",
-                "RETINANET.NUM_CLASSES", "RESNETS.DEPTH"):  # fmt: skip
+                "PROPOSAL_GENERATOR.NAME", "RETINANET.NUM_CLASSES", "RESNETS.DEPTH"):  # fmt: skip
         was, now = earlier.get("MODEL", {}), cfg.MODEL
         for part in key.split("."):
             was, now = (was or {}).get(part), now[part]

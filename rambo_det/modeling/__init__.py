@@ -1,6 +1,17 @@
 """Adapters that put the loss into Detectron2's models; importing them registers them."""
 
+from .criterion import RamboCriterion
 from .fast_rcnn import RamboFastRCNNOutputLayers
-from .roi_heads import RamboROIHeads
+from .retinanet import RamboRetinaNet
+from .roi_heads import RamboCascadeROIHeads, RamboRes5ROIHeads, RamboROIHeads
+from .rpn import RamboRPN
 
-__all__ = ["RamboFastRCNNOutputLayers", "RamboROIHeads"]
+__all__ = [
+    "RamboCascadeROIHeads",
+    "RamboCriterion",
+    "RamboFastRCNNOutputLayers",
+    "RamboROIHeads",
+    "RamboRPN",
+    "RamboRes5ROIHeads",
+    "RamboRetinaNet",
+]

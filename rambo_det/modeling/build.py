@@ -1,4 +1,4 @@
-"""From the node MODEL.RAMBO to a RamboLoss."""
+"""From the node MODEL.RAMBO to the arguments of a RamboLoss."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from ..core import RamboLoss
 from ..errors import InputError
 
 _RULES = ("lift", "fixed")
 
 
-def loss_from_config(cfg: CfgNode, num_classes: int) -> RamboLoss:
-    """The loss that ``cfg.MODEL.RAMBO`` describes, for ``num_classes`` foreground classes.
+def loss_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """The keyword arguments of the RamboLoss that ``cfg.MODEL.RAMBO`` describes.
 
     Raises:
         InputError: the node is missing, or a key is out of its range.
@@ -27,16 +26,14 @@ def loss_from_config(cfg: CfgNode, num_classes: int) -> RamboLoss:
     _require(rambo.MEMORY_LENGTH >= 0, "MEMORY_LENGTH", rambo.MEMORY_LENGTH, ">= 0")
     _require(rambo.MEMORY_SIZE >= 8, "MEMORY_SIZE", rambo.MEMORY_SIZE, ">= 8")
     _require(rambo.LOSS_WEIGHT > 0, "LOSS_WEIGHT", rambo.LOSS_WEIGHT, "> 0")
-    return RamboLoss(
-        num_classes,
-        margin=rambo.MARGIN,
-        lambda_=rambo.LAMBDA if rambo.LAMBDA_RULE == "fixed" else None,
-        lift=rambo.LIFT,
-        beta=rambo.BETA,
-        memory_length=rambo.MEMORY_LENGTH,
-        memory_size=rambo.MEMORY_SIZE,
-        persistent=False,
-    )
+    return {
+        "margin": rambo.MARGIN,
+        "lambda_": rambo.LAMBDA if rambo.LAMBDA_RULE == "fixed" else None,
+        "lift": rambo.LIFT,
+        "beta": rambo.BETA,
+        "memory_length": rambo.MEMORY_LENGTH,
+        "memory_size": rambo.MEMORY_SIZE,
+    }
 
 
 def rambo_node(cfg: CfgNode) -> CfgNode:
@@ -51,6 +48,16 @@ def refuse_fed_loss(use_fed_loss: bool) -> None:
     if use_fed_loss:
         raise InputError(
             "MODEL.ROI_BOX_HEAD.USE_FED_LOSS cannot go with the RaMBO loss: set it to False"
+        )
+
+
+def refuse_class_agnostic(cfg: CfgNode) -> None:
+    """Raises InputError for heads that predict one box for all classes."""
+    if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        raise InputError(
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG cannot be combined with "
+            f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME}: set it to False, or use "
+            "RamboCascadeROIHeads, whose stages share their boxes"
         )
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ..core import RamboLoss
-from .build import loss_from_config, rambo_node, refuse_fed_loss
-from .log_scalars import log_scalars
+from .build import rambo_node, refuse_fed_loss
+from .criterion import RamboCriterion
 from .scores import score_function
 
 
@@ -31,10 +28,8 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         input_shape: ShapeSpec,
         *,
         num_classes: int,
-        rambo_loss: RamboLoss | None = None,
+        rambo_loss: RamboCriterion | None = None,
         score: str = "log_odds",
-        rambo_weight: float = 2.0,
-        class_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -43,30 +38,20 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
             num_classes: number of foreground classes K.
             rambo_loss: the loss; None: one with its defaults.
             score: name of what is ranked, see :mod:`.scores`.
-            rambo_weight: weight of the loss.
-            class_names: K names for the training scalars; None: their indices.
             **kwargs: passed to FastRCNNOutputLayers.
         """
         refuse_fed_loss(kwargs.get("use_fed_loss", False))
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
-        self.rambo_loss = rambo_loss or RamboLoss(num_classes, persistent=False)
-        self.rambo_weight = rambo_weight
+        self.rambo_loss = rambo_loss or RamboCriterion(num_classes)
         self.rambo_score = score
         self._score = score_function(score)
-        self._class_names = list(class_names or map(str, range(num_classes)))
+        self._sigmoid = score == "logits" or kwargs.get("use_sigmoid_ce", False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        rambo = rambo_node(cfg)
         args: dict[str, Any] = super().from_config(cfg, input_shape)
-        num_classes = args["num_classes"]
-        names = _training_classes(cfg)
-        args.update(
-            rambo_loss=loss_from_config(cfg, num_classes),
-            score=rambo.SCORE,
-            rambo_weight=rambo.LOSS_WEIGHT,
-            class_names=names if names and len(names) == num_classes else None,
-        )
+        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, args["num_classes"])
+        args["score"] = rambo_node(cfg).SCORE
         return args
 
     def losses(
@@ -80,26 +65,15 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
             gt_classes = cat([p.gt_classes for p in proposals], dim=0)
         else:
             gt_classes = torch.zeros(0, dtype=torch.int64, device=logits.device)
-        with torch.autocast(logits.device.type, enabled=False):
-            loss = self.rambo_loss(self._score(logits.float()), gt_classes)
-        log_scalars(self.rambo_loss, self._class_names)
-        weights = getattr(self, "loss_weight", {})
-        losses["loss_cls"] = loss * (self.rambo_weight * weights.get("loss_cls", 1.0))
+        loss = self.rambo_loss(self._score(logits.float()), gt_classes)
+        losses["loss_cls"] = loss * getattr(self, "loss_weight", {}).get("loss_cls", 1.0)
         return losses
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
-    ) -> tuple[Tensor, ...]:
+    ) -> list[Tensor]:
         """As the stock method: softmax, or for ``score="logits"`` a sigmoid of each class."""
-        if self.rambo_score != "logits":
-            probs: tuple[Tensor, ...] = super().predict_probs(predictions, proposals)
-            return probs
-        return predictions[0].sigmoid().split([len(p) for p in proposals], dim=0)
-
-
-def _training_classes(cfg: CfgNode) -> list[str] | None:
-    for name in cfg.DATASETS.TRAIN:
-        names = MetadataCatalog.get(name).get("thing_classes")
-        if names:
-            return list(names)
-    return None
+        # Not by way of super(), which torch.jit.script does not know.
+        scores = predictions[0]
+        probs = scores.sigmoid() if self._sigmoid else scores.softmax(dim=-1)
+        return probs.split([len(p) for p in proposals], dim=0)

@@ -1,0 +1,112 @@
+"""``rambo-train`` for LazyConfigs; the main of tools/lazyconfig_train_net.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from . import train
+
+
+def load_config(args: argparse.Namespace) -> Any:
+    """Registers the data sets of the command line and gives the LazyConfig of the run.
+
+    Args:
+        args: ``config_file``, ``opts`` (``KEY=VALUE``), ``register_coco``, ``register_voc``,
+            ``classes``.
+
+    Raises:
+        InputError: whatever is wrong with config, keys or data.
+    """
+    import torch
+    from detectron2.config import LazyConfig
+
+    from ..config_files import find_config
+    from ..data.shapes import register_shapes
+    from ..engine.setup import check_dataset, register_own
+
+    file = find_config(args.config_file)
+    try:
+        cfg = LazyConfig.load(file)
+    except (ImportError, AttributeError, SyntaxError, KeyError) as error:
+        raise InputError(f"{file}: {error}") from error
+    _override(cfg, args.opts)
+    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
+        cfg.train.device = "cpu"
+    register_shapes()
+    training = _names(cfg.dataloader.train.dataset.names)
+    classes = register_own(args, training)
+    if classes is not None:
+        node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
+        node.num_classes = len(classes)
+    for split in ("train", "test"):
+        for name in _names(cfg.dataloader[split].dataset.names):
+            check_dataset(f"dataloader.{split}.dataset.names", name)
+    return cfg
+
+
+def _names(names: Any) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _override(cfg: Any, opts: list[str]) -> None:
+    from detectron2.config import LazyConfig
+    from omegaconf import OmegaConf
+
+    for opt in opts:
+        key, equals, _ = opt.partition("=")
+        if not equals:
+            raise InputError(f"config keys come as KEY=VALUE, got {opt!r}")
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else None
+        # A model takes arguments that its config does not name; everything else is listed there.
+        if not OmegaConf.is_config(node) or (leaf not in node and not key.startswith("model.")):
+            raise InputError(f"unknown config key {key}")
+        try:
+            LazyConfig.apply_overrides(cfg, [opt])
+        except Exception as error:  # hydra's parser has errors of its own, of no common type
+            raise InputError(f"{opt}: {' '.join(str(error).split())}") from error
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """One process of a run: training and evaluation, or evaluation alone."""
+    import detectron2.utils.comm as comm
+    from detectron2.engine import default_setup
+    from detectron2.utils.logger import setup_logger
+
+    from ..engine.lazy import LazyRun
+    from ..engine.setup import prepare_folder
+
+    cfg = load_config(args)
+    folder, weights = cfg.train.output_dir, cfg.train.init_checkpoint
+    if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
+        raise InputError(f"train.init_checkpoint {weights}: no such file")
+    aside = None
+    if comm.is_main_process() and not args.eval_only:
+        aside = prepare_folder(Path(folder), args.resume, args.fresh, "train.output_dir=FOLDER")
+    comm.synchronize()
+    default_setup(cfg, args)
+    logger = setup_logger(folder, distributed_rank=comm.get_rank(), name="rambo_det")
+    if aside:
+        logger.info("The earlier run in %s is now in %s", folder, aside)
+    lazy = LazyRun(cfg)
+    # The base configs name weights to start from: only those of the command line are meant here.
+    named = weights if any(opt.startswith("train.init_checkpoint=") for opt in args.opts) else ""
+    results = lazy.evaluate_checkpoint(named) if args.eval_only else lazy.train(args.resume)
+    if comm.is_main_process():
+        print(f"\n{train.result_table(results)}\n\ncheckpoint: {lazy.checkpoint}")
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit status: 2 after a user's mistake."""
+    return train.main(argv, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The one place where a detector's scores become a loss."""
+
+# No `from __future__ import annotations`: torch.jit.script reads unused methods' as they are.
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import Tensor
+
+from ..config import add_rambo_config
+from ..core import RamboLoss
+from .build import loss_arguments, rambo_node
+from .log_scalars import log_scalars
+
+
+class RamboCriterion(RamboLoss):
+    """RamboLoss as a detector calls it: in float32, weighted, with its scalars logged.
+
+    Its memory is no entry of a state dict, see :class:`rambo_det.core.memory.ScoreMemory`: to a
+    checkpoint, a detector with a criterion is the stock one.
+
+    Args:
+        num_classes: number of foreground classes C.
+        weight: weight of the loss; None, here and for what is not named: the default of
+            ``MODEL.RAMBO``, see :mod:`rambo_det.config`.
+        class_names: C names for the training scalars; None: their indices.
+        prefix: of the training scalars, see :func:`.log_scalars.log_scalars`; "": whoever calls
+            the loss calls :meth:`log` too.
+        **kwargs: of RamboLoss: ``margin``, ``lambda_``, ``lift``, ``beta``, ``memory_length``,
+            ``memory_size``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        weight: float | None = None,
+        class_names: Sequence[str] | None = None,
+        prefix: str = "rambo",
+        **kwargs: Any,
+    ) -> None:
+        defaults = CfgNode({"MODEL": CfgNode()})
+        add_rambo_config(defaults)
+        super().__init__(num_classes, persistent=False, **{**loss_arguments(defaults), **kwargs})
+        self.weight = defaults.MODEL.RAMBO.LOSS_WEIGHT if weight is None else weight
+        self.prefix = prefix
+        self.class_names = list(class_names or map(str, range(num_classes)))
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, num_classes: int, **kwargs: Any) -> "RamboCriterion":
+        """What ``cfg.MODEL.RAMBO`` describes; ``kwargs`` come before it.
+
+        Raises:
+            InputError: the node is missing, or a key is out of its range.
+        """
+        arguments = {
+            "class_names": _training_classes(cfg, num_classes),
+            **loss_arguments(cfg),
+            "weight": rambo_node(cfg).LOSS_WEIGHT,
+        }
+        return cls(num_classes, **{**arguments, **kwargs})
+
+    @torch.jit.unused  # no part of inference, and autograd.Function cannot be scripted
+    def forward(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
+        """The weighted loss, a scalar; arguments as :meth:`RamboLoss.forward`."""
+        with torch.autocast(scores.device.type, enabled=False):
+            loss = super().forward(scores.float(), gt_classes)
+        if self.prefix:
+            self.log(self.prefix)
+        return loss * self.weight
+
+    @torch.jit.unused
+    def log(self, prefix: str) -> None:
+        """Puts what the last call saw into Detectron2's event storage, if there is one."""
+        log_scalars(self, self.class_names, prefix)
+
+
+def _training_classes(cfg: CfgNode, num_classes: int) -> list[str] | None:
+    for name in cfg.DATASETS.TRAIN:
+        names = MetadataCatalog.get(name).get("thing_classes")
+        if names:
+            return list(names) if len(names) == num_classes else None
+    return None

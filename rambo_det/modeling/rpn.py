@@ -1,0 +1,63 @@
+"""A region proposal network that ranks its anchors by objectness."""
+
+# No `from __future__ import annotations`: torch.jit.script reads unused methods' as they are.
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.structures import Boxes
+from torch import Tensor
+
+from .criterion import RamboCriterion
+
+
+class RamboRPN(RPN):
+    """RPN whose ``loss_rpn_cls`` is the AP loss of the sampled anchors' objectness.
+
+    Object against background is one class; scalars go under ``rambo/rpn/``.
+    """
+
+    @configurable
+    def __init__(self, *, rambo_loss: RamboCriterion | None = None, **kwargs: Any) -> None:
+        """
+        Args:
+            rambo_loss: the loss, for one class; None: one with its defaults.
+            **kwargs: passed to RPN.
+        """
+        super().__init__(**kwargs)
+        self.rambo_loss = rambo_loss or RamboCriterion(1, **_SCALARS)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        args: dict[str, Any] = super().from_config(cfg, input_shape)
+        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, 1, **_SCALARS)
+        return args
+
+    @torch.jit.unused
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """As the stock method; ``loss_rpn_cls`` is the AP loss of all images' sampled anchors."""
+        detached = [logits.detach() for logits in pred_objectness_logits]
+        losses: dict[str, Tensor] = super().losses(
+            anchors, detached, gt_labels, pred_anchor_deltas, gt_boxes
+        )
+        labels = torch.stack(gt_labels).flatten().long()
+        # The RPN's 1 is object, 0 background, -1 ignored; the loss's 0, 1 and -1.
+        classes = torch.where(labels >= 0, 1 - labels, labels)
+        loss = self.rambo_loss(cat(pred_objectness_logits, dim=1).reshape(-1, 1), classes)
+        losses["loss_rpn_cls"] = loss * self.loss_weight.get("loss_rpn_cls", 1.0)
+        return losses
+
+
+_SCALARS: dict[str, Any] = {"prefix": "rambo/rpn", "class_names": ["object"]}
+
+if "RamboRPN" not in PROPOSAL_GENERATOR_REGISTRY:  # the package may be imported a second time
+    PROPOSAL_GENERATOR_REGISTRY.register(RamboRPN)

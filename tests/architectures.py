@@ -1,0 +1,86 @@
+"""Every architecture that has an adapter, as small as it trains, with its stock twin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from rambo_det.modeling.architecture import check_architecture, resolve_rpn
+
+from .models import small_cfg, write_coco
+
+
+class Architecture(NamedTuple):
+    rambo: str  # config file
+    stock: str
+    opts: tuple = ()
+    memories: int = 1
+
+
+_QUICK = "quickstart/faster_rcnn_"
+_MASK = ("MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead")
+_MASK += ("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16)
+_KEYPOINT = ("MODEL.KEYPOINT_ON", True, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (16,))
+
+ARCHITECTURES = {
+    "faster_rcnn": Architecture(f"{_QUICK}rambo.yaml", f"{_QUICK}ce.yaml"),
+    "retinanet": Architecture("quickstart/retinanet_rambo.yaml", "quickstart/retinanet_focal.yaml"),
+    "cascade": Architecture(
+        "quickstart/cascade_rcnn_rambo.yaml", "quickstart/cascade_rcnn_ce.yaml", memories=3
+    ),
+    "c4": Architecture(f"{_QUICK}c4_rambo.yaml", f"{_QUICK}c4_ce.yaml"),
+    "mask": Architecture(f"{_QUICK}rambo.yaml", f"{_QUICK}ce.yaml", _MASK),
+    "keypoint": Architecture(f"{_QUICK}rambo.yaml", f"{_QUICK}ce.yaml", _KEYPOINT),
+    "rpn": Architecture(f"{_QUICK}rambo_rpn.yaml", f"{_QUICK}ce.yaml", memories=2),
+}
+
+
+def config(name: str, stock: bool = False, *opts: object) -> CfgNode:
+    """The resolved config of an architecture, or of its stock twin."""
+    architecture = ARCHITECTURES[name]
+    cfg = small_cfg(architecture.stock if stock else architecture.rambo, *architecture.opts, *opts)
+    check_architecture(cfg)
+    resolve_rpn(cfg)
+    return cfg
+
+
+def memories(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The score memories of a model."""
+    return (m for name, m in model.named_modules() if name.endswith("rambo_loss.memory"))
+
+
+def register_drawn(folder: Path, name: str) -> str:
+    """A drawn data set whose objects have masks and 17 key points, as boxes have corners."""
+    file, images = write_coco(folder, 3)
+    content = json.loads(Path(file).read_text())
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        t = np.linspace(0.1, 0.9, 17)
+        points = np.stack([x + w * t, y + h * t, np.full(17, 2)], axis=1)
+        annotation.update(keypoints=points.flatten().tolist(), num_keypoints=17)
+    Path(file).write_text(json.dumps(content))
+    register_coco_instances(name, {}, file, images)
+    MetadataCatalog.get(name).set(keypoint_names=[str(i) for i in range(17)], keypoint_flip_map=[])
+    return name
+
+
+def assert_same_predictions(ours: torch.nn.Module, stock: torch.nn.Module, inputs: list) -> None:
+    """Boxes, scores and classes of the two models are equal, bit for bit, and there are some."""
+    inputs = [{k: v for k, v in x.items() if k != "instances"} for x in inputs]
+    with torch.no_grad():
+        pairs = list(zip(ours.eval()(inputs), stock.eval()(inputs), strict=True))
+    for a, b in pairs:
+        a, b = a["instances"], b["instances"]
+        assert len(a) > 0 and a.get_fields().keys() == b.get_fields().keys()
+        assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+        for field in a.get_fields().keys() - {"pred_boxes"}:
+            assert torch.equal(a.get(field), b.get(field)), field

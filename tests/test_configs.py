@@ -1,0 +1,54 @@
+"""The COCO configs against those of the installed Detectron2."""
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+from detectron2 import model_zoo
+from detectron2.config import get_cfg
+
+import rambo_det
+
+from .models import CONFIGS
+
+TWINS = {
+    "retinanet_focal.yaml": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    "cascade_rcnn_rambo.yaml": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+    "mask_rcnn_rambo.yaml": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "keypoint_rcnn_rambo.yaml": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+    "faster_rcnn_c4_rambo.yaml": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
+}
+
+
+@pytest.mark.parametrize("ours", TWINS)
+def test_coco_configs_are_upstreams_by_value(ours):
+    """All but the keys that a base file of this package names for itself."""
+    cfg = get_cfg()
+    rambo_det.add_rambo_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / ours))
+    upstream = get_cfg()
+    upstream.merge_from_file(model_zoo.get_config_file(TWINS[ours]))
+    del cfg.MODEL["RAMBO"]
+    upstream.OUTPUT_DIR = cfg.OUTPUT_DIR
+    cfg.MODEL.ROI_HEADS.NAME = upstream.MODEL.ROI_HEADS.NAME
+    if "mask" not in ours:
+        upstream.MODEL.MASK_ON = False
+        upstream.MODEL.ROI_MASK_HEAD = cfg.MODEL.ROI_MASK_HEAD
+    assert flat(cfg) == flat(upstream), ours
+
+
+def flat(node, prefix=""):
+    """{key: value}, sequences as lists and floats to 9 digits."""
+    items = {}
+    for key, value in node.items():
+        if isinstance(value, type(node)):
+            items.update(flat(value, f"{prefix}{key}."))
+        else:
+            items[prefix + key] = rounded(value)
+    return items
+
+
+def rounded(value):
+    if isinstance(value, (list, tuple)):
+        return [rounded(v) for v in value]
+    return round(value, 9) if isinstance(value, float) else value

@@ -1,0 +1,161 @@
+"""LazyConfigs: the same run as from yaml, and tools/lazyconfig_train_net.py."""
+
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.data.datasets import register_coco_instances
+from detectron2.layers import ShapeSpec
+from detectron2.utils.env import seed_all_rng
+
+import rambo_det
+from rambo_det.cli.lazy import main
+from rambo_det.engine.lazy import LazyRun
+from rambo_det.engine.trainer import RamboTrainer
+
+from .architectures import assert_same_predictions
+from .models import CONFIGS, training_inputs, write_coco
+
+HAS_FCOS = hasattr(rambo_det, "__all__") and "RamboFCOS" in rambo_det.__all__
+FCOS = "configs/lazy/quickstart/fcos_rambo.py"
+# The full COCO configs made small by the same changes in both languages.
+YAML = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18, "SEED", 1]
+YAML += [
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    64,
+    "MODEL.RESNETS.NORM",
+    "GN",
+    "INPUT.MAX_SIZE_TRAIN",
+    96,
+]
+YAML += ["INPUT.MIN_SIZE_TRAIN", (96,), "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0]
+YAML += ["SOLVER.MAX_ITER", 5, "SOLVER.STEPS", (4,), "SOLVER.WARMUP_ITERS", 0, "DATASETS.TEST", ()]
+
+
+YAML += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32]
+YAML += ["MODEL.RPN.POST_NMS_TOPK_TRAIN", 100]
+
+
+def lazy_twin(file, names, folder):
+    cfg = LazyConfig.load(str(CONFIGS / "lazy" / file))
+    resnet = cfg.model.backbone.bottom_up
+    resnet.stem.norm = resnet.stages.norm = "GN"
+    resnet.stages.depth = 18
+    resnet.stages.pop("stride_in_1x1")
+    if "in_channels" in cfg.model.backbone.top_block:  # RetinaNet's P6 is made of res5
+        cfg.model.backbone.top_block.in_channels = 512
+    if "roi_heads" in cfg.model:
+        cfg.model.proposal_generator.post_nms_topk = (100, 100)
+        cfg.model.roi_heads.batch_size_per_image = 32
+        cfg.model.roi_heads.box_head.fc_dims = [32, 32]
+        cfg.model.roi_heads.box_predictor.input_shape = ShapeSpec(channels=32)
+    cfg.dataloader.train.mapper.augmentations[0].update(short_edge_length=(96,), max_size=96)
+    cfg.dataloader.train.update(total_batch_size=2, num_workers=0)
+    cfg.dataloader.train.dataset.names = cfg.dataloader.test.dataset.names = names
+    cfg.dataloader.test.num_workers = 0
+    cfg.lr_multiplier.warmup_length = 0.0
+    cfg.train.update(output_dir=str(folder), init_checkpoint="", max_iter=5, device="cpu")
+    cfg.train.eval_period = 0
+    return cfg
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_rambo", "retinanet_rambo"])
+def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch):
+    register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))
+    cfg = get_cfg()
+    rambo_det.add_rambo_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"))
+    cfg.merge_from_list([*YAML, "DATASETS.TRAIN", ("lazy_shapes",), "OUTPUT_DIR", str(tmp_path)])
+    seed_all_rng(1)
+    trainer = RamboTrainer(cfg)
+    trainer.train()
+
+    seed_all_rng(1)
+    run = LazyRun(lazy_twin(f"{name}.py", "lazy_shapes", tmp_path))
+    monkeypatch.setattr(run, "evaluate", lambda model: {})  # the yaml's has no test set either
+    run.train(resume=False)
+    for key, history in trainer.storage.histories().items():
+        if "loss" in key or key.startswith("rambo/") and "/AP-" not in key:
+            theirs = [v for v, _ in run.trainer.storage.history(key).values()]
+            ours = [v for v, _ in history.values()]
+            assert len(ours) == 5 and theirs == pytest.approx(ours, rel=1e-6), key
+    assert "total_loss" in trainer.storage.histories()
+
+
+@pytest.fixture
+def arguments(tmp_path, catalogs):
+    data = [
+        "--register-coco", "lz_train", *write_coco(tmp_path / "data", 4, "train"),
+        "--register-coco", "lz_val", *write_coco(tmp_path / "data", 4, "val"),
+    ]  # fmt: skip
+    keys = ["dataloader.train.dataset.names=lz_train", "dataloader.test.dataset.names=lz_val"]
+    keys += ["dataloader.train.total_batch_size=2", f"train.output_dir={tmp_path}/out"]
+    return data, keys
+
+
+@pytest.mark.skipif(not HAS_FCOS, reason="this Detectron2 has no FCOS")
+def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys, monkeypatch):
+    data, keys = arguments
+    assert main(["--config", FCOS, *data, *keys, "train.max_iter=2"]) == 0
+    trained = capsys.readouterr().out
+    memory = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
+    assert int(memory._metadata["rambo_loss.memory"]["memory"]["written"]) == 2
+    (tmp_path / "out" / "copy.pth").write_bytes((tmp_path / "out" / "model_final.pth").read_bytes())
+
+    from detectron2.data import DatasetCatalog
+
+    def again(*args):
+        for name in ("lz_train", "lz_val"):
+            DatasetCatalog.remove(name)
+        return main(["--config", FCOS, *args])
+
+    assert again("--eval-only", *data, *keys) == 0
+    rows = [re.findall(r"^\|.*\|$", text, re.M)[-9:] for text in (trained, capsys.readouterr().out)]
+    assert rows[0] == rows[1] and len(rows[0]) == 9
+
+    assert again(*data, *keys, "train.max_iter=3") == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert again("--resume", *data, *keys, "train.max_iter=3") == 0
+    weights = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
+    assert int(weights._metadata["rambo_loss.memory"]["memory"]["written"]) == 3
+
+    models = []
+    for name in ("rambo", "focal"):
+        file = CONFIGS / "lazy" / "quickstart" / f"fcos_{name}.py"
+        models.append(instantiate(LazyConfig.load(str(file)).model))
+        loaded = models[-1].load_state_dict(weights)
+        assert not loaded.missing_keys and not loaded.unexpected_keys
+    assert_same_predictions(*models, training_inputs())
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        (["train.max_itr=5"], "unknown config key train.max_itr"),
+        (["modle.num_classes=5"], "unknown config key modle.num_classes"),
+        (["train.max_iter"], "config keys come as KEY=VALUE, got 'train.max_iter'"),
+        (["dataloader.train.dataset.names=nowhere"], "nowhere is not registered"),
+        (["--eval-only"], "no checkpoint in train.output_dir"),
+        (["train.init_checkpoint=none.pth"], "none.pth: no such file"),
+    ],
+)
+def test_a_users_mistake_is_one_line(extra, message, arguments, capsys):
+    data, keys = arguments
+    flags = [a for a in extra if a.startswith("--")]
+    opts = [a for a in extra if not a.startswith("--")]
+    config = "configs/lazy/retinanet_rambo.py"
+    assert main(["--config", config, *flags, *data, *keys, *opts]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+@pytest.mark.skipif(HAS_FCOS, reason="this Detectron2 has FCOS")
+def test_without_fcos_the_error_names_it(capsys):
+    assert main(["--config", FCOS]) == 2
+    assert "RamboFCOS needs a Detectron2 with FCOS" in capsys.readouterr().err
+    with pytest.raises(ImportError, match="FCOS"):
+        _ = rambo_det.RamboFCOS
