@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,15 @@ def catalogs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache of its own, and Detectron2's catalogs are afterwards as they were."""
     data = pytest.importorskip("detectron2.data")
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "cache"))
+    for catalog in (data.DatasetCatalog, data.MetadataCatalog):
+        # Made in another cache, or by a model that asked for the names of the classes.
+        for name in filter(lambda name: name.startswith("rambo_shapes_"), list(catalog)):
+            catalog.remove(name)
     before = [set(catalog.keys()) for catalog in (data.DatasetCatalog, data.MetadataCatalog)]
     yield
     for catalog, names in zip((data.DatasetCatalog, data.MetadataCatalog), before, strict=True):
         for name in set(catalog.keys()) - names:
             catalog.remove(name)
+    # Their handlers write to a stream that the test's capture has closed by now.
+    for logger in ("detectron2", "fvcore", "rambo_det"):
+        logging.getLogger(logger).handlers.clear()

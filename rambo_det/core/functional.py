@@ -15,39 +15,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import InputError
-from .lists import ListResult, Lists, rank_lists
+from .batch import Batch
+from .lists import ListResult
 from .objectives import Objective, average_precision, recall_log, recall_loglog
 from .step import Step, fixed_step, median_lift_step
 
 _RECALL: dict[str, Objective] = {"log": recall_log, "loglog": recall_loglog}
-
-
-class _ListLoss(torch.autograd.Function):
-    """Per-list losses whose gradient was found in the forward, at unit upstream gradient.
-
-    The blackbox rule is not linear in the gradient that arrives; saving the gradient of the plain
-    loss and multiplying makes every weight and AMP scale act linearly.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, result: ListResult) -> Tensor:
-        ctx.save_for_backward(result.index, result.grad, result.lists)
-        ctx.scores = (scores.shape, scores.dtype, scores.device)
-        return result.losses.float()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, None]:
-        index, grad, lists = ctx.saved_tensors
-        shape, dtype, device = ctx.scores
-        out = torch.zeros(shape, dtype=dtype, device=device)
-        out.view(-1)[index] = (grad * grad_losses.double()[lists]).to(dtype)
-        return out, None
 
 
 def make_step(lambda_: float | None, lift: float, log: bool = True) -> Step:
@@ -67,35 +43,13 @@ def check_margin(margin: float) -> None:
         raise InputError(f"margin (α) must be >= 0, got {margin}")
 
 
-def rank_and_lose(
-    scores: Tensor,
-    gt_classes: Tensor,
-    *,
-    per_class: bool,
-    objective: Objective,
-    step: Step,
-    margin: float,
-    stored: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, ListResult]:
+def rank_and_lose(scores: Tensor, gt_classes: Tensor, **how: Any) -> tuple[Tensor, ListResult]:
     """Losses ``(L,)`` connected to ``scores``, and all that is known of them.
 
     L is C if ``per_class``, else 1. A score that is not finite makes every loss NaN: a ranking
-    would hide it.
+    would hide it. The other arguments are those of :meth:`Batch.lose`.
     """
-    if scores.dim() != 2 or gt_classes.shape != scores.shape[:1]:
-        raise InputError(
-            "scores must be (N, C) and gt_classes (N,), "
-            f"got {tuple(scores.shape)} and {tuple(gt_classes.shape)}"
-        )
-    gt_classes = gt_classes.long()
-    rows = ((gt_classes >= 0) & (gt_classes < scores.shape[1])).nonzero(as_tuple=True)[0]
-    lists = Lists(scores.detach().float(), rows, gt_classes[rows], gt_classes < 0, per_class)
-    result = rank_lists(lists, objective, step, margin, stored)
-    losses: Tensor = _ListLoss.apply(scores, result)
-    if scores.numel():
-        low, high = scores.detach().aminmax()
-        losses = torch.where(torch.isfinite(low) & torch.isfinite(high), losses, torch.nan)
-    return losses, result
+    return Batch.of(scores, gt_classes).lose(**how)
 
 
 def class_ap_loss(

@@ -37,3 +37,22 @@ def ceil_float32(x: Tensor) -> Tensor:
     """
     y = x.float()
     return torch.where(y.double() < x, torch.nextafter(y, torch.full_like(y, torch.inf)), y)
+
+
+def order_code64(x: Tensor) -> Tensor:
+    """int64 that order as the float64 ``x`` do, which sort faster than floats; -0.0 is 0.0."""
+    bits = (x + 0.0).view(torch.int64)
+    return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
+
+
+def argsort_in_lists(x: Tensor, lists: Tensor, num_lists: int) -> Tensor:
+    """Stable order ``(P,)`` by list ``(P,)``, then by rising float64 ``x`` ``(P,)``."""
+    order = order_code64(x).argsort(stable=True)
+    if num_lists == 1:
+        return order
+    return order.index_select(0, lists.index_select(0, order).argsort(stable=True))
+
+
+def spread(per_list: Tensor, lists: Tensor) -> Tensor:
+    """``per_list[lists]``: ``(P,)`` from ``(L,)``; from one list ``(1,)``, which broadcasts."""
+    return per_list if per_list.shape[0] == 1 else per_list.index_select(0, lists)

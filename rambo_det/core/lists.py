@@ -18,117 +18,88 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .keys import ceil_float32, decode, make_keys
+from .cells import Cells, Thresholds, Unsettled
+from .gradient import Gradient, Layout
+from .keys import argsort_in_lists, ceil_float32, decode, make_keys, order_code, spread
 from .objectives import Objective
 from .step import Step
-
-
-@dataclass
-class Lists:
-    """Which score belongs to which list, and which of them are positive.
-
-    Attributes:
-        scores: ``(N, C)`` float32, contiguous or strided.
-        rows, cols: ``(P,)`` int64, the positions of the positives.
-        ignored: ``(N,)`` bool, rows that are in no list, or None.
-        per_class: one list a column (AP_C) or all scores in one list (interclass AP).
-    """
-
-    scores: Tensor
-    rows: Tensor
-    cols: Tensor
-    ignored: Tensor | None
-    per_class: bool
-
-    @property
-    def num_lists(self) -> int:
-        return self.scores.shape[1] if self.per_class else 1
-
-    def list_of(self, cols: Tensor) -> Tensor:
-        return cols if self.per_class else torch.zeros_like(cols)
+from .targets import Lists
 
 
 @dataclass
 class ListResult:
-    """What :func:`rank_lists` gives; shapes with L lists, P positives of this call, G gradients.
+    """What :func:`rank_lists` gives; shapes with L lists, P positives of this call.
 
     Attributes:
         losses: ``(L,)`` float64, 0 for a list without a positive.
         present: ``(L,)`` bool, the lists that have a positive (here or in the memory).
-        index: ``(G,)`` int64 positions in the flattened scores that have a gradient.
-        grad: ``(G,)`` float64, gradient of the list's loss there.
-        lists: ``(G,)`` int64, the list of each.
         outranked: ``(P,)`` bool, positives with a negative above them (within the margin).
         zero_grad: ``(P,)`` bool, positives whose gradient is zero.
+        gradient, layout: of each list's loss by its scores; None where nothing is positive.
     """
 
     losses: Tensor
     present: Tensor
-    index: Tensor
-    grad: Tensor
-    lists: Tensor
     outranked: Tensor
     zero_grad: Tensor
+    gradient: Gradient | None
+    layout: Layout
+
+    def dense(self, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(N, C)`` gradient where ``upstream`` ``(L,)`` arrives at the losses."""
+        if self.gradient is None:
+            return torch.zeros(self.layout.shape, dtype=dtype, device=self.losses.device)
+        return self.gradient.dense(upstream, self.layout, dtype)
+
+    @property
+    def index(self) -> Tensor:
+        """``(G,)`` int64 positions in the flattened scores that have a gradient."""
+        return self.dense(torch.ones_like(self.losses), torch.float64).flatten().nonzero()[:, 0]
+
+    @property
+    def grad(self) -> Tensor:
+        """``(G,)`` float64, the gradient of the list's loss there."""
+        return self.dense(torch.ones_like(self.losses), torch.float64).flatten()[self.index]
 
 
-@dataclass
-class _Negatives:
-    """The negatives that reach the lowest threshold of their list; no other can change a rank."""
+class _Positives:
+    """Positives, own and remembered, by list, then by rising score, the last one first in a tie.
 
-    index: Tensor
-    lists: Tensor
-    keys: Tensor
+    Attributes:
+        score, lists: ``(P,)`` float32 and int64.
+        order: ``(P,)`` int64, where each was before.
+        num: ``(L,)`` int64, positives of each list.
+        rank: ``(P,)`` int64, rank among the positives of the list, 1 = highest.
+        first: ``(L,)`` int64, the lowest of each list.
+    """
 
-    def at_or_above(self, thresholds: Tensor, num_lists: int) -> tuple[Tensor, Tensor]:
-        """Counts the negatives of its list at or above each threshold key.
-
-        Returns ``(P,)`` counts for the ``(P,)`` thresholds, and for each negative the number of
-        thresholds at or below it, those of all earlier lists included.
-        """
-        ordered, order = thresholds.sort()
-        below = torch.searchsorted(ordered, self.keys, right=True)
-        passed = torch.bincount(below, minlength=len(thresholds) + 1).cumsum(0)[:-1]
-        per_list = torch.bincount(self.lists, minlength=num_lists)
-        through_list = per_list.cumsum(0)[ordered >> 32]
-        counts = torch.empty_like(passed)
-        counts[order] = through_list - passed
-        return counts, below
-
-
-def _select_negatives(lists: Lists, floor: Tensor) -> _Negatives:
-    """Negatives of ``lists`` at or above their list's ``(L,)`` float32 ``floor``."""
-    mask = lists.scores >= (floor if lists.per_class else floor[0])
-    mask[lists.rows, lists.cols] = False
-    if lists.ignored is not None:
-        mask[lists.ignored] = False
-    rows, cols = mask.nonzero(as_tuple=True)
-    of = lists.list_of(cols)
-    return _Negatives(
-        rows * lists.scores.shape[1] + cols, of, make_keys(of, lists.scores[rows, cols])
-    )
+    def __init__(self, score: Tensor, lists: Tensor, num: Tensor) -> None:
+        key = make_keys(lists, score) if num.shape[0] > 1 else order_code(score)
+        self.order = key.argsort(stable=True, descending=True).flip(0)
+        self.score = score.index_select(0, self.order)
+        self.lists = lists.index_select(0, self.order)
+        self.num = num
+        ends = num.cumsum(0)
+        self.first = ends - num
+        places = torch.arange(score.shape[0], device=score.device)
+        self.rank = spread(ends, self.lists) - places
 
 
-def _sort_within_lists(values: Tensor, lists: Tensor) -> Tensor:
-    """Order by list, then by falling value; equal values keep their order."""
-    order = values.argsort(descending=True, stable=True)
-    return order[lists[order].argsort(stable=True)]
+def _stored_above(stored: Tensor, names: Tensor, at: Tensor, lists: Tensor) -> Tensor:
+    """Stored negatives of its list at or above each threshold; ``stored``: sorted rows of keys."""
+
+    def position(keys: Tensor) -> Tensor:
+        return torch.searchsorted(stored, keys.expand(len(stored), -1).contiguous()).sum(0)
+
+    return position((names + 1) << 32)[lists] - position(make_keys(names[lists], at))
 
 
-def _rank_within_lists(values: Tensor, lists: Tensor, num_pos: Tensor) -> Tensor:
-    """Rank of each positive among the positives of its list, 1 = highest; int64."""
-    order = _sort_within_lists(values, lists)
-    first = (num_pos.cumsum(0) - num_pos)[lists]
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(order), device=order.device)
-    return ranks - first + 1
-
-
-def _count_stored(stored: Tensor, thresholds: Tensor) -> Tensor:
-    """Stored negatives of its list at or above each threshold key; ``stored``: sorted rows."""
-    at = torch.searchsorted(stored, thresholds.expand(len(stored), -1).contiguous())
-    ends = ((thresholds >> 32) + 1) << 32
-    end = torch.searchsorted(stored, ends.expand(len(stored), -1).contiguous())
-    return (end - at).sum(0)
+def _floor(positives: _Positives, at: Tensor) -> Tensor:
+    """``(L,)`` float64, the lowest threshold of each list; the largest float32 if it has none."""
+    lowest = at.index_select(0, positives.first.clamp(max=at.shape[0] - 1)).double()
+    if lowest.shape[0] == 1:
+        return lowest
+    return lowest.masked_fill_(positives.num == 0, torch.finfo(torch.float32).max)
 
 
 @torch.no_grad()
@@ -149,51 +120,88 @@ def rank_lists(
         stored: keys of remembered positives ``(M,)`` and of remembered negatives ``(S, K)``, each
             row sorted; they join the lists without a gradient of their own.
     """
-    num_lists, num_own = lists.num_lists, len(lists.rows)
-    score = lists.scores[lists.rows, lists.cols]
-    of = lists.list_of(lists.cols)
+    num_lists = lists.num_lists
+    score, of = lists.positives()
+    num_own = score.shape[0]
     if stored is not None:
         score = torch.cat([score, decode(stored[0])])
         of = torch.cat([of, stored[0] >> 32])
-    threshold = score.double() - margin
-    num_pos = torch.bincount(of, minlength=num_lists)
-    floor = torch.full((num_lists,), torch.inf, dtype=torch.float64, device=score.device)
-    floor = ceil_float32(floor.scatter_reduce(0, of, threshold, "amin"))
-    negatives = _select_negatives(lists, floor)
-
-    def count(at: Tensor) -> tuple[Tensor, Tensor]:
-        keys = make_keys(of, ceil_float32(at))
-        counts, below = negatives.at_or_above(keys, num_lists)
-        return (counts if stored is None else counts + _count_stored(stored[1], keys)), below
-
-    above, below = count(threshold)
-    rank_pos = _rank_within_lists(score, of, num_pos)
-    rank = rank_pos + above
-    value, slope = objective(rank.double(), rank_pos.double(), num_pos[of].double())
+    layout = Layout(lists.scores.shape, lists.transposed, None)
     losses = torch.zeros(num_lists, dtype=torch.float64, device=score.device)
-    losses.index_add_(0, of, value)
-    lambda_, divisor = step(slope, of, num_pos, losses)
-    moved = threshold + lambda_[of] * slope
-    moved_above, moved_below = count(moved)
-    # Ties among moved positives go to the one that led before the move.
-    before = _sort_within_lists(score, of)
-    moved_pos = torch.empty_like(rank_pos)
-    moved_pos[before] = _rank_within_lists(moved[before], of[before], num_pos)
-    grad_pos = (moved_pos + moved_above - rank).double() / divisor[of]
-
-    passed = below - moved_below
-    changed = passed.nonzero(as_tuple=True)[0]
-    neg_lists = negatives.lists[changed]
-    grad_neg = passed[changed].double() / divisor[neg_lists]
-    own = slice(0, num_own)
-    return ListResult(
-        losses=losses,
-        present=num_pos > 0,
-        index=torch.cat(
-            [lists.rows * lists.scores.shape[1] + lists.cols, negatives.index[changed]]
-        ),
-        grad=torch.cat([grad_pos[own], grad_neg]),
-        lists=torch.cat([of[own], neg_lists]),
-        outranked=above[own] > 0,
-        zero_grad=grad_pos[own] == 0,
+    num = torch.bincount(of, minlength=num_lists)
+    if score.shape[0] == 0:
+        none = torch.zeros(0, dtype=torch.bool, device=score.device)
+        return ListResult(losses, num > 0, none, none, None, layout)
+    columns = num.nonzero().view(-1) if num_lists > 1 else torch.zeros_like(num)
+    if 2 * columns.shape[0] <= num_lists:
+        layout = layout._replace(columns=columns)
+        lists, of = lists.only(columns), torch.searchsorted(columns, of)
+    else:
+        columns = torch.arange(num_lists, device=score.device)
+    positives = _Positives(score, of, num.index_select(0, columns))
+    values, gradient, above, change = _rank(
+        lists, positives, objective, step, margin, stored and (stored[1], columns)
     )
+    own = torch.empty_like(above)
+    return ListResult(
+        losses=losses.index_copy_(0, columns, values),
+        present=num > 0,
+        outranked=own.index_copy(0, positives.order, above)[:num_own] > 0,
+        zero_grad=own.index_copy(0, positives.order, change)[:num_own] == 0,
+        gradient=gradient,
+        layout=layout,
+    )
+
+
+def _rank(
+    lists: Lists,
+    positives: _Positives,
+    objective: Objective,
+    step: Step,
+    margin: float,
+    stored: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Gradient, Tensor, Tensor]:
+    """Losses ``(L,)``, the gradient, negatives above and changes of rank ``(P,)`` of positives."""
+    of, num, rank_pos = positives.lists, positives.num, positives.rank
+    threshold = positives.score.double() - margin
+    at = ceil_float32(threshold)
+    cells = Cells(lists, _floor(positives, at), at.shape[0])
+    before = Thresholds(cells, at, of)
+    near = cells.unsettled(before.cell)
+    below = before.at_or_below(near)
+    above = cells.at_or_above(before, below)
+    if stored is not None:
+        above += _stored_above(*stored, before.at, of)
+
+    rank = rank_pos + above
+    summand, slope = objective(rank.double(), rank_pos.double(), spread(num, of).double())
+    losses = torch.zeros(num.shape[0], dtype=torch.float64, device=of.device)
+    losses.index_add_(0, of, summand)
+    lambda_, divisor = step(slope, of, num, losses)
+    moved = threshold + spread(lambda_, of) * slope
+    # Ties among moved positives go to the one that led before the move.
+    order = argsort_in_lists(moved, of, num.shape[0])
+    after = Thresholds(cells, ceil_float32(moved.index_select(0, order)), of)
+    newly = cells.unsettled(after.cell, except_in=before.cell)
+    near = Unsettled(*map(torch.cat, zip(near, newly, strict=True)))
+    passed = after.at_or_below(near)
+    moved_above = cells.at_or_above(after, passed)
+    if stored is not None:
+        moved_above += _stored_above(*stored, after.at, of)
+    change_pos = torch.empty_like(rank).index_copy_(0, order, rank_pos + moved_above) - rank
+
+    # In a cell without a threshold all scores have the same thresholds below them.
+    below = torch.cat([below, before.through.index_select(0, newly.cell)])
+    where, lists_own, change_own = positives.order, of, change_pos
+    if stored is not None:
+        own = where < lists.targets.rows.shape[0]
+        where, lists_own, change_own = where[own], of[own], change_pos[own]
+    gradient = Gradient(
+        code=cells.code,
+        table=before.through - after.through,
+        position=torch.cat([near.position, cells.own.index_select(0, where)]),
+        change=torch.cat([below - passed, change_own.int()]),
+        lists=torch.cat([cells.list_of(near.cell), lists_own]),
+        divisor=divisor,
+    )
+    return losses, gradient, above, change_pos

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .functional import check_margin, make_step, rank_and_lose
+from .batch import Batch
+from .functional import check_margin, make_step
 from .memory import ScoreMemory
 from .objectives import average_precision
 
@@ -87,16 +88,21 @@ class RamboLoss(nn.Module):
         """
         if scores.dim() != 2 or scores.shape[1] != self.num_classes:
             raise InputError(f"scores must be (N, {self.num_classes}), got {tuple(scores.shape)}")
-        losses, result = rank_and_lose(
-            scores, gt_classes, per_class=True, objective=average_precision,
-            step=self._step, margin=self.margin, stored=self.memory.stored(),
+        batch = Batch.of(scores, gt_classes)
+        stored = self.memory.stored()
+        losses, result = batch.lose(
+            per_class=True, objective=average_precision, step=self._step, margin=self.margin,
+            stored=stored,
         )  # fmt: skip
         loss = losses.sum() / result.present.sum().clamp(min=1)
         if self.beta > 0:
-            interclass, _ = rank_and_lose(
-                scores, gt_classes, per_class=False, objective=average_precision,
-                step=self._step, margin=self.margin,
-            )  # fmt: skip
+            if self.num_classes > 1 or stored is not None:
+                interclass, _ = batch.lose(
+                    per_class=False, objective=average_precision, step=self._step,
+                    margin=self.margin,
+                )  # fmt: skip
+            else:
+                interclass = losses  # the same list
             loss = (1 - self.beta) * loss + self.beta * interclass[0]
         self.stats = LossStats(
             class_ap=1 - losses.detach(),
@@ -105,5 +111,5 @@ class RamboLoss(nn.Module):
             starved=(result.zero_grad & result.outranked).double().mean(),
         )
         if self.training and torch.is_grad_enabled():
-            self.memory.write(scores.detach().float(), gt_classes)
+            self.memory.write(batch.ranked, gt_classes, batch.targets)
         return loss

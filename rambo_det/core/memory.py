@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from .keys import make_keys
+from .targets import Targets, positions_of
 
 _EMPTY = -1
+#: Scores looked at to guess how high the highest are.
+_SAMPLE = 1 << 14
 
 
 class ScoreMemory(nn.Module):
@@ -71,31 +74,61 @@ class ScoreMemory(nn.Module):
         return self.positives[self.positives != _EMPTY], self.negatives
 
     @torch.no_grad()
-    def write(self, scores: Tensor, gt_classes: Tensor) -> None:
+    def write(self, scores: Tensor, gt_classes: Tensor, targets: Targets | None = None) -> None:
         """Puts a batch in the place of the oldest one.
 
         Args:
-            scores: ``(N, C)`` float32.
-            gt_classes: ``(N,)`` int64; ``C`` is background, below 0 is ignored.
+            scores: ``(N, C)``, float32 or half precision.
+            gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
+            targets: what :meth:`.targets.Targets.find` gives of them, if at hand.
         """
         if self.length == 0:
             return
         slot = self.written % self.length
-        num_classes = scores.shape[1]
-        rows = ((gt_classes >= 0) & (gt_classes < num_classes)).nonzero(as_tuple=True)[0]
-        cols = gt_classes[rows]
-        self._put(self.positives, slot, make_keys(cols, scores[rows, cols]))
-        mask = (gt_classes >= 0)[:, None].repeat(1, num_classes)
-        mask[rows, cols] = False
-        rows, cols = mask.nonzero(as_tuple=True)
-        self._put(self.negatives, slot, make_keys(cols, scores[rows, cols]))
+        targets = targets or Targets.find(gt_classes, scores.shape[1])
+        cols = targets.cols
+        self._put(self.positives, slot, make_keys(cols, scores[targets.rows, cols].float()))
+        rows, cols = _highest_negatives(scores, gt_classes, self.negatives.shape[1])
+        self._put(self.negatives, slot, make_keys(cols, scores[rows, cols].float()))
         self.written += 1
 
     @staticmethod
     def _put(ring: Tensor, slot: Tensor, keys: Tensor) -> None:
         size = ring.shape[1]
-        if len(keys) > size:
-            keys = keys[(keys & 0xFFFFFFFF).topk(size).indices]
+        if keys.shape[0] > size:
+            keys = keys[(keys & 0xFFFFFFFF).topk(size, sorted=False).indices]
         row = torch.full((size,), _EMPTY, dtype=torch.int64, device=ring.device)
-        row[size - len(keys) :] = keys.sort().values
+        row[size - keys.shape[0] :] = keys.sort().values
         ring[slot] = row
+
+
+def _highest_negatives(scores: Tensor, gt_classes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of negatives, among them the ``size`` highest; of all where they fit."""
+    num_scores = scores.numel()
+    if num_scores > 4 * size:
+        # A sample guesses a score that somewhat more than `size` reach. If fewer negatives do, all
+        # are taken: the guess costs time, never exactness.
+        rows = torch.linspace(0, scores.shape[0] - 1, max(_SAMPLE // scores.shape[1], 1))
+        sample = scores.index_select(0, rows.long().to(scores.device)).float().view(-1)
+        keep = int(sample.shape[0] * (1 - 1.1 * size / num_scores)) - _SAMPLE // 200
+        if keep >= 1:
+            rows, cols = _negatives_from(scores, gt_classes, sample.kthvalue(keep).values)
+            if rows.shape[0] >= size:
+                return rows, cols
+    return _negatives_from(scores, gt_classes, None)
+
+
+def _negatives_from(
+    scores: Tensor, gt_classes: Tensor, lowest: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the negatives at or above ``lowest``, or of all."""
+    mask = torch.ones_like(scores, dtype=torch.bool) if lowest is None else scores >= lowest
+    if mask.is_contiguous():
+        position = positions_of(mask.view(-1))
+        rows = torch.div(position, scores.shape[1], rounding_mode="floor")
+        cols = position - rows * scores.shape[1]
+    else:
+        rows, cols = mask.nonzero(as_tuple=True)
+    labels = gt_classes[rows]
+    negative = (labels >= 0) & (labels != cols)
+    return rows[negative], cols[negative]

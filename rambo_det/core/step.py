@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: (slopes (P,), list of each (P,), positives of each list (L,), its loss (L,)) to two (L,):
-#: the λ that the scores are perturbed by, and the λ that the change of ranks is divided by.
+from .keys import argsort_in_lists
+
+#: From slopes ``(P,)``, the list of each ``(P,)``, positives and loss of each list ``(L,)``: the λ
+#: that scores are perturbed by and the λ that the change of ranks is divided by, ``(L,)`` both.
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -35,19 +37,21 @@ def median_lift_step(lift: float, log: bool = True) -> Step:
     AP, so λ is multiplied by it. The step, λ·g, stays the same, but the gradient does not fade
     where AP is close to 0: while positives lie at random among N scores, that of ``1 - AP`` is
     proportional to AP itself.
+
+    A list without a positive gets some λ, which nothing uses. There must be one positive at least.
     """
 
     def step(
         slope: Tensor, lists: Tensor, num_pos: Tensor, losses: Tensor
     ) -> tuple[Tensor, Tensor]:
-        lambda_ = torch.ones_like(losses)
-        if len(slope):
-            order = slope.argsort(stable=True)
-            order = order[lists[order].argsort(stable=True)]
+        if losses.shape[0] == 1:
+            median = slope.median().view(1)
+        else:
+            order = argsort_in_lists(slope, lists, losses.shape[0])
             middle = num_pos.cumsum(0) - num_pos + (num_pos - 1).clamp(min=0) // 2
-            median = slope[order[middle.clamp(max=len(order) - 1)]]
-            # A scalar over a tensor would be reciprocal times scalar: two roundings.
-            lambda_ = torch.where(num_pos > 0, torch.full_like(median, lift) / median, lambda_)
+            median = slope[order[middle.clamp(max=slope.shape[0] - 1)]]
+        # A scalar over a tensor would be reciprocal times scalar: two roundings.
+        lambda_ = torch.full_like(median, lift) / median
         return lambda_, lambda_ * (1 - losses) if log else lambda_
 
     return step

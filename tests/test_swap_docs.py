@@ -1,0 +1,75 @@
+"""docs/swap-the-loss.md: every line of its tables is executed as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+from detectron2.config import LazyConfig
+from detectron2.model_zoo import get_config
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+import rambo_det
+
+from .architectures import ARCHITECTURES, memories
+from .models import CONFIGS, training_inputs
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+TEXT = (DOCS / "swap-the-loss.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (.+?) \| `(.+?)` \| \[.+?\]\((.+?)\) \| (.+?) \|$", TEXT, re.M)
+PREAMBLE = re.findall(r"```python\n(.*?)```", TEXT, re.S)[0]
+# The stock model that a row's project has.
+STOCK = {
+    "Faster R-CNN, FPN or C5": "faster_rcnn",
+    "Mask R-CNN": "faster_rcnn",
+    "Keypoint R-CNN": "faster_rcnn",
+    "Faster R-CNN, C4": "c4",
+    "Cascade R-CNN": "cascade",
+    "RetinaNet": "retinanet",
+    "RPN of any of the R-CNNs": "rpn",
+}
+LAZY = {"Faster R-CNN": "mask_rcnn_fpn", "RetinaNet": "retinanet", "FCOS": "fcos"}
+
+
+def test_there_is_a_row_for_each_architecture():
+    yaml = [row[0] for row in ROWS if row[1].startswith("cfg.")]
+    lazy = [row[0] for row in ROWS if row[1].startswith("model.")]
+    assert set(yaml) == set(STOCK) and set(lazy) == set(LAZY) and len(ROWS) == len(yaml + lazy)
+    assert all((DOCS / row[2]).is_file() for row in ROWS)
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r[1].startswith("cfg.")], ids=lambda r: r[0])
+def test_yaml_row(row):
+    name, change, config, _ = row
+    scope = {}
+    exec(PREAMBLE, scope)
+    cfg = scope["cfg"]
+    cfg.merge_from_file(str(CONFIGS / ARCHITECTURES[STOCK[name]].stock))
+    cfg.MODEL.DEVICE = "cpu"
+    exec(change, scope)
+    model = build_model(cfg)
+    assert len(list(memories(model))) == (3 if "Cascade" in name else 1)
+    with EventStorage() as storage:
+        model(training_inputs(1))
+        assert any(key.startswith("rambo/") for key in storage.latest())
+    # The config beside it says the same.
+    key, value = re.fullmatch(r'cfg\.(\S+) = "(\S+)"', change).groups()
+    text = (DOCS / config).read_text() + (CONFIGS / "faster_rcnn_rambo.yaml").read_text()
+    assert f'{key.rpartition(".")[2]}: "{value}"' in text or "RPN: True" in text
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r[1].startswith("model.")], ids=lambda r: r[0])
+def test_lazy_row(row):
+    name, change, config, tested = row
+    if name == "FCOS" and "RamboFCOS" not in rambo_det.__all__:
+        assert "v0.5 has no FCOS" in tested
+        pytest.skip("this Detectron2 has no FCOS")
+    model = get_config(f"common/models/{LAZY[name]}.py").model
+    exec(change, {"model": model, "rambo_det": rambo_det})
+    shipped = LazyConfig.load(str(DOCS / config)).model
+    if name == "Faster R-CNN":
+        model, shipped = model.roi_heads.box_predictor, shipped.roi_heads.box_predictor
+    assert model._target_ == shipped._target_

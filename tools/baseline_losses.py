@@ -1,0 +1,59 @@
+"""Ranking losses written plainly from their papers, to measure rambo_det's against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MARGIN, LIFT = 1.0, 3.0  # rambo_det's defaults
+
+
+class GivenGradient(torch.autograd.Function):
+    """A loss of 0 with a gradient found elsewhere."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return scores.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0] * upstream, None
+
+
+def argsort_rambo(scores: Tensor, positive: Tensor) -> Tensor:
+    """RaMBO's L_APC from the paper (Eq. 3, 6): every list ranked twice by a double argsort."""
+    lists = scores.detach().double().t() - MARGIN * positive.t()
+    positive = positive.t().bool()
+    num = positive.sum(1, keepdim=True)
+
+    def rank(y: Tensor) -> Tensor:
+        return y.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
+
+    ranks = rank(lists)
+    order = ranks.argsort(dim=1)
+    rank_pos = positive.gather(1, order).cumsum(1).gather(1, ranks - 1).double()
+    slope = torch.where(positive, rank_pos / (num * ranks.double() ** 2), 0.0)
+    ap = torch.where(positive, rank_pos / ranks, 0.0).sum(1, keepdim=True) / num
+    median = torch.where(positive, slope, torch.nan).nanmedian(dim=1, keepdim=True).values
+    lambda_ = LIFT / median
+    grad = (rank(lists + lambda_ * slope) - ranks) / (lambda_ * ap)
+    grad = torch.where(num > 0, grad, 0.0) / (num > 0).sum()
+    return GivenGradient.apply(scores, grad.t().to(scores.dtype))
+
+
+def error_driven_ap(scores: Tensor, positive: Tensor) -> Tensor:
+    """AP-loss of Chen et al., CVPR 2019 (error-driven update, Sec. 3.2): O(P N)."""
+    flat = scores.detach().flatten()
+    mask = positive.flatten().bool()
+    background, own = flat[~mask], flat[mask]
+    grad_neg, grad_pos = torch.zeros_like(background), torch.empty_like(own)
+    for i, score in enumerate(own):
+        higher = ((background - score) / 2 + 0.5).clamp(0, 1)
+        others = ((own - score) / 2 + 0.5).clamp(0, 1).sum() + 0.5
+        share = higher / (higher.sum() + others)
+        grad_neg += share
+        grad_pos[i] = -share.sum()
+    grad = torch.empty_like(flat)
+    grad[~mask], grad[mask] = grad_neg, grad_pos
+    return GivenGradient.apply(scores, (grad / max(len(own), 1)).view_as(scores))

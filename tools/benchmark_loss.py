@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Times RaMBO's losses beside focal loss and others, forward and backward, on the same scores.
+
+    python tools/benchmark_loss.py --output output/benchmark_loss [--quick] [--device cuda]
+
+One process, the methods in alternation, so that a busy machine slows all of them alike. Writes
+``benchmark.json`` and ``benchmark.png`` to the output folder and prints a table. Times are
+medians, the spread is the range from the first to the third quartile; peak memory is what the
+allocator hands out above what was there before (torch.profiler), gradients kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from baseline_losses import argsort_rambo, error_driven_ap
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from rambo_det.core import RamboLoss, class_ap_loss
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+Method = Callable[[Tensor], Tensor]
+
+
+def make_case(n: int, c: int, rate: float, regime: str, device: str) -> tuple[Tensor, Tensor]:
+    """Scores ``(n // c, c)`` and classes; a row has one class, so at most half of the rows are
+    positive whatever the rate."""
+    g = torch.Generator().manual_seed(0)
+    rows = max(n // c, 1)
+    num = min(max(round(n * rate), 1), max(rows // 2, 1))
+    gt = torch.full((rows,), c)
+    gt[torch.randperm(rows, generator=g)[:num]] = torch.randint(c, (num,), generator=g)
+    scores = torch.randn(rows, c, generator=g)
+    if regime == "init":
+        scores -= 4.6
+    else:
+        scores.mul_(1.5).sub_(7)
+        found = (gt < c).nonzero()[:, 0]
+        scores[found, gt[found]] += 6
+    return scores.to(device), gt.to(device)
+
+
+def methods_for(gt: Tensor, scores: Tensor, limit: float) -> dict[str, Method]:
+    """Everything that is affordable here; ``limit``: the most P * N of the O(P N) loss."""
+    c = scores.shape[1]
+    one_hot = F.one_hot(gt, c + 1)[:, :c].to(scores.dtype)
+    full, memory = RamboLoss(c), RamboLoss(c, memory_length=8)
+    full.to(scores.device), memory.to(scores.device)
+    found = {
+        "focal": lambda s: sigmoid_focal_loss(s, one_hot, reduction="sum"),
+        "L_APC": lambda s: class_ap_loss(s, gt),
+        "RamboLoss": lambda s: full(s, gt),
+        "RamboLoss τ=8": lambda s: memory(s, gt),
+        # The background's logit is 0.
+        "cross entropy": lambda s: F.cross_entropy(F.pad(s, (0, 1)), gt),
+    }
+    if scores.numel() <= 1_000_000:
+        found["double argsort"] = lambda s: argsort_rambo(s, one_hot)
+    if int((gt < c).sum()) * scores.numel() <= limit:
+        found["error-driven AP"] = lambda s: error_driven_ap(s, one_hot)
+    return found
+
+
+def run_once(method: Method, leaf: Tensor) -> None:
+    leaf.grad = None
+    method(leaf).backward()
+    if leaf.is_cuda:
+        torch.cuda.synchronize()
+
+
+def peak_memory(method: Method, leaf: Tensor) -> int:
+    """Bytes above those before the call, the gradient of the scores included."""
+    leaf.grad = None
+    if leaf.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run_once(method, leaf)
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True) as profile:
+        run_once(method, leaf)
+    events = profile.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    return max(itertools.accumulate(nbytes for _, nbytes in sorted(changes)), default=0)
+
+
+def measure(case: dict, device: str, seconds: float, limit: float) -> dict:
+    """One line of the table for each method, with ``case`` in it."""
+    scores, gt = make_case(**case, device=device)
+    leaf = scores.requires_grad_()
+    methods = methods_for(gt, scores, limit)
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(2):
+        for method in methods.values():
+            run_once(method, leaf)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times["focal"]) < 3:
+        for name, method in methods.items():
+            start = time.perf_counter()
+            run_once(method, leaf)
+            times[name].append(time.perf_counter() - start)
+    focal = statistics.median(times["focal"])
+    result = {**case, "P": int((gt < case["c"]).sum()), "methods": {}}
+    for name, method in methods.items():
+        low, median, high = statistics.quantiles(times[name], n=4)
+        result["methods"][name] = {
+            "ms": 1e3 * median, "spread_ms": 1e3 * (high - low), "to_focal": median / focal,
+            "peak_mib": peak_memory(method, leaf) / 2**20,
+        }  # fmt: skip
+    if "double argsort" in methods:
+        grads = []
+        for name in ("L_APC", "double argsort"):
+            run_once(methods[name], leaf)
+            grads.append(leaf.grad)
+        result["largest_difference"] = (grads[0] - grads[1]).abs().max().item()
+    return result
+
+
+def print_result(result: dict) -> None:
+    difference = result.get("largest_difference")
+    tail = "" if difference is None else f"  largest gradient difference {difference:.1e}"
+    print(f"\nN {result['n']:.0e}  C {result['c']}  P {result['P']}  {result['regime']}{tail}")
+    for name, m in result["methods"].items():
+        print(
+            f"  {name:16s} {m['ms']:10.2f} ms ± {m['spread_ms']:8.2f}  {m['to_focal']:7.2f}x focal"
+            f"  {m['peak_mib']:8.1f} MiB",
+            flush=True,
+        )
+
+
+def plot(results: list[dict], path: Path) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for axis, regime in zip(axes, ("init", "mid"), strict=True):
+        points: dict[str, dict[int, list[float]]] = {}
+        for result in (r for r in results if r["regime"] == regime):
+            for name, m in result["methods"].items():
+                points.setdefault(name, {}).setdefault(result["n"], []).append(m["ms"])
+        for name, at in points.items():
+            ms = [statistics.median(all_ms) for all_ms in at.values()]
+            axis.loglog(list(at), ms, "o-", label=name)
+        axis.set(title=regime, xlabel="number of scores")
+    axes[0].set_ylabel("forward + backward [ms]")
+    axes[0].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("output/benchmark_loss"))
+    parser.add_argument("--quick", action="store_true", help="about a minute, up to N = 1e6")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--sizes", type=float, nargs="+", help="N, e.g. 1e5 1e6")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    sizes = args.sizes or ([1e4, 1e5, 1e6] if args.quick else [1e4, 1e5, 1e6, 1e7])
+    if args.device != "cpu" and not args.sizes and not args.quick:
+        sizes.append(1e8)
+    results = []
+    for n in sizes:
+        for c in (80,) if args.quick else (1, 80, 1203):
+            for rate in (5e-5, 5e-3):
+                for regime in ("init", "mid"):
+                    case = {"n": int(n), "c": c, "rate": rate, "regime": regime}
+                    limits = (1.0, 1e7) if args.quick else (5.0, 1e9)
+                    results.append(measure(case, args.device, *limits))
+                    print_result(results[-1])
+    args.output.mkdir(parents=True, exist_ok=True)
+    about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": args.device}
+    (args.output / "benchmark.json").write_text(
+        json.dumps({"about": about, "results": results}, indent=1)
+    )
+    plot(results, args.output / "benchmark.png")
+
+
+if __name__ == "__main__":
+    main()
