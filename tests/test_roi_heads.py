@@ -202,15 +202,6 @@ def test_config_without_the_node_names_the_remedy():
         build_model(cfg)
 
 
-def test_federated_loss_is_refused():
-    cfg = small_cfg()
-    if "USE_FED_LOSS" not in cfg.MODEL.ROI_BOX_HEAD:
-        pytest.skip("this Detectron2 has no federated loss")
-    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True
-    with pytest.raises(InputError, match="USE_FED_LOSS"):
-        build_model(cfg)
-
-
 def test_only_the_node_is_added():
     stock, ours = get_cfg(), get_cfg()
     rambo_det.add_rambo_config(ours)
