@@ -35,7 +35,7 @@ else
 endif
 
 train: setup
-	$(RUN) tools/train_net.py --config configs/quickstart/faster_rcnn_rambo.yaml $(ARGS)
+	$(RUN) tools/train_net.py --fresh --config configs/quickstart/faster_rcnn_rambo.yaml $(ARGS)
 
 test: lint
 	$(RUN) -m pytest -q -ra $(ARGS)

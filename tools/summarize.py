@@ -30,7 +30,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     with open(folder / "metrics.json") as f:
         for line in f:
-            found = {k: v for k, v in json.loads(line).items() if k.startswith(("bbox/", "voc/"))}
+            scalars = json.loads(line).items()
+            # A metric that does not apply is NaN, which json has no word for.
+            found = {k: v for k, v in scalars if k.startswith(("bbox/", "voc/")) and v == v}
             metrics = found or metrics
     if not metrics:
         raise ValueError(f"{folder}: no evaluation in metrics.json")
