@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambo_det.core import RamboLoss
-from rambo_det.core.functional import make_step, rank_and_lose, recall_loss
+from rambo_det.core.batch import Batch
+from rambo_det.core.functional import make_step, recall_loss
+from rambo_det.core.lists import Ranking
 from rambo_det.core.objectives import average_precision
 
 from . import oracle
@@ -51,34 +53,33 @@ def assert_same_gradient(got, want, step):
 
 
 def run(scores, gt, per_class, margin, step):
+    """What rank() gives, and the gradient of the sum of the lists asked for in float64, float32."""
     leaf = scores.clone().requires_grad_()
-    losses, result = rank_and_lose(
-        leaf,
-        gt,
-        per_class=per_class,
-        objective=average_precision,
-        step=make_step(step.get("lambda_"), step.get("lift", 3.0)),
-        margin=margin,
-    )
-    dense = np.zeros(scores.numel())
-    np.add.at(dense, result.index.numpy(), result.grad.numpy())
-    losses.sum().backward()
-    return losses.detach(), result, dense.reshape(scores.shape), leaf.grad
+    rule = make_step(step.get("lambda_"), step.get("lift", 3.0))
+    batch = Batch.of(leaf, gt)
+    result = batch.rank(Ranking(per_class, not per_class, average_precision, rule, margin))
+    ones = torch.ones(scores.shape[1] + 1, dtype=torch.float64)
+    loss = batch.lose(result, ones)
+    loss.backward()
+    dense = torch.zeros(scores.shape, dtype=torch.float64)
+    if result.gradient is not None:
+        dense = result.gradient.dense(ones, scores.shape, torch.float64)
+    return loss.detach(), result, dense.numpy(), leaf.grad
 
 
 @settings(max_examples=400, deadline=None)
 @given(batches(), margins, steps)
 def test_class_lists_equal_the_oracle(batch, margin, step):
     scores, gt = batch
-    losses, result, dense, grad = run(scores, gt, True, margin, step)
+    loss, result, dense, grad = run(scores, gt, True, margin, step)
     want, present, want_grad = oracle.class_lists(
         scores.double().numpy(), gt.numpy(), margin=margin, **step
     )
-    np.testing.assert_array_equal(result.present.numpy(), present)
+    np.testing.assert_array_equal(result.present.numpy(), [*present, False])
     assert_same_gradient(dense, want_grad, step)
-    np.testing.assert_allclose(result.losses.numpy(), want, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(result.losses.numpy(), [*want, 0], rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(grad.numpy(), want_grad, rtol=1e-6, atol=1e-37)
-    np.testing.assert_allclose(losses.numpy(), want, rtol=1e-6, atol=1e-7)
+    assert loss.item() == pytest.approx(want.sum(), rel=1e-6, abs=1e-7)
 
 
 @settings(max_examples=200, deadline=None)
@@ -88,7 +89,29 @@ def test_interclass_list_equals_the_oracle(batch, margin, step):
     _, result, dense, _ = run(scores, gt, False, margin, step)
     want, want_grad = oracle.flat_list(scores.double().numpy(), gt.numpy(), margin=margin, **step)
     assert_same_gradient(dense, want_grad, step)
-    np.testing.assert_allclose(result.losses.numpy(), [want], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(result.losses.numpy()[-1], want, rtol=1e-12, atol=1e-15)
+    assert not result.losses[:-1].any()
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches(40), margins, steps, st.sampled_from([0.0, 0.3, 1.0]))
+def test_the_loss_of_both_terms_equals_the_oracle(batch, margin, step, beta):
+    """(1-β)·L_APC + β·L_AP, ranked in one go, transposed scores too."""
+    scores, gt = batch
+    losses, present, grads = oracle.class_lists(
+        scores.double().numpy(), gt.numpy(), margin=margin, **step
+    )
+    flat, flat_grad = oracle.flat_list(scores.double().numpy(), gt.numpy(), margin=margin, **step)
+    share = (1 - beta) / max(present.sum(), 1)
+    for laid in (scores.clone(), scores.t().contiguous().t()):
+        leaf = laid.requires_grad_()
+        loss = RamboLoss(scores.shape[1], margin=margin, beta=beta, **step)(leaf, gt)
+        loss.backward()
+        assert loss.item() == pytest.approx(losses.sum() * share + flat * beta, rel=1e-6, abs=1e-7)
+        want = grads * share + flat_grad * beta
+        np.testing.assert_allclose(
+            leaf.grad.numpy(), want, rtol=1e-5, atol=1e-6 * abs(want).max(initial=0)
+        )
 
 
 @pytest.mark.parametrize("regime", ["init", "mid"])

@@ -8,6 +8,10 @@ import torch
 
 from rambo_det import RamboLoss
 from rambo_det.core import ap_loss, blackbox_rank, class_ap_loss, interclass_ap_loss, recall_loss
+from rambo_det.core.batch import Batch
+from rambo_det.core.functional import make_step
+from rambo_det.core.lists import Ranking
+from rambo_det.core.objectives import average_precision
 from rambo_det.errors import InputError
 
 
@@ -118,14 +122,9 @@ def test_ranks_are_exact_beyond_float32():
     scores[-1] = -1.0
     targets = torch.zeros(n + 1, dtype=torch.bool)
     targets[-1] = True
-    from rambo_det.core.functional import make_step, rank_and_lose
-    from rambo_det.core.objectives import average_precision
-
-    _, result = rank_and_lose(
-        scores[:, None], (~targets).long(), per_class=True, objective=average_precision,
-        step=make_step(None, 3.0), margin=0.0,
-    )  # fmt: skip
-    assert result.losses.item() == 1 - 1 / (n + 1)
+    how = Ranking(True, False, average_precision, make_step(None, 3.0), 0.0)
+    result = Batch.of(scores[:, None], (~targets).long()).rank(how)
+    assert result.losses.tolist() == [1 - 1 / (n + 1), 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

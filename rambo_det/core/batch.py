@@ -1,4 +1,4 @@
-"""A batch's scores, from which all losses on them are made."""
+"""A batch's scores, from which its loss is made."""
 
 from __future__ import annotations
 
@@ -11,84 +11,103 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import InputError
-from .gradient import Gradient
-from .lists import ListResult, rank_lists
-from .objectives import Objective
-from .step import Step
-from .targets import Lists, Targets
+from .keys import make_keys
+from .lists import ListResult, Ranking, rank_lists
+from .processes import Gathered, Processes
+from .targets import Targets
 
 
-class _ListLoss(torch.autograd.Function):
-    """Per-list losses whose gradient was found in the forward, at unit upstream gradient.
+class _WeightedLoss(torch.autograd.Function):
+    """A sum of list losses whose gradient was found in the forward, at unit upstream gradient.
 
     The blackbox rule is not linear in the gradient that arrives; keeping the changes of rank of the
     plain loss and multiplying makes every weight and AMP scale act linearly.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, result: ListResult) -> Tensor:
-        ctx.save_for_backward(*(result.gradient or ()))
-        ctx.layout = result.layout
-        ctx.dtype = scores.dtype
-        return result.losses.float()
+    def forward(
+        ctx: Any, scores: Tensor, result: ListResult, weights: Tensor, times: int
+    ) -> Tensor:
+        ctx.gradient, ctx.weights, ctx.times = result.gradient, weights, times
+        ctx.shape, ctx.dtype = scores.shape, scores.dtype
+        return (result.losses * weights).sum().float()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, None]:
-        if not ctx.saved_tensors:
-            return grad_losses.new_zeros(ctx.layout.shape, dtype=ctx.dtype), None
-        return Gradient(*ctx.saved_tensors).dense(grad_losses, ctx.layout, ctx.dtype), None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradient is None:
+            grad = upstream.new_zeros(ctx.shape, dtype=ctx.dtype)
+        else:
+            weights = ctx.weights * (upstream.double() * ctx.times)
+            grad = ctx.gradient.dense(weights, ctx.shape, ctx.dtype)
+        return grad, None, None, None
 
 
 @dataclass
 class Batch:
-    """The scores of a batch, looked at once for all losses on them.
+    """The scores of a batch, or of this process's part of one.
 
     Attributes:
         scores: ``(N, C)``, connected to the model.
         ranked: the same without gradient, in float32 or less.
         targets: which of them are positive.
         high: the highest score.
-        finite: whether all scores are. If not, ``ranked`` is 0.
+        found: the positives of all processes, keys of their classes.
+        processes: those that share the batch.
     """
 
     scores: Tensor
     ranked: Tensor
     targets: Targets
     high: float
-    finite: bool
+    found: Gathered
+    processes: Processes
 
     @staticmethod
-    def of(scores: Tensor, gt_classes: Tensor) -> Batch:
-        """Raises InputError if the shapes do not fit."""
+    def of(scores: Tensor, gt_classes: Tensor, processes: Processes | None = None) -> Batch:
+        """A collective of ``processes``, by default of this one alone.
+
+        Raises:
+            InputError: the shapes do not fit.
+        """
         if scores.dim() != 2 or gt_classes.shape != scores.shape[:1]:
             raise InputError(
                 "scores must be (N, C) and gt_classes (N,), "
                 f"got {tuple(scores.shape)} and {tuple(gt_classes.shape)}"
             )
+        processes = processes or Processes(together=False)
         ranked = scores.detach()
         ranked = ranked.float() if ranked.dtype == torch.float64 else ranked
         targets = Targets.find(gt_classes, scores.shape[1])
-        if not scores.numel():
-            return Batch(scores, ranked, targets, 0.0, True)
-        low, high = (float(x) for x in ranked.aminmax())
-        if math.isfinite(low) and math.isfinite(high):
-            return Batch(scores, ranked, targets, high, True)
-        return Batch(scores, torch.zeros_like(ranked), targets, 0.0, False)
+        low, high = map(float, ranked.aminmax()) if scores.numel() else (0.0, 0.0)
+        finite = math.isfinite(low) and math.isfinite(high)
+        cols = targets.cols
+        own = make_keys(cols, ranked[targets.rows, cols].float())
+        return Batch(scores, ranked, targets, high, processes.gather(own, finite), processes)
 
-    def lose(
-        self,
-        *,
-        per_class: bool,
-        objective: Objective,
-        step: Step,
-        margin: float,
-        stored: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, ListResult]:
-        """Losses ``(L,)`` connected to the scores, see :func:`.functional.rank_and_lose`."""
-        lists = Lists(self.ranked, self.targets, per_class, self.high)
-        result = rank_lists(lists, objective, step, margin, stored)
-        losses: Tensor = _ListLoss.apply(self.scores, result)
-        if not self.finite:
-            losses = torch.where(torch.zeros_like(losses, dtype=torch.bool), losses, torch.nan)
-        return losses, result
+    def rank(self, how: Ranking, stored: tuple[Tensor, Tensor] | None = None) -> ListResult:
+        """All about the lists of this batch, see :func:`.lists.rank_lists`; a collective."""
+        ranked, high, found = self.ranked, self.high, self.found
+        if not found.finite:
+            # Whatever is said of such scores is not used, but every process has to go on.
+            ranked, high = torch.zeros_like(ranked), 0.0
+            lists = found.keys >> 32
+            found = Gathered(
+                make_keys(lists, torch.zeros_like(lists, dtype=torch.float32)), found.first, False
+            )
+        return rank_lists(ranked, self.targets, found, high, how, self.processes, stored)
+
+    def lose(self, result: ListResult, weights: Tensor) -> Tensor:
+        """Scalar float32, connected to ``scores``: the lists' losses weighted and summed.
+
+        NaN, with a gradient of NaN, if a score is not finite: a ranking would hide it. The gradient
+        is that of the sum over the processes, as DistributedDataParallel then takes the mean.
+
+        Args:
+            result: of :meth:`rank`.
+            weights: ``(C + 1,)`` float64.
+        """
+        if not self.found.finite:
+            weights = torch.full_like(weights, torch.nan)
+        loss: Tensor = _WeightedLoss.apply(self.scores, result, weights, self.processes.size)
+        return loss

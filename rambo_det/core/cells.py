@@ -15,19 +15,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .blocks import Block
 from .keys import spread
-from .targets import Lists, positions_of
+from .targets import positions_of
 
-#: Cells for each threshold, for each score, and the bounds of their total: the table should stay
-#: in the cache.
+#: Cells of a block for each threshold, for each score, and the bounds of their number: the table
+#: should stay in the cache.
 _PER_THRESHOLD, _PER_SCORE, _MIN_CELLS, _MAX_CELLS = 32, 1 / 64, 1 << 12, 1 << 18
 
-_BLOCK = 1 << 17
+#: Scores that are encoded in one go on a CPU: their intermediate results stay in its cache.
+_CHUNK = 1 << 17
 
 
 class Unsettled(NamedTuple):
-    """Negatives that share a cell with a threshold: where in memory (int64), their cell (int32),
-    their score; all ``(D,)``."""
+    """Negatives that share a cell with a threshold: where among all blocks' scores (int64), their
+    cell (int32), their score; all ``(D,)``."""
 
     position: Tensor
     cell: Tensor
@@ -39,17 +41,17 @@ class Thresholds:
 
     Attributes:
         at: ``(P,)`` float32, by list, then rising.
+        lists: ``(P,)`` int64.
         cell: ``(P,)`` int64, rising.
         count, through: ``(K + 1,)`` int32, thresholds in each cell, and up to and with it.
     """
 
     def __init__(self, cells: Cells, at: Tensor, lists: Tensor) -> None:
-        self.at = at
+        self.at, self.lists = at, lists
         self.cell = cells.cell_of(at, lists)
-        one = torch.ones((), dtype=torch.int32, device=at.device).expand(at.shape)
-        self.count = one.new_zeros(cells.total + 1).index_add_(0, self.cell, one)
+        self.count = torch.bincount(self.cell, minlength=cells.total + 1).int()
         self.through = self.count.cumsum(0, dtype=torch.int32)
-        self._depth = int(self.count.index_select(0, self.cell).max()).bit_length()
+        self._depth = int(self.count.max()).bit_length()
         # at[k - 1] at place k, for every k that a step of the bisection can reach.
         self._padded = torch.nn.functional.pad(at, (1, 1 << self._depth), value=torch.inf)
         self._one_list = cells.num_lists == 1
@@ -72,76 +74,90 @@ class Thresholds:
 
 
 class Cells:
-    """The negatives of ``lists``, each in a cell.
+    """The negatives of some blocks, each in a cell.
 
     Args:
-        lists: the scores.
-        floor: ``(L,)`` float64, the lowest threshold of each list (the largest float32 if none):
-            what lies below it shares a cell in which nothing is ever looked for.
-        num_thresholds: how many thresholds there will be.
+        blocks: one or two, whose lists are numbered through; the second has a single list.
+        floor: ``(L,)`` float64, the lowest threshold of each list: what lies below it shares a
+            cell in which nothing is ever looked for.
+        high: the highest score.
+        num_thresholds: how many thresholds each block has.
 
     Attributes:
-        code: ``(N * C,)`` int32, the cell of each score in the order of memory; positives and
-            ignored rows are in the last cell, ``total``.
-        own: ``(P,)`` int64, where the positives are in it.
+        code: ``(S,)`` int32, the cell of each score of all blocks, in the order of memory;
+            positives and ignored rows are in the last cell, ``total``.
+        own: ``(P,)`` int64 for each block, where this process's positives are in it.
+        ranges: where each block's scores are in ``code``, and its lists' cells in a table.
     """
 
-    def __init__(self, lists: Lists, floor: Tensor, num_thresholds: int) -> None:
-        num_lists = lists.num_lists
-        wanted = _PER_THRESHOLD * num_thresholds, int(_PER_SCORE * lists.scores.numel())
-        total = min(max(*wanted, _MIN_CELLS), _MAX_CELLS)
-        self._shift = max(total // num_lists - 1, 7).bit_length()
-        self.size = 1 << self._shift
-        self.total = self.size * num_lists
-        self.num_lists = num_lists
-        # Rows of memory: a transposed matrix is read as it lies.
-        self.transposed = lists.transposed
-        self._values = lists.scores.t() if self.transposed else lists.scores
-        outer, inner = lists.targets.rows, lists.targets.cols
-        if self.transposed:
-            outer, inner = inner, outer
-        self.own = torch.add(inner, outer, alpha=self._values.shape[1])
-        self._set_scale(floor, lists.high)
-        self.code = self._encode(lists)
+    def __init__(
+        self, blocks: list[Block], floor: Tensor, high: float, num_thresholds: int
+    ) -> None:
+        self.num_lists = floor.shape[0]
+        sizes: list[int] = []
+        starts: list[int] = []
+        self.ranges: list[tuple[slice, slice]] = []
+        scores = self.total = 0
+        for block in blocks:
+            num, count = len(block.lists), block.values.numel()
+            wanted = max(_PER_THRESHOLD * num_thresholds, int(_PER_SCORE * count), _MIN_CELLS)
+            size = 1 << max(min(wanted, _MAX_CELLS) // num - 1, 7).bit_length()
+            sizes += [size] * num
+            starts += range(self.total, self.total + num * size, size)
+            self.ranges.append(
+                (slice(scores, scores + count), slice(self.total, starts[-1] + size))
+            )
+            scores, self.total = scores + count, starts[-1] + size
+        self._shift = sizes[0].bit_length() - 1
+        self._ends = torch.tensor(starts[1:] + [self.total], device=floor.device)
+        self._start = torch.tensor(starts, device=floor.device)
+        self._set_scale(floor, high, torch.tensor(sizes, dtype=torch.float64, device=floor.device))
+        flat = [block.values.reshape(-1) for block in blocks]
+        self._values = flat[0] if len(flat) == 1 else torch.cat(flat)
+        self.own = [
+            block.own + part.start for block, (part, _) in zip(blocks, self.ranges, strict=True)
+        ]
+        self.code = torch.empty(scores, dtype=torch.int32, device=floor.device)
+        for block, (part, _) in zip(blocks, self.ranges, strict=True):
+            self._encode(block, self.code[part].view(block.values.shape), sizes[block.lists[0]])
+        for own in self.own:
+            self.code.index_fill_(0, own, self.total)
         self._settled = torch.bincount(self.code, minlength=self.total + 1)
-        self._through_list = self._settled[:-1].view(num_lists, self.size).sum(1).cumsum(0)
+        self._through_list = self._settled.cumsum(0).index_select(0, self._ends - 1)
 
-    def _set_scale(self, floor: Tensor, high: float) -> None:
+    def _set_scale(self, floor: Tensor, high: float, size: Tensor) -> None:
         rounding = torch.finfo(torch.float32).eps * floor.abs() + 1e-30
-        width = torch.maximum((high - floor) / (self.size - 2), 4 * rounding)
+        width = torch.maximum((high - floor) / (size - 2), 4 * rounding)
         self._low = floor.sub(width, alpha=1.5).float()
         # Bounded, so that no product is 0 times infinity.
         self._scale = width.reciprocal().clamp(1e-38, 1e38).float()
+        self._top = (size - 1).float()
 
-    def _encode(self, lists: Lists) -> Tensor:
-        axis = 0 if self.transposed else 1
-        shape = [1, 1]
-        shape[axis] = self.num_lists
-        low, scale = self._low.view(shape), self._scale.view(shape)
-        values, along = self._values, 1 - axis
-        code = torch.empty(values.shape, dtype=torch.int32, device=values.device)
-        # In blocks, whose intermediate results stay in a CPU's cache.
-        block = values.numel() if values.is_cuda else _BLOCK
-        block = max(block // max(values.shape[axis], 1), 1)
-        for part, out in zip(values.split(block, along), code.split(block, along), strict=True):
+    def _encode(self, block: Block, code: Tensor, size: int) -> None:
+        shape, values, along = [1, 1], block.values, 0
+        lists = slice(block.lists.start, block.lists.stop)
+        if block.list_axis is not None:
+            shape[block.list_axis], along = -1, 1 - block.list_axis
+        low, scale = self._low[lists].view(shape), self._scale[lists].view(shape)
+        start = self._start[lists].int().view(shape)
+        chunk = values.numel() if values.is_cuda else _CHUNK
+        chunk = max(chunk // max(values.shape[1 - along], 1), 1)
+        for part, out in zip(values.split(chunk, along), code.split(chunk, along), strict=True):
             # Two roundings, never one fused: cell_of has to round alike.
-            out.copy_((part - low).mul_(scale).clamp_(0, self.size - 1))
-        if self.num_lists > 1:
-            first = torch.arange(0, self.total, self.size, dtype=torch.int32, device=code.device)
-            code += first.view(shape)
-        if lists.targets.ignored.shape[0]:
-            code.index_fill_(1 - axis, lists.targets.ignored, self.total)
-        return code.view(-1).index_fill_(0, self.own, self.total)
+            out.copy_((part - low).mul_(scale).clamp_(0, size - 1)).add_(start)
+        if block.ignored.shape[0]:
+            code.index_fill_(block.row_axis, block.ignored, self.total)
 
     def cell_of(self, values: Tensor, lists: Tensor) -> Tensor:
         """Cells ``(P,)`` int64 of float32 values ``(P,)`` of the given lists."""
-        cell = (values - spread(self._low, lists)).mul_(spread(self._scale, lists))
-        cell = cell.clamp_(0, self.size - 1).long()
-        return cell if self.num_lists == 1 else torch.add(cell, lists, alpha=self.size)
+        cell = (values - spread(self._low, lists)).mul_(spread(self._scale, lists)).clamp_(min=0)
+        cell = torch.minimum(cell, spread(self._top, lists)).long()
+        return cell if self.num_lists == 1 else cell.add_(spread(self._start, lists))
 
     def list_of(self, cell: Tensor) -> Tensor:
         """``(D,)`` int64, the list that each cell belongs to."""
-        return (cell >> self._shift).long()
+        # All lists but the last have cells as many as the first, and those of the last are last.
+        return (cell >> self._shift).clamp_(max=self.num_lists - 1).long()
 
     def unsettled(self, cells: Tensor, except_in: Tensor | None = None) -> Unsettled:
         """The negatives in the given cells that are not among the others."""
@@ -150,12 +166,11 @@ class Cells:
         if except_in is not None:
             mark.index_fill_(0, except_in, False)
         position = positions_of(mark.index_select(0, self.code))
-        if self._values.is_contiguous():
-            score = self._values.view(-1).index_select(0, position)
-        else:
-            inner = self._values.shape[1]
-            score = self._values[position // inner, position % inner]
-        return Unsettled(position, self.code.index_select(0, position), score)
+        return Unsettled(
+            position,
+            self.code.index_select(0, position),
+            self._values.index_select(0, position),
+        )
 
     def at_or_above(self, thresholds: Thresholds, below: Tensor) -> Tensor:
         """Negatives of its list at or above each threshold ``(P,)``; int64.
@@ -167,8 +182,4 @@ class Cells:
         self._settled.index_fill_(0, thresholds.cell, 0)
         settled = self._settled.cumsum(0).index_select(0, thresholds.cell)
         near = torch.bincount(below, minlength=thresholds.at.shape[0] + 1).cumsum(0)[:-1]
-        return (
-            settled.add_(near)
-            .neg_()
-            .add_(spread(self._through_list, thresholds.cell >> self._shift))
-        )
+        return settled.add_(near).neg_().add_(spread(self._through_list, thresholds.lists))

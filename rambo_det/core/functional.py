@@ -13,13 +13,11 @@ Arguments they share:
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ..errors import InputError
 from .batch import Batch
-from .lists import ListResult
+from .lists import Ranking
 from .objectives import Objective, average_precision, recall_log, recall_loglog
 from .step import Step, fixed_step, median_lift_step
 
@@ -43,13 +41,17 @@ def check_margin(margin: float) -> None:
         raise InputError(f"margin (α) must be >= 0, got {margin}")
 
 
-def rank_and_lose(scores: Tensor, gt_classes: Tensor, **how: Any) -> tuple[Tensor, ListResult]:
-    """Losses ``(L,)`` connected to ``scores``, and all that is known of them.
+def _lose(scores: Tensor, gt_classes: Tensor, how: Ranking) -> Tensor:
+    """The mean loss of the lists that have a positive."""
+    check_margin(how.margin)
+    batch = Batch.of(scores, gt_classes)
+    result = batch.rank(how)
+    return batch.lose(result, mean_weights(result.present))
 
-    L is C if ``per_class``, else 1. A score that is not finite makes every loss NaN: a ranking
-    would hide it. The other arguments are those of :meth:`Batch.lose`.
-    """
-    return Batch.of(scores, gt_classes).lose(**how)
+
+def mean_weights(present: Tensor) -> Tensor:
+    """Weights ``(L,)`` float64 that make of losses the mean of those ``present``; else 0."""
+    return present.double() / present.sum().clamp(min=1)
 
 
 def class_ap_loss(
@@ -70,12 +72,8 @@ def class_ap_loss(
     Returns:
         Scalar float32 in [0, 1); 0, still connected to ``scores``, if there is no positive.
     """
-    check_margin(margin)
-    losses, result = rank_and_lose(
-        scores, gt_classes, per_class=True, objective=average_precision,
-        step=make_step(lambda_, lift), margin=margin,
-    )  # fmt: skip
-    return losses.sum() / result.present.sum().clamp(min=1)
+    how = Ranking(True, False, average_precision, make_step(lambda_, lift), margin)
+    return _lose(scores, gt_classes, how)
 
 
 def interclass_ap_loss(
@@ -87,12 +85,8 @@ def interclass_ap_loss(
     margin: float = 1.0,
 ) -> Tensor:
     """L_AP over the scores of all classes in one list; arguments as :func:`class_ap_loss`."""
-    check_margin(margin)
-    losses, _ = rank_and_lose(
-        scores, gt_classes, per_class=False, objective=average_precision,
-        step=make_step(lambda_, lift), margin=margin,
-    )  # fmt: skip
-    return losses[0]
+    how = Ranking(False, True, average_precision, make_step(lambda_, lift), margin)
+    return _lose(scores, gt_classes, how)
 
 
 def _one_list(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,10 +140,7 @@ def recall_loss(
     """
     if weighting not in _RECALL:
         raise InputError(f"weighting must be one of {sorted(_RECALL)}, got {weighting!r}")
-    check_margin(margin)
-    column, gt_classes = _one_list(scores, targets)
-    losses, _ = rank_and_lose(
-        column, gt_classes, per_class=True, objective=_RECALL[weighting],
-        step=make_step(lambda_, lift, log=False), margin=margin,
-    )  # fmt: skip
-    return losses[0]
+    step = make_step(lambda_, lift, log=False)
+    return _lose(
+        *_one_list(scores, targets), Ranking(True, False, _RECALL[weighting], step, margin)
+    )

@@ -7,57 +7,54 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .blocks import Block
+from .cells import Cells
 from .keys import spread
 
 
-class Layout(NamedTuple):
-    """Where the gradient goes: the shape ``(N, C)`` of the scores, whether they lie transposed in
-    memory, and the ``(L,)`` columns with a positive where the lists are only these."""
-
-    shape: torch.Size
-    transposed: bool
-    columns: Tensor | None
-
-
 class Gradient(NamedTuple):
-    """``Δrank / divisor`` of every score, for L lists with K cells each.
+    """``Δrank / divisor`` of every score, for L lists with K cells in all.
 
     Attributes:
-        code: int32, the cell of each score in the order of memory, see :class:`.cells.Cells`.
-        table: ``(L * K + 1,)`` int32, Δrank of the scores of a cell.
-        position, change, lists: ``(G,)`` int64 (change: int32), scores with a Δrank of their own.
+        blocks, cells: the lists and the cells of their scores.
+        names: ``(L,)`` int64, the index of each list in the weights that :meth:`dense` takes.
+        table: ``(K + 1,)`` int32, Δrank of the scores of a cell.
+        position, lists: ``(G,)`` int64, change: int32; scores with a Δrank of their own.
         divisor: ``(L,)`` float64, the λ that ranks are divided by.
     """
 
-    code: Tensor
+    blocks: list[Block]
+    cells: Cells
+    names: Tensor
     table: Tensor
     position: Tensor
     change: Tensor
     lists: Tensor
     divisor: Tensor
 
-    def dense(self, upstream: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
-        """``(N, C)`` gradient where ``upstream``, one number for each of all lists, arrives.
+    def dense(self, weights: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """``(N, C)`` gradient of the sum of the lists' losses, weighted by float64 ``weights``.
 
-        Computed in float64 and rounded once, to ``dtype``.
+        Computed in float64 and rounded to ``dtype``, once for each list a score is in.
         """
-        weight = upstream.double()
-        if layout.columns is not None:
-            weight = weight.index_select(0, layout.columns)
-        cells = self.table[:-1].view(weight.shape[0], -1) / self.divisor[:, None]
-        table = torch.zeros(self.table.shape[0], dtype=dtype, device=weight.device)
-        table[:-1] = cells.mul_(weight[:, None]).view(-1)
-        out = table.index_select(0, self.code)
-        own = self.change / spread(self.divisor, self.lists)
-        own.mul_(spread(weight, self.lists))
-        out.index_copy_(0, self.position, own.to(dtype))
-        num_rows, num_columns = layout.shape[0], layout.shape[1]
-        if layout.columns is not None:
-            num_columns = layout.columns.shape[0]
-        if layout.transposed:
-            out = out.view(num_columns, num_rows).t()
-        else:
-            out = out.view(num_rows, num_columns)
-        if layout.columns is not None:
-            out = out.new_zeros(layout.shape).index_copy_(1, layout.columns, out)
-        return out
+        weights = weights.index_select(0, self.names)
+        table = torch.zeros(self.table.shape[0], dtype=dtype, device=weights.device)
+        for block, (_, cells) in zip(self.blocks, self.cells.ranges, strict=True):
+            lists = slice(block.lists.start, block.lists.stop)
+            part = self.table[cells].view(len(block.lists), -1) / self.divisor[lists, None]
+            table[cells] = part.mul_(weights[lists, None]).view(-1)
+        flat = table.index_select(0, self.cells.code)
+        own = (self.change / spread(self.divisor, self.lists)).mul_(spread(weights, self.lists))
+        flat.index_copy_(0, self.position, own.to(dtype))
+        grad: Tensor | None = None
+        for block, (scores, _) in zip(
+            reversed(self.blocks), reversed(self.cells.ranges), strict=True
+        ):
+            part = block.untangle(flat[scores])
+            if block.columns is not None:
+                grad = part.new_zeros(shape) if grad is None else grad
+                grad = grad.index_add_(1, block.columns, part)
+            else:
+                grad = part if grad is None else grad.add_(part)
+        assert grad is not None  # there is a block at least
+        return grad

@@ -18,24 +18,47 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .blocks import make_block
 from .cells import Cells, Thresholds, Unsettled
-from .gradient import Gradient, Layout
+from .gradient import Gradient
 from .keys import argsort_in_lists, ceil_float32, decode, make_keys, order_code, spread
 from .objectives import Objective
+from .processes import Gathered, Processes
 from .step import Step
-from .targets import Lists
+from .targets import Targets
+
+
+@dataclass
+class Ranking:
+    """How a batch is ranked.
+
+    Attributes:
+        per_class: rank each class's scores, one list a column.
+        interclass: rank the scores of all classes as one list.
+        objective: value and slope of the loss for each positive, see :mod:`.objectives`.
+        step: the rule that gives λ for each list, see :mod:`.step`.
+        margin: α >= 0, in units of score: a positive must beat a negative by more than it.
+    """
+
+    per_class: bool
+    interclass: bool
+    objective: Objective
+    step: Step
+    margin: float
 
 
 @dataclass
 class ListResult:
-    """What :func:`rank_lists` gives; shapes with L lists, P positives of this call.
+    """What :func:`rank_lists` gives; list c is that of class c, list C that of all classes.
 
     Attributes:
-        losses: ``(L,)`` float64, 0 for a list without a positive.
-        present: ``(L,)`` bool, the lists that have a positive (here or in the memory).
-        outranked: ``(P,)`` bool, positives with a negative above them (within the margin).
-        zero_grad: ``(P,)`` bool, positives whose gradient is zero.
-        gradient, layout: of each list's loss by its scores; None where nothing is positive.
+        losses: ``(C + 1,)`` float64, 0 for a list without a positive or not asked for.
+        present: ``(C + 1,)`` bool, the lists that were ranked: asked for, and with a positive
+            (here, in another process or in the memory).
+        outranked: ``(P,)`` bool, positives with a negative above them (within the margin), in
+            the list of their class if that was asked for; P counts those of all processes.
+        zero_grad: ``(P,)`` bool, positives whose gradient is zero there.
+        gradient: of each list's loss by the scores; None where nothing is positive.
     """
 
     losses: Tensor
@@ -43,23 +66,6 @@ class ListResult:
     outranked: Tensor
     zero_grad: Tensor
     gradient: Gradient | None
-    layout: Layout
-
-    def dense(self, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-        """``(N, C)`` gradient where ``upstream`` ``(L,)`` arrives at the losses."""
-        if self.gradient is None:
-            return torch.zeros(self.layout.shape, dtype=dtype, device=self.losses.device)
-        return self.gradient.dense(upstream, self.layout, dtype)
-
-    @property
-    def index(self) -> Tensor:
-        """``(G,)`` int64 positions in the flattened scores that have a gradient."""
-        return self.dense(torch.ones_like(self.losses), torch.float64).flatten().nonzero()[:, 0]
-
-    @property
-    def grad(self) -> Tensor:
-        """``(G,)`` float64, the gradient of the list's loss there."""
-        return self.dense(torch.ones_like(self.losses), torch.float64).flatten()[self.index]
 
 
 class _Positives:
@@ -68,7 +74,7 @@ class _Positives:
     Attributes:
         score, lists: ``(P,)`` float32 and int64.
         order: ``(P,)`` int64, where each was before.
-        num: ``(L,)`` int64, positives of each list.
+        num: ``(L,)`` int64, positives of each list, one at least.
         rank: ``(P,)`` int64, rank among the positives of the list, 1 = highest.
         first: ``(L,)`` int64, the lowest of each list.
     """
@@ -94,91 +100,109 @@ def _stored_above(stored: Tensor, names: Tensor, at: Tensor, lists: Tensor) -> T
     return position((names + 1) << 32)[lists] - position(make_keys(names[lists], at))
 
 
-def _floor(positives: _Positives, at: Tensor) -> Tensor:
-    """``(L,)`` float64, the lowest threshold of each list; the largest float32 if it has none."""
-    lowest = at.index_select(0, positives.first.clamp(max=at.shape[0] - 1)).double()
-    if lowest.shape[0] == 1:
-        return lowest
-    return lowest.masked_fill_(positives.num == 0, torch.finfo(torch.float32).max)
-
-
 @torch.no_grad()
 def rank_lists(
-    lists: Lists,
-    objective: Objective,
-    step: Step,
-    margin: float,
+    scores: Tensor,
+    targets: Targets,
+    found: Gathered,
+    high: float,
+    how: Ranking,
+    processes: Processes,
     stored: tuple[Tensor, Tensor] | None = None,
 ) -> ListResult:
     """Losses of all lists and their gradient at unit upstream gradient.
 
     Args:
-        lists: the scores and what they are.
-        objective: value and slope of the loss for each positive, see :mod:`.objectives`.
-        step: the rule that gives λ for each list, see :mod:`.step`.
-        margin: α >= 0, in units of score: a positive must beat a negative by more than it.
-        stored: keys of remembered positives ``(M,)`` and of remembered negatives ``(S, K)``, each
-            row sorted; they join the lists without a gradient of their own.
+        scores: ``(N, C)`` float32 or half precision, contiguous or strided; finite.
+        targets: which of them are positive, which rows are in no list.
+        found: the positives of all processes, keys of their classes.
+        high: at least the highest score.
+        how: what is ranked and how.
+        processes: those that call this with their part of the batch.
+        stored: keys of remembered positives ``(M,)``, the same in all processes, and of remembered
+            negatives ``(S, K)``, each row sorted, of this process; they join the lists of the
+            classes without a gradient of their own.
     """
-    num_lists = lists.num_lists
-    score, of = lists.positives()
-    num_own = score.shape[0]
-    if stored is not None:
-        score = torch.cat([score, decode(stored[0])])
-        of = torch.cat([of, stored[0] >> 32])
-    layout = Layout(lists.scores.shape, lists.transposed, None)
-    losses = torch.zeros(num_lists, dtype=torch.float64, device=score.device)
-    num = torch.bincount(of, minlength=num_lists)
-    if score.shape[0] == 0:
-        none = torch.zeros(0, dtype=torch.bool, device=score.device)
-        return ListResult(losses, num > 0, none, none, None, layout)
-    columns = num.nonzero().view(-1) if num_lists > 1 else torch.zeros_like(num)
-    if 2 * columns.shape[0] <= num_lists:
-        layout = layout._replace(columns=columns)
-        lists, of = lists.only(columns), torch.searchsorted(columns, of)
-    else:
-        columns = torch.arange(num_lists, device=score.device)
-    positives = _Positives(score, of, num.index_select(0, columns))
-    values, gradient, above, change = _rank(
-        lists, positives, objective, step, margin, stored and (stored[1], columns)
+    num_classes, here = scores.shape[1], found.keys.shape[0]
+    # One after the other: the lists of the classes, the memory, the list of all classes.
+    keys = [found.keys] * how.per_class + ([stored[0]] if stored is not None else [])
+    lists = [key >> 32 for key in keys]
+    if how.interclass:
+        keys.append(found.keys)
+        lists.append(torch.full_like(found.keys, num_classes))
+    key, of = torch.cat(keys), torch.cat(lists)
+    num = torch.bincount(of, minlength=num_classes + 1)
+    present = num > 0
+    losses = torch.zeros(num_classes + 1, dtype=torch.float64, device=key.device)
+    if key.shape[0] == 0:
+        return ListResult(losses, present, present[:0], present[:0], None)
+    names = present.nonzero().view(-1)
+    of = torch.searchsorted(names, of)
+    positives = _Positives(decode(key), of, num.index_select(0, names))
+
+    blocks = []
+    flat = how.interclass and here > 0
+    if (ranked := names.shape[0] - flat) > 0:
+        columns = names[:ranked] if ranked < num_classes else None
+        blocks.append(make_block(scores, targets, columns, 0, joined=False))
+    if flat:
+        blocks.append(make_block(scores, targets, None, ranked, joined=True))
+
+    at = ceil_float32(positives.score.double() - how.margin)
+    floor = at.index_select(0, positives.first).double()
+    cells = Cells(blocks, floor, high, here)
+    memory = None if stored is None else (stored[1], names)
+    values, divisor, above, change, moves = _rank(positives, at, cells, how, processes, memory)
+
+    # This process's positives, of each block.
+    mine = [slice(found.first, found.first + targets.rows.shape[0])] * len(blocks)
+    if flat and len(blocks) > 1:
+        start = key.shape[0] - here + found.first
+        mine[1] = slice(start, start + targets.rows.shape[0])
+    table, near, moved = moves
+    gradient = Gradient(
+        blocks=blocks,
+        cells=cells,
+        names=names,
+        table=table,
+        position=torch.cat([near.position, *cells.own]),
+        change=torch.cat([moved, *(change[part].int() for part in mine)]),
+        lists=torch.cat([cells.list_of(near.cell), *(of[part] for part in mine)]),
+        divisor=divisor,
     )
-    own = torch.empty_like(above)
     return ListResult(
-        losses=losses.index_copy_(0, columns, values),
-        present=num > 0,
-        outranked=own.index_copy(0, positives.order, above)[:num_own] > 0,
-        zero_grad=own.index_copy(0, positives.order, change)[:num_own] == 0,
+        losses=losses.index_copy_(0, names, values),
+        present=present,
+        outranked=above[:here] > 0,
+        zero_grad=change[:here] == 0,
         gradient=gradient,
-        layout=layout,
     )
 
 
 def _rank(
-    lists: Lists,
     positives: _Positives,
-    objective: Objective,
-    step: Step,
-    margin: float,
+    at: Tensor,
+    cells: Cells,
+    how: Ranking,
+    processes: Processes,
     stored: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Gradient, Tensor, Tensor]:
-    """Losses ``(L,)``, the gradient, negatives above and changes of rank ``(P,)`` of positives."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Unsettled, Tensor]]:
+    """Losses and divisors ``(L,)``; of each positive, in the order they came in, the negatives
+    above it and its change of rank ``(P,)``; those of the negatives: of each cell ``(K + 1,)``,
+    then of some that have one of their own."""
     of, num, rank_pos = positives.lists, positives.num, positives.rank
-    threshold = positives.score.double() - margin
-    at = ceil_float32(threshold)
-    cells = Cells(lists, _floor(positives, at), at.shape[0])
     before = Thresholds(cells, at, of)
     near = cells.unsettled(before.cell)
     below = before.at_or_below(near)
     above = cells.at_or_above(before, below)
     if stored is not None:
         above += _stored_above(*stored, before.at, of)
-
-    rank = rank_pos + above
-    summand, slope = objective(rank.double(), rank_pos.double(), spread(num, of).double())
+    rank = rank_pos + processes.sum(above)
+    summand, slope = how.objective(rank.double(), rank_pos.double(), spread(num, of).double())
     losses = torch.zeros(num.shape[0], dtype=torch.float64, device=of.device)
     losses.index_add_(0, of, summand)
-    lambda_, divisor = step(slope, of, num, losses)
-    moved = threshold + spread(lambda_, of) * slope
+    lambda_, divisor = how.step(slope, of, num, losses)
+    moved = positives.score.double() - how.margin + spread(lambda_, of) * slope
     # Ties among moved positives go to the one that led before the move.
     order = argsort_in_lists(moved, of, num.shape[0])
     after = Thresholds(cells, ceil_float32(moved.index_select(0, order)), of)
@@ -188,20 +212,15 @@ def _rank(
     moved_above = cells.at_or_above(after, passed)
     if stored is not None:
         moved_above += _stored_above(*stored, after.at, of)
-    change_pos = torch.empty_like(rank).index_copy_(0, order, rank_pos + moved_above) - rank
+    change = torch.empty_like(rank)
+    change.index_copy_(0, order, rank_pos + processes.sum(moved_above)).sub_(rank)
 
     # In a cell without a threshold all scores have the same thresholds below them.
     below = torch.cat([below, before.through.index_select(0, newly.cell)])
-    where, lists_own, change_own = positives.order, of, change_pos
-    if stored is not None:
-        own = where < lists.targets.rows.shape[0]
-        where, lists_own, change_own = where[own], of[own], change_pos[own]
-    gradient = Gradient(
-        code=cells.code,
-        table=before.through - after.through,
-        position=torch.cat([near.position, cells.own.index_select(0, where)]),
-        change=torch.cat([below - passed, change_own.int()]),
-        lists=torch.cat([cells.list_of(near.cell), lists_own]),
-        divisor=divisor,
+    return (
+        losses,
+        divisor,
+        torch.empty_like(above).index_copy_(0, positives.order, above),
+        torch.empty_like(change).index_copy_(0, positives.order, change),
+        (before.through - after.through, near, below - passed),
     )
-    return losses, gradient, above, change_pos

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .batch import Batch
-from .functional import check_margin, make_step
+from .functional import check_margin, make_step, mean_weights
+from .lists import Ranking
 from .memory import ScoreMemory
 from .objectives import average_precision
+from .processes import Processes
 
 
 @dataclass
@@ -23,12 +25,14 @@ class LossStats:
         present: ``(C,)`` bool, the classes that have a positive.
         zero_gradient: scalar, the fraction of this batch's positives with zero gradient.
         starved: scalar, the fraction that has zero gradient *and* a negative above it.
+        bytes_sent: what this process has sent to the others.
     """
 
     class_ap: Tensor
     present: Tensor
     zero_gradient: Tensor
     starved: Tensor
+    bytes_sent: int
 
 
 class RamboLoss(nn.Module):
@@ -43,6 +47,9 @@ class RamboLoss(nn.Module):
         memory_length: τ >= 0, the number of batches whose scores join the lists of L_APC.
         memory_size: negatives kept of a batch, see :class:`.memory.ScoreMemory`.
         persistent: whether the memory is part of ``state_dict``.
+        global_ranking: where several processes train (``torch.distributed``), rank their batches as
+            one: each gives the loss of all, and after DistributedDataParallel's mean the parameters
+            have its gradient. Every process has to call the loss at every step, be its batch empty.
 
     Raises:
         InputError: a parameter out of its range.
@@ -59,6 +66,7 @@ class RamboLoss(nn.Module):
         memory_length: int = 0,
         memory_size: int = 1 << 15,
         persistent: bool = True,
+        global_ranking: bool = True,
     ) -> None:
         super().__init__()
         check_margin(margin)
@@ -71,6 +79,7 @@ class RamboLoss(nn.Module):
         self.num_classes = num_classes
         self.margin = margin
         self.beta = beta
+        self.global_ranking = global_ranking
         self._step = make_step(lambda_, lift)
         self.memory = ScoreMemory(memory_length, memory_size, persistent)
         self.stats: LossStats | None = None
@@ -88,28 +97,24 @@ class RamboLoss(nn.Module):
         """
         if scores.dim() != 2 or scores.shape[1] != self.num_classes:
             raise InputError(f"scores must be (N, {self.num_classes}), got {tuple(scores.shape)}")
-        batch = Batch.of(scores, gt_classes)
+        learning = self.training and torch.is_grad_enabled()
+        # Only where every process learns can each be expected to call this.
+        batch = Batch.of(scores, gt_classes, Processes(self.global_ranking and learning))
         stored = self.memory.stored()
-        losses, result = batch.lose(
-            per_class=True, objective=average_precision, step=self._step, margin=self.margin,
-            stored=stored,
-        )  # fmt: skip
-        loss = losses.sum() / result.present.sum().clamp(min=1)
-        if self.beta > 0:
-            if self.num_classes > 1 or stored is not None:
-                interclass, _ = batch.lose(
-                    per_class=False, objective=average_precision, step=self._step,
-                    margin=self.margin,
-                )  # fmt: skip
-            else:
-                interclass = losses  # the same list
-            loss = (1 - self.beta) * loss + self.beta * interclass[0]
+        # With one class and no memory, the list of all classes is that of the class.
+        interclass = self.beta > 0 and (self.num_classes > 1 or stored is not None)
+        how = Ranking(True, interclass, average_precision, self._step, self.margin)
+        result = batch.rank(how, stored)
+        beta = self.beta if interclass else 0.0
+        weights = mean_weights(result.present[:-1]).mul_(1 - beta)
+        loss = batch.lose(result, torch.nn.functional.pad(weights, (0, 1), value=beta))
         self.stats = LossStats(
-            class_ap=1 - losses.detach(),
-            present=result.present,
+            class_ap=1 - result.losses[:-1],
+            present=result.present[:-1],
             zero_gradient=result.zero_grad.double().mean(),
             starved=(result.zero_grad & result.outranked).double().mean(),
+            bytes_sent=batch.processes.bytes_sent,
         )
-        if self.training and torch.is_grad_enabled():
-            self.memory.write(batch.ranked, gt_classes, batch.targets)
+        if learning and batch.found.finite:
+            self.memory.write(batch.ranked, gt_classes, batch.found.keys)
         return loss

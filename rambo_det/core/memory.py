@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .keys import make_keys
+from .processes import Processes
 from .targets import Targets, positions_of
 
 _EMPTY = -1
@@ -21,6 +22,9 @@ class ScoreMemory(nn.Module):
     and ``size`` negatives, those that rank highest against the positives of their class. Buffers of
     a fixed shape with a count, so that a checkpoint brings them back whole: ``8 τ · 9/8 size``
     bytes.
+
+    Where processes rank their batches as one (:mod:`.processes`), all remember the same positives,
+    and each the negatives of its own batches.
 
     Args:
         length: τ >= 0, the number of batches; 0 keeps nothing.
@@ -38,29 +42,45 @@ class ScoreMemory(nn.Module):
         super().__init__()
         self.length = length
         self._persistent = persistent
+        self._collected: tuple[int, Tensor] | None = None
         empty = torch.full((length, size), _EMPTY, dtype=torch.int64)
         self.register_buffer("positives", empty[:, : size // 8].clone(), persistent=persistent)
         self.register_buffer("negatives", empty, persistent=persistent)
         self.register_buffer("written", torch.zeros((), dtype=torch.int64), persistent=persistent)
 
+    def collect(self) -> None:
+        """Has the negatives of all processes be part of the state dict that is taken next.
+
+        A collective. Without it, a state dict holds those of the process that takes it.
+        """
+        if self.length:
+            self._collected = int(self.written), Processes().stack(self.negatives)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", None)
-        if not self._persistent and metadata is not None:
-            metadata[prefix[:-1]]["memory"] = {k: v.clone() for k, v in self.named_buffers()}
+        if self._persistent or metadata is None:
+            return
+        saved = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        if self._collected and self._collected[0] == int(self.written):
+            saved["negatives"] = self._collected[1]
+        metadata[prefix[:-1]]["memory"] = saved
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        if self._persistent:
-            return
         saved = local_metadata.get("memory", {})
         own = dict(self.named_buffers())
+        if self._persistent or saved.keys() != own.keys():
+            return
         # Of another τ, size or number of classes: of another run, which this one starts without.
-        if saved.keys() == own.keys() and all(saved[k].shape == own[k].shape for k in own):
-            for name, buffer in own.items():
-                buffer.copy_(saved[name])
+        if any(saved[k].shape[-own[k].dim() :] != own[k].shape for k in own):
+            return
+        processes = Processes()
+        saved = {**saved, "negatives": _share(saved["negatives"], processes.rank, processes.size)}
+        for name, buffer in own.items():
+            buffer.copy_(saved[name])
 
     @property
     def fill(self) -> float:
@@ -74,20 +94,22 @@ class ScoreMemory(nn.Module):
         return self.positives[self.positives != _EMPTY], self.negatives
 
     @torch.no_grad()
-    def write(self, scores: Tensor, gt_classes: Tensor, targets: Targets | None = None) -> None:
+    def write(self, scores: Tensor, gt_classes: Tensor, positives: Tensor | None = None) -> None:
         """Puts a batch in the place of the oldest one.
 
         Args:
             scores: ``(N, C)``, float32 or half precision.
             gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
-            targets: what :meth:`.targets.Targets.find` gives of them, if at hand.
+            positives: ``(P,)`` keys of the positives, of all processes; None: those of the scores.
         """
         if self.length == 0:
             return
         slot = self.written % self.length
-        targets = targets or Targets.find(gt_classes, scores.shape[1])
-        cols = targets.cols
-        self._put(self.positives, slot, make_keys(cols, scores[targets.rows, cols].float()))
+        if positives is None:
+            targets = Targets.find(gt_classes, scores.shape[1])
+            cols = targets.cols
+            positives = make_keys(cols, scores[targets.rows, cols].float())
+        self._put(self.positives, slot, positives)
         rows, cols = _highest_negatives(scores, gt_classes, self.negatives.shape[1])
         self._put(self.negatives, slot, make_keys(cols, scores[rows, cols].float()))
         self.written += 1
@@ -100,6 +122,19 @@ class ScoreMemory(nn.Module):
         row = torch.full((size,), _EMPTY, dtype=torch.int64, device=ring.device)
         row[size - keys.shape[0] :] = keys.sort().values
         ring[slot] = row
+
+
+def _share(saved: Tensor, rank: int, size: int) -> Tensor:
+    """Of the negatives ``(τ, K)``, or ``(W, τ, K)`` of W processes, those for one of ``size``."""
+    shards = saved.view(-1, *saved.shape[-2:])[rank::size]
+    if shards.shape[0] == 1:
+        return shards[0]
+    if shards.shape[0] == 0:
+        return torch.full_like(saved.view(-1, *saved.shape[-2:])[0], _EMPTY)
+    keys = torch.cat(list(shards), dim=1)
+    codes = torch.where(keys == _EMPTY, _EMPTY, keys & 0xFFFFFFFF)
+    highest = codes.topk(saved.shape[-1], dim=1, sorted=False).indices
+    return keys.gather(1, highest).sort(dim=1).values
 
 
 def _highest_negatives(scores: Tensor, gt_classes: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,179 @@
+"""One batch over several processes: real ones, with gloo, against one process with all of it."""
+
+import copy
+import socket
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rambo_det import RamboLoss
+
+CLASSES, FEATURES = 3, 6
+
+#: Rows of each process, and how many of them are positive, at most.
+UNEVEN = {2: [(40, 6), (7, 3)], 4: [(30, 5), (3, 1), (25, 2), (9, 9)]}
+ONE_EMPTY = {2: [(0, 0), (25, 5)], 4: [(12, 3), (0, 0), (20, 0), (5, 5)]}
+NO_POSITIVE = {2: [(10, 0), (12, 0)], 4: [(10, 0), (0, 0), (4, 0), (4, 0)]}
+LOSSES = {
+    "default": {},
+    "fixed": {"lambda_": 300.0, "beta": 0.0},
+    "memory": {"memory_length": 2, "beta": 0.3},
+}
+
+
+def parts(sizes, step):
+    """Features and classes of each process, with ties, ignored rows and every class somewhere."""
+    g = torch.Generator().manual_seed(step)
+    found = []
+    for rows, positives in sizes:
+        x = torch.randint(-4, 5, (rows, FEATURES), generator=g) / 4
+        gt = torch.full((rows,), CLASSES)
+        gt[:positives] = torch.randint(0, CLASSES, (positives,), generator=g)
+        gt[positives : positives + rows // 10] = -1
+        found.append((x, gt))
+    return found
+
+
+def head(dtype=torch.float64):
+    torch.manual_seed(1)
+    return nn.Linear(FEATURES, CLASSES).to(dtype)
+
+
+def scores_of(model, x):
+    # Of float64 weights, so that a sum over processes and one over rows differ by less than 1e-5;
+    # rounded to what float32 ranks.
+    return model(x.double())
+
+
+def one_process(kind, batches):
+    """Losses and weight gradients of one process that has all rows of each step."""
+    model, loss = head(), RamboLoss(CLASSES, global_ranking=False, **LOSSES[kind])
+    found = []
+    for batch in batches:
+        x, gt = (torch.cat([p[i] for p in batch]) for i in (0, 1))
+        model.zero_grad()
+        value = loss(scores_of(model, x), gt)
+        value.backward()
+        found.append((value.item(), model.weight.grad.clone()))
+    return found
+
+
+def compare(rank, world):
+    for sizes in (UNEVEN, ONE_EMPTY, NO_POSITIVE):
+        batches = [parts(sizes[world], step) for step in range(4)]
+        for kind in LOSSES:
+            # What a DDP model gives for an empty batch is zero, not None.
+            model = DistributedDataParallel(head(), broadcast_buffers=False)
+            loss = RamboLoss(CLASSES, **LOSSES[kind])
+            total = 0.0
+            for batch, (value, grad) in zip(batches, one_process(kind, batches), strict=True):
+                x, gt = batch[rank]
+                model.zero_grad()
+                got = loss(scores_of(model, x), gt)
+                (got * 3).backward()  # a loss weight
+                assert abs(got.item() - value) <= 1e-6, (kind, sizes)
+                difference = (model.module.weight.grad - 3 * grad).norm()
+                assert difference <= 1e-5 * 3 * grad.norm(), (kind, sizes, difference)
+                total += grad.norm()
+            assert (total > 0) == (sizes is not NO_POSITIVE)
+
+
+def alone(rank, world):
+    """Without global ranking, in eval mode and without gradients nothing waits for the others."""
+    x, gt = parts(UNEVEN[world], 0)[rank]
+    scores = scores_of(head(), x)
+    want = one_process("default", [[(x, gt)]])[0][0]
+    if rank == 0:
+        with torch.no_grad():
+            assert RamboLoss(CLASSES)(scores, gt).item() == want
+        assert RamboLoss(CLASSES).eval()(scores, gt).item() == want
+        assert RamboLoss(CLASSES, global_ranking=False)(scores, gt).item() == want
+
+
+def bytes_sent(rank, world):
+    """O(P): the same however many negatives there are."""
+    sent = []
+    for rows in (100, 10_000):
+        g = torch.Generator().manual_seed(rank)
+        gt = torch.full((rows,), CLASSES)
+        gt[:10] = torch.randint(0, CLASSES, (10,), generator=g)
+        loss = RamboLoss(CLASSES, memory_length=2)
+        loss(torch.randn(rows, CLASSES, generator=g).requires_grad_(), gt)
+        sent.append(loss.stats.bytes_sent)
+    positives = 10 * world
+    # A header of two numbers, the keys, and two sums over both terms' positives.
+    assert sent == [16 + 8 * 10 + 2 * 2 * 8 * positives] * 2
+
+
+def not_finite(rank, world):
+    """A score that is not finite in one process is a NaN in all."""
+    scores = torch.zeros(5, CLASSES)
+    if rank == world - 1:
+        scores[0, 0] = torch.nan
+    loss = RamboLoss(CLASSES, memory_length=1)
+    assert loss(scores.requires_grad_(), torch.zeros(5, dtype=torch.int64)).isnan()
+    assert loss.memory.fill == 0
+
+
+def shards(rank, world):
+    """A checkpoint of one process has the negatives of all, for as many processes or for one."""
+    loss = RamboLoss(CLASSES, memory_length=2, memory_size=128, persistent=False)
+    model = head()
+    for batch in (parts(UNEVEN[world], step) for step in range(2)):
+        loss(scores_of(model, batch[rank][0]), batch[rank][1])
+    loss.memory.collect()
+    state = [loss.state_dict()]
+    dist.broadcast_object_list(state)  # what the main process saves
+    saved = copy.deepcopy(state[0])
+    saved._metadata = state[0]._metadata
+    other = RamboLoss(CLASSES, memory_length=2, memory_size=128, persistent=False)
+    other.load_state_dict(saved)
+    assert torch.equal(other.memory.negatives, loss.memory.negatives)
+    assert torch.equal(other.memory.positives, loss.memory.positives)
+    found = [torch.empty_like(loss.memory.negatives) for _ in range(world)]
+    dist.all_gather(found, loss.memory.negatives)
+    dist.barrier()
+    if rank == 0:
+        dist.destroy_process_group()
+        every = RamboLoss(CLASSES, memory_length=2, memory_size=1024, persistent=False).memory
+        for step in range(2):
+            joined = [torch.cat([p[i] for p in parts(UNEVEN[world], step)]) for i in (0, 1)]
+            every.write(scores_of(model, joined[0]).detach().float(), joined[1])
+        alone = RamboLoss(CLASSES, memory_length=2, memory_size=128, persistent=False)
+        alone.load_state_dict(saved)
+        union = torch.cat(found, dim=1)
+        for row, mine, kept in zip(union, every.negatives, alone.memory.negatives, strict=True):
+            row, mine = row[row >= 0].sort().values, mine[mine >= 0]
+            assert torch.equal(row, mine)  # together they are the memory of the whole batch
+            code = (row & 0xFFFFFFFF).sort(descending=True).values[:128]
+            assert torch.equal((kept[kept >= 0] & 0xFFFFFFFF).sort(descending=True).values, code)
+
+
+def _process(rank, world, port, folder):
+    try:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+        for check in (compare, alone, bytes_sent, not_finite, shards):
+            check(rank, world)
+        Path(folder, f"{rank}.ok").touch()
+    except BaseException:
+        Path(folder, f"{rank}.error").write_text(traceback.format_exc())
+        raise
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_together_are_one_process_with_the_whole_batch(world, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    try:
+        mp.spawn(_process, (world, port, str(tmp_path)), nprocs=world)
+    except Exception:
+        pytest.fail("\n".join(f.read_text() for f in sorted(tmp_path.glob("*.error"))))
+    assert len(list(tmp_path.glob("*.ok"))) == world
