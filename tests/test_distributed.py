@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rambo_det import RamboLoss
+from rambo_det.core import ScoreMemory
 
 CLASSES, FEATURES = 3, 6
 
@@ -134,25 +135,29 @@ def shards(rank, world):
     saved._metadata = state[0]._metadata
     other = RamboLoss(CLASSES, memory_length=2, memory_size=128, persistent=False)
     other.load_state_dict(saved)
-    assert torch.equal(other.memory.negatives, loss.memory.negatives)
-    assert torch.equal(other.memory.positives, loss.memory.positives)
-    found = [torch.empty_like(loss.memory.negatives) for _ in range(world)]
-    dist.all_gather(found, loss.memory.negatives)
+    for name, buffer in loss.memory.named_buffers():
+        assert torch.equal(other.memory.get_buffer(name), buffer), name
+    every: list = [None] * world
+    dist.all_gather_object(every, kept(loss.memory))
     dist.barrier()
     if rank == 0:
         dist.destroy_process_group()
-        every = RamboLoss(CLASSES, memory_length=2, memory_size=1024, persistent=False).memory
+        whole = ScoreMemory(2, 1024)
         for step in range(2):
             joined = [torch.cat([p[i] for p in parts(UNEVEN[world], step)]) for i in (0, 1)]
-            every.write(scores_of(model, joined[0]).detach().float(), joined[1])
-        alone = RamboLoss(CLASSES, memory_length=2, memory_size=128, persistent=False)
-        alone.load_state_dict(saved)
-        union = torch.cat(found, dim=1)
-        for row, mine, kept in zip(union, every.negatives, alone.memory.negatives, strict=True):
-            row, mine = row[row >= 0].sort().values, mine[mine >= 0]
-            assert torch.equal(row, mine)  # together they are the memory of the whole batch
-            code = (row & 0xFFFFFFFF).sort(descending=True).values[:128]
-            assert torch.equal((kept[kept >= 0] & 0xFFFFFFFF).sort(descending=True).values, code)
+            whole.write(scores_of(model, joined[0]).detach().float(), joined[1])
+        single = RamboLoss(CLASSES, memory_length=2, memory_size=128, persistent=False)
+        single.load_state_dict(saved)
+        for slot, (want, got) in enumerate(zip(kept(whole), kept(single.memory), strict=True)):
+            union = sorted(pair for process in every for pair in process[slot])
+            assert union == want  # together they are the memory of the whole batch
+            assert [score for score, _ in got] == [score for score, _ in want][-128:]
+
+
+def kept(memory):
+    """(score, list) of the negatives of each batch, rising."""
+    rows = zip(memory.scores, memory.lists, memory.counts, strict=True)
+    return [sorted(zip(s[:n].tolist(), c[:n].tolist(), strict=True)) for s, c, n in rows]
 
 
 def _process(rank, world, port, folder):

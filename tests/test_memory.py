@@ -7,6 +7,7 @@ import torch
 
 from rambo_det import RamboLoss
 from rambo_det.core import ScoreMemory
+from rambo_det.core.keys import decode
 
 from .test_loss import batch
 
@@ -93,9 +94,8 @@ def test_a_batch_larger_than_the_memory_keeps_its_highest():
     gt = torch.ones(100, dtype=torch.int64)
     gt[50:60] = 0
     memory.write(scores, gt)
-    positives, negatives = memory.stored()
-    from rambo_det.core.keys import decode
-
-    assert sorted(decode(positives).tolist()) == [58.0, 59.0]
-    assert sorted(decode(negatives[0]).tolist()) == list(range(84, 100))
-    assert sum(b.numel() * b.element_size() for b in memory.buffers()) == 8 * (16 + 2 + 1)
+    stored = memory.stored()
+    assert sorted(decode(stored.positives).tolist()) == [58.0, 59.0]
+    assert sorted(stored.scores.tolist()) == list(range(84, 100))
+    assert set(stored.lists.tolist()) == {0}
+    assert sum(b.numel() * b.element_size() for b in memory.buffers()) == 8 * (16 + 2 + 1 + 1)

@@ -106,8 +106,8 @@ def test_resume_goes_on_with_the_memory(run):
     after = after["roi_heads.box_predictor.rambo_loss.memory"]["memory"]
     assert int(after["written"]) == 5
     # τ = 4: iteration 4 wrote slot 0, the other three are those of the first run.
-    assert torch.equal(after["negatives"][1:], memory["negatives"][1:])
-    assert not torch.equal(after["negatives"][0], memory["negatives"][0])
+    assert torch.equal(after["scores"][1:], memory["scores"][1:])
+    assert not torch.equal(after["scores"][0], memory["scores"][0])
 
 
 def test_an_earlier_run_is_not_overwritten(run, capsys, catalogs):

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from ..errors import InputError
 from .keys import make_keys
 from .lists import ListResult, Ranking, rank_lists
+from .memory import Stored
 from .processes import Gathered, Processes
 from .targets import Targets
 
@@ -85,7 +86,7 @@ class Batch:
         own = make_keys(cols, ranked[targets.rows, cols].float())
         return Batch(scores, ranked, targets, high, processes.gather(own, finite), processes)
 
-    def rank(self, how: Ranking, stored: tuple[Tensor, Tensor] | None = None) -> ListResult:
+    def rank(self, how: Ranking, stored: Stored | None = None) -> ListResult:
         """All about the lists of this batch, see :func:`.lists.rank_lists`; a collective."""
         ranked, high, found = self.ranked, self.high, self.found
         if not found.finite:

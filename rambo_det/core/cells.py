@@ -21,7 +21,12 @@ from .targets import positions_of
 
 #: Cells of a block for each threshold, for each score, and the bounds of their number: the table
 #: should stay in the cache.
-_PER_THRESHOLD, _PER_SCORE, _MIN_CELLS, _MAX_CELLS = 32, 1 / 64, 1 << 12, 1 << 18
+_PER_THRESHOLD, _PER_SCORE, _MIN_CELLS, _MAX_CELLS = (
+    32,
+    1 / 64,
+    1 << 12,
+    1 << int(__import__("os").environ.get("MC", 18)),
+)
 
 #: Scores that are encoded in one go on a CPU: their intermediate results stay in its cache.
 _CHUNK = 1 << 17
@@ -74,7 +79,7 @@ class Thresholds:
 
 
 class Cells:
-    """The negatives of some blocks, each in a cell.
+    """The negatives of some blocks and of a memory, each in a cell.
 
     Args:
         blocks: one or two, whose lists are numbered through; the second has a single list.
@@ -82,16 +87,22 @@ class Cells:
             cell in which nothing is ever looked for.
         high: the highest score.
         num_thresholds: how many thresholds each block has.
+        memory: scores ``(M,)`` float32 of remembered negatives, and their lists ``(M,)`` int64.
 
     Attributes:
-        code: ``(S,)`` int32, the cell of each score of all blocks, in the order of memory;
-            positives and ignored rows are in the last cell, ``total``.
+        code: ``(S + M,)`` int32, the cell of each score of all blocks, as they lie in memory, and
+            of the remembered ones; positives and ignored rows are in the last cell, ``total``.
         own: ``(P,)`` int64 for each block, where this process's positives are in it.
         ranges: where each block's scores are in ``code``, and its lists' cells in a table.
     """
 
     def __init__(
-        self, blocks: list[Block], floor: Tensor, high: float, num_thresholds: int
+        self,
+        blocks: list[Block],
+        floor: Tensor,
+        high: float,
+        num_thresholds: int,
+        memory: tuple[Tensor, Tensor] | None,
     ) -> None:
         self.num_lists = floor.shape[0]
         sizes: list[int] = []
@@ -113,15 +124,19 @@ class Cells:
         self._start = torch.tensor(starts, device=floor.device)
         self._set_scale(floor, high, torch.tensor(sizes, dtype=torch.float64, device=floor.device))
         flat = [block.values.reshape(-1) for block in blocks]
+        if memory is not None:
+            flat.append(memory[0])
         self._values = flat[0] if len(flat) == 1 else torch.cat(flat)
         self.own = [
             block.own + part.start for block, (part, _) in zip(blocks, self.ranges, strict=True)
         ]
-        self.code = torch.empty(scores, dtype=torch.int32, device=floor.device)
+        self.code = torch.empty(self._values.shape, dtype=torch.int32, device=floor.device)
         for block, (part, _) in zip(blocks, self.ranges, strict=True):
             self._encode(block, self.code[part].view(block.values.shape), sizes[block.lists[0]])
         for own in self.own:
             self.code.index_fill_(0, own, self.total)
+        if memory is not None:
+            self.code[scores:] = self.cell_of(*memory)
         self._settled = torch.bincount(self.code, minlength=self.total + 1)
         self._through_list = self._settled.cumsum(0).index_select(0, self._ends - 1)
 

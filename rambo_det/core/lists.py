@@ -22,10 +22,11 @@ from .blocks import make_block
 from .cells import Cells, Thresholds, Unsettled
 from .gradient import Gradient
 from .keys import argsort_in_lists, ceil_float32, decode, make_keys, order_code, spread
+from .memory import Stored
 from .objectives import Objective
 from .processes import Gathered, Processes
 from .step import Step
-from .targets import Targets
+from .targets import Targets, positions_of
 
 
 @dataclass
@@ -91,15 +92,6 @@ class _Positives:
         self.rank = spread(ends, self.lists) - places
 
 
-def _stored_above(stored: Tensor, names: Tensor, at: Tensor, lists: Tensor) -> Tensor:
-    """Stored negatives of its list at or above each threshold; ``stored``: sorted rows of keys."""
-
-    def position(keys: Tensor) -> Tensor:
-        return torch.searchsorted(stored, keys.expand(len(stored), -1).contiguous()).sum(0)
-
-    return position((names + 1) << 32)[lists] - position(make_keys(names[lists], at))
-
-
 @torch.no_grad()
 def rank_lists(
     scores: Tensor,
@@ -108,7 +100,7 @@ def rank_lists(
     high: float,
     how: Ranking,
     processes: Processes,
-    stored: tuple[Tensor, Tensor] | None = None,
+    stored: Stored | None = None,
 ) -> ListResult:
     """Losses of all lists and their gradient at unit upstream gradient.
 
@@ -119,13 +111,12 @@ def rank_lists(
         high: at least the highest score.
         how: what is ranked and how.
         processes: those that call this with their part of the batch.
-        stored: keys of remembered positives ``(M,)``, the same in all processes, and of remembered
-            negatives ``(S, K)``, each row sorted, of this process; they join the lists of the
-            classes without a gradient of their own.
+        stored: what joins the lists of the classes, which are asked for then, without a gradient
+            of its own: remembered positives, the same in all processes, and this one's negatives.
     """
     num_classes, here = scores.shape[1], found.keys.shape[0]
     # One after the other: the lists of the classes, the memory, the list of all classes.
-    keys = [found.keys] * how.per_class + ([stored[0]] if stored is not None else [])
+    keys = [found.keys] * how.per_class + ([stored.positives] if stored else [])
     lists = [key >> 32 for key in keys]
     if how.interclass:
         keys.append(found.keys)
@@ -150,9 +141,15 @@ def rank_lists(
 
     at = ceil_float32(positives.score.double() - how.margin)
     floor = at.index_select(0, positives.first).double()
-    cells = Cells(blocks, floor, high, here)
-    memory = None if stored is None else (stored[1], names)
-    values, divisor, above, change, moves = _rank(positives, at, cells, how, processes, memory)
+    memory = None
+    if stored:
+        # What no threshold will ever be compared with stays out.
+        least = torch.full_like(losses, torch.inf).index_copy_(0, names, floor).float()
+        kept = positions_of(stored.scores >= least.index_select(0, stored.lists))
+        of_kept = torch.searchsorted(names, stored.lists.index_select(0, kept).long())
+        memory = stored.scores.index_select(0, kept), of_kept
+    cells = Cells(blocks, floor, high, here, memory)
+    values, divisor, above, change, moves = _rank(positives, at, cells, how, processes)
 
     # This process's positives, of each block.
     mine = [slice(found.first, found.first + targets.rows.shape[0])] * len(blocks)
@@ -185,7 +182,6 @@ def _rank(
     cells: Cells,
     how: Ranking,
     processes: Processes,
-    stored: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Unsettled, Tensor]]:
     """Losses and divisors ``(L,)``; of each positive, in the order they came in, the negatives
     above it and its change of rank ``(P,)``; those of the negatives: of each cell ``(K + 1,)``,
@@ -195,8 +191,6 @@ def _rank(
     near = cells.unsettled(before.cell)
     below = before.at_or_below(near)
     above = cells.at_or_above(before, below)
-    if stored is not None:
-        above += _stored_above(*stored, before.at, of)
     rank = rank_pos + processes.sum(above)
     summand, slope = how.objective(rank.double(), rank_pos.double(), spread(num, of).double())
     losses = torch.zeros(num.shape[0], dtype=torch.float64, device=of.device)
@@ -210,8 +204,6 @@ def _rank(
     near = Unsettled(*map(torch.cat, zip(near, newly, strict=True)))
     passed = after.at_or_below(near)
     moved_above = cells.at_or_above(after, passed)
-    if stored is not None:
-        moved_above += _stored_above(*stored, after.at, of)
     change = torch.empty_like(rank)
     change.index_copy_(0, order, rank_pos + processes.sum(moved_above)).sub_(rank)
 

@@ -116,5 +116,5 @@ class RamboLoss(nn.Module):
             bytes_sent=batch.processes.bytes_sent,
         )
         if learning and batch.found.finite:
-            self.memory.write(batch.ranked, gt_classes, batch.found.keys)
+            self.memory.write(batch.ranked, gt_classes, batch.found.keys, batch.targets)
         return loss

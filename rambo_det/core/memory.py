@@ -1,6 +1,7 @@
 """Scores and targets of the last τ batches, kept to make each class's AP less biased."""
 
 # No `from __future__ import annotations`: torch.jit.script reads the buffers' as they are.
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,17 +12,35 @@ from .processes import Processes
 from .targets import Targets, positions_of
 
 _EMPTY = -1
+#: Where there is no negative: below all that are, yet no product of it is NaN.
+_LOWEST = -1e38
+#: Buffers that differ from process to process.
+_OF_PROCESS = ("scores", "lists", "counts")
 #: Scores looked at to guess how high the highest are.
 _SAMPLE = 1 << 14
+
+
+@dataclass
+class Stored:
+    """What a memory holds.
+
+    Attributes:
+        positives: ``(M,)`` int64, keys (:mod:`.keys`).
+        scores: ``(K,)`` float32, of the negatives; below all others where there is none.
+        lists: ``(K,)`` int32, the classes of the negatives.
+    """
+
+    positives: Tensor
+    scores: Tensor
+    lists: Tensor
 
 
 class ScoreMemory(nn.Module):
     """A ring of the last τ batches' scores, without gradient (RaMBO, Sec. 4.3).
 
-    Held as sort keys (:mod:`.keys`, float32 scores): of each batch up to ``size // 8`` positives
-    and ``size`` negatives, those that rank highest against the positives of their class. Buffers of
-    a fixed shape with a count, so that a checkpoint brings them back whole: ``8 τ · 9/8 size``
-    bytes.
+    Of each batch up to ``size // 8`` positives and ``size`` negatives, those that rank highest
+    against the positives of their class. Buffers of a fixed shape with counts, so that a checkpoint
+    brings them back whole: ``τ · 9 size`` bytes.
 
     Where processes rank their batches as one (:mod:`.processes`), all remember the same positives,
     and each the negatives of its own batches.
@@ -35,18 +54,25 @@ class ScoreMemory(nn.Module):
     """
 
     positives: Tensor
-    negatives: Tensor
+    scores: Tensor
+    lists: Tensor
+    counts: Tensor
     written: Tensor
 
     def __init__(self, length: int, size: int = 1 << 15, persistent: bool = True) -> None:
         super().__init__()
         self.length = length
         self._persistent = persistent
-        self._collected: tuple[int, Tensor] | None = None
-        empty = torch.full((length, size), _EMPTY, dtype=torch.int64)
-        self.register_buffer("positives", empty[:, : size // 8].clone(), persistent=persistent)
-        self.register_buffer("negatives", empty, persistent=persistent)
-        self.register_buffer("written", torch.zeros((), dtype=torch.int64), persistent=persistent)
+        self._collected: tuple[int, dict[str, Tensor]] | None = None
+        keys = torch.full((length, size // 8), _EMPTY, dtype=torch.int64)
+        for name, empty in {
+            "positives": keys,
+            "scores": torch.full((length, size), _LOWEST),
+            "lists": torch.zeros((length, size), dtype=torch.int32),
+            "counts": torch.zeros(length, dtype=torch.int64),
+            "written": torch.zeros((), dtype=torch.int64),
+        }.items():
+            self.register_buffer(name, empty, persistent=persistent)
 
     def collect(self) -> None:
         """Has the negatives of all processes be part of the state dict that is taken next.
@@ -54,7 +80,9 @@ class ScoreMemory(nn.Module):
         A collective. Without it, a state dict holds those of the process that takes it.
         """
         if self.length:
-            self._collected = int(self.written), Processes().stack(self.negatives)
+            processes = Processes()
+            shards = {name: processes.stack(self.get_buffer(name)) for name in _OF_PROCESS}
+            self._collected = int(self.written), shards
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -63,7 +91,7 @@ class ScoreMemory(nn.Module):
             return
         saved = {name: buffer.clone() for name, buffer in self.named_buffers()}
         if self._collected and self._collected[0] == int(self.written):
-            saved["negatives"] = self._collected[1]
+            saved.update(self._collected[1])
         metadata[prefix[:-1]]["memory"] = saved
 
     def _load_from_state_dict(
@@ -78,7 +106,7 @@ class ScoreMemory(nn.Module):
         if any(saved[k].shape[-own[k].dim() :] != own[k].shape for k in own):
             return
         processes = Processes()
-        saved = {**saved, "negatives": _share(saved["negatives"], processes.rank, processes.size)}
+        saved = {**saved, **_share(saved, processes.rank, processes.size)}
         for name, buffer in own.items():
             buffer.copy_(saved[name])
 
@@ -87,83 +115,105 @@ class ScoreMemory(nn.Module):
         """The fraction of the τ batches that are filled; 0 where τ is 0."""
         return min(int(self.written), self.length) / self.length if self.length else 0.0
 
-    def stored(self) -> tuple[Tensor, Tensor] | None:
-        """Keys of the remembered positives ``(M,)`` and negatives ``(τ, size)``, rows sorted."""
+    def stored(self) -> Stored | None:
+        """All that is remembered; None where τ is 0."""
         if self.length == 0:
             return None
-        return self.positives[self.positives != _EMPTY], self.negatives
+        # Up to the longest row: no work for what was never filled.
+        used = int(self.counts.max())
+        scores, lists = self.scores[:, :used].flatten(), self.lists[:, :used].flatten()
+        return Stored(self.positives[self.positives != _EMPTY], scores, lists)
 
     @torch.no_grad()
-    def write(self, scores: Tensor, gt_classes: Tensor, positives: Tensor | None = None) -> None:
+    def write(
+        self,
+        scores: Tensor,
+        gt_classes: Tensor,
+        positives: Tensor | None = None,
+        targets: Targets | None = None,
+    ) -> None:
         """Puts a batch in the place of the oldest one.
 
         Args:
             scores: ``(N, C)``, float32 or half precision.
             gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
             positives: ``(P,)`` keys of the positives, of all processes; None: those of the scores.
+            targets: what :meth:`.targets.Targets.find` gives of them, if at hand.
         """
         if self.length == 0:
             return
-        slot = self.written % self.length
+        slot = int(self.written) % self.length
+        targets = targets or Targets.find(gt_classes, scores.shape[1])
         if positives is None:
-            targets = Targets.find(gt_classes, scores.shape[1])
             cols = targets.cols
             positives = make_keys(cols, scores[targets.rows, cols].float())
-        self._put(self.positives, slot, positives)
-        rows, cols = _highest_negatives(scores, gt_classes, self.negatives.shape[1])
-        self._put(self.negatives, slot, make_keys(cols, scores[rows, cols].float()))
+        row = self.positives[slot].fill_(_EMPTY)
+        if positives.shape[0] > row.shape[0]:
+            highest = (positives & 0xFFFFFFFF).topk(row.shape[0], sorted=False).indices
+            positives = positives[highest]
+        row[: positives.shape[0]] = positives
+        self._put_negatives(slot, *_highest_negatives(scores, targets, self.scores.shape[1]))
         self.written += 1
 
-    @staticmethod
-    def _put(ring: Tensor, slot: Tensor, keys: Tensor) -> None:
-        size = ring.shape[1]
-        if keys.shape[0] > size:
-            keys = keys[(keys & 0xFFFFFFFF).topk(size, sorted=False).indices]
-        row = torch.full((size,), _EMPTY, dtype=torch.int64, device=ring.device)
-        row[size - keys.shape[0] :] = keys.sort().values
-        ring[slot] = row
+    def _put_negatives(self, slot: int, scores: Tensor, lists: Tensor) -> None:
+        size = self.scores.shape[1]
+        if scores.shape[0] > size:
+            scores, highest = scores.topk(size, sorted=False)
+            lists = lists.index_select(0, highest)
+        num = scores.shape[0]
+        self.scores[slot, :num], self.scores[slot, num:] = scores, _LOWEST
+        self.lists[slot, :num] = lists
+        self.counts[slot] = num
 
 
-def _share(saved: Tensor, rank: int, size: int) -> Tensor:
-    """Of the negatives ``(τ, K)``, or ``(W, τ, K)`` of W processes, those for one of ``size``."""
-    shards = saved.view(-1, *saved.shape[-2:])[rank::size]
-    if shards.shape[0] == 1:
-        return shards[0]
-    if shards.shape[0] == 0:
-        return torch.full_like(saved.view(-1, *saved.shape[-2:])[0], _EMPTY)
-    keys = torch.cat(list(shards), dim=1)
-    codes = torch.where(keys == _EMPTY, _EMPTY, keys & 0xFFFFFFFF)
-    highest = codes.topk(saved.shape[-1], dim=1, sorted=False).indices
-    return keys.gather(1, highest).sort(dim=1).values
+def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
+    """Of the negatives of W processes, those for the one of number ``rank`` of ``size``.
+
+    Args:
+        saved: by name the buffers of one process, or of all stacked.
+    """
+    shards = {name: saved[name] for name in _OF_PROCESS}
+    if shards["counts"].dim() == 1:
+        shards = {name: shard[None] for name, shard in shards.items()}
+    theirs = {name: shard[rank::size] for name, shard in shards.items()}
+    if theirs["counts"].shape[0] == 1:
+        return {name: shard[0] for name, shard in theirs.items()}
+    mine = ScoreMemory(*shards["scores"].shape[1:])
+    for slot in range(mine.length):
+        scores, lists = theirs["scores"][:, slot].flatten(), theirs["lists"][:, slot].flatten()
+        there = scores > _LOWEST
+        mine._put_negatives(slot, scores[there], lists[there])
+    return {name: mine.get_buffer(name) for name in _OF_PROCESS}
 
 
-def _highest_negatives(scores: Tensor, gt_classes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of negatives, among them the ``size`` highest; of all where they fit."""
-    num_scores = scores.numel()
-    if num_scores > 4 * size:
-        # A sample guesses a score that somewhat more than `size` reach. If fewer negatives do, all
-        # are taken: the guess costs time, never exactness.
-        rows = torch.linspace(0, scores.shape[0] - 1, max(_SAMPLE // scores.shape[1], 1))
-        sample = scores.index_select(0, rows.long().to(scores.device)).float().view(-1)
-        keep = int(sample.shape[0] * (1 - 1.1 * size / num_scores)) - _SAMPLE // 200
+def _highest_negatives(scores: Tensor, targets: Targets, size: int) -> tuple[Tensor, Tensor]:
+    """Scores and lists of the ``size`` highest negatives, of all where they fit."""
+    num_classes = scores.shape[1]
+    others = targets.rows.shape[0] + targets.ignored.shape[0] * num_classes
+    size = min(size, scores.numel() - others)
+    flat = scores.to(torch.float32, copy=True, memory_format=torch.contiguous_format).view(-1)
+    flat.index_fill_(0, targets.rows * num_classes + targets.cols, _LOWEST)
+    if targets.ignored.shape[0]:
+        flat.view(scores.shape).index_fill_(0, targets.ignored, _LOWEST)
+    position = None
+    if flat.shape[0] > 4 * size:
+        # A sample guesses a score that somewhat more than `size` reach. If fewer do, all are looked
+        # at: the guess costs time, never exactness.
+        sample = flat[torch.linspace(0, flat.shape[0] - 1, _SAMPLE, device=flat.device).long()]
+        keep = int(_SAMPLE * (1 - 1.1 * size / flat.shape[0])) - _SAMPLE // 200
         if keep >= 1:
-            rows, cols = _negatives_from(scores, gt_classes, sample.kthvalue(keep).values)
-            if rows.shape[0] >= size:
-                return rows, cols
-    return _negatives_from(scores, gt_classes, None)
+            position = positions_of(flat >= sample.kthvalue(keep).values)
+    if position is None or position.shape[0] < size:
+        return _highest(flat, None, num_classes, size)
+    return _highest(flat.index_select(0, position), position, num_classes, size)
 
 
-def _negatives_from(
-    scores: Tensor, gt_classes: Tensor, lowest: Tensor | None
+def _highest(
+    scores: Tensor, position: Tensor | None, num_classes: int, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the negatives at or above ``lowest``, or of all."""
-    mask = torch.ones_like(scores, dtype=torch.bool) if lowest is None else scores >= lowest
-    if mask.is_contiguous():
-        position = positions_of(mask.view(-1))
-        rows = torch.div(position, scores.shape[1], rounding_mode="floor")
-        cols = position - rows * scores.shape[1]
-    else:
-        rows, cols = mask.nonzero(as_tuple=True)
-    labels = gt_classes[rows]
-    negative = (labels >= 0) & (labels != cols)
-    return rows[negative], cols[negative]
+    if scores.shape[0] > size:
+        scores, highest = scores.topk(size, sorted=False)
+        position = highest if position is None else position.index_select(0, highest)
+    elif position is None:
+        position = torch.arange(scores.shape[0], device=scores.device)
+    return scores, position % num_classes
