@@ -47,6 +47,19 @@ def mean_interval(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {half:.1f}"
 
 
+def paired_difference(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for the first label less the second, seed by seed; none without a common seed."""
+    first, second = ({run["seed"]: run for run in runs} for runs in results.values())
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return []
+    row: dict[str, Any] = {"loss": " - ".join(results), "runs": len(seeds)}
+    for key in ("AP", "AP50", "AP75"):
+        name = f"bbox/{key}"
+        row[key] = mean_interval([first[seed][name] - second[seed][name] for seed in seeds])
+    return [row]
+
+
 def main() -> int:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -72,6 +85,8 @@ def main() -> int:
         aps = [run["bbox/AP"] for run in runs]
         row["AP, lowest to highest"] = f"{min(aps):.1f} to {max(aps):.1f}"
         rows.append(row)
+    if len(results) == 2:
+        rows += paired_difference(results)
     print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
