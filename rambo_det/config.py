@@ -33,8 +33,13 @@ def add_rambo_config(cfg: CN) -> None:
     # >= 8: how many negatives of each past batch are kept (the highest), and an eighth as many
     # positives. Memory takes 9 · MEMORY_LENGTH · MEMORY_SIZE bytes.
     rambo.MEMORY_SIZE = 32768
+    # Where several processes train, rank their batches as one. False: each ranks its own images.
+    rambo.GLOBAL_RANKING = True
     # > 0: weight of the loss, for it to stand beside the other losses of the detector.
     rambo.LOSS_WEIGHT = 2.0
     # Rank the RPN's anchors by objectness too, object against background, with a memory of their
-    # own. rambo-train reads it; a script of your own sets MODEL.PROPOSAL_GENERATOR.NAME "RamboRPN".
+    # own. Only rambo-train and tools/train_net.py act on this key: in a script of your own set
+    # MODEL.PROPOSAL_GENERATOR.NAME "RamboRPN", which is all that it does. There this key is an
+    # error if a part of this plugin is built, and without effect if none is (stock ROI heads):
+    # Detectron2 then runs nothing that could read it.
     rambo.RPN = False

@@ -15,6 +15,7 @@ import rambo_det
 from rambo_det.errors import InputError
 from rambo_det.modeling import RamboCriterion
 
+from .architectures import captured, pieces, spread
 from .models import CONFIGS, small_cfg, training_inputs
 
 RETINANET = "quickstart/retinanet_rambo.yaml"
@@ -35,15 +36,6 @@ def build(name, stock=False):
 def losses_of(model, inputs):
     with EventStorage() as storage:
         return model(inputs), storage.latest()
-
-
-def captured(model, inputs):
-    """The arguments that `losses` is called with."""
-    calls, real = [], model.losses
-    model.losses = lambda *args: calls.append(args) or real(*args)
-    losses_of(model, inputs)
-    del model.losses
-    return calls[0]
 
 
 @pytest.mark.parametrize("name", CLASS_LOSS)
@@ -68,14 +60,28 @@ def test_the_focal_loss_runs_on_positives_alone(name, monkeypatch):
     real = module.sigmoid_focal_loss_jit
     spy = lambda x, *args, **kwargs: sizes.append(x.numel()) or real(x, *args, **kwargs)  # noqa: E731
     monkeypatch.setattr(module, "sigmoid_focal_loss_jit", spy)
-    labels = torch.stack(captured(model, training_inputs())[2])
+    labels = torch.stack(captured(model, model, training_inputs())[2])
     positive = ((labels >= 0) & (labels < 4)).sum().item()
     assert len(sizes) == 1 and 0 < sizes[0] <= positive * len(labels) * 4 < labels.numel()
 
 
+@pytest.mark.parametrize("name", CLASS_LOSS)
+def test_every_anchor_is_ranked_with_its_own_label(name):
+    """The loss of a batch that is put together image by image and level by level."""
+    model = build(name)
+    arguments = list(captured(model, model, training_inputs()))
+    arguments[1] = [spread(logits) for logits in arguments[1]]
+    model.rambo_loss = RamboCriterion(4, memory_length=0)
+    with EventStorage():
+        loss = model.losses(*arguments)[CLASS_LOSS[name]]
+    ranked = [(scores[x >= 0], x[x >= 0]) for scores, x in pieces(*arguments[1:3])]
+    scores, classes = (torch.cat(x) for x in zip(*ranked, strict=True))
+    torch.testing.assert_close(loss, RamboCriterion(4, memory_length=0)(scores, classes))
+
+
 def test_ignored_anchors_are_not_ranked():
     model = build("retinanet")
-    anchors, logits, labels, deltas, boxes = captured(model, training_inputs())
+    anchors, logits, labels, deltas, boxes = captured(model, model, training_inputs())
     ignored = torch.stack(labels) < 0
     assert ignored.any()
     model.rambo_loss.memory.written.zero_()
@@ -115,8 +121,9 @@ def test_memory_is_bounded_at_full_coco_size():
         return sum(b.numel() * b.element_size() for b in memory.buffers())
 
     bound = 9 * node.MEMORY_LENGTH * node.MEMORY_SIZE
-    whole_batch = 3.2e7 * 8  # keys of 2 images x 200 000 anchors x 80 classes
-    assert size() == bound + 8 < 1.2 * 2**20 < whole_batch / 200
+    counts = 8 * (node.MEMORY_LENGTH + 1)
+    whole_batch = 3.2e7 * 8  # scores and classes of 2 images x 200 000 anchors x 80 classes
+    assert size() == bound + counts < 1.2 * 2**20 < whole_batch / 200
     before = size()
     for anchors in (10, 10_000):  # far fewer scores than a batch of COCO, far more than are kept
         memory.write(torch.randn(anchors, 80), torch.randint(78, 81, (anchors,)))

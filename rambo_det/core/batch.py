@@ -40,7 +40,9 @@ class _WeightedLoss(torch.autograd.Function):
             grad = upstream.new_zeros(ctx.shape, dtype=ctx.dtype)
         else:
             weights = ctx.weights * (upstream.double() * ctx.times)
-            grad = ctx.gradient.dense(weights, ctx.shape, ctx.dtype)
+            # Half precision is rounded to once, after the terms are added.
+            dtype = torch.promote_types(ctx.dtype, torch.float32)
+            grad = ctx.gradient.dense(weights, ctx.shape, dtype).to(ctx.dtype)
         return grad, None, None, None
 
 

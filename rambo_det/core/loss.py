@@ -26,6 +26,7 @@ class LossStats:
         zero_gradient: scalar, the fraction of this batch's positives with zero gradient.
         starved: scalar, the fraction that has zero gradient *and* a negative above it.
         bytes_sent: what this process has sent to the others.
+        finite: whether all scores, of all processes, were finite.
     """
 
     class_ap: Tensor
@@ -33,6 +34,7 @@ class LossStats:
     zero_gradient: Tensor
     starved: Tensor
     bytes_sent: int
+    finite: bool
 
 
 class RamboLoss(nn.Module):
@@ -114,6 +116,7 @@ class RamboLoss(nn.Module):
             zero_gradient=result.zero_grad.double().mean(),
             starved=(result.zero_grad & result.outranked).double().mean(),
             bytes_sent=batch.processes.bytes_sent,
+            finite=batch.found.finite,
         )
         if learning and batch.found.finite:
             self.memory.write(batch.ranked, gt_classes, batch.found.keys, batch.targets)

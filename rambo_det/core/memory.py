@@ -79,8 +79,8 @@ class ScoreMemory(nn.Module):
 
         A collective. Without it, a state dict holds those of the process that takes it.
         """
-        if self.length:
-            processes = Processes()
+        processes = Processes()
+        if self.length and processes.size > 1:
             shards = {name: processes.stack(self.get_buffer(name)) for name in _OF_PROCESS}
             self._collected = int(self.written), shards
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -19,6 +20,8 @@ def loss_arguments(cfg: CfgNode) -> dict[str, Any]:
     """
     rambo = rambo_node(cfg)
     _require(rambo.LAMBDA_RULE in _RULES, "LAMBDA_RULE", rambo.LAMBDA_RULE, f"one of {_RULES}")
+    for key in ("LAMBDA", "LIFT", "MARGIN", "LOSS_WEIGHT"):
+        _require(math.isfinite(rambo[key]), key, rambo[key], "finite")
     _require(rambo.LAMBDA > 0, "LAMBDA", rambo.LAMBDA, "> 0")
     _require(rambo.LIFT > 0, "LIFT", rambo.LIFT, "> 0")
     _require(rambo.MARGIN >= 0, "MARGIN", rambo.MARGIN, ">= 0")
@@ -33,6 +36,7 @@ def loss_arguments(cfg: CfgNode) -> dict[str, Any]:
         "beta": rambo.BETA,
         "memory_length": rambo.MEMORY_LENGTH,
         "memory_size": rambo.MEMORY_SIZE,
+        "global_ranking": rambo.GLOBAL_RANKING,
     }
 
 

@@ -13,6 +13,7 @@ from ..config import add_rambo_config
 from ..core import RamboLoss
 from .build import loss_arguments, rambo_node
 from .log_scalars import log_scalars
+from .not_finite import not_finite
 
 
 class RamboCriterion(RamboLoss):
@@ -28,8 +29,9 @@ class RamboCriterion(RamboLoss):
         class_names: C names for the training scalars; None: their indices.
         prefix: of the training scalars, see :func:`.log_scalars.log_scalars`; "": whoever calls
             the loss calls :meth:`log` too.
+        name: of the loss, for the error where scores are not finite.
         **kwargs: of RamboLoss: ``margin``, ``lambda_``, ``lift``, ``beta``, ``memory_length``,
-            ``memory_size``.
+            ``memory_size``, ``global_ranking``.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class RamboCriterion(RamboLoss):
         weight: float | None = None,
         class_names: Sequence[str] | None = None,
         prefix: str = "rambo",
+        name: str = "loss_cls",
         **kwargs: Any,
     ) -> None:
         defaults = CfgNode({"MODEL": CfgNode()})
@@ -46,6 +49,7 @@ class RamboCriterion(RamboLoss):
         super().__init__(num_classes, persistent=False, **{**loss_arguments(defaults), **kwargs})
         self.weight = defaults.MODEL.RAMBO.LOSS_WEIGHT if weight is None else weight
         self.prefix = prefix
+        self.name = name
         self.class_names = list(class_names or map(str, range(num_classes)))
 
     @classmethod
@@ -63,10 +67,22 @@ class RamboCriterion(RamboLoss):
         return cls(num_classes, **{**arguments, **kwargs})
 
     @torch.jit.unused  # no part of inference, and autograd.Function cannot be scripted
-    def forward(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
-        """The weighted loss, a scalar; arguments as :meth:`RamboLoss.forward`."""
+    def forward(self, scores: Tensor, gt_classes: Tensor, *made_of: Tensor) -> Tensor:
+        """The weighted loss, a scalar.
+
+        Args:
+            scores, gt_classes: as those of :meth:`RamboLoss.forward`.
+            *made_of: what the scores were made of, if not of one number each: see
+                :func:`.not_finite.not_finite`.
+
+        Raises:
+            FloatingPointError: a score is not finite; on every process, if their batches are ranked
+                as one.
+        """
         with torch.autocast(scores.device.type, enabled=False):
             loss = super().forward(scores.float(), gt_classes)
+        if self.stats is not None and not self.stats.finite:
+            raise not_finite(self.name, self.class_names, *made_of, scores)
         if self.prefix:
             self.log(self.prefix)
         return loss * self.weight

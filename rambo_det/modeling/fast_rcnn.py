@@ -65,7 +65,7 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
             gt_classes = cat([p.gt_classes for p in proposals], dim=0)
         else:
             gt_classes = torch.zeros(0, dtype=torch.int64, device=logits.device)
-        loss = self.rambo_loss(self._score(logits.float()), gt_classes)
+        loss = self.rambo_loss(self._score(logits.float()), gt_classes, logits)
         losses["loss_cls"] = loss * getattr(self, "loss_weight", {}).get("loss_cls", 1.0)
         return losses
 

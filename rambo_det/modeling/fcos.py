@@ -28,7 +28,7 @@ class RamboFCOS(FCOS):
             **kwargs: passed to FCOS.
         """
         super().__init__(num_classes=num_classes, **kwargs)
-        self.rambo_loss = rambo_loss or RamboCriterion(num_classes)
+        self.rambo_loss = rambo_loss or RamboCriterion(num_classes, name="loss_fcos_cls")
 
     def losses(
         self,

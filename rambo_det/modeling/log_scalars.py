@@ -14,10 +14,11 @@ def log_scalars(loss: RamboLoss, class_names: Sequence[str], prefix: str = "ramb
     """Puts what the last call of ``loss`` saw under ``prefix/``; does nothing without a storage.
 
     ``AP`` (mean over the classes present), ``AP-<class>`` where present, ``memory_fill``,
-    ``zero_gradient`` and ``starved``, see :class:`rambo_det.core.loss.LossStats`.
+    ``zero_gradient``, ``starved`` and, with several processes, ``bytes_sent``, see
+    :class:`rambo_det.core.loss.LossStats`.
     """
     stats = loss.stats
-    storage = _storage()
+    storage = current_storage()
     if stats is None or storage is None:
         return
     # One transfer from the device for all of them.
@@ -26,6 +27,8 @@ def log_scalars(loss: RamboLoss, class_names: Sequence[str], prefix: str = "ramb
         [scalars, stats.class_ap, stats.present.double()]
     ).tolist()
     storage.put_scalar(f"{prefix}/memory_fill", loss.memory.fill)
+    if stats.bytes_sent:
+        storage.put_scalar(f"{prefix}/bytes_sent", stats.bytes_sent)
     if zero_gradient == zero_gradient:  # NaN where the batch has no positive
         storage.put_scalar(f"{prefix}/zero_gradient", zero_gradient)
         storage.put_scalar(f"{prefix}/starved", starved)
@@ -37,7 +40,8 @@ def log_scalars(loss: RamboLoss, class_names: Sequence[str], prefix: str = "ramb
         storage.put_scalar(f"{prefix}/AP-{class_names[c]}", ap)
 
 
-def _storage() -> EventStorage | None:
+def current_storage() -> EventStorage | None:
+    """Detectron2's event storage; None outside of a training loop."""
     try:
         return get_event_storage()
     except AssertionError:  # has_event_storage() is not in Detectron2 v0.5

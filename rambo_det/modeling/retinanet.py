@@ -9,6 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.structures import Boxes
 from torch import Tensor
 
+from .architecture import check_architecture
 from .criterion import RamboCriterion
 from .dense import PositiveAnchors, check_sigmoid_score, flatten_dense
 
@@ -35,6 +36,7 @@ class RamboRetinaNet(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_architecture(cfg)
         check_sigmoid_score(cfg)
         args: dict[str, Any] = super().from_config(cfg)
         args["rambo_loss"] = RamboCriterion.from_cfg(cfg, args["num_classes"])

@@ -58,7 +58,8 @@ class RamboCascadeROIHeads(CascadeROIHeads):
         _check(cfg)
         args: dict[str, Any] = super()._init_box_head(cfg, input_shape)
         args["box_predictors"] = [
-            _rambo_predictor(cfg, stock, prefix="") for stock in args["box_predictors"]
+            _rambo_predictor(cfg, stock, prefix="", name=f"loss_cls_stage{stage}")
+            for stage, stock in enumerate(args["box_predictors"])
         ]
         return args
 

@@ -27,12 +27,12 @@ class RamboRPN(RPN):
             **kwargs: passed to RPN.
         """
         super().__init__(**kwargs)
-        self.rambo_loss = rambo_loss or RamboCriterion(1, **_SCALARS)
+        self.rambo_loss = rambo_loss or RamboCriterion(1, **_NAMES)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         args: dict[str, Any] = super().from_config(cfg, input_shape)
-        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, 1, **_SCALARS)
+        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, 1, **_NAMES)
         return args
 
     @torch.jit.unused
@@ -57,7 +57,9 @@ class RamboRPN(RPN):
         return losses
 
 
-_SCALARS: dict[str, Any] = {"prefix": "rambo/rpn", "class_names": ["object"]}
+_NAMES: dict[str, Any] = {
+    "name": "loss_rpn_cls", "prefix": "rambo/rpn", "class_names": ["object"]
+}  # fmt: skip
 
 if "RamboRPN" not in PROPOSAL_GENERATOR_REGISTRY:  # the package may be imported a second time
     PROPOSAL_GENERATOR_REGISTRY.register(RamboRPN)

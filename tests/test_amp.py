@@ -1,0 +1,127 @@
+"""Mixed precision: ranked in float32, and a scaled loss has the scaled gradient, exactly."""
+
+import copy
+
+import pytest
+import torch
+
+from rambo_det import RamboLoss
+
+from .test_loss import batch
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+def value_and_grad(loss, scores, gt, scale=1.0):
+    scores = scores.detach().clone().requires_grad_()
+    value = loss(scores, gt)
+    (value * scale).backward()
+    return value.detach(), scores.grad
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_is_ranked_as_the_same_numbers_in_float32(dtype):
+    """Trap 6: 4096 distinct scores become some 1300 in bfloat16; λ, ranks and sums must not."""
+    losses = RamboLoss(4, memory_length=2), RamboLoss(4, memory_length=2)
+    for seed in range(3):
+        scores, gt = batch(n=4096, seed=seed)
+        half = scores.to(dtype)
+        value, grad = value_and_grad(losses[0], half, gt)
+        want, want_grad = value_and_grad(losses[1], half.float(), gt)
+        assert value.dtype == torch.float32 and torch.equal(value, want)
+        assert grad.dtype == dtype and torch.equal(grad, want_grad.to(dtype)) and grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("scale", [2.0**-7, 2.0, 2.0**16, 2.0**24])
+def test_the_gradient_is_linear_in_what_arrives(dtype, scale):
+    """Trap 1: a blackbox backward that perturbs by the gradient that arrives is not."""
+    scores, gt = batch(seed=2)
+    value, grad = value_and_grad(RamboLoss(4), scores.to(dtype), gt)
+    same, scaled = value_and_grad(RamboLoss(4), scores.to(dtype), gt, scale)
+    assert torch.equal(value, same) and grad.any()
+    # Exact where the scaled number is one of the dtype: float16 ends at 65504 and at 2^-24.
+    want = grad.double() * scale
+    normal = (want == 0) | (
+        (want.abs() <= torch.finfo(dtype).max) & (want.abs() >= torch.finfo(dtype).tiny)
+    )
+    normal &= (grad == 0) | (grad.abs() >= torch.finfo(dtype).tiny)
+    assert torch.equal(scaled.double()[normal], want[normal])
+    assert normal.double().mean() > (0.02 if dtype == torch.float16 else 0.999)
+
+
+@pytest.fixture
+def model():
+    pytest.importorskip("detectron2")
+    from detectron2.modeling import build_model
+    from detectron2.utils.env import seed_all_rng
+
+    from .models import small_cfg
+
+    seed_all_rng(3)
+    return build_model(small_cfg())
+
+
+def losses_of(model, dtype=None):
+    from detectron2.utils.env import seed_all_rng
+    from detectron2.utils.events import EventStorage
+
+    from .models import training_inputs
+
+    seed_all_rng(3)
+    with EventStorage(), torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=bool(dtype)):
+        return model(training_inputs())
+
+
+def test_a_training_step_under_autocast(model):
+    """bfloat16, which the CPU trains in: what reaches the ranking are float32 log odds."""
+    seen = []
+    criterion = model.roi_heads.box_predictor.rambo_loss
+    # The criterion's own arguments, and those of the float32 ranking within.
+    handle = criterion.register_forward_pre_hook(lambda _, args: seen.append(args))
+    losses = losses_of(model, torch.bfloat16)
+    handle.remove()
+    scores, gt_classes, *_ = seen[0]
+    assert scores.dtype == torch.float32 and losses["loss_cls"].dtype == torch.float32
+    loss = RamboLoss(criterion.num_classes, margin=criterion.margin, beta=criterion.beta)
+    want = loss(scores.detach(), gt_classes) * criterion.weight
+    assert torch.equal(losses["loss_cls"].detach(), want)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+    logits = model.roi_heads.box_predictor.cls_score
+    assert logits.weight.grad.dtype == torch.float32 and logits.weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_the_criterion_ranks_in_float32_whatever_the_autocast(dtype):
+    pytest.importorskip("detectron2")
+    from rambo_det.modeling.criterion import RamboCriterion
+
+    scores, gt = batch(seed=4)
+    half = scores.to(dtype)
+    plain, plain_grad = value_and_grad(RamboCriterion(4), half.float(), gt)
+    with torch.autocast("cpu", dtype=dtype):
+        value, grad = value_and_grad(RamboCriterion(4), half, gt)
+    assert value.dtype == torch.float32 and torch.equal(value, plain)
+    assert torch.equal(grad, plain_grad.to(dtype))
+
+
+def test_a_grad_scaler_scales_the_gradient_of_every_parameter(model):
+    twin = copy.deepcopy(model)
+    losses_of(model)["loss_cls"].backward()
+    plain = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    assert "roi_heads.box_predictor.cls_score.weight" in plain and len(plain) > 20
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    scaler.scale(losses_of(twin)["loss_cls"]).backward()
+    scaled = dict(twin.named_parameters())
+    for key, grad in plain.items():
+        assert torch.equal(scaled[key].grad, grad * 2.0**12), key
+    scaler.step(torch.optim.SGD(twin.parameters(), 0.01))
+    scaler.update()
+    torch.optim.SGD(model.parameters(), 0.01).step()
+    assert scaler.get_scale() == 2.0**12  # nothing overflowed
+    for key, parameter in model.named_parameters():
+        assert torch.equal(scaled[key], parameter), key

@@ -1,0 +1,94 @@
+"""Same seed, same machine: same losses. And nothing that torch calls nondeterministic."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rambo_det import RamboLoss
+from rambo_det.core import recall_loss
+
+from .test_loss import batch
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def two_steps(**kwargs):
+    loss = RamboLoss(4, memory_length=2, **kwargs)
+    results = []
+    for seed in range(2):
+        scores, gt = batch(seed=seed)
+        scores.requires_grad_()
+        value = loss(scores, gt)
+        value.backward()
+        results += [value.detach(), scores.grad]
+    return results
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"lambda_": 0.5}, {"beta": 0.0}])
+def test_the_loss_and_its_gradient(kwargs, deterministic):
+    ours = two_steps(**kwargs)
+    torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(ours, two_steps(**kwargs), strict=True))
+
+
+def test_the_recall_loss(deterministic):
+    scores, gt = batch(seed=1)
+    column = scores[:, 0].clone().requires_grad_()
+    recall_loss(column, gt == 0).backward()
+    assert column.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet", "cascade", "c4", "rpn"])
+def test_a_training_step(architecture, deterministic):
+    pytest.importorskip("detectron2")
+    from detectron2.modeling import build_model
+    from detectron2.utils.env import seed_all_rng
+    from detectron2.utils.events import EventStorage
+
+    from .architectures import config
+    from .models import training_inputs
+
+    results = []
+    for _ in range(2):
+        seed_all_rng(5)
+        model = build_model(config(architecture))
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for _ in range(2):
+            with EventStorage():
+                losses = model(training_inputs())
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            results.append({k: v.detach() for k, v in losses.items()})
+        results.append(model.state_dict())
+    for a, b in zip(results[:3], results[3:], strict=True):
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_two_runs_of_one_seed(tmp_path):
+    """Real processes; other data workers, and another seed, for which the losses are others."""
+    pytest.importorskip("detectron2")
+    from .models import CONFIGS, write_coco
+    from .test_resume import YAML as SMALL
+
+    data = ["--register-coco", "dt_train", *write_coco(tmp_path / "data", 5)]
+    data += ["--register-coco", "dt_val", *write_coco(tmp_path / "data", 1, "val")]
+    runs = []
+    for name, seed, workers in (("a", 3, 0), ("b", 3, 2), ("c", 4, 0)):
+        log = tmp_path / f"{name}.jsonl"
+        command = [sys.executable, "tests/logged_run.py", log, "tools/train_net.py", "--config"]
+        command += ["configs/quickstart/faster_rcnn_rambo.yaml", *data, "SEED", seed]
+        command += ["DATASETS.TRAIN", "('dt_train',)", "DATASETS.TEST", "('dt_val',)"]
+        command += ["SOLVER.MAX_ITER", 3, "OUTPUT_DIR", tmp_path / name]
+        command += ["DATALOADER.NUM_WORKERS", workers, *SMALL]
+        subprocess.run(list(map(str, command)), cwd=CONFIGS.parent, check=True, capture_output=True)
+        runs.append(log.read_text())
+    assert runs[0] == runs[1] and runs[0].count("\n") == 3
+    assert not set(runs[0].splitlines()) & set(runs[2].splitlines())
