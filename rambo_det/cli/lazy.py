@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,19 @@ def load_config(args: argparse.Namespace) -> Any:
 
     file = find_config(args.config_file)
     try:
-        cfg = LazyConfig.load(file)
-    except (ImportError, AttributeError, SyntaxError, KeyError) as error:
-        raise InputError(f"{file}: {error}") from error
+        with warnings.catch_warnings():
+            # Detectron2's model zoo, which the configs build on, imports it.
+            warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+            cfg = LazyConfig.load(file)
+    except Exception as error:  # a LazyConfig is a program, which can fail in any way
+        steps = traceback.extract_tb(error.__traceback__)
+        line = next((f", line {s.lineno}" for s in reversed(steps) if s.filename == file), "")
+        message = " ".join(str(error).split())
+        raise InputError(f"{file}{line}: {type(error).__name__}: {message}") from error
+    for node in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
+        if node not in cfg:
+            raise InputError(f"{file} is not a LazyConfig of a training: it has no {node!r}")
+    cfg.train.setdefault("seed", -1)  # Detectron2 knows the key but its configs do not have it
     _override(cfg, args.opts)
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"
@@ -67,10 +79,15 @@ def _override(cfg: Any, opts: list[str]) -> None:
         # A model takes arguments that its config does not name; everything else is listed there.
         if not OmegaConf.is_config(node) or (leaf not in node and not key.startswith("model.")):
             raise InputError(f"unknown config key {key}")
+        before = OmegaConf.select(cfg, key)
         try:
             LazyConfig.apply_overrides(cfg, [opt])
         except Exception as error:  # hydra's parser has errors of its own, of no common type
             raise InputError(f"{opt}: {' '.join(str(error).split())}") from error
+        if isinstance(before, (int, float)) and not isinstance(
+            OmegaConf.select(cfg, key), (int, float)
+        ):
+            raise InputError(f"{key} must be a number or a truth value, as {before!r}, got {opt!r}")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -79,13 +96,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from detectron2.engine import default_setup
     from detectron2.utils.logger import setup_logger
 
-    from ..engine.lazy import LazyRun
+    from ..engine.lazy import LazyRun, settle_seed
     from ..engine.setup import prepare_folder
 
     cfg = load_config(args)
     folder, weights = cfg.train.output_dir, cfg.train.init_checkpoint
     if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"train.init_checkpoint {weights}: no such file")
+    # The base configs name weights to start from: only those of the command line are meant here.
+    named = weights if any(opt.startswith("train.init_checkpoint=") for opt in args.opts) else ""
+    evaluated = (named or _last_checkpoint(folder)) if args.eval_only else ""
+    settle_seed(cfg, args.resume, args.eval_only)
     aside = None
     if comm.is_main_process() and not args.eval_only:
         aside = prepare_folder(Path(folder), args.resume, args.fresh, "train.output_dir=FOLDER")
@@ -95,12 +116,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if aside:
         logger.info("The earlier run in %s is now in %s", folder, aside)
     lazy = LazyRun(cfg)
-    # The base configs name weights to start from: only those of the command line are meant here.
-    named = weights if any(opt.startswith("train.init_checkpoint=") for opt in args.opts) else ""
-    results = lazy.evaluate_checkpoint(named) if args.eval_only else lazy.train(args.resume)
+    results = lazy.evaluate_checkpoint(evaluated) if args.eval_only else lazy.train(args.resume)
     if comm.is_main_process():
         print(f"\n{train.result_table(results)}\n\ncheckpoint: {lazy.checkpoint}")
     return results
+
+
+def _last_checkpoint(folder: str) -> str:
+    from ..engine.checkpointer import last_checkpoint
+
+    file = last_checkpoint(folder)
+    if file is None:
+        raise InputError(
+            f"--eval-only: no checkpoint in train.output_dir {folder}: "
+            "name one with train.init_checkpoint=FILE"
+        )
+    return str(file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import InputError
+from .failures import explain
 
 Process = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -28,11 +30,16 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _refuse(message: str) -> NoReturn:
+    raise InputError(message)
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of Detectron2's own train_net.py, and those for a user's own data."""
     from detectron2.engine import default_argument_parser
 
     parser = default_argument_parser()
+    parser.error = _refuse  # one line, without the usage
     parser.add_argument(
         "--config", dest="config_file", default=argparse.SUPPRESS, metavar="FILE",
         help="the same as --config-file",
@@ -43,6 +50,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="start anew in an OUTPUT_DIR that holds a run, which is moved aside",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.resume and args.fresh:
+        raise InputError("--resume goes on with a run and --fresh starts anew: choose one of them")
     if not args.config_file:
         raise InputError("--config FILE is missing, e.g. configs/quickstart/faster_rcnn_rambo.yaml")
     return args
@@ -80,7 +89,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from detectron2.engine import default_setup
     from detectron2.utils.logger import setup_logger
 
-    from ..engine.setup import build_config, prepare_output
+    from ..engine.checkpointer import AtomicCheckpointer
+    from ..engine.setup import build_config, prepare_output, with_seed
     from ..engine.trainer import RamboTrainer
 
     cfg = build_config(args)
@@ -88,6 +98,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cfg = _with_weights(cfg, args)
     if not args.resume:
         _check_weights(cfg)
+    cfg = with_seed(cfg, args)
     aside = None
     if comm.is_main_process() and not args.eval_only:
         aside = prepare_output(cfg, args.resume, args.fresh)
@@ -99,16 +110,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     logger.info("Device: %s", _device_name(cfg.MODEL.DEVICE))
     if args.eval_only:
         model = RamboTrainer.build_model(cfg)
-        _load(lambda: _checkpointer(model, cfg).load(cfg.MODEL.WEIGHTS), cfg)
+        _load(lambda: AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS), cfg)
         results = RamboTrainer.test(cfg, model)
         place = cfg.MODEL.WEIGHTS
     else:
         trainer = RamboTrainer(cfg)
         _load(lambda: trainer.resume_or_load(resume=args.resume), cfg)
         trainer.train()
-        results = getattr(trainer, "_last_eval_results", None) or RamboTrainer.test(
-            cfg, trainer.model
-        )
+        # Empty in all processes but the main one.
+        results = getattr(trainer, "_last_eval_results", None)
+        if results is None:
+            results = RamboTrainer.test(cfg, trainer.model)
         place = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
     if comm.is_main_process():
         print(f"\n{result_table(results)}\n\ncheckpoint: {place}")
@@ -127,25 +139,21 @@ def _check_processes(args: argparse.Namespace, process: Process) -> None:
         build_config(args)
 
 
-def _checkpointer(model: Any, cfg: Any) -> Any:
-    from detectron2.checkpoint import DetectionCheckpointer
-
-    return DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-
-
 def _with_weights(cfg: Any, args: argparse.Namespace) -> Any:
     """For evaluation: the weights that were named, else the last checkpoint of OUTPUT_DIR."""
     if "MODEL.WEIGHTS" in args.opts[::2]:
         return cfg
-    checkpointer = _checkpointer(None, cfg)
-    if not checkpointer.has_checkpoint():
+    from ..engine.checkpointer import last_checkpoint
+
+    file = last_checkpoint(cfg.OUTPUT_DIR)
+    if file is None:
         raise InputError(
             f"--eval-only: no checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}: "
             "name one with MODEL.WEIGHTS FILE"
         )
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = checkpointer.get_checkpoint_file()
+    cfg.MODEL.WEIGHTS = str(file)
     cfg.freeze()
     return cfg
 
@@ -178,27 +186,20 @@ def main(argv: Sequence[str] | None = None, process: Process = run) -> int:
         argv: the arguments; None: those of the command line.
         process: what each process of the run does, see :func:`run`.
     """
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     try:
         args = parse_args(argv)
-        from detectron2.engine import launch
+        from ..engine.launch import launch
 
         _check_processes(args, process)
-        launch(
-            process, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
-            dist_url=args.dist_url, args=(args,),
-        )  # fmt: skip
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "detectron2":
+        launch(process, args)
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
             raise
-        print(
-            "error: Detectron2 is not installed: pip install --no-build-isolation "
-            "'git+https://github.com/facebookresearch/detectron2.git'",
-            file=sys.stderr,
-        )
-        return 2
+        status, line = explained
+        print(f"error: {line}", file=sys.stderr)
+        return status
     return 0
 
 

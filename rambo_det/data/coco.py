@@ -47,12 +47,14 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
     for index, image in enumerate(content["images"]):
         where = f"{json_file}: images[{index}]"
         number = _get(image, "id", (int, str), where)
-        width, height = (_get(image, key, (int, float), where) for key in ("width", "height"))
+        width, height = (_pixels(image, key, where) for key in ("width", "height"))
         path = Path(image_dir) / _get(image, "file_name", str, where)
         if number in source.images:
             raise InputError(f"{where}: image id {number!r} is there twice")
-        check_image(path, (int(width), int(height)), str(json_file))
-        source.images[number] = {**image, "width": int(width), "height": int(height)}
+        if type(number) is not type(next(iter(source.images), number)):  # they have to be sorted
+            raise InputError(f"{where}: ids are numbers in some images, in others text: {number!r}")
+        check_image(path, (width, height), str(json_file))
+        source.images[number] = {**image, "width": width, "height": height}
 
     for index, annotation in enumerate(content["annotations"]):
         _add_annotation(source, annotation, f"{json_file}: annotations[{index}]")
@@ -81,6 +83,13 @@ def _get(item: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
     return value
 
 
+def _pixels(image: Any, key: str, where: str) -> int:
+    value = _get(image, key, (int, float), where)
+    if not math.isfinite(value):
+        raise InputError(f"{where} is not in COCO's format: '{key}' cannot be {value!r}")
+    return int(value)
+
+
 def _add_annotation(source: DataSource, annotation: Any, where: str) -> None:
     image_id = _get(annotation, "image_id", (int, str), where)
     category_id = _get(annotation, "category_id", int, where)
@@ -91,6 +100,27 @@ def _add_annotation(source: DataSource, annotation: Any, where: str) -> None:
         raise InputError(f"{where}: 'categories' has no category_id {category_id}")
     if len(box) != 4 or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in box):
         raise InputError(f"{where}: 'bbox' is {box}, but must be four numbers x, y, width, height")
-    crowd = bool(annotation.get("iscrowd") or annotation.get("ignore"))
-    fields = {key: value for key, value in annotation.items() if key != "ignore"}
+    crowd = _flag(annotation, "iscrowd", where) or _flag(annotation, "ignore", where)
+    # What is null, as some tools write it, is left out.
+    fields = {k: v for k, v in annotation.items() if k != "ignore" and v is not None}
+    if not math.isfinite(_get({"area": 0, **fields}, "area", (int, float), where)):
+        raise InputError(f"{where}: 'area' cannot be {fields['area']!r}")
+    if not _is_mask(fields.get("segmentation", [])):
+        raise InputError(
+            f"{where}: 'segmentation' must be a list of polygons, [[x, y, ...], ...], or RLE, "
+            "{'size', 'counts'}"
+        )
     source.add_box(image_id, category_id, box, {**fields, "iscrowd": int(crowd)})
+
+
+def _flag(annotation: Any, key: str, where: str) -> bool:
+    value = annotation.get(key) or 0
+    if value not in (0, 1):
+        raise InputError(f"{where}: {key!r} must be 0 or 1, not {value!r}")
+    return bool(value)
+
+
+def _is_mask(value: Any) -> bool:
+    if isinstance(value, dict):
+        return {"size", "counts"} <= value.keys()
+    return isinstance(value, list) and all(isinstance(polygon, list) for polygon in value)

@@ -90,7 +90,10 @@ def _image_names(split_file: Path) -> list[str]:
         there = sorted(path.stem for path in split_file.parent.glob("*.txt"))
         found = f"splits there: {', '.join(there)}" if there else "the folder has no splits"
         raise InputError(f"the VOC split file {split_file} does not exist ({found})")
-    lines = split_file.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = split_file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"the VOC split file {split_file} is not in UTF-8: {error}") from None
     # Only the first word counts: class-wise split files have a flag behind the name.
     names = [line.split()[0] for line in lines if line.strip()]
     if not names:
@@ -105,7 +108,7 @@ def _parse(xml_file: Path, split_file: Path) -> ET.Element:
         raise InputError(f"{split_file} names '{xml_file.stem}', but {xml_file} does not exist")
     try:
         return ET.parse(xml_file).getroot()
-    except ET.ParseError as error:
+    except (ET.ParseError, ValueError, LookupError) as error:  # the latter two of its encoding
         raise InputError(f"{xml_file} is not valid xml: {error}") from None
 
 

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pydoc
 from typing import Any
 
 import detectron2.utils.comm as comm
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import inference_on_dataset
 
 from ..errors import InputError
+from .checkpointer import AtomicCheckpointer, earlier_seed, last_checkpoint
+from .files import drop_unfinished_line
+from .loader import train_loader
+from .memories import CollectMemories
+from .seeds import ORDER, run_seed, seeded
+from .steps import SeededSteps
+
+_STOCK_LOADERS = (build_detection_train_loader, train_loader)
+
+
+def settle_seed(cfg: Any, resume: bool, eval_only: bool = False) -> int:
+    """Puts the run's seed, >= 0, into ``cfg.train.seed``; that of an earlier run comes first.
+
+    To be called before Detectron2's ``default_setup``, which seeds what the model is made with and
+    writes the config down.
+
+    Raises:
+        InputError: ``resume``, and the last checkpoint cannot be read.
+    """
+    earlier = None
+    if comm.is_main_process():
+        earlier = earlier_seed(cfg.train.output_dir, resume, eval_only)
+    cfg.train.seed = run_seed(cfg.train.get("seed", -1), earlier)
+    return int(cfg.train.seed)
 
 
 class LazyRun:
@@ -42,37 +68,53 @@ class LazyRun:
     def evaluate_checkpoint(self, file: str = "") -> dict[str, Any]:
         """:meth:`evaluate` with the weights in ``file``, by default the run's last checkpoint."""
         folder = self._cfg.train.output_dir
-        checkpointer = DetectionCheckpointer(self._model, folder)
-        if not file and not checkpointer.has_checkpoint():
+        checkpoint = file or last_checkpoint(folder)
+        if not checkpoint:
             raise InputError(
                 f"--eval-only: no checkpoint in train.output_dir {folder}: "
                 "name one with train.init_checkpoint=FILE"
             )
-        self.checkpoint = file or checkpointer.get_checkpoint_file()
-        checkpointer.load(self.checkpoint)
+        self.checkpoint = str(checkpoint)
+        AtomicCheckpointer(self._model).load(self.checkpoint)
         return self.evaluate()
 
     def train(self, resume: bool) -> dict[str, Any]:
-        """Trains up to ``train.max_iter``; returns the metrics at the end."""
+        """Trains up to ``train.max_iter``; returns the metrics at the end.
+
+        What is drawn and the order of the data follow from the seed, ``train.seed`` (absent or
+        below 0: any), and the iteration: a run that was killed and is resumed is the one that was
+        not. Only of a loader other than ``build_detection_train_loader`` the data start anew.
+
+        Raises:
+            InputError: ``resume``, and the last checkpoint cannot be read.
+        """
         cfg, train = self._cfg, self._cfg.train
+        main = comm.is_main_process()
+        seed = settle_seed(cfg, resume)
         cfg.optimizer.params.model = self._model
         optimizer = instantiate(cfg.optimizer)
-        loader = instantiate(cfg.dataloader.train)
-        model = create_ddp_model(self._model, **train.ddp)
+        loader = self._loader(seed)
+        ddp = train.ddp if train.device.startswith("cuda") else {**train.ddp, "device_ids": None}
+        model = create_ddp_model(self._model, **ddp)
         trainer = (AMPTrainer if train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
         self.trainer = trainer
-        checkpointer = DetectionCheckpointer(model, train.output_dir, trainer=trainer)
-        results: dict[str, Any] = {}
+        checkpointer = AtomicCheckpointer(model, train.output_dir, seed=seed, trainer=trainer)
+        results: list[
+            dict[str, Any]
+        ] = []  # of every evaluation; empty dicts but in the main process
 
         def evaluate() -> dict[str, Any]:
-            results.clear()
-            results.update(self.evaluate(model))
-            return results
+            results.append(self.evaluate(model))
+            return results[-1]
 
-        main = comm.is_main_process()
-        writers = default_writers(train.output_dir, train.max_iter) if main else []
+        writers = []
+        if main:
+            drop_unfinished_line(os.path.join(train.output_dir, "metrics.json"))
+            writers = default_writers(train.output_dir, train.max_iter)
         trainer.register_hooks(
             [
+                SeededSteps(seed, loader),
+                CollectMemories(train.checkpointer.period),
                 hooks.IterationTimer(),
                 hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
                 hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer) if main else None,
@@ -84,4 +126,17 @@ class LazyRun:
         start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
         trainer.train(start, train.max_iter)
         self.checkpoint = os.path.join(train.output_dir, "model_final.pth")
-        return results or evaluate()
+        return results[-1] if results else evaluate()
+
+    def _loader(self, seed: int) -> Any:
+        """The training batches; those of Detectron2's own loader can be gone on with."""
+        node = self._cfg.dataloader.train
+        target = node.get("_target_")
+        if (pydoc.locate(target) if isinstance(target, str) else target) in _STOCK_LOADERS:
+            node.update(_target_=train_loader, seed=seed)
+        else:
+            logging.getLogger(__name__).warning(
+                "dataloader.train is not build_detection_train_loader: --resume will start it anew"
+            )
+        with seeded(seed, ORDER):  # some samplers draw a seed of their own
+            return instantiate(node)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import detectron2.utils.comm as comm
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -21,6 +22,9 @@ from ..errors import InputError
 from ..modeling.architecture import check_architecture, resolve_rpn
 from ..modeling.build import loss_arguments
 from ..modeling.scores import score_function
+from .checkpointer import earlier_config, earlier_seed
+from .seeds import run_seed
+from .values import check_model, check_training
 
 
 def build_config(args: argparse.Namespace) -> CfgNode:
@@ -36,14 +40,19 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     add_rambo_config(cfg)
     _merge(cfg, find_config(args.config_file), args.opts)
     _pick_device(cfg)
+    check_model(cfg)
+    if not getattr(args, "eval_only", False):
+        check_training(cfg)
     register_shapes()
+    own = {name for name, *_ in [*args.register_coco, *args.register_voc]}
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            if name not in own:
+                check_dataset(f"DATASETS.{key}", name)
     classes = register_own(args, cfg.DATASETS.TRAIN)
     if classes is not None:
         for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
             node.NUM_CLASSES = len(classes)
-    for key in ("TRAIN", "TEST"):
-        for name in cfg.DATASETS[key]:
-            check_dataset(f"DATASETS.{key}", name)
     check_architecture(cfg)
     resolve_rpn(cfg)
     loss_arguments(cfg)
@@ -138,9 +147,11 @@ def prepare_output(cfg: CfgNode, resume: bool, fresh: bool) -> Path | None:
         InputError: the folder holds a run and neither ``resume`` nor ``fresh`` is given, or
             ``resume`` is and that run is of another model.
     """
+    if not cfg.OUTPUT_DIR:
+        raise InputError("OUTPUT_DIR is empty: name a folder")
     folder = Path(cfg.OUTPUT_DIR)
     if resume:
-        _check_same_model(cfg, folder / "config.yaml")
+        _check_same_model(cfg, folder)
     return prepare_folder(folder, resume, fresh, "OUTPUT_DIR FOLDER")
 
 
@@ -148,7 +159,13 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path
     """As :func:`prepare_output`; ``remedy`` is how the command line names another folder."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"OUTPUT_DIR {folder} is not a folder")
-    if resume or not any((folder / name).exists() for name in ("last_checkpoint", "metrics.json")):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"OUTPUT_DIR {folder} cannot be made: {error}") from None
+    files = [folder / name for name in ("last_checkpoint", "metrics.json")]
+    # A run that ended before its first iteration leaves an empty one.
+    if resume or not any(file.is_file() and file.stat().st_size for file in files):
         return None
     if not fresh:
         raise InputError(
@@ -162,17 +179,34 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path
     return aside
 
 
-def _check_same_model(cfg: CfgNode, file: Path) -> None:
-    if not file.is_file():
-        return
-    with open(file) as f:
-        earlier = yaml.safe_load(f)
+def with_seed(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """The config with the SEED of the run, >= 0: written down, so that it can be gone on with.
+
+    A SEED on the command line comes first, then that of the run in OUTPUT_DIR if this one goes on
+    with it, then the config's; -1 there means any.
+
+    Args:
+        args: ``opts``, ``resume``, ``eval_only``.
+
+    Raises:
+        InputError: ``resume``, and the last checkpoint cannot be read.
+    """
+    earlier = None
+    if comm.is_main_process():
+        earlier = earlier_seed(cfg.OUTPUT_DIR, args.resume, args.eval_only)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = run_seed(cfg.SEED, None if "SEED" in args.opts[::2] else earlier)
+    cfg.freeze()
+    return cfg
+
+
+def _check_same_model(cfg: CfgNode, folder: Path) -> None:
+    earlier = earlier_config(str(folder))
     for key in ("META_ARCHITECTURE", "BACKBONE.NAME", "ROI_HEADS.NAME", "ROI_HEADS.NUM_CLASSES",
                 "PROPOSAL_GENERATOR.NAME", "RETINANET.NUM_CLASSES", "RESNETS.DEPTH"):  # fmt: skip
         was, now = earlier.get("MODEL", {}), cfg.MODEL
         for part in key.split("."):
             was, now = (was or {}).get(part), now[part]
         if was is not None and was != now:
-            raise InputError(
-                f"--resume: MODEL.{key} is {now!r}, the run in {file.parent} has {was!r}"
-            )
+            raise InputError(f"--resume: MODEL.{key} is {now!r}, the run in {folder} has {was!r}")

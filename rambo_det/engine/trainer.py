@@ -1,18 +1,81 @@
-"""DefaultTrainer with the evaluators that a data set calls for."""
+"""DefaultTrainer that can be killed, with the evaluators that a data set calls for."""
 
 from __future__ import annotations
 
 import os
+import weakref
+from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.data import DatasetMapper, build_detection_test_loader
 
+# What build_detection_train_loader makes of a config: the only way to its parts in v0.5 and later.
+from detectron2.data.build import _train_loader_from_config
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.utils.events import EventWriter
+
+from ..data.mapper import NamingMapper
 from ..evaluation.voc import VOCDetectionEvaluator, has_voc_annotations
+from .checkpointer import AtomicCheckpointer
+from .ddp import distributed_on
+from .files import drop_unfinished_line
+from .loader import ResumableLoader, train_loader
+from .memories import CollectMemories
+from .seeds import ORDER, run_seed, seeded
+from .steps import SeededSteps
+
+#: v0.5 saves nothing of its inner trainer: momentum and the GradScaler's scale are lost there.
+_FORGETS_OPTIMIZER = "state_dict" not in vars(DefaultTrainer)
 
 
 class RamboTrainer(DefaultTrainer):
-    """Detectron2's DefaultTrainer; evaluates with COCO's metrics, VOC data with VOC's AP50 too."""
+    """Detectron2's DefaultTrainer; evaluates with COCO's metrics, VOC data with VOC's AP50 too.
+
+    A run that was killed, at whatever moment, and is resumed is the run that was not: what it draws
+    and the order of its data follow from ``cfg.SEED`` and the iteration.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        with distributed_on(cfg.MODEL.DEVICE):
+            super().__init__(cfg)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        seed = run_seed(cfg.SEED)
+        with seeded(seed, ORDER):  # some samplers draw a seed of their own
+            parts = _train_loader_from_config(cfg)
+        return train_loader(parts.pop("dataset"), seed=seed, **parts)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        mapper = NamingMapper(DatasetMapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        loader = self.data_loader
+        # A subclass may read its data through a loader of its own.
+        seed = loader.seed if isinstance(loader, ResumableLoader) else run_seed(self.cfg.SEED)
+        self.checkpointer = AtomicCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, seed=seed, trainer=weakref.proxy(self)
+        )
+        collect = CollectMemories(self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        return [SeededSteps(seed, loader), collect, *super().build_hooks()]
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().state_dict()
+        if _FORGETS_OPTIMIZER:
+            state["_trainer"] = self._trainer.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if _FORGETS_OPTIMIZER and "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
+
+    def build_writers(self) -> list[EventWriter]:
+        drop_unfinished_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        return super().build_writers()
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -1,0 +1,50 @@
+"""What a user reads when a run ends early: one line, unless it is a bug."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Iterator
+
+from ..errors import InputError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_IN_ANOTHER_PROCESS = f"{InputError.__module__}.{InputError.__name__}: "
+
+
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """The exit status, 2 for a user's mistake, and the line to print; None: a bug."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "detectron2":
+        return 2, (
+            "Detectron2 is not installed: pip install --no-build-isolation "
+            "'git+https://github.com/facebookresearch/detectron2.git'"
+        )
+    # What was raised in another process comes with its traceback in the message.
+    last = (str(error).strip().splitlines() or [""])[-1]
+    if isinstance(error, InputError) or last.startswith(_IN_ANOTHER_PROCESS):
+        return 2, last.removeprefix(_IN_ANOTHER_PROCESS)
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            return 1, f"{cause}: make room; --resume goes on from the last checkpoint"
+        if _is_of_a_worker(cause):
+            text = " ".join(str(cause).split())
+            return 1, (
+                f"a data worker died, perhaps for want of memory ({text}): --resume goes on from "
+                "the last checkpoint; DATALOADER.NUM_WORKERS sets how many there are"
+            )
+    return None
+
+
+def _is_of_a_worker(error: BaseException) -> bool:
+    """Whether a data worker died: torch may say so itself, or find its pipe closed."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker" in str(error)
+    steps = traceback.extract_tb(error.__traceback__)
+    in_loader = any(step.filename.endswith("torch/utils/data/dataloader.py") for step in steps)
+    return in_loader and isinstance(error, (ConnectionError, EOFError))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,137 @@
+"""Checkpoints that are whole or not there, and that know the seed of their run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.checkpoint import DetectionCheckpointer
+
+from ..errors import InputError
+from .files import AtomicFiles, remove_parts
+
+
+class _LossNormalizer:
+    """What RetinaNet and FCOS divide their losses by: a running mean that no state dict has."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self._model).items() if k == "loss_normalizer"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self._model).update(state)
+
+
+class AtomicCheckpointer(DetectionCheckpointer):
+    """DetectionCheckpointer whose files appear under their names only once they are whole.
+
+    They also hold the two things that a run needs to go on as the same one and that the stock
+    class does not save: its seed, and the running mean of RetinaNet's and FCOS's normaliser.
+
+    Args:
+        model, save_dir, **kwargs: as those of DetectionCheckpointer.
+        seed: of the run, kept in every checkpoint; None: none.
+    """
+
+    def __init__(
+        self, model: Any, save_dir: str = "", *, seed: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(model, save_dir, **kwargs)
+        self.path_manager = AtomicFiles(self.path_manager)
+        self.add_checkpointable("loss_normalizer", _LossNormalizer(self.model))
+        self._seed = seed
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As the stock method."""
+        extra = {} if self._seed is None else {"seed": self._seed}
+        super().save(name, **extra, **kwargs)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As the stock method.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        if self.save_dir and self.save_to_disk:
+            remove_parts(self.save_dir)
+        if resume and not self.has_checkpoint():
+            self.logger.info("No checkpoint in %s yet: starting from the beginning", self.save_dir)
+        return super().resume_or_load(path, resume=resume)
+
+    def _load_file(self, filename: str) -> Any:
+        try:
+            return super()._load_file(filename)
+        except Exception as error:  # the readers of the formats have no type in common
+            raise _unreadable(filename, error) from error
+
+
+def _unreadable(file: Any, error: Exception) -> InputError:
+    return InputError(f"{file} cannot be read as a checkpoint: {' '.join(str(error).split())}")
+
+
+def last_checkpoint(folder: str) -> Path | None:
+    """The checkpoint that the folder's ``last_checkpoint`` names; None where that file is missing.
+
+    Raises:
+        InputError: that checkpoint does not exist.
+    """
+    pointer = Path(folder) / "last_checkpoint"
+    if not pointer.is_file():
+        return None
+    file = Path(folder) / pointer.read_text().strip()
+    if not file.is_file():
+        raise InputError(f"{pointer} names {file}, which does not exist: {_remedy(folder)}")
+    return file
+
+
+def earlier_seed(folder: str, resume: bool, eval_only: bool) -> int | None:
+    """The seed of the run in the folder, if that is gone on with; None if not, or if it has none.
+
+    That of its last checkpoint or, before the first one, that of its config.
+
+    Raises:
+        InputError: the checkpoint cannot be read.
+    """
+    if eval_only:  # writes config.yaml anew, from which the run may be resumed later
+        return config_seed(folder)
+    if not resume:
+        return None
+    file = last_checkpoint(folder)
+    if file is None:
+        return config_seed(folder)
+    try:
+        seed = torch.load(file, map_location="cpu", mmap=True).get("seed")
+    except Exception as error:  # torch's readers have no type of error in common
+        raise InputError(f"{_unreadable(file, error)}: {_remedy(folder)}") from error
+    return config_seed(folder) if seed is None else seed
+
+
+def _remedy(folder: str) -> str:
+    others = sorted(file.name for file in Path(folder).glob("model_*.pth"))
+    listed = f" ({', '.join(others)})" if others else ""
+    return (
+        f"write the name of another checkpoint there{listed} into {folder}/last_checkpoint, "
+        "or start anew with --fresh"
+    )
+
+
+def earlier_config(folder: str, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
+    """The config.yaml of the run in the folder; empty if there is none, or half of one."""
+    try:
+        config = yaml.load((Path(folder) / "config.yaml").read_text(), loader)
+    except (OSError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def config_seed(folder: str) -> int | None:
+    """The seed in the folder's config.yaml; None if there is none."""
+    # All as text: a LazyConfig may have objects in it.
+    config = earlier_config(folder, yaml.BaseLoader)
+    train = config.get("train")
+    seed = config.get("SEED", train.get("seed") if isinstance(train, dict) else None)
+    return int(seed) if isinstance(seed, str) and seed.isdigit() else None

@@ -1,0 +1,60 @@
+"""Files that a killed process leaves whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+#: The end of the name of a file that is being written.
+PART = ".part"
+
+
+class AtomicFiles:
+    """A path manager through which a local file appears under its name only once it is whole.
+
+    Args:
+        manager: the path manager (iopath) that does everything else.
+    """
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
+
+    def open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
+        """As iopath's; a file for writing must be used as a context manager."""
+        if "w" in mode and "://" not in path:
+            return _whole_file(path, mode, **kwargs)
+        return self._manager.open(path, mode, **kwargs)
+
+
+@contextmanager
+def _whole_file(path: str, mode: str, **kwargs: Any) -> Iterator[IO[Any]]:
+    part = path + PART
+    try:
+        with open(part, mode, **kwargs) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name without the content
+        os.replace(part, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.remove(part)
+        raise
+
+
+def remove_parts(folder: str) -> None:
+    """Removes the checkpoints that killed processes were writing through :class:`AtomicFiles`."""
+    for name in ("*.pth", "last_checkpoint"):
+        for file in Path(folder).glob(name + PART):
+            file.unlink()
+
+
+def drop_unfinished_line(file: str) -> None:
+    """Cuts off a last line without an end, which would spoil the next one that is appended."""
+    with suppress(FileNotFoundError), open(file, "rb+") as f:
+        f.truncate(f.read().rfind(b"\n") + 1)

@@ -1,0 +1,111 @@
+"""Runs of several processes, started as a cluster starts them."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+from rambo_det.engine.launch import Started, started
+from rambo_det.errors import InputError
+
+from .models import write_coco
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MEMORY = "roi_heads.box_predictor.rambo_loss.memory"
+SLURM = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "MASTER_ADDR": "127.0.0.1"}
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.fixture
+def training(tmp_path):
+    """Command line of a small run, from the tool on."""
+    data = []
+    for split in ("train", "val"):
+        data += ["--register-coco", f"ln_{split}", *write_coco(tmp_path, 4, split)]
+    keys = ["DATASETS.TRAIN", "('ln_train',)", "DATASETS.TEST", "('ln_val',)", "SEED", "1"]
+    keys += ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "4", "OUTPUT_DIR", tmp_path / "out"]
+    config = "configs/quickstart/faster_rcnn_rambo.yaml"
+    return [str(x) for x in ("tools/train_net.py", "--config", config, *data, *keys)]
+
+
+def run_together(commands, environments):
+    """Runs commands at the same time; returns their outputs once all have ended well."""
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    processes = [
+        subprocess.Popen(
+            command, cwd=REPOSITORY, env={**common, **environment}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for command, environment in zip(commands, environments, strict=True)
+    ]  # fmt: skip
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
+    return outputs
+
+
+def saved_memory(folder):
+    weights = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    return weights._metadata[MEMORY]["memory"]
+
+
+def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    torchrun += ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port"]
+    torchrun.append(free_port())
+    commands = [[*torchrun, "--node-rank", str(rank), *training] for rank in range(2)]
+    outputs = run_together(commands, [{}, {}])
+    assert sum("checkpoint: " in output for output in outputs) == 1  # one of four prints the table
+    memory = saved_memory(tmp_path / "out")
+    # Of each of the four processes the negatives, of all the positives.
+    assert memory["scores"].shape[0] == 4 and int(memory["written"]) == 2
+    assert (memory["counts"][:, :2] > 0).all() and (memory["positives"][:2, 0] >= 0).all()
+    lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
+    assert any(json.loads(line).get("rambo/bytes_sent", 0) > 0 for line in lines)
+
+    # One process can go on with it, with the memory of all four.
+    command = [sys.executable, training[0], "--resume", *training[1:], "SOLVER.MAX_ITER", "3"]
+    assert "Starting training from iteration 2" in run_together([command], [{}])[0]
+    after = saved_memory(tmp_path / "out")
+    assert int(after["written"]) == 3
+    assert torch.equal(after["counts"][:2], memory["counts"].sum(0)[:2])
+
+
+def test_tasks_of_slurm(training, tmp_path):
+    """As srun starts them: two tasks on two nodes."""
+    tasks = [
+        {**SLURM, "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": "0"}
+        | {"MASTER_PORT": free_port()}
+        for rank in range(2)
+    ]
+    tasks[1]["MASTER_PORT"] = tasks[0]["MASTER_PORT"]
+    outputs = run_together([[sys.executable, *training]] * 2, tasks)
+    assert sum("checkpoint: " in output for output in outputs) == 1
+    assert saved_memory(tmp_path / "out")["scores"].shape[0] == 2
+    assert re.search(r"^\| +AP \|", outputs[0], re.M)
+
+
+def test_who_has_started_a_process():
+    assert started({}) is None
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert started(torchrun) == Started(3, 4, 1, 2, "env://")
+    assert started({**torchrun, "WORLD_SIZE": "1"}) is None
+    task = {**SLURM, "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}
+    task["SLURM_STEP_NUM_NODES"] = "2"
+    assert started(task) == Started(2, 4, 0, 2, "tcp://127.0.0.1:20007")
+    # An allocation of several tasks in which a script is run by hand is no run of several.
+    assert started({k: v for k, v in task.items() if k != "SLURM_STEP_ID"}) is None
+    with pytest.raises(InputError, match="--ntasks-per-node"):
+        started({**task, "SLURM_NTASKS": "3"})

@@ -1,0 +1,345 @@
+"""A run that is killed and resumed is the run that was not killed.
+
+Real processes and SIGKILL. RAMBO_DET_KILLS=10 (or any number) kills that often, and the LazyConfig
+run too; the default is what fits into a test suite.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("detectron2")
+
+from detectron2.data import DatasetCatalog
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils.file_io import PathManager
+
+from rambo_det.cli.train import main
+from rambo_det.engine.files import AtomicFiles, drop_unfinished_line
+from rambo_det.engine.loader import ResumableLoader
+
+from .models import CONFIGS, write_coco
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+KILLS = int(os.environ.get("RAMBO_DET_KILLS", 0))
+PERIOD = 3  # of the checkpoints
+LONGEST = 5  # steps that a process makes before it is killed
+TIMEOUT = 300
+
+YAML = [
+    "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res3']",
+    "MODEL.RPN.IN_FEATURES", "['res3']", "MODEL.ROI_HEADS.IN_FEATURES", "['res3']",
+    "MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32]]", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
+    "INPUT.MIN_SIZE_TRAIN", "(64,80,96)", "SOLVER.IMS_PER_BATCH", "2",
+    "SOLVER.CHECKPOINT_PERIOD", str(PERIOD), "SOLVER.WARMUP_ITERS", "4",
+]  # fmt: skip
+
+LAZY = f"""
+from detectron2.config import LazyConfig
+from detectron2.layers import ShapeSpec
+
+cfg = LazyConfig.load("{CONFIGS}/lazy/retinanet_rambo.py")
+model, dataloader, optimizer = cfg.model, cfg.dataloader, cfg.optimizer
+lr_multiplier, train = cfg.lr_multiplier, cfg.train
+model.backbone = model.backbone.bottom_up
+model.backbone.stem.norm = model.backbone.stages.norm = "GN"
+model.backbone.stages.depth = 18
+model.backbone.stages.pop("stride_in_1x1")
+model.backbone.out_features = model.head_in_features = ["res3"]
+model.head.update(input_shape=[ShapeSpec(channels=128)], conv_dims=[32])
+model.anchor_generator.update(sizes=[[16, 24, 32]], strides=[8])
+dataloader.train.mapper.augmentations[0].update(short_edge_length=(64, 80, 96), max_size=96)
+dataloader.train.total_batch_size = 2
+dataloader.test.num_workers = 0
+train.update(init_checkpoint="", device="cpu")
+train.checkpointer.period = {PERIOD}
+"""
+
+
+class Run:
+    """A run of some thousand-parameter model: one folder, and the processes that work on it."""
+
+    def __init__(self, folder, tool, config, data, iterations, *opts):
+        self.out = folder / "out"
+        self.log = folder / "losses.jsonl"
+        self._output = folder / "output.txt"
+        yaml = tool == "train_net.py"
+        self._assign = (lambda k, v: [k, str(v)]) if yaml else (lambda k, v: [f"{k}={v}"])
+        self._workers = "DATALOADER.NUM_WORKERS" if yaml else "dataloader.train.num_workers"
+        self._command = [sys.executable, "tests/logged_run.py", str(self.log), f"tools/{tool}"]
+        self._arguments = ["--config", str(config), *data, *opts]
+        for yaml_key, key, value in (
+            ("SOLVER.MAX_ITER", "train.max_iter", iterations),
+            ("OUTPUT_DIR", "train.output_dir", self.out),
+        ):
+            self._arguments += self._assign(yaml_key if yaml else key, value)
+        folder.mkdir()
+
+    def start(self, *flags, workers=0):
+        with open(self._output, "a") as output:
+            return subprocess.Popen(
+                [*self._command, *flags, *self._arguments, *self._assign(self._workers, workers)],
+                cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def finish(self, *flags, **kwargs):
+        process = self.start(*flags, **kwargs)
+        assert process.wait(TIMEOUT) == 0, self._output_so_far()
+
+    def kill(self, *flags, steps, in_checkpoint, delay, **kwargs):
+        """Starts and kills after that many more steps; in the next checkpoint, if asked for."""
+        known = len(self.losses())
+        process = self.start(*flags, **kwargs)
+        self._wait(process, lambda: len(self.losses()) >= known + steps)
+        if in_checkpoint:
+            self._wait(process, lambda: any(self.out.glob("*.part")))
+        else:
+            time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+
+    def _wait(self, process, happened):
+        give_up = time.monotonic() + TIMEOUT
+        while not happened():
+            assert process.poll() is None and time.monotonic() < give_up, self._output_so_far()
+            time.sleep(0.0005)
+
+    def _output_so_far(self):
+        return self._output.read_text()[-4000:]
+
+    def losses(self):
+        """``(iteration, exact losses)`` of each step that was ever made, in order."""
+        try:
+            lines = [json.loads(line) for line in self.log.read_text().splitlines(keepends=True)]
+        except (FileNotFoundError, json.JSONDecodeError):  # not yet, or just being written
+            return []
+        return [(line.pop("iteration"), line) for line in lines]
+
+    def final(self):
+        return torch.load(self.out / "model_final.pth", weights_only=True)
+
+
+def assert_equal(a, b, where="checkpoint"):
+    """Whole checkpoints, the metadata of state dicts included, bit for bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+        assert_equal(getattr(a, "_metadata", None), getattr(b, "_metadata", None), f"{where}[meta]")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}.{i}")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture
+def data(tmp_path):
+    return [
+        "--register-coco", "rs_train", *write_coco(tmp_path / "data", 7, "train"),
+        "--register-coco", "rs_val", *write_coco(tmp_path / "data", 2, "val"),
+    ]  # fmt: skip
+
+
+def runs_of(tool, tmp_path, data, iterations):
+    """The run to be killed and what makes its twin, of a given seed."""
+    if tool == "train_net.py":
+        config = CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml"
+        opts = [*YAML, "DATASETS.TRAIN", "('rs_train',)", "DATASETS.TEST", "('rs_val',)"]
+        seed = "SEED {}"
+    else:
+        config = tmp_path / "small.py"
+        config.write_text(LAZY)
+        opts = ["dataloader.train.dataset.names=rs_train", "dataloader.test.dataset.names=rs_val"]
+        seed = None
+
+    def make(name, *more):
+        return Run(tmp_path / name, tool, config, data, iterations, *opts, *more)
+
+    return make, seed
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        "train_net.py",
+        pytest.param(
+            "lazyconfig_train_net.py",
+            marks=pytest.mark.skipif(not KILLS, reason="only with RAMBO_DET_KILLS"),
+        ),
+    ],
+)
+def test_a_killed_run_is_the_run_that_was_not(tool, tmp_path, data):
+    kills = KILLS or 2
+    seed = random.randrange(1 << 30)
+    print(f"moments of the kills: random.Random({seed})")
+    rng = random.Random(seed)
+    make, seed_opts = runs_of(tool, tmp_path, data, (LONGEST + PERIOD) * kills + 3)
+    # No seed is given: what was drawn at the start has to be found again.
+    killed = make("killed")
+    flags = []
+    for number in range(kills):
+        # The first time there is a checkpoint by then; later the new process may not get that far.
+        least = 1 if number else PERIOD + 1
+        killed.kill(
+            *flags, steps=rng.randint(least, LONGEST), in_checkpoint=number % 2 == 1,
+            delay=rng.uniform(0, 0.2), workers=rng.randrange(3),
+        )  # fmt: skip
+        flags = ["--resume"]
+    killed.finish("--resume", workers=2)
+    assert not list(killed.out.glob("*.part"))
+    for line in (killed.out / "metrics.json").read_text().splitlines():
+        json.loads(line)
+
+    final = killed.final()
+    if seed_opts:
+        whole = make("whole", *seed_opts.format(final["seed"]).split())
+    else:
+        (tmp_path / "small.py").write_text(f"{LAZY}\ntrain.seed = {final['seed']}\n")
+        whole = make("whole")
+    whole.finish()
+    want = dict(whole.losses())
+    assert len(want) == len(whole.losses()) == (LONGEST + PERIOD) * kills + 3
+    made = killed.losses()
+    starts = [b for (a, _), (b, _) in pairwise(made) if b <= a]
+    assert max(starts) > 0, "no process went on from a checkpoint"
+    assert {iteration for iteration, _ in made} == want.keys()
+    for place, (iteration, losses) in enumerate(made):
+        assert len(losses) > 2 and losses == want[iteration], f"step {iteration}, line {place}"
+    assert_equal(final, whole.final())
+
+
+def number_of(record):
+    """A mapper that draws; None, for image 5, asks for another one."""
+    if record["index"] == 5:
+        return None
+    return record["index"], random.random(), np.random.rand(), torch.rand(()).item()
+
+
+def loader(seed=3, workers=0, grouping=True):
+    images = [{"index": i, "width": 2 + 2 * (i % 2), "height": 3} for i in range(10)]
+    return ResumableLoader(
+        images, mapper=number_of, sampler=TrainingSampler(10, seed=1), total_batch_size=3,
+        aspect_ratio_grouping=grouping, num_workers=workers, seed=seed,
+    )  # fmt: skip
+
+
+def first(loader, num, start=0):
+    iterator = iter(loader)  # v0.5's trainer makes it before it knows where it starts
+    loader.start = start
+    return list(islice(iterator, num))
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_a_loader_starts_anywhere_and_draws_aside(grouping):
+    whole = first(loader(grouping=grouping), 12)
+    assert whole[0] != first(loader(seed=4, grouping=grouping), 1)[0]
+    for workers in (0, 2):
+        for start in (0, 1, 7):
+            before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+            part = first(loader(workers=workers, grouping=grouping), 4, start)
+            assert part == whole[start : start + 4]
+            assert torch.equal(torch.get_rng_state(), before[0])
+            assert (np.random.get_state()[1] == before[1]).all() and random.getstate() == before[2]
+    assert not any(index == 5 for batch in whole for index, *_ in batch)
+
+
+def test_batches_are_of_one_shape_or_in_the_order_of_the_sampler():
+    indices = [[index for index, _ in batch] for batch in islice(loader().batches(), 20)]
+    assert all(len({index % 2 for index in batch}) == 1 for batch in indices)
+    plain = [i for batch in islice(loader(grouping=False).batches(), 20) for i, _ in batch]
+    assert plain == list(islice(iter(TrainingSampler(10, seed=1)), 60))
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    file = tmp_path / "last_checkpoint"
+    file.write_text("old")
+    files = AtomicFiles(PathManager)
+    with pytest.raises(OSError, match="full"), files.open(str(file), "w") as f:
+        f.write("ne")
+        f.flush()
+        assert file.read_text() == "old"
+        raise OSError("the disk is full")
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+    with files.open(str(file), "w") as f:
+        f.write("new")
+    with files.open(str(file)) as f:
+        assert f.read() == "new"
+    assert list(tmp_path.iterdir()) == [file] and files.exists(str(file))
+
+
+@pytest.mark.parametrize("text, kept", [("a\nb\n", "a\nb\n"), ("a\nb", "a\n"), ("b", ""), ("", "")])
+def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path, text, kept):
+    (tmp_path / "metrics.json").write_text(text)
+    drop_unfinished_line(str(tmp_path / "metrics.json"))
+    assert (tmp_path / "metrics.json").read_text() == kept
+    drop_unfinished_line(str(tmp_path / "none"))
+
+
+def test_what_a_resume_finds(tmp_path, data, capsys, catalogs):
+    """The seed of the run, leftovers of a kill, and checkpoints that cannot be read."""
+    out = tmp_path / "out"
+    config = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
+    keys = [*YAML, "DATASETS.TRAIN", "('rs_train',)", "DATASETS.TEST", "('rs_val',)"]
+    keys += ["SOLVER.CHECKPOINT_PERIOD", "1", "OUTPUT_DIR", str(out)]
+
+    def run(*flags, opts=()):
+        for name in ("rs_train", "rs_val"):
+            if name in DatasetCatalog.list():
+                DatasetCatalog.remove(name)
+        return main(["--config", config, *flags, *data, *keys, *opts])
+
+    def refused(message):
+        capsys.readouterr()
+        assert run("--resume") == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        assert message in error and "model_0000000.pth" in error and "--fresh" in error
+
+    def settled_seed():
+        return yaml.safe_load((out / "config.yaml").read_text())["SEED"]
+
+    assert run(opts=("SOLVER.MAX_ITER", "2")) == 0
+    seed = settled_seed()
+    assert seed >= 0 and torch.load(out / "model_final.pth", weights_only=True)["seed"] == seed
+    assert run("--eval-only") == 0 and settled_seed() == seed
+
+    last = out / "last_checkpoint"
+    assert last.read_text() == "model_final.pth"
+    (out / "config.yaml").write_text("MODEL: {RESN")  # killed as it was written anew
+    (out / "model_0000007.pth.part").write_text("killed")
+    (out / "metrics.json").write_text((out / "metrics.json").read_text() + '{"iterat')
+    assert run("--resume", opts=("SOLVER.MAX_ITER", "3")) == 0
+    assert settled_seed() == seed and not list(out.glob("*.part"))
+    assert [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert run("--resume", opts=("SOLVER.MAX_ITER", "3", "SEED", "5")) == 0
+    assert settled_seed() == 5
+
+    before = {p: p.read_bytes() for p in out.iterdir() if p.is_file()}
+    last.write_text("model_0000009.pth")
+    refused(f"{out}/model_0000009.pth, which does not exist")
+    last.write_text("")
+    refused(f"{last} names")
+    last.write_text("model_0000001.pth")
+    whole = (out / "model_0000001.pth").read_bytes()
+    for size in (0, 100, len(whole) // 2, len(whole) - 1):
+        (out / "model_0000001.pth").write_bytes(whole[:size])
+        refused(f"{out}/model_0000001.pth cannot be read")
+    for changed in (last, out / "model_0000001.pth"):
+        changed.write_bytes(before[changed])
+    assert {p: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
