@@ -11,11 +11,13 @@ else
 RUN := .venv/bin/python
 endif
 
-.PHONY: help setup train test lint format clean
+.PHONY: help setup train test matrix lint format clean torture
 
 help:
 	@echo 'make train            train and evaluate the quickstart (ARGS="--resume", ARGS="OUTPUT_DIR other", ...)'
 	@echo 'make test             lint, types and tests (ARGS="-k memory", ...)'
+	@echo 'make torture          the whole torture test: bad input, full disks, kills, 10 000 random batches'
+	@echo 'make matrix           train every architecture for 50 iterations on drawn and on real data (slow)'
 	@echo 'make lint             ruff and mypy alone'
 	@echo 'make format           let ruff mend what it can'
 	@echo 'make clean            remove .venv, builds and caches; output/ stays'
@@ -39,6 +41,13 @@ train: setup
 
 test: lint
 	$(RUN) -m pytest -q -ra $(ARGS)
+
+torture: setup
+	RAMBO_DET_TORTURE=whole RAMBO_DET_KILLS=10 \
+		$(RUN) -m pytest -q -ra tests/torture tests/test_resume.py $(ARGS)
+
+matrix: setup
+	RAMBO_DET_MATRIX=50 $(RUN) -m pytest -q -ra tests/test_matrix.py $(ARGS)
 
 lint: setup
 	@for tool in 'ruff check' 'ruff format --check' mypy; do \

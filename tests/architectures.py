@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.utils.events import EventStorage
 
 from rambo_det.modeling.architecture import check_architecture, resolve_rpn
 
@@ -57,20 +59,66 @@ def memories(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     return (m for name, m in model.named_modules() if name.endswith("rambo_loss.memory"))
 
 
-def register_drawn(folder: Path, name: str) -> str:
-    """A drawn data set whose objects have masks and 17 key points, as boxes have corners."""
-    file, images = write_coco(folder, 3)
-    content = json.loads(Path(file).read_text())
+def add_outlines(source: str | Path, target: Path, most_crowded: int | None = None) -> str:
+    """Copies a COCO json; every object gets a mask and 17 key points, as boxes have corners.
+
+    Args:
+        source, target: the files.
+        most_crowded: only that many images, those of the most objects; None: all.
+    """
+    content = json.loads(Path(source).read_text())
+    objects = Counter(annotation["image_id"] for annotation in content["annotations"])
+    kept = {number for number, _ in objects.most_common(most_crowded)}
+    content["images"] = [image for image in content["images"] if image["id"] in kept]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
     for annotation in content["annotations"]:
         x, y, w, h = annotation["bbox"]
         annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
         t = np.linspace(0.1, 0.9, 17)
         points = np.stack([x + w * t, y + h * t, np.full(17, 2)], axis=1)
         annotation.update(keypoints=points.flatten().tolist(), num_keypoints=17)
-    Path(file).write_text(json.dumps(content))
-    register_coco_instances(name, {}, file, images)
+    target.write_text(json.dumps(content))
+    return str(target)
+
+
+def name_keypoints(name: str) -> None:
+    """Tells Detectron2 of the 17 key points of a data set."""
     MetadataCatalog.get(name).set(keypoint_names=[str(i) for i in range(17)], keypoint_flip_map=[])
+
+
+def register_drawn(folder: Path, name: str) -> str:
+    """A drawn data set whose objects have masks and key points."""
+    file, images = write_coco(folder, 3)
+    register_coco_instances(name, {}, add_outlines(file, folder / "outlines.json"), images)
+    name_keypoints(name)
     return name
+
+
+def captured(model: torch.nn.Module, part: torch.nn.Module, inputs: list) -> tuple:
+    """The arguments that ``losses`` of a part of the model is called with in training."""
+    calls, real = [], part.losses
+    part.losses = lambda *args: calls.append(args) or real(*args)
+    with EventStorage():
+        model(inputs)
+    del part.losses
+    return calls[0]
+
+
+def spread(logits: torch.Tensor) -> torch.Tensor:
+    """Others of that shape, whose order matters: those of a new model lie within the margin."""
+    return 4 * torch.randn(logits.shape)
+
+
+def pieces(scores: list[torch.Tensor], labels: list[torch.Tensor]) -> Iterator[tuple]:
+    """Scores and labels of each level of each image.
+
+    Args:
+        scores: ``(N, R of the level, ...)`` of each level.
+        labels: ``(R,)`` of each image.
+    """
+    for image, of_image in enumerate(labels):
+        of_levels = of_image.split([level.shape[1] for level in scores])
+        yield from ((level[image], x) for level, x in zip(scores, of_levels, strict=True))
 
 
 def assert_same_predictions(ours: torch.nn.Module, stock: torch.nn.Module, inputs: list) -> None:

@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 
 import rambo_det
 
-from .architectures import ARCHITECTURES, memories
+from .architectures import ARCHITECTURES, assert_same_predictions, config, memories
 from .models import CONFIGS, training_inputs
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -23,7 +23,7 @@ ROWS = re.findall(r"^\| (.+?) \| `(.+?)` \| \[.+?\]\((.+?)\) \| (.+?) \|$", TEXT
 PREAMBLE = re.findall(r"```python\n(.*?)```", TEXT, re.S)[0]
 # The stock model that a row's project has.
 STOCK = {
-    "Faster R-CNN, FPN or C5": "faster_rcnn",
+    "Faster R-CNN with FPN": "faster_rcnn",
     "Mask R-CNN": "faster_rcnn",
     "Keypoint R-CNN": "faster_rcnn",
     "Faster R-CNN, C4": "c4",
@@ -39,6 +39,8 @@ def test_there_is_a_row_for_each_architecture():
     lazy = [row[0] for row in ROWS if row[1].startswith("model.")]
     assert set(yaml) == set(STOCK) and set(lazy) == set(LAZY) and len(ROWS) == len(yaml + lazy)
     assert all((DOCS / row[2]).is_file() for row in ROWS)
+    # What test_matrix.py and test_lazy_config.py run.
+    assert all(row[3].startswith(("drawn, chess", "drawn, the yaml's losses")) for row in ROWS)
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r[1].startswith("cfg.")], ids=lambda r: r[0])
@@ -59,6 +61,17 @@ def test_yaml_row(row):
     key, value = re.fullmatch(r'cfg\.(\S+) = "(\S+)"', change).groups()
     text = (DOCS / config).read_text() + (CONFIGS / "faster_rcnn_rambo.yaml").read_text()
     assert f'{key.rpartition(".")[2]}: "{value}"' in text or "RPN: True" in text
+
+
+def test_scores_by_a_sigmoid_are_those_of_the_stock_models_sigmoid():
+    cfg = config("faster_rcnn", False, "MODEL.RAMBO.SCORE", "logits")
+    stock_cfg = config("faster_rcnn", stock=True)
+    if "USE_SIGMOID_CE" not in stock_cfg.MODEL.ROI_BOX_HEAD:
+        pytest.skip("this Detectron2's heads score by softmax alone")
+    stock_cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
+    ours, stock = build_model(cfg), build_model(stock_cfg)
+    stock.load_state_dict(ours.state_dict())
+    assert_same_predictions(ours, stock, training_inputs(1))
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r[1].startswith("model.")], ids=lambda r: r[0])

@@ -30,14 +30,18 @@ def argsort_rambo(scores: Tensor, positive: Tensor) -> Tensor:
     def rank(y: Tensor) -> Tensor:
         return y.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
 
-    ranks = rank(lists)
+    # A tie goes to the negative: float32 scores leave room for that in float64.
+    ranks = rank(torch.where(positive, lists.nextafter(lists.new_tensor(-torch.inf)), lists))
     order = ranks.argsort(dim=1)
     rank_pos = positive.gather(1, order).cumsum(1).gather(1, ranks - 1).double()
     slope = torch.where(positive, rank_pos / (num * ranks.double() ** 2), 0.0)
     ap = torch.where(positive, rank_pos / ranks, 0.0).sum(1, keepdim=True) / num
     median = torch.where(positive, slope, torch.nan).nanmedian(dim=1, keepdim=True).values
-    lambda_ = LIFT / median
-    grad = (rank(lists + lambda_ * slope) - ranks) / (lambda_ * ap)
+    lambda_ = torch.full_like(median, LIFT) / median  # LIFT / median would round twice
+    # Sorted in the order of the first ranking: who led leads in a tie.
+    moved = (lists + lambda_ * slope).gather(1, order)
+    new_ranks = rank(moved).gather(1, ranks - 1)
+    grad = (new_ranks - ranks) / (lambda_ * ap)
     grad = torch.where(num > 0, grad, 0.0) / (num > 0).sum()
     return GivenGradient.apply(scores, grad.t().to(scores.dtype))
 

@@ -1,0 +1,177 @@
+"""Every architecture on drawn and on real data, through the command line, as a user runs it.
+
+By default two iterations on a few images. With RAMBO_DET_MATRIX=50 (``make matrix``) that many on
+the whole data sets, and a row of a table for each result.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOEvaluator
+
+import rambo_det
+from rambo_det.cli import lazy, train
+from rambo_det.data import drawing, shapes
+
+from .architectures import ARCHITECTURES, add_outlines, name_keypoints
+
+ITERATIONS = int(os.environ.get("RAMBO_DET_MATRIX", 0))
+WHOLE = ITERATIONS > 0
+ITERATIONS = ITERATIONS or 2
+FCOS = pytest.param(
+    "fcos",
+    marks=pytest.mark.skipif(
+        "RamboFCOS" not in rambo_det.__all__, reason="this Detectron2 has no FCOS"
+    ),
+)
+# What a run is told, in yaml's words and in LazyConfig's.
+KEYS = {
+    "output": ("OUTPUT_DIR", "train.output_dir"),
+    "iterations": ("SOLVER.MAX_ITER", "train.max_iter"),
+    "weights": ("MODEL.WEIGHTS", "train.init_checkpoint"),
+    "batch": ("SOLVER.IMS_PER_BATCH", "dataloader.train.total_batch_size"),
+    "device": ("MODEL.DEVICE", "train.device"),
+    "train": ("DATASETS.TRAIN", "dataloader.train.dataset.names"),
+    "test": ("DATASETS.TEST", "dataloader.test.dataset.names"),
+}
+# Real images need more pixels than the drawn ones' 96.
+LARGER = ["INPUT.MIN_SIZE_TRAIN", "(144,)", "INPUT.MAX_SIZE_TRAIN", "216"]
+LARGER += ["INPUT.MIN_SIZE_TEST", "144", "INPUT.MAX_SIZE_TEST", "216"]
+
+
+class CommandLine:
+    """The command lines of one architecture on one data set.
+
+    Args:
+        name: of the architecture.
+        sets: names of the training and the test set.
+        data: the options that register them.
+        detections: the list that every evaluation puts what it is given into.
+    """
+
+    def __init__(self, name, sets, data, detections, capsys):
+        self.name, self.sets, self.data = name, sets, data
+        self._detections, self._capsys = detections, capsys
+
+    def __call__(self, *flags, stock=False, **settings):
+        """What it printed, the rows of the table at its end, and what it detected."""
+        for name in set(self.sets) & set(DatasetCatalog.list()):
+            DatasetCatalog.remove(name)  # as in a process of its own
+        settings |= {"device": "cpu", "batch": 2 if WHOLE else 1}
+        self._detections.clear()
+        assert self._main([*flags, *self.data], stock, settings) == 0
+        printed = self._capsys.readouterr().out
+        heads = re.finditer(r"^\| +AP \| +AP50 \| +AP75 \|$", printed, re.M)
+        table = re.findall(r"^\|.*\|$", printed[max(head.start() for head in heads) :], re.M)
+        return printed, table, list(self._detections)
+
+    def _main(self, args, stock, settings):
+        if self.name == "fcos":
+            config = f"configs/lazy/quickstart/fcos_{'focal' if stock else 'rambo'}.py"
+            settings |= {"train": self.sets[0], "test": self.sets[1]}
+            keys = [f"{KEYS[key][1]}={value}" for key, value in settings.items()]
+            return lazy.main(["--config", config, *args, *keys])
+        architecture = ARCHITECTURES[self.name]
+        settings |= {"train": (self.sets[0],), "test": (self.sets[1],)}
+        keys = [str(x) for key, value in settings.items() for x in (KEYS[key][0], value)]
+        keys += [str(x) for x in architecture.opts] + (LARGER if WHOLE and self.data else [])
+        config = architecture.stock if stock else architecture.rambo
+        return train.main(["--config", f"configs/{config}", *args, *keys])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def detections(monkeypatch):
+    """What the evaluators are given, image by image: its number and hashes of its tensors."""
+    seen, real = [], COCOEvaluator.process
+
+    def process(self, inputs, outputs):
+        for output in outputs:
+            fields = output["instances"].to("cpu").get_fields().items()
+            values = {k: v.tensor if hasattr(v, "tensor") else v for k, v in fields}
+            hashes = {k: hashlib.sha1(v.numpy().tobytes()).digest() for k, v in values.items()}
+            seen.append((len(values["scores"]), hashes))
+        return real(self, inputs, outputs)
+
+    monkeypatch.setattr(COCOEvaluator, "process", process)
+    return seen
+
+
+@pytest.fixture(params=["quickstart", "chess"])
+def command_line(request, name, tmp_path, catalogs, cache, detections, capsys, monkeypatch):
+    monkeypatch.setenv("RAMBO_DET_CACHE", str(cache))
+    if not WHOLE:
+        monkeypatch.setitem(drawing.SPEC, "images", {"train": 6, "val": 2})
+    outlines = name in ("mask", "keypoint")
+    if request.param == "chess":
+        folder, sets = request.getfixturevalue("real_data") / "chess", ("train", "valid")
+    else:
+        folder, sets = shapes.prepare_shapes(), ("train", "val")
+        if not outlines:
+            names = ("rambo_shapes_train", "rambo_shapes_val")
+            return CommandLine(name, names, [], detections, capsys)
+    data = []
+    for split in sets:
+        file = folder / f"{split}.json"
+        if outlines or not WHOLE:
+            few = 2 if request.param == "chess" and not WHOLE else None
+            file = add_outlines(file, tmp_path / file.name, few)
+        data += ["--register-coco", f"{request.param}_{split}", str(file), str(folder / split)]
+        if name == "keypoint":
+            name_keypoints(f"{request.param}_{split}")
+    return CommandLine(name, (data[1], data[5]), data, detections, capsys)
+
+
+def memories_in(checkpoint):
+    """The score memories of a checkpoint."""
+    entries = torch.load(checkpoint, weights_only=False)["model"]._metadata
+    return [v["memory"] for k, v in entries.items() if k.endswith("rambo_loss.memory")]
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, FCOS])
+def test_cell(name, command_line, tmp_path, capsys):
+    folder, start = tmp_path / "out", time.monotonic()
+    checkpoint = folder / "model_final.pth"
+    _, table, detections = command_line(output=folder, iterations=ITERATIONS)
+    seconds = time.monotonic() - start
+    assert len(table) >= 7 and all(number > 0 for number, _ in detections)
+    metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert ("segm/AP" in metrics[-1]) == (name == "mask")
+    assert ("keypoints/AP" in metrics[-1]) == (name == "keypoint")
+
+    assert command_line("--eval-only", output=folder)[1:] == (table, detections)
+
+    stock = command_line("--eval-only", stock=True, output=tmp_path / "stock", weights=checkpoint)
+    assert stock[1:] == (table, detections)
+    # In the words of fvcore's checkpointer.
+    assert "not found in the checkpoint" not in stock[0] and "not used by the model" not in stock[0]
+
+    before = memories_in(checkpoint)
+    printed, *_ = command_line("--resume", output=folder, iterations=ITERATIONS + 1)
+    assert f"Starting training from iteration {ITERATIONS}" in printed
+    after = memories_in(checkpoint)
+    assert len(before) == len(after) == (ARCHITECTURES[name].memories if name != "fcos" else 1)
+    for old, new in zip(before, after, strict=True):
+        assert int(old["written"]) == ITERATIONS and int(new["written"]) == ITERATIONS + 1
+        # The last batch has taken the place of the oldest; the others are those of the first run.
+        ring, later = old["positives"], new["positives"]
+        changed = [i for i in range(len(ring)) if not torch.equal(ring[i], later[i])]
+        assert changed == [ITERATIONS % len(ring)]
+
+    if WHOLE:
+        data = "chess" if "chess_train" in command_line.sets else "quickstart"
+        with capsys.disabled():
+            print(f"\n| {name} | {data} {table[2]} trained and evaluated in {seconds:.0f} s |")

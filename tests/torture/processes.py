@@ -1,0 +1,94 @@
+"""Runs of the command line as real processes, and what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+QUICKSTART = "configs/quickstart/faster_rcnn_rambo.yaml"
+
+
+@contextmanager
+def started(tool: str, args: list[str], cache: Path) -> Iterator[subprocess.Popen[str]]:
+    """``tools/<tool>`` while it runs, at most until the end of the block.
+
+    What it prints goes to the files of :func:`printed`, beside its cache.
+    """
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "RAMBO_DET_CACHE": str(cache)}
+    paths = [cache.with_name(f"std{end}") for end in ("out", "err")]
+    with open(paths[0], "w") as out, open(paths[1], "w") as err:
+        command = [sys.executable, f"tools/{tool}", *args]
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, text=True, stdout=out, stderr=err
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def printed(cache: Path) -> tuple[str, str]:
+    """Standard output and standard error of the last run with this cache."""
+    out, err = (cache.with_name(f"std{end}").read_text() for end in ("out", "err"))
+    return out, without_torchs_own(err)
+
+
+def without_torchs_own(err: str) -> str:
+    """Less what torch logs on its own: that it finds a CUDA toolkit but no GPU, its old names."""
+    return re.sub(r"^[WE]\d{4} .*/torch/.*\n", "", err, flags=re.MULTILINE)
+
+
+def run(tool: str, args: list[str], cache: Path) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of ``tools/<tool>``."""
+    with started(tool, args, cache) as process:
+        status = process.wait(timeout=600)
+    return status, *printed(cache)
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    """Returns once the condition holds; the process has to live until then."""
+    end = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, "the run ended before its time"
+        assert time.monotonic() < end, "the run did not get there in 5 minutes"
+        time.sleep(0.05)
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """The content of all files below a folder, None for folders."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def assert_one_line(status: int, err: str, message: str) -> None:
+    """A user's mistake: one line ``error: …`` with the message in it, exit status 2."""
+    assert status == 2, err[-3000:]
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err[-3000:]
+    assert message in err
+
+
+def assert_whole(folder: Path) -> str:
+    """Every checkpoint of a run can be read, nothing half-written is there; returns the last one.
+
+    Args:
+        folder: the run's; the checkpoint that it goes on from is there.
+    """
+    for file in folder.glob("*.pth"):
+        assert torch.load(file, map_location="cpu", weights_only=False)["model"]
+    assert not list(folder.glob("*.part"))
+    last = (folder / "last_checkpoint").read_text().strip()
+    assert (folder / last).is_file()
+    return last

@@ -1,0 +1,99 @@
+"""What a run needs is lost while it runs: a data worker, an image."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+from ..models import write_coco
+from .conftest import WHOLE
+from .processes import assert_one_line, assert_whole, printed, run, started, wait_until
+from .test_bad_input import good
+
+whole_form = pytest.mark.skipif(not WHOLE, reason="only in the whole form")
+
+
+def workers(pid: int) -> list[int]:
+    """The data workers of a process: all children that it has."""
+    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    """Of a long run with a checkpoint after 2 iterations."""
+    write_coco(tmp_path, 4)
+    test = ["--register-coco", "tt_test", *write_coco(tmp_path, 2, "val")]
+    args = good(tmp_path, "SOLVER.MAX_ITER", "2000", "SOLVER.CHECKPOINT_PERIOD", "2", "SEED", "3")
+    return [*args[:2], *test, *args[2:], "DATASETS.TEST", "('tt_test',)"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc to find the workers in")
+def test_a_data_worker_is_killed(arguments, tmp_path):
+    arguments += ["DATALOADER.NUM_WORKERS", "2"]
+    with started("train_net.py", arguments, tmp_path / "cache") as process:
+        wait_until((tmp_path / "out" / "last_checkpoint").is_file, process)
+        os.kill(workers(process.pid)[0], signal.SIGKILL)
+        status = process.wait(timeout=300)
+    _, err = printed(tmp_path / "cache")
+    assert status > 0 and err.startswith("error: ") and err.count("\n") == 1, err[-3000:]
+    assert "data worker" in err and "--resume" in err
+    assert_whole(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "loss, num_workers",
+    [
+        ("missing", 2),
+        pytest.param("truncated", 2, marks=whole_form),
+        pytest.param("missing", 0, marks=whole_form),
+        pytest.param("truncated", 0, marks=whole_form),
+        pytest.param("of another size", 0, marks=whole_form),
+    ],
+)
+def test_an_image_of_training(loss, num_workers, arguments, tmp_path):
+    arguments += ["DATALOADER.NUM_WORKERS", str(num_workers)]
+    image, folder = tmp_path / "train" / "1.png", tmp_path / "out"
+    content = image.read_bytes()
+    with started("train_net.py", arguments, tmp_path / "cache") as process:
+        wait_until((folder / "last_checkpoint").is_file, process)
+        _lose(image, loss)
+        status = process.wait(timeout=300)
+    assert_one_line(status, printed(tmp_path / "cache")[1], "train/1.png")
+    last = assert_whole(folder)
+    if not WHOLE:
+        return
+    image.write_bytes(content)
+    done = int(last.removeprefix("model_").removesuffix(".pth")) + 1
+    again = [*arguments, "SOLVER.MAX_ITER", str(done + 2), "SOLVER.STEPS", "(1,)"]
+    status, out, err = run("train_net.py", ["--resume", *again], tmp_path / "cache")
+    assert status == 0, err[-3000:]
+    assert f"Starting training from iteration {done}" in out
+
+
+@whole_form
+@pytest.mark.parametrize("loss", ["missing", "truncated"])
+def test_an_image_of_the_test_set(loss, arguments, tmp_path):
+    folder = tmp_path / "out"
+    arguments += ["SOLVER.MAX_ITER", "30"]
+    with started("train_net.py", arguments, tmp_path / "cache") as process:
+        wait_until((folder / "last_checkpoint").is_file, process)
+        _lose(tmp_path / "val" / "1.png", loss)
+        status = process.wait(timeout=300)
+    assert_one_line(status, printed(tmp_path / "cache")[1], "val/1.png")
+    assert assert_whole(folder) == "model_final.pth"
+
+
+def _lose(image: Path, how: str) -> None:
+    if how == "missing":
+        image.unlink()
+    elif how == "truncated":
+        image.write_bytes(image.read_bytes()[:2000])
+    else:
+        from PIL import Image
+
+        Image.new("RGB", (10, 10)).save(image)

@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""Times a whole training step with the stock classification loss and with RaMBO.
+
+    python tools/benchmark_step.py [--quick] [--device cuda] [--images 16 --size 800 1333]
+
+Faster R-CNN and RetinaNet, each with a ResNet-50 FPN. Both models of a pair are in one process and
+take their steps in alternation, each from the same initial weights on the same drawn images and
+boxes with the same random numbers; the ratio is taken pair by pair. Beside the step it times, on
+the outputs of that very step, forward and backward, all losses of the head and the classification
+loss alone: only there do the two differ, and what their time cannot explain is noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import FrozenBatchNorm2d, cat
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.solver import build_optimizer
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from fvcore.nn import sigmoid_focal_loss_jit
+from torch import Tensor, nn
+
+import rambo_det
+from rambo_det.config_files import find_config
+from rambo_det.modeling.dense import flatten_dense
+from rambo_det.modeling.scores import score_function
+
+# Model: its config with the stock loss, with RaMBO.
+MODELS = {
+    "Faster R-CNN": ("configs/faster_rcnn_ce.yaml", "configs/faster_rcnn_rambo.yaml"),
+    "RetinaNet": ("configs/retinanet_focal.yaml", "configs/retinanet_rambo.yaml"),
+}
+PARTS = ("step", "losses of the head", "classification loss")
+LOSSES = ("stock", "RaMBO")
+
+
+class Contender:
+    """One model with its optimizer, and what its head was last asked the losses of.
+
+    Attributes:
+        head: the module whose ``losses`` method holds the classification loss.
+        inputs: the arguments of that method's last call.
+    """
+
+    def __init__(self, config: str, device: str, proposals: int) -> None:
+        cfg = _config(config, device, proposals)
+        torch.manual_seed(0)
+        self.model = build_model(cfg).train()
+        _tame(self.model)
+        self._optimizer = build_optimizer(cfg, self.model)
+        self._initial = [p.detach().clone() for p in self.model.parameters()]
+        dense = not hasattr(self.model, "roi_heads")
+        self.head = self.model if dense else self.model.roi_heads.box_predictor
+        self.classify = self._classify_dense if dense else self._classify_proposals
+        self.inputs: tuple[Any, ...] = ()
+        self._losses = self.head.losses
+        self.head.losses = self._remember
+
+    def _remember(self, *inputs: Any) -> dict[str, Tensor]:
+        self.inputs = inputs
+        return self._losses(*inputs)
+
+    def reset(self) -> None:
+        """The initial weights; a score memory and the optimizer's state stay as they are."""
+        with torch.no_grad():
+            for parameter, value in zip(self.model.parameters(), self._initial, strict=True):
+                parameter.copy_(value)
+
+    def step(self, batch: list[dict[str, Any]]) -> None:
+        loss = sum(self.model(batch).values())
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+
+    def detach(self) -> None:
+        """Makes the predictions among the remembered inputs leaves of a graph of their own."""
+        self.inputs = tuple(_leaves(x) for x in self.inputs)
+
+    def losses(self) -> None:
+        sum(self._losses(*self.inputs).values()).backward()
+
+    def _classify_proposals(self) -> None:
+        (logits, _), proposals = self.inputs
+        gt_classes = cat([p.gt_classes for p in proposals])
+        if hasattr(self.head, "rambo_loss"):
+            scores = score_function(self.head.rambo_score)(logits)
+            self.head.rambo_loss(scores, gt_classes).backward()
+        else:
+            F.cross_entropy(logits, gt_classes).backward()
+
+    def _classify_dense(self) -> None:
+        _, logits, labels, *_ = self.inputs
+        scores, gt_classes = flatten_dense(logits, labels)
+        if hasattr(self.head, "rambo_loss"):
+            self.head.rambo_loss(scores, gt_classes).backward()
+            return
+        valid = gt_classes >= 0
+        num_classes = self.head.num_classes
+        target = F.one_hot(gt_classes[valid], num_classes + 1)[:, :num_classes].to(scores.dtype)
+        alpha, gamma = self.head.focal_loss_alpha, self.head.focal_loss_gamma
+        sigmoid_focal_loss_jit(scores[valid], target, alpha, gamma, "sum").backward()
+
+
+def _config(file: str, device: str, proposals: int) -> CfgNode:
+    cfg = get_cfg()
+    rambo_det.add_rambo_config(cfg)
+    cfg.merge_from_file(find_config(file))
+    cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.WEIGHTS", ""])
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = proposals
+    return cfg
+
+
+def _tame(model: nn.Module) -> None:
+    """Keeps a random ResNet's activations small, as pretrained weights do, at the same cost.
+
+    Its frozen batch norms hold no statistics: with them as they are each block doubles the variance
+    and the detector's first scores are far from those of any real start.
+    """
+    for module in model.modules():
+        if isinstance(module, BottleneckBlock) and isinstance(module.conv3.norm, FrozenBatchNorm2d):
+            module.conv3.norm.weight.fill_(0.1)
+
+
+def _leaves(value: Any) -> Any:
+    """Tensors with a graph, also in tuples and lists, as leaves without one."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        return value.detach().requires_grad_()
+    return type(value)(_leaves(x) for x in value) if type(value) in (tuple, list) else value
+
+
+def make_batch(num: int, size: tuple[int, int], boxes: int) -> list[dict[str, Any]]:
+    """``num`` images of noise, ``size`` (height, width), with ``boxes`` random boxes each."""
+    g = torch.Generator().manual_seed(0)
+    height, width = size
+    batch = []
+    for _ in range(num):
+        corner = torch.rand(boxes, 2, generator=g) * 0.7
+        extent = 0.05 + torch.rand(boxes, 2, generator=g) * 0.25
+        scale = torch.tensor([width, height, width, height])
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(torch.cat([corner, corner + extent], dim=1) * scale)
+        instances.gt_classes = torch.randint(80, (boxes,), generator=g)
+        image = torch.randint(256, (3, height, width), generator=g, dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
+    return batch
+
+
+def timed(function: Callable[[], Any], device: str) -> float:
+    """Milliseconds that a call takes, with all that it starts on the device."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Times of one model: of each part the two medians, and the quartiles of the paired ratio."""
+    pair = [Contender(config, args.device, args.proposals) for config in MODELS[name]]
+    for a, b in zip(*(c.model.parameters() for c in pair), strict=True):
+        assert torch.equal(a, b), "the two models differ at the start"
+    batch = make_batch(args.images, tuple(args.size), args.boxes)
+    times: dict[str, list[list[float]]] = {part: [[], []] for part in PARTS}
+    warm_up = 2  # each round asks for the loss three times, which fills the score memory
+    with EventStorage(0):
+        for number in range(warm_up + args.pairs):
+            for which in (0, 1) if number % 2 else (1, 0):  # neither is always the first
+                contender = pair[which]
+                contender.reset()
+                torch.manual_seed(number)
+                found = [timed(lambda c=contender: c.step(batch), args.device)]
+                for part in (contender.losses, contender.classify):
+                    contender.detach()
+                    found.append(timed(part, args.device))
+                if number >= warm_up:
+                    for part, ms in zip(PARTS, found, strict=True):
+                        times[part][which].append(ms)
+    return {"model": name, **_size_of_head(pair[0]), "parts": summarize(times)}
+
+
+def _size_of_head(contender: Contender) -> dict[str, int]:
+    """How many scores the classification loss is of, and of how many positive boxes or anchors."""
+    first, second, *rest = contender.inputs
+    if rest:
+        scores, classes = flatten_dense(second, rest[0])
+    else:
+        scores, classes = first[0][:, :-1], cat([p.gt_classes for p in second])
+    positive = (classes >= 0) & (classes < scores.shape[1])
+    return {"rows": len(scores), "scores": scores.numel(), "positives": int(positive.sum())}
+
+
+def summarize(times: dict[str, list[list[float]]]) -> dict[str, dict[str, float]]:
+    """Medians, and quartiles of the paired ratio, from times ``[stock, RaMBO]`` of each part."""
+    result = {}
+    for part, (stock, rambo) in times.items():
+        ratios = [b / a for a, b in zip(stock, rambo, strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4)
+        result[part] = {
+            "stock_ms": statistics.median(stock), "rambo_ms": statistics.median(rambo),
+            "ratio": median, "ratio_q1": low, "ratio_q3": high,
+        }  # fmt: skip
+    return result
+
+
+def print_result(result: dict[str, Any]) -> None:
+    print(f"\n{result['model']}: {result['scores']} scores, {result['positives']} positives")
+    print(f"  {'':20s} {'stock':>11s}  {'RaMBO':>11s}  ratio of a pair [quartiles]")
+    for part, m in result["parts"].items():
+        print(
+            f"  {part:20s} {m['stock_ms']:8.2f} ms  {m['rambo_ms']:8.2f} ms  {m['ratio']:.3f} "
+            f"[{m['ratio_q1']:.3f}, {m['ratio_q3']:.3f}]"
+        )
+    step, loss = (result["parts"][part] for part in ("step", "losses of the head"))
+    change = (loss["rambo_ms"] - loss["stock_ms"]) / step["stock_ms"]
+    print(f"  the losses of the head account for {change:+.2%} of the stock step", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="about a minute: one small image, 4 pairs of steps"
+    )
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--images", type=int, help="a batch (default: 16 on cuda, 2 on a CPU)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
+        help="of an image (default: 800 1333 on cuda, 320 320 on a CPU)",
+    )  # fmt: skip
+    parser.add_argument("--boxes", type=int, default=8, help="true boxes of an image")
+    parser.add_argument("--proposals", type=int, default=512, help="of an image, Faster R-CNN")
+    parser.add_argument("--pairs", type=int, help="timed steps of each model (default: 20)")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--out", type=Path, metavar="JSON", help="write the results there")
+    args = parser.parse_args()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = args.device.startswith("cuda")
+    small = args.quick or not on_gpu
+    args.images = args.images or (1 if args.quick else 2 if small else 16)
+    args.size = args.size or ([160, 160] if args.quick else [320, 320] if small else [800, 1333])
+    args.pairs = args.pairs or (4 if args.quick else 20)
+    if args.pairs < 2:
+        parser.error("--pairs must be at least 2, for a spread")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    about = {
+        "torch": torch.__version__, "threads": torch.get_num_threads(), "device": args.device,
+        "images": args.images, "size": args.size, "proposals": args.proposals,
+        "boxes": args.boxes, "pairs": args.pairs,
+    }  # fmt: skip
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    results = []
+    for name in args.models:
+        results.append(measure(name, args))
+        print_result(results[-1])
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"about": about, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
