@@ -83,7 +83,9 @@ class CommandLine:
         architecture = ARCHITECTURES[self.name]
         settings |= {"train": (self.sets[0],), "test": (self.sets[1],)}
         keys = [str(x) for key, value in settings.items() for x in (KEYS[key][0], value)]
-        keys += [str(x) for x in architecture.opts] + (LARGER if WHOLE and self.data else [])
+        keys += [str(x) for x in architecture.opts] + (
+            LARGER if WHOLE and "chess_train" in self.sets else []
+        )
         config = architecture.stock if stock else architecture.rambo
         return train.main(["--config", f"configs/{config}", *args, *keys])
 

@@ -46,7 +46,7 @@ def printed(cache: Path) -> tuple[str, str]:
 
 def without_torchs_own(err: str) -> str:
     """Less what torch logs on its own: that it finds a CUDA toolkit but no GPU, its old names."""
-    return re.sub(r"^[WE]\d{4} .*/torch/.*\n", "", err, flags=re.MULTILINE)
+    return re.sub(r"^[WE]\d{4} .*\btorch/.*\n", "", err, flags=re.MULTILINE)
 
 
 def run(tool: str, args: list[str], cache: Path) -> tuple[int, str, str]:
