@@ -90,8 +90,9 @@ def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch):
         if "loss" in key or key.startswith("rambo/") and "/AP-" not in key:
             theirs = [v for v, _ in run.trainer.storage.history(key).values()]
             ours = [v for v, _ in history.values()]
-            # A last digit of the weights can exchange two ranks, which AP alone is told of.
-            rel = 1e-6 if "loss" in key else 1e-4
+            # The schedules round the learning rate differently: a last digit of the weights, which
+            # can exchange two ranks.
+            rel = 1e-5 if "loss" in key else 1e-3
             assert len(ours) == 5 and theirs == pytest.approx(ours, rel=rel), key
     assert "total_loss" in trainer.storage.histories()
 
