@@ -28,15 +28,26 @@ def add_rambo_config(cfg: CN) -> None:
     # β in [0, 1]: the loss is (1 - β) · (mean AP loss of the classes) + β · (AP loss of the scores
     # of all classes in one list).
     rambo.BETA = 0.5
+    # COCO's AP as the loss: rising IoU thresholds, as (0.5, 0.55, ..., 0.95). The loss is the mean
+    # over them of that whose positives are the boxes that, as now predicted, reach the threshold;
+    # those that do not are negatives, so that better placed boxes are ranked above worse ones.
+    # Empty: every box or anchor matched to an object is a positive, as always in the RPN.
+    rambo.IOU_THRESHOLDS = ()
     # τ >= 0: the scores of that many past batches join each class's list.
     rambo.MEMORY_LENGTH = 4
-    # >= 8: how many negatives of each past batch are kept (the highest), and an eighth as many
-    # positives. Memory takes 9 · MEMORY_LENGTH · MEMORY_SIZE bytes.
-    rambo.MEMORY_SIZE = 32768
+    # >= 8: how many negatives of each past batch are kept (those highest above the lowest positive
+    # of their class), and a quarter as many positives. Memory takes
+    # 10 · MEMORY_LENGTH · MEMORY_SIZE bytes.
+    rambo.MEMORY_SIZE = 8192
     # Where several processes train, rank their batches as one. False: each ranks its own images.
     rambo.GLOBAL_RANKING = True
     # > 0: weight of the loss, for it to stand beside the other losses of the detector.
     rambo.LOSS_WEIGHT = 2.0
+    # >= 0: weight of the stock classification loss (cross entropy, focal), which is added: it keeps
+    # scores calibrated. 0: none.
+    rambo.CE_WEIGHT = 0.0
+    # >= 0: in so many iterations the stock loss, at first alone, passes over to this one.
+    rambo.CE_WARMUP = 0
     # Rank the RPN's anchors by objectness too, object against background, with a memory of their
     # own. Only rambo-train and tools/train_net.py act on this key: in a script of your own set
     # MODEL.PROPOSAL_GENERATOR.NAME "RamboRPN", which is all that it does. There this key is an

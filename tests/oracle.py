@@ -76,3 +76,28 @@ def flat_list(scores, gt_classes, **kwargs):
     loss, flat, _ = list_loss(scores[valid].ravel(), positive.ravel(), **kwargs)
     grad[valid] = flat.reshape(-1, scores.shape[1])
     return loss, grad
+
+
+def threshold_lists(scores, gt_classes, missed, levels, **kwargs):
+    """(loss, gradient (N, C)): the mean over IoU thresholds and classes present, list by list; in
+    the list of threshold j a row that misses more than ``levels - 1 - j`` of them is a negative."""
+    n, c = scores.shape
+    lists = []
+    for j in range(levels):
+        reaches = missed < levels - j
+        for k in range(c):
+            lists.append((k, (gt_classes == k) & reaches))
+    valid = gt_classes >= 0
+    present = [k for k, positive in lists[:c] if positive.any()]  # at the lowest threshold
+    loss, grad = 0.0, np.zeros((n, c))
+    share = 1 / max(len(present) * levels, 1)
+    for k, positive in lists:
+        if k not in present:
+            continue
+        if not positive.any():
+            loss += share
+            continue
+        value, part, _ = list_loss(scores[valid, k], positive[valid], **kwargs)
+        loss += value * share
+        grad[valid, k] += part * share
+    return loss, grad

@@ -167,3 +167,32 @@ def test_memory_equals_the_oracle_on_concatenated_batches(batches, length, margi
         assert value.item() == pytest.approx(losses.sum() / num, rel=1e-5, abs=1e-6)
         np.testing.assert_allclose(leaf.grad.numpy(), grad[: len(scores)] / num, rtol=1e-5)
         seen.append((scores, gt))
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches(40), margins, steps, st.integers(1, 4), st.integers(0, 2**32 - 1), st.booleans())
+def test_iou_thresholds_equal_the_oracle(batch, margin, step, levels, seed, one_list):
+    """COCO's AP: a list for each threshold, whose positives are those that reach it."""
+    scores, gt = batch
+    thresholds = torch.arange(1, levels + 1) / 8
+    ious = torch.tensor(np.random.default_rng(seed).random(len(gt)), dtype=torch.float32) * 0.6
+    missed = levels - (ious[:, None] >= thresholds).sum(1).numpy()
+    leaf = scores.double().requires_grad_()
+    beta = 0.0
+    classes, columns = gt.numpy(), scores.double().numpy()
+    if one_list and scores.shape[1] > 1:  # all scores in one list: as one class
+        beta, num_classes = 1.0, scores.shape[1]
+        flat = np.where(classes[:, None] < 0, -1, 1 - (classes[:, None] == np.arange(num_classes)))
+        classes, columns = flat.reshape(-1), columns.reshape(-1, 1)
+        missed = missed.repeat(num_classes)
+    loss = RamboLoss(
+        scores.shape[1], margin=margin, beta=beta, iou_thresholds=thresholds.tolist(), **step
+    )
+    value = loss(leaf, gt, ious)
+    value.backward()
+    want, grad = oracle.threshold_lists(columns, classes, missed, levels, margin=margin, **step)
+    assert value.item() == pytest.approx(want, rel=1e-5, abs=1e-6)
+    scale = abs(grad).max(initial=0)
+    np.testing.assert_allclose(
+        leaf.grad.numpy(), grad.reshape(scores.shape), rtol=1e-9, atol=1e-11 * scale
+    )

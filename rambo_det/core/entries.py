@@ -38,7 +38,7 @@ class Entries:
 
     Args:
         keys: ``(I,)`` int64 (:mod:`.keys`), their list being the group.
-        levels: J.
+        levels: J, or 0: a single list, in which all are positive.
 
     Attributes:
         lists: ``(J · I,)`` int64, of each entry, threshold by threshold.
@@ -50,8 +50,9 @@ class Entries:
 
     def __init__(self, keys: Tensor, levels: int) -> None:
         self.levels = levels
-        if levels == 1:
-            self.lists, self.keys, self.positive = list_of(keys), keys, None
+        if levels == 0:
+            self.lists, self.positive = list_of(keys), None
+            self.keys = in_list(keys, self.lists)
             return
         level = torch.arange(levels, device=keys.device)[:, None]
         self.lists = (list_of(keys) * levels + level).view(-1)
@@ -71,4 +72,4 @@ class Entries:
             found = spread.index_copy_(0, self.positive, found)
             if demoted is not None:
                 found.index_copy_(0, self.demoted, demoted)
-        return found.view(self.levels, -1)
+        return found.view(max(self.levels, 1), -1)

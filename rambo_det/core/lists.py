@@ -44,7 +44,7 @@ class Ranking:
         objective: value and slope of the loss for each positive, see :mod:`.objectives`.
         step: the rule that gives λ for each list, see :mod:`.step`.
         margin: α >= 0, in units of score: a positive must beat a negative by more than it.
-        levels: J >= 1, the lists of a group: the number of IoU thresholds.
+        levels: the number J of IoU thresholds; 0: there are none, and J is 1.
     """
 
     per_class: bool
@@ -53,7 +53,12 @@ class Ranking:
     objective: Objective
     step: Step
     margin: float
-    levels: int = 1
+    levels: int = 0
+
+    @property
+    def num_lists(self) -> int:
+        """J, the lists of a group."""
+        return max(self.levels, 1)
 
 
 @dataclass
@@ -113,9 +118,9 @@ def rank_lists(
     if how.interclass:
         keys.append(found.keys + ((num_classes - list_of(found.keys)) << 32))
     entries = Entries(torch.cat(keys), how.levels)
-    ranked = Ranked(entries.keys, (num_classes + 1) * how.levels)
+    ranked = Ranked(entries.keys, (num_classes + 1) * how.num_lists)
     if ranked.score.shape[0] == 0:
-        return _nothing(num_classes, here, how.levels, scores.device)
+        return _nothing(num_classes, here, how.num_lists, scores.device)
     negatives = Negatives(scores, gt_classes, high, stored, entries, ranked.bounds, processes)
     lists, argsort = ranked.lists, negatives.argsort
 
@@ -143,7 +148,7 @@ def rank_lists(
     _put_own(grad, change, divisor, weight, entries, targets, found.first, here, how)
     return ListResult(
         loss=(losses * weight).sum(),
-        losses=losses.view(-1, how.levels).mean(dim=1),
+        losses=losses.view(-1, how.num_lists).mean(dim=1),
         present=present,
         above=above[:, :here],
         change=change[:, :here],
@@ -161,12 +166,12 @@ def _nothing(num_classes: int, here: int, levels: int, device: torch.device) -> 
 
 def _weigh(losses: Tensor, num: Tensor, how: Ranking) -> tuple[Tensor, Tensor, Tensor]:
     """Losses ``(L,)``, the groups present ``(C + 1,)``, the weight of each list ``(L,)``."""
-    present = num.view(-1, how.levels)[:, 0] > 0
+    present = num.view(-1, how.num_lists)[:, 0] > 0
     weight = present.double()
     weight[:-1] /= present[:-1].sum().clamp(min=1)
     weight[:-1] *= 1 - how.beta
     weight[-1] *= how.beta
-    if how.levels > 1:
+    if how.levels:
         weight = (weight / how.levels).repeat_interleave(how.levels)
         # Where no positive of a class reaches a threshold, its AP there is 0.
         losses = losses.masked_fill((num == 0) & (weight > 0), 1.0)
@@ -187,8 +192,7 @@ def _put_own(
     """Puts the gradient of this process's positives in its place."""
     lists = entries.lists
     part = change.view(-1) / divisor.index_select(0, lists) * weight.index_select(0, lists)
-    items = part.view(how.levels, -1)
-    items = items[0] if how.levels == 1 else items.sum(dim=0)
+    items = part.view(how.num_lists, -1).sum(dim=0) if how.levels else part
     own = targets.rows.shape[0]
     value = items[first : first + own]
     if how.per_class and how.interclass:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +64,9 @@ class RamboLoss(nn.Module):
         memory_length: τ >= 0, the number of batches whose scores join the lists of L_APC.
         memory_size: negatives kept of a batch, see :class:`.memory.ScoreMemory`.
         persistent: whether the memory is part of ``state_dict``.
+        iou_thresholds: rising, in (0, 1]: L_APC and L_AP are the means over these of those whose
+            positives are the ones that reach the threshold, the others being negatives, as COCO's
+            AP is; none: all are positives.
         global_ranking: where several processes train (``torch.distributed``), rank their batches as
             one: each gives the loss of all, and after DistributedDataParallel's mean the parameters
             have its gradient. Every process has to call the loss at every step, be its batch empty.
@@ -79,8 +84,9 @@ class RamboLoss(nn.Module):
         lift: float = 3.0,
         beta: float = 0.5,
         memory_length: int = 0,
-        memory_size: int = 1 << 15,
+        memory_size: int = 1 << 13,
         persistent: bool = True,
+        iou_thresholds: Sequence[float] = (),
         global_ranking: bool = True,
     ) -> None:
         super().__init__()
@@ -91,7 +97,11 @@ class RamboLoss(nn.Module):
             raise InputError(f"memory_length (τ) must be >= 0, got {memory_length}")
         if num_classes < 1:
             raise InputError(f"num_classes must be >= 1, got {num_classes}")
+        thresholds = tuple(iou_thresholds)
+        if any(not 0 < t <= 1 for t in thresholds) or sorted(set(thresholds)) != list(thresholds):
+            raise InputError(f"iou_thresholds must rise and be in (0, 1], got {thresholds}")
         self.num_classes = num_classes
+        self.iou_thresholds = thresholds
         self.margin = margin
         self.beta = beta
         self.global_ranking = global_ranking
@@ -99,12 +109,14 @@ class RamboLoss(nn.Module):
         self.memory = ScoreMemory(memory_length, memory_size, persistent)
         self.stats: LossStats | None = None
 
-    def forward(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
+    def forward(self, scores: Tensor, gt_classes: Tensor, ious: Tensor | None = None) -> Tensor:
         """The loss of a batch; in training, with gradients on, the batch enters the memory.
 
         Args:
             scores: ``(N, C)``, any floating dtype; ranked in float32.
             gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
+            ious: ``(N,)``, where a row is positive the IoU of its box, as now predicted, with its
+                ground truth; needed if there are ``iou_thresholds``.
 
         Returns:
             Scalar float32 in [0, 1); 0, still connected to ``scores``, if nothing is positive; NaN
@@ -114,14 +126,27 @@ class RamboLoss(nn.Module):
             raise InputError(f"scores must be (N, {self.num_classes}), got {tuple(scores.shape)}")
         learning = self.training and torch.is_grad_enabled()
         # Only where every process learns can each be expected to call this.
-        batch = Batch.of(scores, gt_classes, Processes(self.global_ranking and learning))
+        processes = Processes(self.global_ranking and learning)
+        batch = Batch.of(scores, gt_classes, processes, self._missed(ious, len(scores)))
         stored = self.memory.stored()
         # With one class and no memory, the list of all classes is that of the class.
         interclass = self.beta > 0 and (self.num_classes > 1 or stored is not None)
         beta = self.beta if interclass else 0.0
-        how = Ranking(True, interclass, beta, average_precision, self._step, self.margin)
+        levels = len(self.iou_thresholds)
+        how = Ranking(True, interclass, beta, average_precision, self._step, self.margin, levels)
         result = batch.rank(how, stored)
         self.stats = LossStats(result, batch.processes.bytes_sent, batch.found.finite)
         if learning and batch.found.finite:
             self.memory.write(batch.ranked, batch.gt_classes, batch.found.keys, result.floor)
         return batch.lose(result)
+
+    def _missed(self, ious: Tensor | None, number: int) -> Tensor | None:
+        """``(N,)``, how many of the thresholds each row misses; None where there are none."""
+        if not self.iou_thresholds:
+            return None
+        if ious is None or ious.shape != (number,):
+            shape = None if ious is None else tuple(ious.shape)
+            raise InputError(f"iou_thresholds ask for ious of shape ({number},), got {shape}")
+        thresholds = torch.tensor(self.iou_thresholds, device=ious.device)
+        # An IoU that is not a number reaches none.
+        return len(thresholds) - (ious.detach().float()[:, None] >= thresholds).sum(dim=1)

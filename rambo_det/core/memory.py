@@ -58,7 +58,7 @@ class ScoreMemory(nn.Module):
     counts: Tensor
     written: Tensor
 
-    def __init__(self, length: int, size: int = 1 << 15, persistent: bool = True) -> None:
+    def __init__(self, length: int, size: int = 1 << 13, persistent: bool = True) -> None:
         super().__init__()
         self.length = length
         self._persistent = persistent

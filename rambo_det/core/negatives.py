@@ -70,7 +70,7 @@ class Negatives:
     def thresholds(self, at: Tensor) -> Compared:
         """From ``(P,)`` float32, by list, then rising."""
         lists = Thresholds(at, self._bounds)
-        if self._entries.levels == 1:
+        if self._entries.levels == 0:
             return Compared(lists, lists, None)
         bounds = self._bounds[:: self._entries.levels].contiguous()
         merged = self._counting.argsort(at.double(), bounds)

@@ -29,6 +29,14 @@ def loss_arguments(cfg: CfgNode) -> dict[str, Any]:
     _require(rambo.MEMORY_LENGTH >= 0, "MEMORY_LENGTH", rambo.MEMORY_LENGTH, ">= 0")
     _require(rambo.MEMORY_SIZE >= 8, "MEMORY_SIZE", rambo.MEMORY_SIZE, ">= 8")
     _require(rambo.LOSS_WEIGHT > 0, "LOSS_WEIGHT", rambo.LOSS_WEIGHT, "> 0")
+    _require(0 <= rambo.CE_WEIGHT < math.inf, "CE_WEIGHT", rambo.CE_WEIGHT, ">= 0 and finite")
+    _require(rambo.CE_WARMUP >= 0, "CE_WARMUP", rambo.CE_WARMUP, ">= 0")
+    thresholds = rambo.IOU_THRESHOLDS
+    _require(
+        all(isinstance(t, (int, float)) and 0 < t <= 1 for t in thresholds)
+        and sorted(set(thresholds)) == list(thresholds),
+        "IOU_THRESHOLDS", thresholds, "numbers in (0, 1] that rise",
+    )  # fmt: skip
     return {
         "margin": rambo.MARGIN,
         "lambda_": rambo.LAMBDA if rambo.LAMBDA_RULE == "fixed" else None,
@@ -37,6 +45,7 @@ def loss_arguments(cfg: CfgNode) -> dict[str, Any]:
         "memory_length": rambo.MEMORY_LENGTH,
         "memory_size": rambo.MEMORY_SIZE,
         "global_ranking": rambo.GLOBAL_RANKING,
+        "iou_thresholds": tuple(thresholds),
     }
 
 

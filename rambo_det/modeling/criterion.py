@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import add_rambo_config
 from ..core import RamboLoss
 from .build import loss_arguments, rambo_node
-from .log_scalars import log_scalars
+from .log_scalars import current_storage, log_scalars
 from .not_finite import not_finite
 
 
@@ -30,8 +30,10 @@ class RamboCriterion(RamboLoss):
         prefix: of the training scalars, see :func:`.log_scalars.log_scalars`; "": whoever calls
             the loss calls :meth:`log` too.
         name: of the loss, for the error where scores are not finite.
+        ce_weight: weight of the stock loss beside this one, see :meth:`shares`.
+        ce_warmup: iterations in which the stock loss passes over to this one.
         **kwargs: of RamboLoss: ``margin``, ``lambda_``, ``lift``, ``beta``, ``memory_length``,
-            ``memory_size``, ``global_ranking``.
+            ``memory_size``, ``iou_thresholds``, ``global_ranking``.
     """
 
     def __init__(
@@ -42,12 +44,17 @@ class RamboCriterion(RamboLoss):
         class_names: Sequence[str] | None = None,
         prefix: str = "rambo",
         name: str = "loss_cls",
+        ce_weight: float | None = None,
+        ce_warmup: int | None = None,
         **kwargs: Any,
     ) -> None:
         defaults = CfgNode({"MODEL": CfgNode()})
         add_rambo_config(defaults)
         super().__init__(num_classes, persistent=False, **{**loss_arguments(defaults), **kwargs})
-        self.weight = defaults.MODEL.RAMBO.LOSS_WEIGHT if weight is None else weight
+        node = defaults.MODEL.RAMBO
+        self.weight = node.LOSS_WEIGHT if weight is None else weight
+        self.ce_weight = node.CE_WEIGHT if ce_weight is None else ce_weight
+        self.ce_warmup = node.CE_WARMUP if ce_warmup is None else ce_warmup
         self.prefix = prefix
         self.name = name
         self.class_names = list(class_names or map(str, range(num_classes)))
@@ -63,15 +70,23 @@ class RamboCriterion(RamboLoss):
             "class_names": _training_classes(cfg, num_classes),
             **loss_arguments(cfg),
             "weight": rambo_node(cfg).LOSS_WEIGHT,
+            "ce_weight": rambo_node(cfg).CE_WEIGHT,
+            "ce_warmup": rambo_node(cfg).CE_WARMUP,
         }
         return cls(num_classes, **{**arguments, **kwargs})
 
     @torch.jit.unused  # no part of inference, and autograd.Function cannot be scripted
-    def forward(self, scores: Tensor, gt_classes: Tensor, *made_of: Tensor) -> Tensor:
+    def forward(
+        self,
+        scores: Tensor,
+        gt_classes: Tensor,
+        *made_of: Tensor,
+        ious: Tensor | None = None,
+    ) -> Tensor:
         """The weighted loss, a scalar.
 
         Args:
-            scores, gt_classes: as those of :meth:`RamboLoss.forward`.
+            scores, gt_classes, ious: as those of :meth:`RamboLoss.forward`.
             *made_of: what the scores were made of, if not of one number each: see
                 :func:`.not_finite.not_finite`.
 
@@ -80,12 +95,25 @@ class RamboCriterion(RamboLoss):
                 as one.
         """
         with torch.autocast(scores.device.type, enabled=False):
-            loss = super().forward(scores.float(), gt_classes)
+            loss = super().forward(scores.float(), gt_classes, ious)
         if self.stats is not None and not self.stats.finite:
             raise not_finite(self.name, self.class_names, *made_of, scores)
         if self.prefix:
             self.log(self.prefix)
         return loss * self.weight
+
+    @torch.jit.unused
+    def shares(self) -> tuple[float, float]:
+        """What this loss and the stock one are multiplied by in this iteration.
+
+        The iteration is that of Detectron2's event storage; outside of a training the warm-up is
+        over.
+        """
+        storage = current_storage()
+        done = 1.0
+        if self.ce_warmup and storage is not None:
+            done = min(storage.iter / self.ce_warmup, 1.0)
+        return done, (1 - done) + self.ce_weight
 
     @torch.jit.unused
     def log(self, prefix: str) -> None:

@@ -5,6 +5,9 @@ Shapes: N images, R anchors over all levels, K classes, R+ anchors positive in s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import cat
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .build import rambo_node
+from .placement import predicted_ious
 
 
 class PositiveAnchors:
@@ -56,6 +60,74 @@ def flatten_dense(pred_logits: list[Tensor], gt_labels: list[Tensor]) -> tuple[T
         ``(N * R, K)`` and ``(N * R,)``.
     """
     return cat(pred_logits, dim=1).flatten(0, 1), torch.stack(gt_labels).flatten()
+
+
+def dense_ious(
+    transform: Any,
+    num_classes: int,
+    anchors: list[Boxes],
+    gt_labels: list[Tensor],
+    pred_anchor_deltas: list[Tensor],
+    gt_boxes: list[Tensor],
+) -> Tensor:
+    """``(N * R,)``: of each positive anchor the IoU of its predicted box, see :mod:`.placement`.
+
+    Args:
+        transform: the detector's Box2BoxTransform.
+        num_classes: K.
+        anchors, gt_labels, pred_anchor_deltas, gt_boxes: as those of the stock ``losses``.
+    """
+    boxes, deltas = Boxes.cat(anchors).tensor, cat(pred_anchor_deltas, dim=1).detach()
+    found = []
+    for of_image, labels, matched in zip(deltas, gt_labels, gt_boxes, strict=True):
+        positive = (labels >= 0) & (labels < num_classes)
+        found.append(predicted_ious(transform, of_image, boxes, matched, positive))
+    return torch.cat(found)
+
+
+def mixed_losses(
+    model: Any,
+    stock_losses: Callable[..., dict[str, Tensor]],
+    name: str,
+    anchors: list[Boxes],
+    pred_logits: list[Tensor],
+    gt_labels: list[Tensor],
+    pred_anchor_deltas: list[Tensor],
+    gt_boxes: list[Tensor],
+    *more_per_level: list[Tensor],
+) -> dict[str, Tensor]:
+    """What a one-stage detector's ``losses`` gives, with the AP loss in place of ``name``.
+
+    Args:
+        model: the detector, with ``rambo_loss``, ``num_classes`` and ``box2box_transform``.
+        stock_losses: the stock method.
+        name: of the classification loss.
+        *more_per_level: what else the stock method takes after ``gt_boxes``.
+    """
+    share, stock = model.rambo_loss.shares()
+    if stock:
+        losses = stock_losses(
+            anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level
+        )
+    else:
+        positive = PositiveAnchors(model.num_classes, anchors, gt_labels)
+        losses = stock_losses(
+            positive.anchors,
+            positive.no_logits(pred_logits),
+            positive.gt_labels,
+            positive.per_level(pred_anchor_deltas),
+            positive.per_image(gt_boxes),
+            *map(positive.per_level, more_per_level),
+        )
+    ious = None
+    if model.rambo_loss.iou_thresholds:
+        ious = dense_ious(
+            model.box2box_transform, model.num_classes, anchors, gt_labels, pred_anchor_deltas,
+            gt_boxes,
+        )  # fmt: skip
+    loss = model.rambo_loss(*flatten_dense(pred_logits, gt_labels), ious=ious) * share
+    losses[name] = loss + losses[name] * stock if stock else loss
+    return losses
 
 
 def check_sigmoid_score(cfg: CfgNode) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .build import rambo_node, refuse_fed_loss
 from .criterion import RamboCriterion
+from .placement import own_deltas, predicted_ious
 from .scores import score_function
 
 
@@ -59,15 +60,32 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> dict[str, Tensor]:
         """As the stock method; ``loss_cls`` is the AP loss of all images' proposals together."""
         logits, deltas = predictions
-        # Detached logits: super() gives the box loss, its weights and the logged statistics.
-        losses: dict[str, Tensor] = super().losses((logits.detach(), deltas), proposals)
+        share, stock = self.rambo_loss.shares()
+        # Detached logits, if the stock loss has no share: super() gives the box loss, its weights
+        # and the logged statistics.
+        losses: dict[str, Tensor] = super().losses(
+            (logits if stock else logits.detach(), deltas), proposals
+        )
         if proposals:
             gt_classes = cat([p.gt_classes for p in proposals], dim=0)
         else:
             gt_classes = torch.zeros(0, dtype=torch.int64, device=logits.device)
-        loss = self.rambo_loss(self._score(logits.float()), gt_classes, logits)
-        losses["loss_cls"] = loss * getattr(self, "loss_weight", {}).get("loss_cls", 1.0)
+        ious = self._ious(deltas, proposals, gt_classes) if self.rambo_loss.iou_thresholds else None
+        loss = self.rambo_loss(self._score(logits.float()), gt_classes, logits, ious=ious)
+        loss = loss * (getattr(self, "loss_weight", {}).get("loss_cls", 1.0) * share)
+        losses["loss_cls"] = loss + losses["loss_cls"] * stock if stock else loss
         return losses
+
+    def _ious(self, deltas: Tensor, proposals: list[Instances], gt_classes: Tensor) -> Tensor:
+        positive = (gt_classes >= 0) & (gt_classes < self.num_classes)
+        if not positive.any():
+            return deltas.new_zeros(gt_classes.shape)
+        boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
+        # An image without objects has no such field, and no positive.
+        matched = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
+        deltas = own_deltas(deltas.detach(), gt_classes, self.num_classes)
+        gt_boxes = cat([b.tensor for b in matched], dim=0)
+        return predicted_ious(self.box2box_transform, deltas, boxes, gt_boxes, positive)
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]

@@ -9,7 +9,7 @@ from detectron2.structures import Boxes
 from torch import Tensor
 
 from .criterion import RamboCriterion
-from .dense import PositiveAnchors, flatten_dense
+from .dense import mixed_losses
 
 
 class RamboFCOS(FCOS):
@@ -40,14 +40,7 @@ class RamboFCOS(FCOS):
         pred_centerness: list[Tensor],
     ) -> dict[str, Tensor]:
         """As the stock method; ``loss_fcos_cls`` is the AP loss of all images together."""
-        positive = PositiveAnchors(self.num_classes, anchors, gt_labels)
-        losses: dict[str, Tensor] = super().losses(
-            positive.anchors,
-            positive.no_logits(pred_logits),
-            positive.gt_labels,
-            positive.per_level(pred_anchor_deltas),
-            positive.per_image(gt_boxes),
-            positive.per_level(pred_centerness),
-        )
-        losses["loss_fcos_cls"] = self.rambo_loss(*flatten_dense(pred_logits, gt_labels))
-        return losses
+        return mixed_losses(
+            self, super().losses, "loss_fcos_cls",
+            anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness,
+        )  # fmt: skip

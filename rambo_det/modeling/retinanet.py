@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .architecture import check_architecture
 from .criterion import RamboCriterion
-from .dense import PositiveAnchors, check_sigmoid_score, flatten_dense
+from .dense import check_sigmoid_score, mixed_losses
 
 
 class RamboRetinaNet(RetinaNet):
@@ -51,16 +51,10 @@ class RamboRetinaNet(RetinaNet):
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
         """As the stock method; ``loss_cls`` is the AP loss of all images' anchors together."""
-        positive = PositiveAnchors(self.num_classes, anchors, gt_labels)
-        losses: dict[str, Tensor] = super().losses(
-            positive.anchors,
-            positive.no_logits(pred_logits),
-            positive.gt_labels,
-            positive.per_level(pred_anchor_deltas),
-            positive.per_image(gt_boxes),
-        )
-        losses["loss_cls"] = self.rambo_loss(*flatten_dense(pred_logits, gt_labels))
-        return losses
+        return mixed_losses(
+            self, super().losses, "loss_cls",
+            anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes,
+        )  # fmt: skip
 
 
 if "RamboRetinaNet" not in META_ARCH_REGISTRY:  # the package may be imported a second time

@@ -32,7 +32,7 @@ class RamboRPN(RPN):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         args: dict[str, Any] = super().from_config(cfg, input_shape)
-        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, 1, **_NAMES)
+        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, 1, iou_thresholds=(), **_NAMES)
         return args
 
     @torch.jit.unused
@@ -45,15 +45,18 @@ class RamboRPN(RPN):
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
         """As the stock method; ``loss_rpn_cls`` is the AP loss of all images' sampled anchors."""
-        detached = [logits.detach() for logits in pred_objectness_logits]
+        share, stock = self.rambo_loss.shares()
+        logits = pred_objectness_logits
         losses: dict[str, Tensor] = super().losses(
-            anchors, detached, gt_labels, pred_anchor_deltas, gt_boxes
-        )
+            anchors, logits if stock else [x.detach() for x in logits], gt_labels,
+            pred_anchor_deltas, gt_boxes,
+        )  # fmt: skip
         labels = torch.stack(gt_labels).flatten().long()
         # The RPN's 1 is object, 0 background, -1 ignored; the loss's 0, 1 and -1.
         classes = torch.where(labels >= 0, 1 - labels, labels)
-        loss = self.rambo_loss(cat(pred_objectness_logits, dim=1).reshape(-1, 1), classes)
-        losses["loss_rpn_cls"] = loss * self.loss_weight.get("loss_rpn_cls", 1.0)
+        loss = self.rambo_loss(cat(logits, dim=1).reshape(-1, 1), classes)
+        loss = loss * (self.loss_weight.get("loss_rpn_cls", 1.0) * share)
+        losses["loss_rpn_cls"] = loss + losses["loss_rpn_cls"] * stock if stock else loss
         return losses
 
 
