@@ -47,8 +47,8 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         Args:
             input_shape: as the stock class.
             num_classes: number of foreground classes K.
-            focal_alpha, focal_gamma, prior_prob: as those of Detectron2's RetinaNet; ``from_config``
-                takes them from the keys that RetinaNet has in ``MODEL.RETINANET``.
+            focal_alpha, focal_gamma, prior_prob: as those of Detectron2's RetinaNet;
+                ``from_config`` takes them from RetinaNet's keys in ``MODEL.RETINANET``.
             **kwargs: passed to FastRCNNOutputLayers.
         """
         refuse_fed_loss(kwargs.get("use_fed_loss", False))
