@@ -130,14 +130,19 @@ def plan_of(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Trains what is left, measures and reports; 1 if a run failed."""
-    from ..compare.results import compare, save, table
+    from ..compare.collect import collect
+    from ..compare.report import write_report
+    from ..compare.results import compare, save
     from ..compare.run import run_all
+    from ..compare.words import as_text
 
     plan = plan_of(args)
     failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints)
-    results = compare(plan, command, args.bootstrap)
+    measured = collect(plan)
+    results = compare(plan, measured, command, args.bootstrap)
     save(results, args.out / "results.json")
-    print(f"\n{table(results)}\n\nresults: {args.out / 'results.json'}")
+    write_report(plan, measured, results, args.out / "report.html")
+    print(f"\n{as_text(results)}\n\nreport: {args.out / 'report.html'}")
     for item in failed:
         print(f"failed: {item.folder}", file=sys.stderr)
     return 1 if failed else 0

@@ -3,77 +3,73 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
+import numpy as np
 
 from ..engine.files import AtomicFiles
-from .plan import Plan, Run
-from .record import read_metrics, read_record
+from .bootstrap import difference, image_weights, resampled_metrics
+from .collect import Measured, class_names
+from .plan import Plan
 from .versions import versions
 
+Spread = dict[str, dict[str, float | None]]
 
-def compare(plan: Plan, command: str, bootstrap: int) -> dict[str, Any]:
+
+def compare(
+    plan: Plan, measured: Sequence[Measured], command: str, resamples: int
+) -> dict[str, Any]:
     """All numbers, for json.
 
     Args:
-        plan: whose finished runs are measured.
+        plan: what was to be run.
+        measured: its runs.
         command: that made it.
-        bootstrap: number of resamples.
+        resamples: of the images, for the intervals.
     """
-    runs = [run_result(run) for run in plan.runs]
     data = {}
     for name, test_set in plan.test_sets.items():
-        losses = {}
-        for variant in plan.variants:
-            mine = [
-                r for r in runs if (r["data"], r["variant"]) == (name, variant) and r["metrics"]
+        cells = {
+            variant: [
+                item
+                for item in measured
+                if (item.run.data, item.run.variant) == (name, variant) and item.matches is not None
             ]
-            losses[variant] = {"seeds": [r["seed"] for r in mine], "metrics": spread(mine)}
-        data[name] = {"test_set": test_set, "losses": losses}
-    variants = {
-        v.name: {"loss": v.loss, "opts": list(v.opts), "title": v.title}
-        for v in plan.variants.values()
-    }
-    return {"command": command, "versions": versions(), "variants": variants, "data": data,
-            "runs": runs}  # fmt: skip
-
-
-def run_result(run: Run) -> dict[str, Any]:
-    """What one run has come to; ``metrics`` is empty if it is not finished."""
-    record = read_record(run.folder)
-    finished = record.get("status") == "finished"
-    evaluations, times = [], []
-    for line in read_metrics(run.folder):
-        if isinstance(line.get("time"), float):
-            times.append(line["time"])
-        found = {k.removeprefix("bbox/"): v for k, v in line.items() if k.startswith("bbox/")}
-        if found:
-            evaluations.append({"iteration": line["iteration"] + 1, **_without_nan(found)})
-    # A run that was resumed has measured some iterations twice.
-    by_iteration = {evaluation["iteration"]: evaluation for evaluation in evaluations}
-    evaluations = [by_iteration[iteration] for iteration in sorted(by_iteration)]
-    metrics = dict(evaluations[-1]) if finished and evaluations else {}
-    metrics.pop("iteration", None)
-    per_step = statistics.median(times) if times else None
-    if metrics and per_step is not None:
-        metrics["training minutes"] = per_step * run.iterations / 60
+            for variant in plan.variants
+        }
+        data[name] = {
+            "test_set": test_set,
+            "classes": class_names(plan, name),
+            "losses": {
+                variant: {"seeds": [i.run.seed for i in cell], "metrics": _spread(cell)}
+                for variant, cell in cells.items()
+            },
+            "differences": _differences(cells, class_names(plan, name), resamples),
+        }
+        data[name]["best"] = _best(plan, data[name]["losses"])
     return {
-        "data": run.data, "variant": run.variant, "seed": run.seed, "folder": str(run.folder),
-        "status": record.get("status"), "error": record.get("error"),
-        "source": record.get("source"), "command": record.get("command"),
-        "seconds_per_iteration": per_step, "metrics": metrics, "evaluations": evaluations,
-    }  # fmt: skip
+        "command": command,
+        "versions": versions(),
+        "reference": next(iter(plan.variants)),
+        "resamples": resamples,
+        "variants": {
+            v.name: {"loss": v.loss, "opts": list(v.opts), "title": v.title}
+            for v in plan.variants.values()
+        },
+        "data": data,
+        "runs": [item.result for item in measured],
+    }
 
 
-def spread(runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+def _spread(cell: Sequence[Measured]) -> Spread:
     """Metric -> mean and standard deviation over runs; no deviation of one run."""
-    names = list(dict.fromkeys(name for run in runs for name in run["metrics"]))
-    result: dict[str, dict[str, float | None]] = {}
-    for name in names:
-        values = [run["metrics"].get(name) for run in runs]
+    result: Spread = {}
+    for name in dict.fromkeys(name for item in cell for name in item.result["metrics"]):
+        values = [item.result["metrics"].get(name) for item in cell]
         known = [value for value in values if value is not None]
         if known:
             deviation = statistics.stdev(known) if len(known) > 1 else None
@@ -81,27 +77,46 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
     return result
 
 
-def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
-    # A metric that does not apply is NaN, which json has no word for.
-    return {key: value if value == value else None for key, value in values.items()}
+def _differences(
+    cells: dict[str, list[Measured]], classes: list[str], resamples: int
+) -> dict[str, Any]:
+    """Variant -> metric -> difference from the first variant, over the seeds that both have."""
+    weights: np.ndarray | None = None
+    found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
+    for variant, cell in cells.items():
+        found[variant] = {}
+        for item in cell:
+            assert item.matches is not None
+            if weights is None:
+                number = item.matches.positives.shape[1]
+                every = np.ones((1, number), np.int32)  # the first row: the images as they are
+                weights = np.vstack([every, image_weights(number, resamples)])
+            found[variant][item.run.seed] = resampled_metrics(item.matches, classes, weights)
+    reference, *others = found
+    result: dict[str, Any] = {}
+    for variant in others:
+        seeds = sorted(found[reference].keys() & found[variant].keys())
+        result[variant] = {"seeds": seeds, "metrics": {}}
+        for name in found[variant][seeds[0]] if seeds else ():
+            pairs = [found[variant][s][name] - found[reference][s][name] for s in seeds]
+            per_seed = np.stack(pairs, axis=1)  # (1 + B, S)
+            if not np.isnan(per_seed[0]).any():
+                interval = difference(list(per_seed[0]), per_seed[1:])
+                result[variant]["metrics"][name] = {
+                    key: value if math.isfinite(value) else None for key, value in interval.items()
+                }
+    return result
 
 
-def table(results: dict[str, Any]) -> str:
-    """The results as text: a table for each data set."""
-    parts = []
-    for name, data in results["data"].items():
-        rows = []
-        for variant, loss in data["losses"].items():
-            row = {"loss": results["variants"][variant]["title"], "seeds": len(loss["seeds"])}
-            row |= {key: _cell(value) for key, value in loss["metrics"].items()}
-            rows.append(row)
-        parts.append(f"{name}\n\n" + tabulate(rows, headers="keys", tablefmt="github"))
-    return "\n\n".join(parts)
-
-
-def _cell(value: dict[str, float | None]) -> str:
-    mean, deviation = value["mean"], value["std"]
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+def _best(plan: Plan, losses: dict[str, Any]) -> dict[str, str]:
+    """Loss -> its variant of the highest mean AP, where it has several."""
+    best: dict[str, str] = {}
+    for loss in dict.fromkeys(variant.loss for variant in plan.variants.values()):
+        mine = [v.name for v in plan.variants.values() if v.loss == loss]
+        known = {n: losses[n]["metrics"]["AP"]["mean"] for n in mine if losses[n]["metrics"]}
+        if len(mine) > 1 and known:
+            best[loss] = max(known, key=lambda name: known[name])
+    return best
 
 
 def save(results: dict[str, Any], file: Path) -> None:

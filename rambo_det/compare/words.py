@@ -1,0 +1,121 @@
+"""The results as a person reads them: sentences and tables of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tabulate import tabulate
+
+from .collect import METRICS
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """With a minus that is one; "–" for what there is not."""
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.replace("-", "")
+
+
+def spread_text(value: dict[str, float | None] | None) -> str:
+    """``mean ± deviation``."""
+    if value is None:
+        return "–"
+    deviation = value["std"]
+    return number(value["mean"]) + ("" if deviation is None else f" ± {number(deviation)}")
+
+
+def interval_text(value: dict[str, float | None] | None) -> str:
+    """``difference (low … high)``."""
+    if value is None:
+        return "–"
+    sign = "+" if (value["mean"] or 0) > 0 else ""
+    return f"{sign}{number(value['mean'])} ({number(value['low'])} … {number(value['high'])})"
+
+
+def verdict(results: dict[str, Any], data: str, variant: str, metric: str = "AP") -> dict[str, str]:
+    """What the comparison says of one loss against the first.
+
+    Returns:
+        ``kind``: "higher", "lower", "none" (cannot be told) or "missing"; ``text``: a sentence.
+    """
+    title, other = (results["variants"][name]["title"] for name in (variant, results["reference"]))
+    found = results["data"][data]["differences"][variant]
+    value, seeds = found["metrics"].get(metric), len(found["seeds"])
+    if value is None or value["low"] is None:
+        return {"kind": "missing", "text": f"{title}: no finished seed to compare with {other}."}
+    low, high = value["low"], value["high"]
+    way = "higher" if value["mean"] >= 0 else "lower"
+    text = (
+        f"{title}’s {metric} is {number(abs(value['mean']))} {way} than that of {other} "
+        f"(95 % interval of the difference {number(low)} … {number(high)})"
+    )
+    sample = f"{seeds} seeds" if seeds > 1 else "one seed, whose own chance the interval leaves out"
+    if low <= 0 <= high:
+        return {"kind": "none", "text": f"{text}: no difference can be told from {sample}."}
+    return {"kind": way, "text": f"{text}: {way} beyond chance, as far as {sample} tell."}
+
+
+def loss_rows(results: dict[str, Any], data: str, names: list[str]) -> list[dict[str, str]]:
+    """A row for each loss: mean and deviation of the metrics, and the difference in AP."""
+    rows = []
+    part = results["data"][data]
+    for variant, loss in part["losses"].items():
+        row = {"loss": results["variants"][variant]["title"], "seeds": str(len(loss["seeds"]))}
+        row |= {name: spread_text(loss["metrics"].get(name)) for name in names}
+        rows.append(row)
+    return rows
+
+
+def difference_rows(results: dict[str, Any], data: str) -> list[dict[str, str]]:
+    """A row for each loss but the first: differences from it with their intervals."""
+    part = results["data"][data]
+    names = ["AP", "AP50", "AP75", *(f"AP-{name}" for name in part["classes"])]
+    return [
+        {
+            "loss": results["variants"][variant]["title"],
+            "seeds": str(len(found["seeds"])),
+            **{
+                name.removeprefix("AP-"): interval_text(found["metrics"].get(name))
+                for name in names
+            },
+        }
+        for variant, found in part["differences"].items()
+    ]
+
+
+def class_rows(results: dict[str, Any], data: str) -> list[dict[str, str]]:
+    """A row for each loss: AP of each class."""
+    names = [f"AP-{name}" for name in results["data"][data]["classes"]]
+    rows = loss_rows(results, data, names)
+    return [{key.removeprefix("AP-"): text for key, text in row.items()} for row in rows]
+
+
+def shown_metrics(results: dict[str, Any], data: str) -> list[str]:
+    """The metrics that at least one loss has on this data."""
+    losses = results["data"][data]["losses"].values()
+    return [name for name in METRICS if any(name in loss["metrics"] for loss in losses)]
+
+
+def as_text(results: dict[str, Any]) -> str:
+    """Everything that is said of the results on a terminal."""
+    parts = []
+    reference = results["variants"][results["reference"]]["title"]
+    for data, part in results["data"].items():
+        parts.append(f"== {data}: mean ± standard deviation over the seeds, percent")
+        parts.append(_grid(loss_rows(results, data, shown_metrics(results, data))))
+        parts.append("AP of each class")
+        parts.append(_grid(class_rows(results, data)))
+        if part["differences"]:
+            parts.append(f"Less {reference}, seed by seed, with 95 % intervals")
+            parts.append(_grid(difference_rows(results, data)))
+            parts.append("\n".join(verdict(results, data, v)["text"] for v in part["differences"]))
+        if part["best"]:
+            best = ", ".join(f"{loss}: {variant}" for loss, variant in part["best"].items())
+            parts.append(f"Highest mean AP of each loss, chosen on these same images: {best}")
+    return "\n\n".join(parts)
+
+
+def _grid(rows: list[dict[str, str]]) -> str:
+    align = ["left", *["right"] * (len(rows[0]) - 1)]
+    return tabulate(rows, "keys", tablefmt="github", disable_numparse=True, colalign=align)
