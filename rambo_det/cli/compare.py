@@ -143,8 +143,9 @@ def run(args: argparse.Namespace, command: str) -> int:
     save(results, args.out / "results.json")
     write_report(plan, measured, results, args.out / "report.html")
     print(f"\n{as_text(results)}\n\nreport: {args.out / 'report.html'}")
-    for item in failed:
-        print(f"failed: {item.folder}", file=sys.stderr)
+    if failed:
+        folders = ", ".join(str(item.folder) for item in failed)
+        print(f"error: {len(failed)} of {len(plan.runs)} runs failed: {folders}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -155,8 +156,8 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit status: 2 after a user's mistake, 1 if a run failed."""
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
-    signal.signal(signal.SIGTERM, _stop)
     command = shlex.join(["rambo-compare", *(sys.argv[1:] if argv is None else argv)])
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         return run(parse_args(argv), command)
     except KeyboardInterrupt:
@@ -169,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status, line = explained
         print(f"error: {line}", file=sys.stderr)
         return status
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

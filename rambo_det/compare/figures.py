@@ -52,7 +52,7 @@ def _svg(figure: Figure) -> bytes:
 
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), 4))
+    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
 
 
 def intervals(rows: Sequence[tuple[str, dict[str, float], str]]) -> bytes:
@@ -119,7 +119,7 @@ def score_distributions(cells: Cells) -> bytes:
         axis.set_title(title, fontsize=9)
         axis.set_xticks([np.log(p / (1 - p)) for p in _TICKS], [str(p) for p in _TICKS])
         axis.tick_params(axis="x", labelrotation=45)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, frameon=False)
     for axis in axes.flat[len(cells) :]:
         axis.set_axis_off()
     figure.supxlabel("score", fontsize=9)

@@ -16,7 +16,7 @@ from .collect import Measured, class_names, truth_file
 from .losses import TITLES
 from .pictures import disagreements
 from .plan import Plan
-from .words import class_rows, difference_rows, loss_rows, number, shown_metrics, verdict
+from .words import class_rows, difference_rows, loss_rows, number, verdict
 
 _MOST_LOSSES = 6  # in a plot
 
@@ -87,10 +87,9 @@ def _part(
     }
     chosen = _chosen(results, data, [name for name, runs in by_variant.items() if runs])
     cells = {plan.variants[name].title: by_variant[name] for name in chosen}
-    names = shown_metrics(results, data)
     return {
         "name": data,
-        "rows": loss_rows(results, data, names),
+        "rows": loss_rows(results, data),
         "classes": class_rows(results, data),
         "differences": difference_rows(results, data),
         "best": results["data"][data]["best"],

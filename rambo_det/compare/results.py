@@ -114,7 +114,7 @@ def _best(plan: Plan, losses: dict[str, Any]) -> dict[str, str]:
     for loss in dict.fromkeys(variant.loss for variant in plan.variants.values()):
         mine = [v.name for v in plan.variants.values() if v.loss == loss]
         known = {n: losses[n]["metrics"]["AP"]["mean"] for n in mine if losses[n]["metrics"]}
-        if len(mine) > 1 and known:
+        if len(known) > 1:
             best[loss] = max(known, key=lambda name: known[name])
     return best
 

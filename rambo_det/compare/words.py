@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from .collect import METRICS
+from .losses import TITLES
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -39,56 +40,75 @@ def verdict(results: dict[str, Any], data: str, variant: str, metric: str = "AP"
     Returns:
         ``kind``: "higher", "lower", "none" (cannot be told) or "missing"; ``text``: a sentence.
     """
-    title, other = (results["variants"][name]["title"] for name in (variant, results["reference"]))
+    title, other = (_title(results, name) for name in (variant, results["reference"]))
     found = results["data"][data]["differences"][variant]
     value, seeds = found["metrics"].get(metric), len(found["seeds"])
+    begin = title[0].upper() + title[1:] if title in TITLES.values() else title
     if value is None or value["low"] is None:
-        return {"kind": "missing", "text": f"{title}: no finished seed to compare with {other}."}
+        return {"kind": "missing", "text": f"{begin}: no finished seed to compare with {other}."}
     low, high = value["low"], value["high"]
     way = "higher" if value["mean"] >= 0 else "lower"
     text = (
-        f"{title}’s {metric} is {number(abs(value['mean']))} {way} than that of {other} "
+        f"{begin}’s {metric} is {number(abs(value['mean']))} {way} than that of {other} "
         f"(95 % interval of the difference {number(low)} … {number(high)})"
     )
-    sample = f"{seeds} seeds" if seeds > 1 else "one seed, whose own chance the interval leaves out"
+    sample = f"these {seeds} seeds" if seeds > 1 else "one seed"
     if low <= 0 <= high:
         return {"kind": "none", "text": f"{text}: no difference can be told from {sample}."}
-    return {"kind": way, "text": f"{text}: {way} beyond chance, as far as {sample} tell."}
+    if seeds == 1:
+        return {"kind": way, "text": f"{text}: more than the choice of images explains, but one "
+                "seed does not show what chance does in training."}  # fmt: skip
+    return {"kind": way, "text": f"{text}: more than chance explains, going by {sample}."}
 
 
-def loss_rows(results: dict[str, Any], data: str, names: list[str]) -> list[dict[str, str]]:
-    """A row for each loss: mean and deviation of the metrics, and the difference in AP."""
-    rows = []
+def loss_rows(results: dict[str, Any], data: str) -> list[dict[str, str]]:
+    """A row for each loss: mean and deviation of the metrics."""
     part = results["data"][data]
-    for variant, loss in part["losses"].items():
-        row = {"loss": results["variants"][variant]["title"], "seeds": str(len(loss["seeds"]))}
-        row |= {name: spread_text(loss["metrics"].get(name)) for name in names}
-        rows.append(row)
-    return rows
-
-
-def difference_rows(results: dict[str, Any], data: str) -> list[dict[str, str]]:
-    """A row for each loss but the first: differences from it with their intervals."""
-    part = results["data"][data]
-    names = ["AP", "AP50", "AP75", *(f"AP-{name}" for name in part["classes"])]
     return [
         {
-            "loss": results["variants"][variant]["title"],
-            "seeds": str(len(found["seeds"])),
-            **{
-                name.removeprefix("AP-"): interval_text(found["metrics"].get(name))
-                for name in names
-            },
+            "loss": _title(results, variant),
+            "seeds": str(len(loss["seeds"])),
+            **{n: spread_text(loss["metrics"].get(n)) for n in shown_metrics(results, data)},
         }
-        for variant, found in part["differences"].items()
+        for variant, loss in part["losses"].items()
     ]
 
 
 def class_rows(results: dict[str, Any], data: str) -> list[dict[str, str]]:
-    """A row for each loss: AP of each class."""
-    names = [f"AP-{name}" for name in results["data"][data]["classes"]]
-    rows = loss_rows(results, data, names)
-    return [{key.removeprefix("AP-"): text for key, text in row.items()} for row in rows]
+    """A row for each class: mean and deviation of its AP with each loss."""
+    part = results["data"][data]
+    return [
+        {
+            "class": name,
+            **{
+                _title(results, variant): spread_text(loss["metrics"].get(f"AP-{name}"))
+                for variant, loss in part["losses"].items()
+            },
+        }
+        for name in part["classes"]
+    ]
+
+
+def difference_rows(results: dict[str, Any], data: str) -> list[dict[str, str]]:
+    """A row for each metric: the difference of each loss from the first, with its interval."""
+    part = results["data"][data]
+    if not part["differences"]:
+        return []
+    names = ["AP", "AP50", "AP75", *(f"AP-{name}" for name in part["classes"])]
+    return [
+        {
+            "metric": name.replace("AP-", "AP of ", 1),
+            **{
+                _title(results, variant): interval_text(found["metrics"].get(name))
+                for variant, found in part["differences"].items()
+            },
+        }
+        for name in names
+    ]
+
+
+def _title(results: dict[str, Any], variant: str) -> str:
+    return str(results["variants"][variant]["title"])
 
 
 def shown_metrics(results: dict[str, Any], data: str) -> list[str]:
@@ -103,7 +123,7 @@ def as_text(results: dict[str, Any]) -> str:
     reference = results["variants"][results["reference"]]["title"]
     for data, part in results["data"].items():
         parts.append(f"== {data}: mean ± standard deviation over the seeds, percent")
-        parts.append(_grid(loss_rows(results, data, shown_metrics(results, data))))
+        parts.append(_grid(loss_rows(results, data)))
         parts.append("AP of each class")
         parts.append(_grid(class_rows(results, data)))
         if part["differences"]:
