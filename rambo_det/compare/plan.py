@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
 from ..cli.train import parse_args
+from ..config import add_rambo_config
 from ..engine.setup import build_config, merged_config
 from ..errors import InputError
 from .datasets import Data
@@ -164,6 +165,13 @@ def _settings(cfg: CfgNode, data: Data) -> dict[str, Any]:
             text = json.dumps(content, sort_keys=True)
             settings[f"data {name}"] = hashlib.sha256(text.encode()).hexdigest()[:12]
     return settings
+
+
+def default_settings() -> dict[str, Any]:
+    """Config key -> default, as :attr:`Run.settings` has them."""
+    cfg = get_cfg()
+    add_rambo_config(cfg)
+    return dict(_flat(yaml.safe_load(cfg.dump())))
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..engine.files import AtomicFiles
 from ..errors import InputError
-from .plan import Run
+from .plan import Run, default_settings
 
 _FILE = "compare.json"
 
@@ -48,9 +48,10 @@ def check_same_run(run: Run) -> None:
         if run.folder.is_dir() and any(run.folder.iterdir()):
             raise InputError(f"{run.folder} holds something else: name another folder with --out")
         return
-    was = record.get("settings", {})
-    for key in sorted(was.keys() | run.settings.keys()):
-        if was.get(key) != run.settings.get(key):
+    # A key that is new since then had no other value than its default.
+    was = {**default_settings(), **record.get("settings", {})}
+    for key in sorted(run.settings):
+        if was.get(key) != run.settings[key]:
             raise InputError(
                 f"{run.folder} was made with {key} {was.get(key)!r}, now it is "
                 f"{run.settings.get(key)!r}: name another folder with --out, or remove this one"

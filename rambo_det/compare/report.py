@@ -54,7 +54,6 @@ def write_report(
         intervals=_uri(_intervals(results)),
         parts=[_part(plan, measured, results, data) for data in plan.test_sets],
         failed=[item.result for item in measured if item.result["status"] == "failed"],
-        sources=sorted({item.result["source"] for item in measured if item.matches is not None}),
     )
     with AtomicFiles(None).open(str(file), "w", encoding="utf-8") as f:
         f.write(html)

@@ -56,6 +56,8 @@ def compare(
         "versions": versions(),
         "reference": next(iter(plan.variants)),
         "resamples": resamples,
+        # More than one: the runs were made by different versions of the code.
+        "sources": sorted({i.result["source"] for i in measured if i.matches is not None}),
         "variants": {
             v.name: {"loss": v.loss, "opts": list(v.opts), "title": v.title}
             for v in plan.variants.values()

@@ -56,7 +56,7 @@ def verdict(results: dict[str, Any], data: str, variant: str, metric: str = "AP"
     if low <= 0 <= high:
         return {"kind": "none", "text": f"{text}: no difference can be told from {sample}."}
     if seeds == 1:
-        return {"kind": way, "text": f"{text}: more than the choice of images explains, but one "
+        return {"kind": "none", "text": f"{text}: more than the choice of images explains, but one "
                 "seed does not show what chance does in training."}  # fmt: skip
     return {"kind": way, "text": f"{text}: more than chance explains, going by {sample}."}
 
@@ -133,6 +133,9 @@ def as_text(results: dict[str, Any]) -> str:
         if part["best"]:
             best = ", ".join(f"{loss}: {variant}" for loss, variant in part["best"].items())
             parts.append(f"Highest mean AP of each loss, chosen on these same images: {best}")
+    if len(results["sources"]) > 1:
+        versions = ", ".join(results["sources"])
+        parts.append(f"The runs were made by different versions of the code: {versions}")
     return "\n\n".join(parts)
 
 
