@@ -6,7 +6,6 @@ import itertools
 import re
 import shlex
 from dataclasses import dataclass
-from typing import Any
 
 from detectron2.config import CfgNode
 
@@ -153,5 +152,5 @@ def _check_loss(option: str, name: str) -> None:
 
 def default_losses(cfg: CfgNode) -> list[str]:
     """The stock loss of the config's model and RaMBO."""
-    one_stage: list[Any] = [name for names in _ONE_STAGE for name in names.values()]
-    return ["focal" if cfg.MODEL.META_ARCHITECTURE in one_stage else "ce", "rambo"]
+    one_stage = any(cfg.MODEL.META_ARCHITECTURE in names.values() for names in _ONE_STAGE)
+    return ["focal" if one_stage else "ce", "rambo"]

@@ -72,7 +72,9 @@ def find_matches(truth: COCO, detections: list[dict[str, Any]]) -> Matches:
     for index, images in enumerate(_by_class(evaluation)):
         scores = [np.asarray(image["dtScores"], float) for image in images]
         order = np.argsort(-np.concatenate([np.zeros(0), *scores]), kind="mergesort")
-        where = [np.full(len(s), number[i["image_id"]], np.int32) for s, i in _zip(scores, images)]
+        where = [
+            np.full(len(image["dtScores"]), number[image["image_id"]], np.int32) for image in images
+        ]
         empty = np.zeros((len(params.iouThrs), 0))
         matched = np.concatenate([empty, *(i["dtMatches"] for i in images)], axis=1) > 0
         ignored = np.concatenate([empty, *(i["dtIgnore"] for i in images)], axis=1) > 0
@@ -89,10 +91,6 @@ def find_matches(truth: COCO, detections: list[dict[str, Any]]) -> Matches:
         np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)
     )
     return Matches(joined, places, np.cumsum(counts), right, ignored, positives, boxes.T)
-
-
-def _zip(scores: list[np.ndarray], images: list[Any]) -> Any:
-    return zip(scores, images, strict=True)
 
 
 def _by_class(evaluation: COCOeval) -> list[list[dict[str, Any]]]:

@@ -117,6 +117,8 @@ def _draw(image: np.ndarray, boxes: np.ndarray, labels: list[str], colours: list
                        if scale < 1 else cv2.INTER_CUBIC)  # fmt: skip
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1) * scale
     drawer = Visualizer(shown[:, :, ::-1])
-    output = drawer.overlay_instances(boxes=corners, labels=labels, assigned_colors=colours)
+    output = drawer.overlay_instances(
+        boxes=corners, labels=labels, assigned_colors=colours, alpha=0.9
+    )
     _, data = cv2.imencode(".jpg", output.get_image()[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     return bytes(data)
