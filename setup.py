@@ -30,7 +30,7 @@ setup(
     packages=[*find_packages(include=["rambo_det", "rambo_det.*"]), "rambo_det.configs"],
     package_dir={"rambo_det.configs": "configs"},
     package_data={
-        "rambo_det": ["py.typed", "core/counting/native.cpp"],
+        "rambo_det": ["py.typed", "core/counting/native.cpp", "compare/*.jinja"],
         "rambo_det.configs": ["**/*.yaml", "**/*.py"],
     },
     # Detectron2 is needed for training but is on no package index: see README.md.
@@ -42,6 +42,11 @@ setup(
         "opencv-python",
     ],
     extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy"]},
-    entry_points={"console_scripts": ["rambo-train = rambo_det.cli.train:main"]},
+    entry_points={
+        "console_scripts": [
+            "rambo-train = rambo_det.cli.train:main",
+            "rambo-compare = rambo_det.cli.compare:main",
+        ]
+    },
     zip_safe=False,
 )

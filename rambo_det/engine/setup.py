@@ -36,9 +36,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         InputError: whatever is wrong with config, keys or data.
     """
-    cfg = get_cfg()
-    add_rambo_config(cfg)
-    _merge(cfg, find_config(args.config_file), args.opts)
+    cfg = merged_config(args)
     _pick_device(cfg)
     check_model(cfg)
     if not getattr(args, "eval_only", False):
@@ -58,6 +56,21 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     loss_arguments(cfg)
     score_function(cfg.MODEL.RAMBO.SCORE)
     cfg.freeze()
+    return cfg
+
+
+def merged_config(args: argparse.Namespace) -> CfgNode:
+    """The config as file and command line have it, before data and model are looked at.
+
+    Args:
+        args: ``config_file``, ``opts``.
+
+    Raises:
+        InputError: the file or a key is wrong.
+    """
+    cfg = get_cfg()
+    add_rambo_config(cfg)
+    _merge(cfg, find_config(args.config_file), args.opts)
     return cfg
 
 

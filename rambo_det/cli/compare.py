@@ -1,0 +1,178 @@
+"""``rambo-compare``: train with several losses and seeds and say how they differ; the main of
+tools/compare.py."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from ..errors import InputError
+from .failures import explain
+from .train import add_data_arguments
+
+_EPILOG = """\
+The order of precedence of config keys: those of --config, then those at the end of the command
+line, of --data, and of --variant. A comparison that was interrupted goes on with the same command.
+"""
+
+
+def _refuse(message: str) -> NoReturn:
+    raise InputError(message)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; InputError for what is wrong with it."""
+    parser = argparse.ArgumentParser(
+        prog="rambo-compare", description="Train with several losses and seeds and compare.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.error = _refuse  # type: ignore[method-assign]  # one line, without the usage
+    parser.add_argument(
+        "--config", "--config-file", dest="config_file", required=True, metavar="FILE",
+        help="yaml config of a model, with whichever loss",
+    )  # fmt: skip
+    parser.add_argument(
+        "--losses", metavar="A,B",
+        help="of ce, focal, rambo; the others are compared with the first (default: the model's "
+        "stock loss and rambo)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--variant", action="append", default=[], metavar="'NAME=LOSS KEY VALUE ...'",
+        help="a loss with config keys of its own; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--grid", action="append", default=[], metavar="'NAME=LOSS KEY V1,V2 ...'",
+        help="a variant for each combination of the values; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", default="3", metavar="N", help="number of seeds, 0 to N - 1, or a list: 3,4,7"
+    )
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="'NAME=SPEC [KEY VALUE ...]'",
+        help="a data set: SPEC is voc:ROOT:TRAIN:VAL, coco:TRAIN.json:IMAGES:VAL.json:IMAGES or a "
+        "config file with its own sets; may be repeated (default: those of --config)",
+    )  # fmt: skip
+    add_data_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("output/compare"), metavar="FOLDER")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="CPU threads of each training (default: all, shared by the jobs)",
+    )
+    parser.add_argument(
+        "--checkpoints", choices=("all", "last", "none"), default="last",
+        help="which checkpoints of finished runs stay (default: last)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bootstrap", type=int, default=2000, metavar="N", help="resamples (default: 2000)"
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys of all runs"
+    )
+    args = parser.parse_args(argv)
+    for key, least in (("jobs", 1), ("bootstrap", 100)):
+        if getattr(args, key) < least:
+            raise InputError(f"--{key} must be >= {least}, got {getattr(args, key)}")
+    if args.threads is None:
+        args.threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    if args.threads < 1:
+        raise InputError(f"--threads must be >= 1, got {args.threads}")
+    if not args.config_file.endswith((".yaml", ".yml")):
+        raise InputError(f"--config {args.config_file}: a yaml config is needed")
+    own = [*args.register_coco, *args.register_voc]
+    if args.data and (own or args.classes is not None):
+        raise InputError(
+            "--data names its data sets itself: leave out --register-... and --classes"
+        )
+    args.seeds = _seeds(args.seeds)
+    return args
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    seeds = numbers if "," in text else list(range(numbers[0]))
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {text}: a number >= 1, or different numbers >= 0 as 3,4,7")
+    return seeds
+
+
+def plan_of(args: argparse.Namespace) -> Any:
+    """The :class:`..compare.plan.Plan` of the command line."""
+    from ..compare.datasets import Data, parse_data
+    from ..compare.losses import default_losses, parse_variants
+    from ..compare.plan import make_plan
+    from ..engine.setup import merged_config
+
+    default = default_losses(merged_config(args))
+    variants = parse_variants(args.losses, args.variant, args.grid, default)
+    if args.data:
+        data = [parse_data(text, args.config_file) for text in args.data]
+    else:
+        options = [word for triple in args.register_coco for word in ("--register-coco", *triple)]
+        options += [word for triple in args.register_voc for word in ("--register-voc", *triple)]
+        if args.classes is not None:
+            options += ["--classes", args.classes]
+        data = [Data("", args.config_file, tuple(options))]
+    return make_plan(data, variants, args.seeds, args.opts, args.out)
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """Trains what is left, measures and reports; 1 if a run failed."""
+    from ..compare.collect import collect
+    from ..compare.report import write_report
+    from ..compare.results import compare, save
+    from ..compare.run import run_all
+    from ..compare.words import as_text
+
+    plan = plan_of(args)
+    failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints)
+    measured = collect(plan)
+    results = compare(plan, measured, command, args.bootstrap)
+    save(results, args.out / "results.json")
+    write_report(plan, measured, results, args.out / "report.html")
+    print(f"\n{as_text(results)}\n\nreport: {args.out / 'report.html'}")
+    if failed:
+        folders = ", ".join(str(item.folder) for item in failed)
+        print(f"error: {len(failed)} of {len(plan.runs)} runs failed: {folders}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit status: 2 after a user's mistake, 1 if a run failed."""
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
+    command = shlex.join(["rambo-compare", *(sys.argv[1:] if argv is None else argv)])
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return run(parse_args(argv), command)
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        status, line = explained
+        print(f"error: {line}", file=sys.stderr)
+        return status
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Compare losses: train each with several seeds on several data sets, and report."""

@@ -1,0 +1,182 @@
+"""What a comparison will run: every loss on every data set with every seed, checked beforehand."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+
+from ..cli.train import parse_args
+from ..config import add_rambo_config
+from ..engine.setup import build_config, merged_config
+from ..errors import InputError
+from .datasets import Data
+from .losses import Variant, loss_opts
+
+#: Keys that do not make a run another one: where it is, and on what it is computed.
+_NO_SETTINGS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        data, variant: names.
+        seed: the config's SEED.
+        folder: its OUTPUT_DIR.
+        command: of the training, without ``--resume``.
+        settings: config key -> value, and digests of the data: what makes it this run.
+        iterations: of the training.
+    """
+
+    data: str
+    variant: str
+    seed: int
+    folder: Path
+    command: tuple[str, ...]
+    settings: dict[str, Any]
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison.
+
+    Attributes:
+        variants: name -> variant; the first is the reference.
+        test_sets: name of the data -> name in Detectron2's catalogs of the set evaluated on.
+        runs: in the order in which they are done: all losses of a seed before the next seed.
+    """
+
+    variants: dict[str, Variant]
+    test_sets: dict[str, str]
+    runs: list[Run]
+
+
+def make_plan(
+    data: Sequence[Data],
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    opts: Sequence[str],
+    out: Path,
+) -> Plan:
+    """Registers the data sets and checks the config of every run.
+
+    Args:
+        data: the data sets, of different names.
+        variants: the losses, of different names.
+        seeds: of the runs.
+        opts: KEY VALUE … of all runs; those of a data set come after them, a variant's last.
+        out: the folder of the comparison.
+
+    Raises:
+        InputError: whatever is wrong with config, keys or data.
+    """
+    test_sets: dict[str, str] = {}
+    cells: list[tuple[str, str, list[str], dict[str, Any]]] = []
+    for item in data:
+        args = ["--config", item.config, *item.options]
+        given = [*opts, *item.opts]
+        classes: int | None = None
+        for variant in variants:
+            own = _own_opts(parse_args([*args, *given]), variant)
+            _check_opts([*given, *own])
+            cfg = _checked_config(parse_args([*args, *given, *own]), classes)
+            if len(cfg.DATASETS.TEST) != 1:
+                raise InputError(
+                    f"DATASETS.TEST is {cfg.DATASETS.TEST}: a run is measured on one set; repeat "
+                    "--data for others"
+                )
+            name = item.name or cfg.DATASETS.TEST[0]
+            if classes is None and name in test_sets:
+                raise InputError(f"two data sets are called {name}: give them different names")
+            classes = len(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
+            test_sets[name] = cfg.DATASETS.TEST[0]
+            cells.append((name, variant.name, [*args, *given, *own], _settings(cfg, item)))
+    runs = [
+        _run(name, variant, seed, args, settings, out)
+        for seed in seeds
+        for name, variant, args, settings in cells
+    ]
+    return Plan({variant.name: variant for variant in variants}, test_sets, runs)
+
+
+def _run(
+    name: str, variant: str, seed: int, args: list[str], settings: dict[str, Any], out: Path
+) -> Run:
+    folder = out / "runs" / name / variant / f"seed{seed}"
+    command = (sys.executable, "-m", "rambo_det.cli.train", *args)
+    command += ("SEED", str(seed), "OUTPUT_DIR", str(folder))
+    settings = {**settings, "SEED": seed}
+    return Run(name, variant, seed, folder, command, settings, settings["SOLVER.MAX_ITER"])
+
+
+def _own_opts(args: argparse.Namespace, variant: Variant) -> list[str]:
+    """The keys of the variant alone: of its loss, unless the user has set them, and its own."""
+    opts = loss_opts(merged_config(args), variant.loss)
+    kept = [
+        (key, value)
+        for key, value in zip(opts[::2], opts[1::2], strict=True)
+        if key.endswith((".NAME", ".META_ARCHITECTURE")) or key not in args.opts[::2]
+    ]
+    return [*(word for pair in kept for word in pair), *variant.opts]
+
+
+def _check_opts(opts: list[str]) -> None:
+    for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--out")):
+        if key in opts[::2]:
+            raise InputError(f"{key} differs from run to run: use {option}")
+
+
+def _checked_config(args: argparse.Namespace, classes: int | None) -> CfgNode:
+    """The config of a run.
+
+    Args:
+        args: of the training command.
+        classes: number of classes of its data if that is registered already, which Detectron2's
+            catalogs take only once; None: it is not.
+    """
+    if classes is not None and (args.register_coco or args.register_voc):
+        args.register_coco, args.register_voc, args.classes = [], [], None
+        for node in ("ROI_HEADS", "RETINANET"):
+            args.opts += [f"MODEL.{node}.NUM_CLASSES", str(classes)]
+    return build_config(args)
+
+
+def _settings(cfg: CfgNode, data: Data) -> dict[str, Any]:
+    # By way of yaml: as it will be read back, e.g. tuples as lists.
+    settings = dict(_flat(yaml.safe_load(cfg.dump())))
+    for key in _NO_SETTINGS:
+        settings.pop(key)
+    if data.options:
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            content = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
+            content.pop("info", None)  # where the data lie
+            text = json.dumps(content, sort_keys=True)
+            settings[f"data {name}"] = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return settings
+
+
+def default_settings() -> dict[str, Any]:
+    """Config key -> default, as :attr:`Run.settings` has them."""
+    cfg = get_cfg()
+    add_rambo_config(cfg)
+    return dict(_flat(yaml.safe_load(cfg.dump())))
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,72 @@
+"""How far a comparison is: a bar on a terminal, lines of text elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+#: Seconds between lines where there is no terminal.
+_PERIOD = 60.0
+
+
+class Progress:
+    """Counts iterations of all runs together.
+
+    Args:
+        total: iterations of all runs.
+        done: of them before this start.
+        runs: number of runs.
+        finished: of them before this start.
+        stream: where to write.
+    """
+
+    def __init__(
+        self, total: int, done: int, runs: int, finished: int, stream: TextIO | None = None
+    ) -> None:
+        self._stream = stream or sys.stdout
+        self._total, self._start, self._done = total, done, done
+        self._runs, self._finished = runs, finished
+        self._began = self._last = time.monotonic()
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm(total=total, initial=done, unit="it", file=self._stream,
+                             dynamic_ncols=True, smoothing=0.05)  # fmt: skip
+            self._bar.set_description(self._count())
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._bar is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._bar.write(text, file=self._stream)
+
+    def update(self, done: int, finished: int) -> None:
+        """Shows that so many iterations, and runs, are done by now."""
+        changed = finished != self._finished
+        self._done, self._finished = done, finished
+        if self._bar is not None:
+            self._bar.n = done
+            self._bar.set_description(self._count(), refresh=False)
+            self._bar.refresh()
+        elif changed or time.monotonic() - self._last > _PERIOD:
+            self._last = time.monotonic()
+            self.say(f"{self._count()}, iteration {done} of {self._total}, {self._left()}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _count(self) -> str:
+        return f"{self._finished} of {self._runs} runs"
+
+    def _left(self) -> str:
+        made, elapsed = self._done - self._start, time.monotonic() - self._began
+        if self._done >= self._total:
+            return "none left"
+        if made <= 0:
+            return "time left unknown yet"
+        seconds = elapsed * (self._total - self._done) / made
+        return f"about {tqdm.format_interval(seconds)} left"

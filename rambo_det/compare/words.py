@@ -1,0 +1,144 @@
+"""The results as a person reads them: sentences and tables of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tabulate import tabulate
+
+from .collect import METRICS
+from .losses import TITLES
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """With a minus that is one; "–" for what there is not."""
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.replace("-", "")
+
+
+def spread_text(value: dict[str, float | None] | None) -> str:
+    """``mean ± deviation``."""
+    if value is None:
+        return "–"
+    deviation = value["std"]
+    return number(value["mean"]) + ("" if deviation is None else f" ± {number(deviation)}")
+
+
+def interval_text(value: dict[str, float | None] | None) -> str:
+    """``difference (low … high)``."""
+    if value is None:
+        return "–"
+    sign = "+" if (value["mean"] or 0) > 0 else ""
+    return f"{sign}{number(value['mean'])} ({number(value['low'])} … {number(value['high'])})"
+
+
+def verdict(results: dict[str, Any], data: str, variant: str, metric: str = "AP") -> dict[str, str]:
+    """What the comparison says of one loss against the first.
+
+    Returns:
+        ``kind``: "higher", "lower", "none" (cannot be told) or "missing"; ``text``: a sentence.
+    """
+    title, other = (_title(results, name) for name in (variant, results["reference"]))
+    found = results["data"][data]["differences"][variant]
+    value, seeds = found["metrics"].get(metric), len(found["seeds"])
+    begin = title[0].upper() + title[1:] if title in TITLES.values() else title
+    if value is None or value["low"] is None:
+        return {"kind": "missing", "text": f"{begin}: no finished seed to compare with {other}."}
+    low, high = value["low"], value["high"]
+    way = "higher" if value["mean"] >= 0 else "lower"
+    text = (
+        f"{begin}’s {metric} is {number(abs(value['mean']))} {way} than that of {other} "
+        f"(95 % interval of the difference {number(low)} … {number(high)})"
+    )
+    sample = f"these {seeds} seeds" if seeds > 1 else "one seed"
+    if low <= 0 <= high:
+        return {"kind": "none", "text": f"{text}: no difference can be told from {sample}."}
+    if seeds == 1:
+        return {"kind": "none", "text": f"{text}: more than the choice of images explains, but one "
+                "seed does not show what chance does in training."}  # fmt: skip
+    return {"kind": way, "text": f"{text}: more than chance explains, going by {sample}."}
+
+
+def loss_rows(results: dict[str, Any], data: str) -> list[dict[str, str]]:
+    """A row for each loss: mean and deviation of the metrics."""
+    part = results["data"][data]
+    return [
+        {
+            "loss": _title(results, variant),
+            "seeds": str(len(loss["seeds"])),
+            **{n: spread_text(loss["metrics"].get(n)) for n in shown_metrics(results, data)},
+        }
+        for variant, loss in part["losses"].items()
+    ]
+
+
+def class_rows(results: dict[str, Any], data: str) -> list[dict[str, str]]:
+    """A row for each class: mean and deviation of its AP with each loss."""
+    part = results["data"][data]
+    return [
+        {
+            "class": name,
+            **{
+                _title(results, variant): spread_text(loss["metrics"].get(f"AP-{name}"))
+                for variant, loss in part["losses"].items()
+            },
+        }
+        for name in part["classes"]
+    ]
+
+
+def difference_rows(results: dict[str, Any], data: str) -> list[dict[str, str]]:
+    """A row for each metric: the difference of each loss from the first, with its interval."""
+    part = results["data"][data]
+    if not part["differences"]:
+        return []
+    names = ["AP", "AP50", "AP75", *(f"AP-{name}" for name in part["classes"])]
+    return [
+        {
+            "metric": name.replace("AP-", "AP of ", 1),
+            **{
+                _title(results, variant): interval_text(found["metrics"].get(name))
+                for variant, found in part["differences"].items()
+            },
+        }
+        for name in names
+    ]
+
+
+def _title(results: dict[str, Any], variant: str) -> str:
+    return str(results["variants"][variant]["title"])
+
+
+def shown_metrics(results: dict[str, Any], data: str) -> list[str]:
+    """The metrics that at least one loss has on this data."""
+    losses = results["data"][data]["losses"].values()
+    return [name for name in METRICS if any(name in loss["metrics"] for loss in losses)]
+
+
+def as_text(results: dict[str, Any]) -> str:
+    """Everything that is said of the results on a terminal."""
+    parts = []
+    reference = results["variants"][results["reference"]]["title"]
+    for data, part in results["data"].items():
+        parts.append(f"== {data}: mean ± standard deviation over the seeds, percent")
+        parts.append(_grid(loss_rows(results, data)))
+        parts.append("AP of each class")
+        parts.append(_grid(class_rows(results, data)))
+        if part["differences"]:
+            parts.append(f"Less {reference}, seed by seed, with 95 % intervals")
+            parts.append(_grid(difference_rows(results, data)))
+            parts.append("\n".join(verdict(results, data, v)["text"] for v in part["differences"]))
+        if part["best"]:
+            best = ", ".join(f"{loss}: {variant}" for loss, variant in part["best"].items())
+            parts.append(f"Highest mean AP of each loss, chosen on these same images: {best}")
+    if len(results["sources"]) > 1:
+        versions = ", ".join(results["sources"])
+        parts.append(f"The runs were made by different versions of the code: {versions}")
+    return "\n\n".join(parts)
+
+
+def _grid(rows: list[dict[str, str]]) -> str:
+    align = ["left", *["right"] * (len(rows[0]) - 1)]
+    return tabulate(rows, "keys", tablefmt="github", disable_numparse=True, colalign=align)

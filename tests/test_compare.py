@@ -1,0 +1,173 @@
+"""tools/compare.py as a user runs it: real trainings of a very small detector."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("detectron2")
+
+from rambo_det.cli.compare import main
+
+from .models import write_coco
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TIMEOUT = 300
+TINY = [
+    "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res3']",
+    "MODEL.RPN.IN_FEATURES", "['res3']", "MODEL.ROI_HEADS.IN_FEATURES", "['res3']",
+    "MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32]]", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
+    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2",
+    "SOLVER.WARMUP_ITERS", "0", "MODEL.DEVICE", "cpu",
+]  # fmt: skip
+
+
+class Comparison:
+    """A folder, and the command that fills it."""
+
+    def __init__(self, folder):
+        self.out = folder / "out"
+        sets = [write_coco(folder, number, split) for number, split in ((6, "train"), (5, "val"))]
+        self._data = "drawn=coco:" + ":".join(":".join(item) for item in sets)
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.environment["RAMBO_DET_CACHE"] = str(folder / "cache")
+
+    def command(self, *words, losses=("--losses", "ce,rambo")):
+        return [
+            sys.executable, "tools/compare.py", "--data", self._data, "--out", str(self.out),
+            "--config", "configs/quickstart/faster_rcnn_rambo.yaml", *losses, "--seeds", "1",
+            "--threads", "1", "--bootstrap", "200", *words, *TINY,
+        ]  # fmt: skip
+
+    def run(self, *words, **kwargs):
+        return subprocess.run(
+            self.command(*words, **kwargs), cwd=REPOSITORY, env=self.environment, text=True,
+            capture_output=True, timeout=TIMEOUT,
+        )  # fmt: skip
+
+    def folder(self, variant):
+        return self.out / "runs" / "drawn" / variant / "seed0"
+
+    def record(self, variant):
+        return json.loads((self.folder(variant) / "compare.json").read_text())
+
+    def results(self):
+        return json.loads((self.out / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """One that was killed while its second training ran, and started again."""
+    made = Comparison(tmp_path_factory.mktemp("compare"))
+    process = subprocess.Popen(
+        made.command(), cwd=REPOSITORY, env=made.environment, stdout=subprocess.PIPE, text=True
+    )
+    second, end = made.folder("rambo") / "output.txt", time.monotonic() + TIMEOUT
+    while not second.exists() and time.monotonic() < end:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    made.killed = {name: made.record(name)["status"] for name in ("ce", "rambo")}
+    made.first = (made.folder("ce") / "metrics.json").stat().st_mtime_ns
+    made.again = made.run()
+    return made
+
+
+def test_a_killed_comparison_goes_on(comparison):
+    assert comparison.killed == {"ce": "finished", "rambo": "started"}
+    again = comparison.again
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "1 of 2 runs are finished already" in again.stdout
+    assert "drawn, ce" not in again.stdout  # not trained again
+    # The orphan of the killed one is waited for, not trained beside.
+    assert "waiting for the process that trains it" in again.stdout
+    assert (comparison.folder("ce") / "metrics.json").stat().st_mtime_ns == comparison.first
+    assert comparison.record("rambo")["status"] == "finished"
+    steps = [
+        line["iteration"]
+        for line in map(json.loads, (comparison.folder("rambo") / "metrics.json").open())
+        if "total_loss" in line
+    ]
+    assert steps and steps == sorted(set(steps))  # one process at a time wrote there
+
+
+def test_results_are_those_of_the_runs(comparison):
+    results = comparison.results()
+    assert [run["variant"] for run in results["runs"]] == ["ce", "rambo"]
+    for run in results["runs"]:
+        with open(comparison.folder(run["variant"]) / "metrics.json") as file:
+            logged = [line for line in map(json.loads, file) if "bbox/AP" in line][-1]
+        for name in ("AP", "AP50", "AP75", "AP-circle"):
+            expected = logged[f"bbox/{name}"]
+            assert run["metrics"][name] == (None if np.isnan(expected) else expected)
+        assert run["command"][1:3] == ["-m", "rambo_det.cli.train"]
+        assert 0 <= run["metrics"]["ECE"] <= 100 and run["source"]
+    means = [
+        loss["metrics"]["AP50"]["mean"] for loss in results["data"]["drawn"]["losses"].values()
+    ]
+    found = results["data"]["drawn"]["differences"]["rambo"]["metrics"]["AP50"]
+    assert found["mean"] == pytest.approx(means[1] - means[0], abs=1e-6)
+    assert found["low"] <= found["high"]
+    assert {"torch", "detectron2", "rambo_det"} <= results["versions"].keys()
+
+
+class _Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.text, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for key, value in attrs if key in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
+    text = (comparison.out / "report.html").read_text()
+    page = _Page(text)
+    assert all(source.startswith(("data:image/", "#")) for source in page.sources)
+    assert "http" not in re.sub(r"data:image/[^\"]*", "", text)
+    said = " ".join(" ".join(page.text).split())
+    expected = ["cross entropy or RaMBO?", "95 % interval of the difference", "circle", "ECE"]
+    expected += ["Precision and recall", "Scores of right and wrong", "rambo_det.cli.train"]
+    for words in [*expected, comparison.results()["versions"]["torch"]]:
+        assert words in said, words
+    assert said.index("95 % interval") < said.index("All numbers")
+    # Intervals, precision-recall curves, scores; AP over training only with several evaluations.
+    assert sum("svg+xml" in source for source in page.sources) == 3
+    assert "AP while training" not in said
+
+
+def test_other_settings_are_refused(comparison, catalogs, capsys):
+    before = (comparison.out / "results.json").read_bytes()
+    assert main(comparison.command("SOLVER.BASE_LR", "0.5")[2:]) == 2
+    assert re.fullmatch(
+        r"error: \S+seed0 was made with SOLVER.BASE_LR 0.04, now it is 0.5: .*\n",
+        capsys.readouterr().err,
+    )
+    assert (comparison.out / "results.json").read_bytes() == before
+
+
+def test_a_run_that_fails_leaves_the_others(comparison, catalogs, capsys):
+    losses = ["--losses", "ce", "--variant", "bad=ce SOLVER.BASE_LR 1e30"]
+    assert main(comparison.command(losses=losses)[2:]) == 1
+    printed = capsys.readouterr()
+    assert "FAILED drawn, bad, seed 0: FloatingPointError" in printed.out
+    assert printed.err.startswith("error: 1 of 2 runs failed: ")
+    results = comparison.results()
+    assert [run["status"] for run in results["runs"]] == ["finished", "failed"]
+    assert results["data"]["drawn"]["losses"]["ce"]["seeds"] == [0]
+    assert "1 of 2 trainings failed" in " ".join(
+        (comparison.out / "report.html").read_text().split()
+    )

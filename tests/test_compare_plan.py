@@ -1,0 +1,145 @@
+"""What a comparison makes of its command line."""
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+from detectron2.modeling import build_model
+from detectron2.utils.env import seed_all_rng
+
+from rambo_det.cli.compare import parse_args, plan_of
+from rambo_det.cli.train import parse_args as parse_train
+from rambo_det.engine.setup import merged_config
+from rambo_det.engine.trainer import RamboTrainer
+from rambo_det.errors import InputError
+
+from .models import write_coco
+from .voc_folder import write_voc
+
+QUICK = "configs/quickstart/"
+PAIRS = [
+    ("faster_rcnn_ce.yaml", "faster_rcnn_rambo.yaml", ["ce", "focal", "rambo"]),
+    ("cascade_rcnn_ce.yaml", "cascade_rcnn_rambo.yaml", ["ce", "focal", "rambo"]),
+    ("faster_rcnn_c4_ce.yaml", "faster_rcnn_c4_rambo.yaml", ["ce", "focal", "rambo"]),
+    ("retinanet_focal.yaml", "retinanet_rambo.yaml", ["focal", "rambo"]),
+]
+
+
+def plan(*words):
+    return plan_of(parse_args([str(word) for word in words]))
+
+
+def config(run):
+    """The config with which the training of a run starts, but for its data."""
+    return merged_config(parse_train(list(run.command[3:])))
+
+
+@pytest.mark.parametrize(("stock", "rambo", "losses"), PAIRS)
+def test_either_config_of_a_pair_gives_every_loss_and_one_start(stock, rambo, losses, catalogs):
+    names = ",".join(losses)
+    both = [
+        plan("--config", QUICK + file, "--losses", names, "--seeds", "2,5", "MODEL.DEVICE", "cpu")
+        for file in (stock, rambo)
+    ]
+    for a, b in zip(both[0].runs, both[1].runs, strict=True):
+        assert a.settings == b.settings and (a.variant, a.seed) == (b.variant, b.seed)
+    assert [run.seed for run in both[0].runs] == [2] * len(losses) + [5] * len(losses)
+    states = {}
+    for run in both[1].runs[: len(losses)]:
+        cfg = config(run)
+        seed_all_rng(cfg.SEED)  # as Detectron2's default_setup does
+        states[run.variant] = build_model(cfg).state_dict()
+    first, *others = losses
+    for other in others:
+        differ = {k for k, v in states[first].items() if not torch.equal(v, states[other][k])}
+        assert states[other].keys() == states[first].keys()
+        # Focal loss starts from a prior of its own.
+        allowed = "cls_score.bias" if "focal" in (first, other) else "nothing"
+        assert all(key.endswith(allowed) for key in differ)
+
+
+def test_every_loss_sees_the_same_images_in_the_same_order(tmp_path, catalogs):
+    file, images = write_coco(tmp_path, 8)
+    found = plan(
+        "--config", QUICK + "faster_rcnn_ce.yaml", "--losses", "ce,focal,rambo", "--seeds", 2,
+        "--data", f"o=coco:{file}:{images}:{file}:{images}",
+    )  # fmt: skip
+    orders = []
+    for run in found.runs:
+        batches = iter(RamboTrainer.build_train_loader(config(run)))
+        seen = [item for _ in range(3) for item in next(batches)]
+        orders.append([(x["image_id"], x["image"].flatten().tolist()) for x in seen])
+    for group in (orders[:3], orders[3:]):
+        assert group[0] == group[1] == group[2]
+    assert orders[0] != orders[3]
+
+
+def test_retinanet_has_no_cross_entropy(catalogs):
+    with pytest.raises(InputError, match="--losses ce: .*RetinaNet.* use focal or rambo"):
+        plan("--config", QUICK + "retinanet_rambo.yaml", "--losses", "ce,rambo")
+
+
+def test_stock_losses_leave_the_rpn_alone(catalogs):
+    found = plan("--config", QUICK + "faster_rcnn_rambo_rpn.yaml", "--losses", "ce,rambo")
+    names = [run.settings["MODEL.PROPOSAL_GENERATOR.NAME"] for run in found.runs[:2]]
+    assert names == ["RPN", "RamboRPN"]
+
+
+def test_variants_and_grids(catalogs):
+    found = plan(
+        "--config", QUICK + "faster_rcnn_ce.yaml", "--losses", "ce",
+        "--variant", "wide=rambo MODEL.RAMBO.MARGIN 2 SOLVER.BASE_LR 0.02",
+        "--grid", "m=rambo MODEL.RAMBO.MARGIN 0,0.5 MODEL.RAMBO.BETA 0,1",
+        "--seeds", 1, "SOLVER.BASE_LR", "0.5",
+    )  # fmt: skip
+    runs = {run.variant: run.settings for run in found.runs}
+    assert list(runs) == ["ce", "wide", "m_margin-0_beta-0", "m_margin-0_beta-1",
+                          "m_margin-0.5_beta-0", "m_margin-0.5_beta-1"]  # fmt: skip
+    assert runs["ce"]["SOLVER.BASE_LR"] == 0.5 and runs["wide"]["SOLVER.BASE_LR"] == 0.02
+    last = runs["m_margin-0.5_beta-1"]
+    assert (last["MODEL.RAMBO.MARGIN"], last["MODEL.RAMBO.BETA"]) == (0.5, 1.0)
+
+
+def test_data_sets_with_keys_of_their_own(tmp_path, catalogs):
+    train, images = write_coco(tmp_path / "coco", 3)
+    for split in ("train", "val"):
+        write_voc(tmp_path / "voc", split, {f"{split}0": [("cat", (1, 1, 20, 20), 0)]})
+    found = plan(
+        "--config", QUICK + "real_data_ce.yaml", "--losses", "ce,rambo", "--seeds", 1,
+        "--data", f"c=coco:{train}:{images}:{train}:{images} SOLVER.MAX_ITER 7",
+        "--data", f"v=voc:{tmp_path / 'voc'}:train:val",
+        "--data", f"quick={QUICK}faster_rcnn_ce.yaml",
+    )  # fmt: skip
+    assert found.test_sets == {"c": "c_val", "v": "v_val", "quick": "rambo_shapes_val"}
+    lengths = {run.data: run.iterations for run in found.runs}
+    assert lengths == {"c": 7, "v": 300, "quick": 1000}
+    classes = {(r.data, r.settings["MODEL.ROI_HEADS.NUM_CLASSES"]) for r in found.runs}
+    assert len(classes) == 3  # both losses of a data set have as many
+    assert found.runs[0].folder.parts[-4:] == ("runs", "c", "ce", "seed0")
+    assert "data c_val" in found.runs[0].settings and "data x" not in found.runs[-1].settings
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--losses", "ce,hinge"], "no loss 'hinge', only ce, focal, rambo"),
+        (["--losses", "ce,ce"], "two variants are called ce"),
+        (["--variant", "a=ce KEY"], "'KEY' has no value"),
+        (["--variant", "a/b=ce"], "the name becomes a folder"),
+        (["--variant", "just-a-name"], "NAME=LOSS KEY VALUE"),
+        (["--data", "a=voc:x"], "voc:ROOT:TRAIN:VAL"),
+        (["--data", "a=voc:x:y:z", "--classes", "b"], "leave out --register"),
+        (["--seeds", "0"], "--seeds 0: a number >= 1"),
+        (["--seeds", "1,1"], "different numbers"),
+        (["--jobs", "0"], "--jobs must be >= 1"),
+        (["SEED", "3"], "use --seeds"),
+        (["MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),
+        (["MODEL.ROI_HEADS.NAME", "PointRendROIHeads"], "losses can be swapped in"),
+        (["DATASETS.TEST", "('a','b')"], "is not registered"),
+    ],
+)
+def test_mistakes_are_named(words, message, catalogs):
+    with pytest.raises(InputError, match=message) as caught:
+        plan("--config", QUICK + "faster_rcnn_ce.yaml", *words)
+    assert "\n" not in str(caught.value)

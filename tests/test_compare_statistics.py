@@ -1,0 +1,188 @@
+"""The statistics of a comparison against slow, independent versions of them."""
+
+import contextlib
+import copy
+import io
+
+import numpy as np
+import pytest
+
+pytest.importorskip("detectron2")
+
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from rambo_det.compare.bootstrap import difference, image_weights, resampled_metrics
+from rambo_det.compare.calibration import calibration_error, refitted
+from rambo_det.compare.matches import find_matches
+from rambo_det.compare.precision import RECALLS, average_precision, metrics, precision_curve
+
+CLASSES = ["a", "b", "c"]
+IMAGES = 12
+
+
+def random_data(seed=0):
+    """A COCO data set with crowds and an empty class per image, and noisy detections."""
+    rng = np.random.default_rng(seed)
+    images = [{"id": 10 * i + 3, "height": 100, "width": 100} for i in range(IMAGES)]
+    annotations, detections = [], []
+    for image in images:
+        for _ in range(rng.integers(0, 6)):
+            x, y, w, h = (*rng.uniform(0, 50, 2), *rng.uniform(10, 50, 2))
+            label = int(rng.integers(1, len(CLASSES)))  # the last class has no object
+            crowd = int(rng.random() < 0.15)
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": image["id"], "category_id": label,
+                 "bbox": [x, y, w, h], "area": w * h, "iscrowd": crowd}
+            )  # fmt: skip
+            for _ in range(rng.integers(0, 4)):
+                box = [x, y, w, h] + rng.normal(0, 4, 4)
+                detections.append(_detection(image["id"], label, box, rng))
+        for _ in range(rng.integers(0, 4)):
+            box = [*rng.uniform(0, 50, 2), *rng.uniform(10, 50, 2)]
+            label = int(rng.integers(1, len(CLASSES) + 1))
+            detections.append(_detection(image["id"], label, box, rng))
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    return {"images": images, "annotations": annotations, "categories": categories}, detections
+
+
+def _detection(image, label, box, rng):
+    box = [float(v) for v in box[:2]] + [float(max(v, 1)) for v in box[2:]]
+    return {"image_id": image, "category_id": label, "bbox": box, "score": float(rng.random())}
+
+
+def coco(dataset):
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = COCO()
+        result.dataset = copy.deepcopy(dataset)
+        result.createIndex()
+    return result
+
+
+def official(dataset, detections):
+    """COCOeval, run as its authors do."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = coco(dataset)
+        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def repeated(dataset, detections, weights):
+    """The data set in which each image, with all that belongs to it, is there as often as told."""
+    images, annotations, found = [], [], []
+    for image, times in zip(dataset["images"], weights, strict=True):
+        for _ in range(times):
+            number = len(images) + 1
+            images.append({**image, "id": number})
+            for item in dataset["annotations"]:
+                if item["image_id"] == image["id"]:
+                    new = {"id": len(annotations) + 1, "image_id": number}
+                    annotations.append({**item, **new})
+            mine = [d for d in detections if d["image_id"] == image["id"]]
+            found += [{**d, "image_id": number} for d in mine]
+    return {**dataset, "images": images, "annotations": annotations}, found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_average_precision_of_resamples_is_cocos(seed):
+    dataset, detections = random_data(seed)
+    weights = np.vstack([np.ones(IMAGES, np.int32), image_weights(IMAGES, 5, seed)])
+    found = average_precision(find_matches(coco(dataset), detections), weights)
+    for row, ap in zip(weights, found, strict=True):
+        evaluation = official(*repeated(dataset, detections, row))
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (T, R, K)
+        expected = np.where(precision > -1, precision, np.nan).mean(axis=1).T
+        np.testing.assert_allclose(ap, expected, atol=1e-9)
+        ours = metrics(ap[None], CLASSES)
+        stats = {"AP": 0, "AP50": 1, "AP75": 2}
+        for name, index in stats.items():
+            assert ours[name][0] == pytest.approx(100 * evaluation.stats[index], abs=1e-7)
+
+
+def test_precision_curve_is_cocos():
+    dataset, detections = random_data(7)
+    matches = find_matches(coco(dataset), detections)
+    precision = official(dataset, detections).eval["precision"][:, :, :, 0, -1]
+    for k in range(2):
+        for t in (0, 5):
+            np.testing.assert_allclose(
+                precision_curve(matches, k, t), precision[t, :, k], atol=1e-9
+            )
+    assert np.isnan(precision_curve(matches, 2)).all() and len(RECALLS) == 101
+
+
+def test_no_detections_at_all():
+    dataset, _ = random_data(1)
+    matches = find_matches(coco(dataset), [])
+    ap = average_precision(matches, np.ones((1, IMAGES), np.int32))
+    assert (ap[0, :2] == 0).all() and np.isnan(ap[0, 2]).all()
+    assert (precision_curve(matches, 0) == 0).all()
+
+
+def test_resamples_in_chunks_are_those_at_once():
+    dataset, detections = random_data(2)
+    matches = find_matches(coco(dataset), detections)
+    weights = image_weights(IMAGES, 150)
+    assert (weights.sum(axis=1) == IMAGES).all() and len(np.unique(weights, axis=0)) > 100
+    parts = resampled_metrics(matches, CLASSES, weights)
+    whole = metrics(average_precision(matches, weights), CLASSES)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(parts[name], values)
+
+
+def test_interval_of_seeds_alone_is_students():
+    values = [1.0, 2.0, 0.5, 3.0, 1.5]
+    found = difference(values, np.tile(values, (40000, 1)))
+    half = 2.776 * np.std(values, ddof=1) / 5**0.5
+    assert found["mean"] == pytest.approx(1.6)
+    assert found["low"] == pytest.approx(1.6 - half, abs=0.05)
+    assert found["high"] == pytest.approx(1.6 + half, abs=0.05)
+
+
+def test_interval_of_images_alone_is_the_percentile_one():
+    rng = np.random.default_rng(0)
+    resampled = rng.normal(2.0, 1.0, (20000, 1))
+    found = difference([2.0], resampled)
+    assert found["low"] == pytest.approx(np.quantile(resampled, 0.025))
+    assert found["high"] == pytest.approx(np.quantile(resampled, 0.975))
+
+
+def test_interval_covers_what_it_says():
+    """Seeds and images both vary: 95 % of the intervals hold the true difference."""
+    rng = np.random.default_rng(3)
+    hits = []
+    for trial in range(400):
+        images = rng.normal(0, 1, 50)  # effect of each image on the difference
+        seeds = rng.normal(0, 0.2, 4)
+        per_seed = 0.5 + seeds + images.mean()
+        weights = image_weights(50, 400, trial)
+        resampled = 0.5 + seeds + (weights @ images / 50)[:, None]
+        found = difference(list(per_seed), resampled, trial)
+        hits.append(found["low"] <= 0.5 <= found["high"])
+    assert 0.92 < np.mean(hits) < 0.985
+
+
+def test_calibration_error_bin_by_bin():
+    rng = np.random.default_rng(0)
+    scores = rng.random(3000) ** 2
+    right = rng.random(3000) < scores**1.5
+    expected = 0.0
+    for low in range(15):
+        inside = (scores >= low / 15) & (scores < (low + 1) / 15)
+        if inside.any():
+            expected += inside.sum() * abs(right[inside].mean() - scores[inside].mean())
+    assert calibration_error(scores, right) == pytest.approx(100 * expected / 3000)
+    assert np.isnan(calibration_error(np.zeros(0), np.zeros(0, bool)))
+
+
+def test_refit_mends_scores_that_are_only_stretched():
+    rng = np.random.default_rng(0)
+    odds = rng.normal(-1, 2, 20000)
+    right = rng.random(20000) < 1 / (1 + np.exp(-odds))
+    scores = 1 / (1 + np.exp(-(3 * odds + 4)))
+    images = rng.integers(0, 100, 20000)
+    assert calibration_error(scores, right) > 10
+    assert calibration_error(refitted(scores, right, images), right) < 1.5
