@@ -108,6 +108,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if aside:
         logger.info("The earlier run in %s is now in %s", cfg.OUTPUT_DIR, aside)
     logger.info("Device: %s", _device_name(cfg.MODEL.DEVICE))
+    best = None
     if args.eval_only:
         model = RamboTrainer.build_model(cfg)
         _load(lambda: AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS), cfg)
@@ -122,8 +123,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if results is None:
             results = RamboTrainer.test(cfg, trainer.model)
         place = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+        best = trainer.best and trainer.best.summary()
     if comm.is_main_process():
         print(f"\n{result_table(results)}\n\ncheckpoint: {place}")
+        if best:
+            print(best)
     return results
 
 
