@@ -39,6 +39,11 @@ setup(
         "opencv-python",
     ],
     extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy"]},
-    entry_points={"console_scripts": ["rambo-train = rambo_det.cli.train:main"]},
+    entry_points={
+        "console_scripts": [
+            "rambo-train = rambo_det.cli.train:main",
+            "rambo-predict = rambo_det.cli.predict:main",
+        ]
+    },
     zip_safe=False,
 )

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from detectron2.utils.logger import setup_logger
 
     from ..engine.checkpointer import AtomicCheckpointer
+    from ..engine.saved import write_data
     from ..engine.setup import build_config, prepare_output, with_seed
     from ..engine.trainer import RamboTrainer
 
@@ -116,6 +117,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         place = cfg.MODEL.WEIGHTS
     else:
         trainer = RamboTrainer(cfg)
+        if comm.is_main_process():
+            write_data(cfg.OUTPUT_DIR, args, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         _load(lambda: trainer.resume_or_load(resume=args.resume), cfg)
         trainer.train()
         # Empty in all processes but the main one.
