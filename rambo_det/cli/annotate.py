@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,17 @@ from tqdm import tqdm
 from ..engine.detector import Detector
 from ..engine.files import whole_file
 from ..errors import InputError
-from ..evaluation.pictures import draw_detections
+from ..evaluation.pictures import draw_detections, grid
 from .sources import Source, frames, open_video
 
+_AT_A_GLANCE = 12  # pictures at most
 _FRAMES_PER_SECOND = 25.0  # of a camera that does not tell
 
 
 class Annotator:
     """Annotated copies of sources in a folder, and all detections in ``results.json``.
+
+    Of several images the first ones are in ``overview.png`` too.
 
     ``images.json`` tells which image, or frame of a video, an image id of the results means, and
     which class a category id; it is an annotation file of COCO's without annotations. As a context
@@ -43,7 +46,12 @@ class Annotator:
     def __init__(self, output: Path, sources: Sequence[Source], overwrite: bool) -> None:
         self._output, self._sources = output, sources
         self._results, self._index = output / "results.json", output / "images.json"
+        self._overview = output / "overview.png"
         targets = [self._results, self._index, *(output / s.output for s in sources)]
+        self._num_pictures = sum(not source.is_video for source in sources)
+        if self._num_pictures > 1:
+            targets.append(self._overview)
+        self._shown: list[np.ndarray] = []
         inputs = {Path(source.place).resolve() for source in sources}
         for target in targets:
             if target.resolve() in inputs:
@@ -68,7 +76,7 @@ class Annotator:
         self._drawn = self._found = 0
 
     def __enter__(self) -> Annotator:
-        self._file = self._stack.enter_context(_appearing(self._results))
+        self._file = self._stack.enter_context(whole_file(str(self._results), "w"))
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -78,6 +86,8 @@ class Annotator:
             content = {"images": self._images, "annotations": [], "categories": self._categories}
             with whole_file(str(self._index), "w") as file:
                 json.dump(content, file, indent=1)
+            if len(self._shown) > 1:
+                _write_picture(self._overview, grid(self._shown, min(4, len(self._shown))))
         else:
             self._stack.__exit__(kind, error, trace)
 
@@ -108,8 +118,9 @@ class Annotator:
                 else:
                     image = read_image(source.place, format="BGR")
                     picture = annotated(image, {"file_name": source.place})
-                    with whole_file(str(target), "wb") as file:
-                        file.write(cv2.imencode(target.suffix, picture)[1].tobytes())
+                    _write_picture(target, picture)
+                    if len(self._shown) < min(_AT_A_GLANCE, self._num_pictures):
+                        self._shown.append(picture)
 
     def _number_of_images(self, most: int | None) -> int | None:
         total = 0
@@ -159,9 +170,9 @@ class Annotator:
 
     def summary(self, threshold: float, why: str) -> str:
         """What was done, and what a picture does not show."""
-        videos = sum(source.is_video for source in self._sources)
-        pictures = len(self._sources) - videos
-        counts = [f"{n} {what}" for n, what in ((pictures, "pictures"), (videos, "videos")) if n]
+        pictures, videos = self._num_pictures, len(self._sources) - self._num_pictures
+        numbers = ((pictures, "picture"), (videos, "video"))
+        counts = [f"{n} {what}{'s' * (n > 1)}" for n, what in numbers if n]
         hidden = self._found - self._drawn
         return (
             f"{' and '.join(counts)} in {self._output}\n"
@@ -202,7 +213,6 @@ def write_video(target: Path, pictures: Iterable[np.ndarray], rate: float) -> No
     os.replace(part, target)
 
 
-@contextmanager
-def _appearing(path: Path) -> Iterator[Any]:
-    with whole_file(str(path), "w") as file:
-        yield file
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    with whole_file(str(path), "wb") as file:
+        file.write(cv2.imencode(path.suffix, picture)[1].tobytes())

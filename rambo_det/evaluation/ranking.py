@@ -166,8 +166,11 @@ class _Others:
         if there:
             boxes = [annotation["bbox"] for annotation in there]
             ious = mask_util.iou([item["bbox"]], boxes, [0] * len(boxes))[0]
+            name = self._names[there[int(ious.argmax())]["category_id"]]
             if ious.max() >= self._iou:
-                return f"a {self._names[there[int(ious.argmax())]['category_id']]}"
+                return f"wrong: {name}"
+            if ious.max() >= max(_TOUCHES, item["iou"]):
+                return f"near: {name}"
         return "badly placed" if item["iou"] >= _TOUCHES else "background"
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import ConnectionPatch, Rectangle
 
 from .ranking import RankedClass
 
 TRUE, FALSE = "#2166ac", "#d6604d"  # told apart by colour-blind people too
-_CROPS = 12
+_CROPS = 10
 _LEAST_CROP_PX = 24
 _AROUND = 0.35  # of the box's longer side, shown on each side
 
@@ -30,11 +30,17 @@ def draw_class(ranked: RankedClass, iou: float, look: Look) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     _curve(figure.add_axes((0.035, 0.15, 0.19, 0.68)), ranked)
     chosen = choose_crops(ranked)
-    _ranks(figure.add_axes((0.25, 0.76, 0.74, 0.07)), ranked, chosen)
+    ranks = figure.add_axes((0.25, 0.74, 0.74, 0.08))
+    _ranks(ranks, ranked, chosen)
     width = 0.74 / _CROPS
     for place, index in enumerate(chosen):
-        axis = figure.add_axes((0.25 + place * width + 0.002, 0.17, width - 0.004, 0.36))
+        axis = figure.add_axes((0.25 + place * width + 0.003, 0.14, width - 0.006, 0.36))
         _crop(axis, ranked, index, look)
+        # From its place in the ranking to its crop.
+        end = ConnectionPatch(
+            (index + 1, 0), (0.5, 1.2), ranks.transData, axis.transAxes, color="0.55", lw=0.8
+        )  # fmt: skip
+        figure.add_artist(end)
     lost = ranked.ap_ideal - ranked.ap
     figure.text(
         0.035, 0.92, ranked.name, fontsize=15, weight="bold", va="center", ha="left"
@@ -90,19 +96,20 @@ def _curve(axis: Axes, ranked: RankedClass) -> None:
 
 
 def _ranks(axis: Axes, ranked: RankedClass, chosen: list[int]) -> None:
-    shown = int(np.flatnonzero(ranked.true).max(initial=_CROPS - 1)) + 1
+    last = int(np.flatnonzero(ranked.true).max(initial=-1)) + 1
+    shown = max(min(last, 2 * ranked.num_objects), max(chosen, default=0) + 1)
     colors = np.array([_rgb(FALSE), _rgb(TRUE)])[ranked.true[:shown].astype(int)]
     if len(colors):
         axis.imshow(colors[None], aspect="auto", extent=(0.5, len(colors) + 0.5, 0, 1))
-    axis.set(yticks=[], xlim=(0.5, max(shown, 1) + 0.5), ylim=(0, 1))
+    axis.set(yticks=[], xlim=(0.5, shown + 0.5), ylim=(0, 1))
     axis.set_title(
-        "all detections in order of score, up to the last true one;  blue: true, red: false;  "
-        "triangles: shown below",
-        fontsize=8, loc="left", pad=3,
+        f"the {shown} highest of {len(ranked.true)} detections in order of score "
+        f"({ranked.true[:shown].sum()} of the {ranked.true.sum()} true ones);  blue: true, "
+        "red: false",
+        fontsize=8.5, loc="left", pad=4,
     )  # fmt: skip
-    places = [index + 1 for index in chosen if index < shown]
-    axis.plot(places, [-0.25] * len(places), "^", color="black", ms=4, clip_on=False)
-    axis.tick_params(axis="x", labelsize=8, pad=6)
+    axis.xaxis.tick_top()
+    axis.tick_params(axis="x", labelsize=7, direction="in", pad=-9, length=0, labelcolor="white")
 
 
 def _rgb(color: str) -> tuple[int, ...]:
