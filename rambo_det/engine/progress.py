@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any
@@ -49,7 +50,7 @@ class ProgressBar(HookBase):
         start, total = self.trainer.start_iter, self.trainer.max_iter
         bar = tqdm(
             desc="train", initial=start, total=total, unit="it", file=sys.stdout,
-            dynamic_ncols=True, leave=True,
+            dynamic_ncols=shutil.get_terminal_size((0, 0)).columns > 0, leave=True,
         )  # fmt: skip
         if bar.disable:
             return
