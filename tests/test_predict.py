@@ -70,7 +70,7 @@ def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs
     enlarged = cv2.resize(plain, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     assert picture.shape == (480, 480, 3) and (picture != enlarged).any()
     assert sorted(p.name for p in out.iterdir()) == [
-        "0.png", "1.png", "2.png", "images.json", "overview.png", "results.json",
+        "0.png", "1.png", "2.png", "images.json", "overview.jpg", "results.json",
     ]  # fmt: skip
 
     before = {p: p.read_bytes() for p in out.iterdir()}

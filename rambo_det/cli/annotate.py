@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from PIL import Image
 from tqdm import tqdm
 
 from ..engine.detector import Detector
@@ -29,7 +28,7 @@ _FRAMES_PER_SECOND = 25.0  # of a camera that does not tell
 class Annotator:
     """Annotated copies of sources in a folder, and all detections in ``results.json``.
 
-    Of several images the first ones are in ``overview.png`` too.
+    Of several images the first ones are in ``overview.jpg`` too.
 
     ``images.json`` tells which image, or frame of a video, an image id of the results means, and
     which class a category id; it is an annotation file of COCO's without annotations. As a context
@@ -47,7 +46,7 @@ class Annotator:
     def __init__(self, output: Path, sources: Sequence[Source], overwrite: bool) -> None:
         self._output, self._sources = output, sources
         self._results, self._index = output / "results.json", output / "images.json"
-        self._overview = output / "overview.png"
+        self._overview = output / "overview.jpg"
         targets = [self._results, self._index, *(output / s.output for s in sources)]
         self._num_pictures = sum(not source.is_video for source in sources)
         if self._num_pictures > 1:
@@ -88,10 +87,7 @@ class Annotator:
             with whole_file(str(self._index), "w") as file:
                 json.dump(content, file, indent=1)
             if len(self._shown) > 1:
-                overview = grid(self._shown, min(4, len(self._shown)))[:, :, ::-1]
-                # Of 256 colours, which makes it a third of the size.
-                with whole_file(str(self._overview), "wb") as file:
-                    Image.fromarray(overview).quantize(256).save(file, "png", optimize=True)
+                _write_picture(self._overview, grid(self._shown, min(4, len(self._shown))))
         else:
             self._stack.__exit__(kind, error, trace)
 
