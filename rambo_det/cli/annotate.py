@@ -87,7 +87,7 @@ class Annotator:
             with whole_file(str(self._index), "w") as file:
                 json.dump(content, file, indent=1)
             if len(self._shown) > 1:
-                _write_picture(self._overview, grid(self._shown, min(4, len(self._shown))))
+                _write_picture(self._overview, grid(self._shown, min(4, len(self._shown))), 80)
         else:
             self._stack.__exit__(kind, error, trace)
 
@@ -213,6 +213,8 @@ def write_video(target: Path, pictures: Iterable[np.ndarray], rate: float) -> No
     os.replace(part, target)
 
 
-def _write_picture(path: Path, picture: np.ndarray) -> None:
+def _write_picture(path: Path, picture: np.ndarray, jpeg_quality: int = 95) -> None:
+    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality] if is_jpeg else []
     with whole_file(str(path), "wb") as file:
-        file.write(cv2.imencode(path.suffix, picture)[1].tobytes())
+        file.write(cv2.imencode(path.suffix, picture, options)[1].tobytes())

@@ -81,7 +81,7 @@ class BestModel(HookBase):
         self._values[iteration] = float(metrics[self._metric])
         if self._keep and self.best is not None and self.best[0] == iteration:
             collect_memories(self.trainer.model)
-            self._checkpointer.save("model_best", tag=False)
+            self._checkpointer.save("model_best", tag=False, iteration=iteration)
         self._write()  # after the weights: a kill in between lets the evaluation be made again
 
     def before_train(self) -> None:
@@ -111,7 +111,7 @@ class BestModel(HookBase):
         if not self._patience or waited < self._patience or iteration + 1 >= self.trainer.max_iter:
             return
         collect_memories(self.trainer.model)
-        self._checkpointer.save("model_final")
+        self._checkpointer.save("model_final", iteration=iteration)
         raise StoppedEarly(
             f"Stopped early, after iteration {iteration}: {waited} evaluations without a better "
             f"{self._metric}"
