@@ -22,6 +22,7 @@ import torch
 pytest.importorskip("detectron2")
 
 from rambo_det.cli.train import main
+from rambo_det.engine.checkpointer import AtomicCheckpointer
 
 from .models import CONFIGS, THIN, write_coco
 
@@ -145,6 +146,16 @@ def test_plain_lines_without_a_terminal_and_the_best_kept(arguments, tmp_path, c
     png = np.frombuffer(grids["fo_val/detections"][0].encoded_image_string, dtype=np.uint8)
     picture = cv2.imdecode(png, cv2.IMREAD_COLOR)
     assert picture.shape == (384, 1536, 3) and picture.std() > 20, "not two images, twice each"
+
+
+def test_the_best_checkpoint_is_not_what_resume_goes_on_from(tmp_path):
+    checkpointer = AtomicCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    checkpointer.save("model_0000001")
+    checkpointer.save("model_best", tag=False)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert (tmp_path / "model_best.pth").is_file()
+    checkpointer.save("model_0000002")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
 
 
 def stopped_run(arguments, out, *more):
