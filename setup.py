@@ -40,12 +40,18 @@ setup(
         "fvcore",
         "pycocotools",
         "opencv-python",
+        # What the tools take beside; all of them come with Detectron2 or torch too.
+        "jinja2",
+        "matplotlib",
+        "tabulate",
+        "tqdm",
     ],
     extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy"]},
     entry_points={
         "console_scripts": [
             "rambo-train = rambo_det.cli.train:main",
             "rambo-compare = rambo_det.cli.compare:main",
+            "rambo-predict = rambo_det.cli.predict:main",
         ]
     },
     zip_safe=False,

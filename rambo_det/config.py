@@ -6,7 +6,7 @@ from detectron2.config import CfgNode as CN
 
 
 def add_rambo_config(cfg: CN) -> None:
-    """Adds the node ``MODEL.RAMBO``; no other node is touched.
+    """Adds the nodes ``MODEL.RAMBO``, the loss, and ``RAMBO_TRAIN``; no other node is touched.
 
     Call it on ``get_cfg()`` before a yaml that has such keys is merged.
     """
@@ -54,3 +54,21 @@ def add_rambo_config(cfg: CN) -> None:
     # error if a part of this plugin is built, and without effect if none is (stock ROI heads):
     # Detectron2 then runs nothing that could read it.
     rambo.RPN = False
+
+    # What RamboTrainer (rambo-train, tools/train_net.py) adds to Detectron2's trainer. A script of
+    # your own that trains with DefaultTrainer does not act on these keys.
+    cfg.RAMBO_TRAIN = CN()
+    train = cfg.RAMBO_TRAIN
+    # With TEST.EVAL_PERIOD > 0, keep the weights of the best evaluation so far in model_best.pth;
+    # best.json tells all evaluations and which one that was.
+    train.KEEP_BEST = True
+    # The higher, the better; as metrics.json names it: "bbox/AP", "bbox/AP50", "bbox/AP-<class>",
+    # "voc/AP50", "segm/AP"; with several test sets "<data set>/bbox/AP".
+    train.BEST_METRIC = "bbox/AP"
+    # > 0: end the training when that many evaluations in a row were not better than the best one
+    # before them. 0: train to the end.
+    train.PATIENCE = 0
+    # >= 0: how many images the pictures in TensorBoard show, of the training's inputs with their
+    # boxes (first step, and wherever TEST.EVAL_PERIOD evaluates) and of the detections after each
+    # evaluation. 0: no pictures.
+    train.IMAGES = 4

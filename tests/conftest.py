@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,29 @@ def real_data() -> Path:
     folder = Path(os.environ.get("RAMBO_DET_DATA", beside))
     if not (folder / "chess").is_dir() or not (folder / "bccd").is_dir():
         pytest.skip(f"the real data sets are not in {folder} (set RAMBO_DET_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished training of a few thousand parameters in ``out``.
+
+    Its data, named on the command line: ``train.json``, ``train``, ``val.json``, ``val``.
+    """
+    pytest.importorskip("detectron2")
+    from .models import THIN, write_coco
+
+    folder = tmp_path_factory.mktemp("finished")
+    (train, val), cache = (write_coco(folder, n, s) for n, s in ((4, "train"), (3, "val"))), "cache"
+    done = subprocess.run(
+        [sys.executable, "-m", "rambo_det.cli.train", "--config",
+         "configs/quickstart/faster_rcnn_rambo.yaml", "--register-coco", "own_train", *train,
+         "--register-coco", "own_val", *val, "DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST",
+         "('own_val',)", *THIN, "SOLVER.MAX_ITER", "3", "SEED", "3", "OUTPUT_DIR", folder / "out"],
+        cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True,
+        env={**os.environ, "RAMBO_DET_CACHE": str(folder / cache), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     return folder
 
 

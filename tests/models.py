@@ -13,6 +13,13 @@ from rambo_det.data.drawing import CLASSES, SPEC, draw
 
 CONFIGS = Path(rambo_det.__file__).resolve().parents[1] / "configs"
 SIZE = SPEC["image_px"]
+#: Makes a quickstart config one of some thousand parameters, for a few fast iterations.
+THIN = [
+    "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res3']",
+    "MODEL.RPN.IN_FEATURES", "['res3']", "MODEL.ROI_HEADS.IN_FEATURES", "['res3']",
+    "MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32]]", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
+    "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0", "MODEL.DEVICE", "cpu",
+]  # fmt: skip
 
 
 def small_cfg(name: str = "quickstart/faster_rcnn_rambo.yaml", *opts: object) -> CfgNode:

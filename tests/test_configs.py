@@ -28,7 +28,7 @@ def test_coco_configs_are_upstreams_by_value(ours):
     cfg.merge_from_file(str(CONFIGS / ours))
     upstream = get_cfg()
     upstream.merge_from_file(model_zoo.get_config_file(TWINS[ours]))
-    del cfg.MODEL["RAMBO"]
+    del cfg.MODEL["RAMBO"], cfg["RAMBO_TRAIN"]
     upstream.OUTPUT_DIR = cfg.OUTPUT_DIR
     cfg.MODEL.ROI_HEADS.NAME = upstream.MODEL.ROI_HEADS.NAME
     if "mask" not in ours:

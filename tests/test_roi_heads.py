@@ -202,10 +202,10 @@ def test_config_without_the_node_names_the_remedy():
         build_model(cfg)
 
 
-def test_only_the_node_is_added():
+def test_only_the_nodes_are_added():
     stock, ours = get_cfg(), get_cfg()
     rambo_det.add_rambo_config(ours)
-    del ours.MODEL["RAMBO"]
+    del ours.MODEL["RAMBO"], ours["RAMBO_TRAIN"]
     assert ours.dump() == stock.dump()
 
 

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import errno
+import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from ..errors import InputError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _IN_ANOTHER_PROCESS = f"{InputError.__module__}.{InputError.__name__}: "
+
+
+def status_of(tool: Callable[[], Any]) -> int:
+    """Runs a tool; the exit status, after a line on standard error if it failed.
+
+    0, 2 for a user's mistake, 1 for what went wrong on the way, 130 for Ctrl-C. A bug is raised.
+    """
+    try:
+        tool()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        status, line = explained
+        print(f"error: {line}", file=sys.stderr)
+        return status
+    return 0
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:

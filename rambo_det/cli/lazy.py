@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from detectron2.utils.logger import setup_logger
 
     from ..engine.lazy import LazyRun, settle_seed
+    from ..engine.saved import write_data
     from ..engine.setup import prepare_folder
 
     cfg = load_config(args)
@@ -116,6 +117,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if aside:
         logger.info("The earlier run in %s is now in %s", folder, aside)
     lazy = LazyRun(cfg)
+    if comm.is_main_process() and not args.eval_only:
+        splits = (cfg.dataloader[split].dataset.names for split in ("train", "test"))
+        write_data(folder, args, *map(_names, splits))
     results = lazy.evaluate_checkpoint(evaluated) if args.eval_only else lazy.train(args.resume)
     if comm.is_main_process():
         print(f"\n{train.result_table(results)}\n\ncheckpoint: {lazy.checkpoint}")

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from detectron2.utils.logger import setup_logger
 
     from ..engine.checkpointer import AtomicCheckpointer
+    from ..engine.saved import write_data
     from ..engine.setup import build_config, prepare_output, with_seed
     from ..engine.trainer import RamboTrainer
 
@@ -108,6 +109,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if aside:
         logger.info("The earlier run in %s is now in %s", cfg.OUTPUT_DIR, aside)
     logger.info("Device: %s", _device_name(cfg.MODEL.DEVICE))
+    best = None
     if args.eval_only:
         model = RamboTrainer.build_model(cfg)
         _load(lambda: AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS), cfg)
@@ -115,6 +117,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         place = cfg.MODEL.WEIGHTS
     else:
         trainer = RamboTrainer(cfg)
+        if comm.is_main_process():
+            write_data(cfg.OUTPUT_DIR, args, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         _load(lambda: trainer.resume_or_load(resume=args.resume), cfg)
         trainer.train()
         # Empty in all processes but the main one.
@@ -122,8 +126,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if results is None:
             results = RamboTrainer.test(cfg, trainer.model)
         place = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+        best = trainer.best and trainer.best.summary()
     if comm.is_main_process():
         print(f"\n{result_table(results)}\n\ncheckpoint: {place}")
+        if best:
+            print(best)
     return results
 
 

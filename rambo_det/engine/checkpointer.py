@@ -44,11 +44,20 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self.path_manager = AtomicFiles(self.path_manager)
         self.add_checkpointable("loss_normalizer", _LossNormalizer(self.model))
         self._seed = seed
+        self._tags = True
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """As the stock method."""
+    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
+        """As the stock method; without ``tag`` ``--resume`` does not go on from this checkpoint."""
         extra = {} if self._seed is None else {"seed": self._seed}
-        super().save(name, **extra, **kwargs)
+        self._tags = tag
+        try:
+            super().save(name, **extra, **kwargs)
+        finally:
+            self._tags = True
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if self._tags:
+            super().tag_last_checkpoint(last_filename_basename)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As the stock method.

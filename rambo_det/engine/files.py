@@ -28,12 +28,13 @@ class AtomicFiles:
     def open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
         """As iopath's; a file for writing must be used as a context manager."""
         if "w" in mode and "://" not in path:
-            return _whole_file(path, mode, **kwargs)
+            return whole_file(path, mode, **kwargs)
         return self._manager.open(path, mode, **kwargs)
 
 
 @contextmanager
-def _whole_file(path: str, mode: str, **kwargs: Any) -> Iterator[IO[Any]]:
+def whole_file(path: str, mode: str, **kwargs: Any) -> Iterator[IO[Any]]:
+    """Inside, a file to write that appears under its name once it is whole, if no error came."""
     part = path + PART
     try:
         with open(part, mode, **kwargs) as file:
@@ -48,8 +49,8 @@ def _whole_file(path: str, mode: str, **kwargs: Any) -> Iterator[IO[Any]]:
 
 
 def remove_parts(folder: str) -> None:
-    """Removes the checkpoints that killed processes were writing through :class:`AtomicFiles`."""
-    for name in ("*.pth", "last_checkpoint"):
+    """Removes what killed processes of a run were writing through :class:`AtomicFiles`."""
+    for name in ("*.pth", "last_checkpoint", "best.json", "data.json"):
         for file in Path(folder).glob(name + PART):
             file.unlink()
 

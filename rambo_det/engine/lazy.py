@@ -19,6 +19,7 @@ from .checkpointer import AtomicCheckpointer, earlier_seed, last_checkpoint
 from .files import drop_unfinished_line
 from .loader import train_loader
 from .memories import CollectMemories
+from .progress import ProgressBar
 from .seeds import ORDER, run_seed, seeded
 from .steps import SeededSteps
 
@@ -105,8 +106,10 @@ class LazyRun:
 
         def evaluate() -> dict[str, Any]:
             results.append(self.evaluate(model))
+            progress.evaluated(results[-1])
             return results[-1]
 
+        progress = ProgressBar()
         writers = []
         if main:
             drop_unfinished_line(os.path.join(train.output_dir, "metrics.json"))
@@ -120,6 +123,7 @@ class LazyRun:
                 hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer) if main else None,
                 hooks.EvalHook(train.eval_period, evaluate),
                 hooks.PeriodicWriter(writers, period=train.log_period) if main else None,
+                progress,
             ]
         )
         checkpointer.resume_or_load(train.init_checkpoint, resume=resume)

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from detectron2.engine import HookBase
+from torch import nn
 
 from ..core import ScoreMemory
+
+
+def collect_memories(model: nn.Module) -> None:
+    """Has each process hand its share of the memories to the one that saves next; a collective."""
+    for module in model.modules():
+        if isinstance(module, ScoreMemory):
+            module.collect()
 
 
 class CollectMemories(HookBase):
@@ -22,6 +30,4 @@ class CollectMemories(HookBase):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self._period == 0 or done >= self.trainer.max_iter:
-            for module in self.trainer.model.modules():
-                if isinstance(module, ScoreMemory):
-                    module.collect()
+            collect_memories(self.trainer.model)

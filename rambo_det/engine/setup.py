@@ -37,7 +37,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         InputError: whatever is wrong with config, keys or data.
     """
     cfg = merged_config(args)
-    _pick_device(cfg)
+    pick_device(cfg)
     check_model(cfg)
     if not getattr(args, "eval_only", False):
         check_training(cfg)
@@ -70,11 +70,12 @@ def merged_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = get_cfg()
     add_rambo_config(cfg)
-    _merge(cfg, find_config(args.config_file), args.opts)
+    merge(cfg, find_config(args.config_file), args.opts)
     return cfg
 
 
-def _merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
+def merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
+    """Merges a file, then ``KEY VALUE`` pairs; raises InputError for what does not fit."""
     if len(opts) % 2:
         raise InputError(f"config keys come as KEY VALUE pairs, {opts[-1]!r} has no value")
     pairs = list(zip(opts[::2], opts[1::2], strict=True))
@@ -103,7 +104,8 @@ def _as_float(current: Any, value: str) -> str:
     return value
 
 
-def _pick_device(cfg: CfgNode) -> None:
+def pick_device(cfg: CfgNode) -> None:
+    """The CPU, where the config asks for a GPU and there is none."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
 

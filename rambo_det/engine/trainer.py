@@ -1,7 +1,8 @@
-"""DefaultTrainer that can be killed, with the evaluators that a data set calls for."""
+"""DefaultTrainer that can be killed and followed, with the evaluators that a data set calls for."""
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from typing import Any
@@ -11,17 +12,20 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 
 # What build_detection_train_loader makes of a config: the only way to its parts in v0.5 and later.
 from detectron2.data.build import _train_loader_from_config
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.events import EventWriter
 
 from ..data.mapper import NamingMapper
 from ..evaluation.voc import VOCDetectionEvaluator, has_voc_annotations
+from .best import BestModel, StoppedEarly
 from .checkpointer import AtomicCheckpointer
 from .ddp import distributed_on
 from .files import drop_unfinished_line
 from .loader import ResumableLoader, train_loader
 from .memories import CollectMemories
+from .pictures import Pictures
+from .progress import ProgressBar
 from .seeds import ORDER, run_seed, seeded
 from .steps import SeededSteps
 
@@ -59,8 +63,40 @@ class RamboTrainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, seed=seed, trainer=weakref.proxy(self)
         )
-        collect = CollectMemories(self.cfg.SOLVER.CHECKPOINT_PERIOD)
-        return [SeededSteps(seed, loader), collect, *super().build_hooks()]
+        first = [SeededSteps(seed, loader), CollectMemories(self.cfg.SOLVER.CHECKPOINT_PERIOD)]
+        self.pictures, self.progress = Pictures(self.cfg), ProgressBar()
+        node, period = self.cfg.RAMBO_TRAIN, self.cfg.TEST.EVAL_PERIOD
+        self.best = None
+        if period > 0 and (node.KEEP_BEST or node.PATIENCE):
+            self.best = BestModel(
+                node.BEST_METRIC, node.KEEP_BEST, node.PATIENCE, period,
+                checkpointer=self.checkpointer, evaluate=self.evaluate,
+            )  # fmt: skip
+        stock = [
+            hooks.EvalHook(period, self.evaluate) if isinstance(hook, hooks.EvalHook) else hook
+            for hook in super().build_hooks()
+        ]
+        return [*first, self.pictures, *stock, self.progress, self.best]
+
+    def evaluate(self) -> Any:
+        """Metrics of the model as it is now on ``DATASETS.TEST``; whoever follows the run is told.
+
+        A collective; the metrics are in the main process.
+        """
+        self._last_eval_results = self.test(self.cfg, self.model)
+        self.pictures.evaluated()
+        self.progress.evaluated(self._last_eval_results)
+        if self.best is not None:
+            self.best.evaluated(self._last_eval_results)
+        return self._last_eval_results
+
+    def train(self) -> Any:
+        """As the stock method; ends early if ``RAMBO_TRAIN.PATIENCE`` says so."""
+        try:
+            return super().train()
+        except StoppedEarly as stopped:
+            logging.getLogger(__name__).info("%s", stopped)
+            return None
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = super().state_dict()

@@ -55,6 +55,7 @@ def check_training(cfg: CfgNode) -> None:
             raise InputError(f"SOLVER.{key} must be >= 1, got {cfg.SOLVER[key]}")
     if not 0 <= cfg.SOLVER.BASE_LR < float("inf"):
         raise InputError(f"SOLVER.BASE_LR must be >= 0, got {cfg.SOLVER.BASE_LR}")
+    _check_following(cfg)
     logging.disable(logging.WARNING)  # they come again when the run builds its own
     try:
         build_lr_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
@@ -65,3 +66,36 @@ def check_training(cfg: CfgNode) -> None:
         ) from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _check_following(cfg: CfgNode) -> None:
+    node = cfg.RAMBO_TRAIN
+    for key in ("PATIENCE", "IMAGES"):
+        if node[key] < 0:
+            raise InputError(f"RAMBO_TRAIN.{key} must be >= 0, got {node[key]}")
+    if cfg.TEST.EVAL_PERIOD < 1:
+        if node.PATIENCE:
+            raise InputError(
+                "RAMBO_TRAIN.PATIENCE needs evaluations to wait for: set TEST.EVAL_PERIOD, which "
+                f"is {cfg.TEST.EVAL_PERIOD}, to a number of iterations"
+            )
+        return
+    if not (node.KEEP_BEST or node.PATIENCE):
+        return
+    metric, tests = node.BEST_METRIC, cfg.DATASETS.TEST
+    if not tests:
+        raise InputError("DATASETS.TEST is empty: name a data set to evaluate on, ('NAME',)")
+    if len(tests) > 1:
+        name, _, metric = metric.partition("/")
+        if name not in tests:
+            raise InputError(
+                f"RAMBO_TRAIN.BEST_METRIC {node.BEST_METRIC!r} does not say on which of the data "
+                f"sets of DATASETS.TEST: write {tests[0]}/bbox/AP"
+            )
+    task, _, name = metric.partition("/")
+    # "AP-<class>" can only be told from a mistake once there is an evaluation.
+    if task not in ("bbox", "segm", "keypoints", "voc") or not name.startswith("AP"):
+        raise InputError(
+            f"RAMBO_TRAIN.BEST_METRIC {node.BEST_METRIC!r}: there are bbox/AP, bbox/AP50, "
+            "bbox/AP75, bbox/AP-<class>, voc/AP50, and the same for segm and keypoints"
+        )

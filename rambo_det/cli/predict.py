@@ -1,0 +1,144 @@
+"""``rambo-predict``: detect in images, videos or a camera; the main of tools/predict.py."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import InputError
+from .failures import status_of
+
+_FALLBACK = 0.5
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name a trained detector, for every tool that looks at one."""
+    parser.add_argument("--run", metavar="OUTPUT_DIR", help="a training: its last checkpoint")
+    parser.add_argument("--config", metavar="FILE", help="or a yaml config or a LazyConfig, and")
+    parser.add_argument("--weights", metavar="FILE", help="a checkpoint, of RaMBO or stock")
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE",
+        help="changes to the config, at the end of the command",
+    )  # fmt: skip
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="rambo-predict",
+        description="Detect in images, folders of them, videos or a camera: writes annotated "
+        "pictures and videos, and all detections in COCO's result format.",
+    )
+    parser.error = _refuse  # type: ignore[method-assign]  # one line, without the usage
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="images, videos, folders")
+    add_model_arguments(parser)
+    parser.add_argument("--classes", metavar="A,B,C", help="names, where the training is not there")
+    parser.add_argument(
+        "--camera", action="append", default=[], metavar="NUMBER",
+        help="a webcam, 0 the first, or the address of a stream; until Ctrl-C or --frames",
+    )  # fmt: skip
+    parser.add_argument("--frames", type=int, metavar="N", help="of each video: the first N")
+    parser.add_argument("--output", default="predictions", metavar="FOLDER", help="[%(default)s]")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output")
+    parser.add_argument(
+        "--threshold", type=float, metavar="SCORE",
+        help="draw what scores at least that; by default the score with the best F1 in the run's "
+        f"last evaluation, {_FALLBACK} where there is none",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise InputError(f"--threshold must be in [0, 1], got {args.threshold}")
+    if args.frames is not None and args.frames < 1:
+        raise InputError(f"--frames must be >= 1, got {args.frames}")
+    return args
+
+
+def _refuse(message: str) -> NoReturn:
+    raise InputError(message)
+
+
+def default_threshold(saved: Any) -> tuple[float, str]:
+    """A score to draw from, and where it comes from.
+
+    Args:
+        saved: a :class:`..engine.saved.SavedModel`.
+    """
+    import json
+
+    from detectron2.data import MetadataCatalog
+
+    from ..engine.saved import load_truth
+    from ..evaluation.ranking import best_threshold, rank_detections
+
+    files = dict(saved.data.annotations)
+    for name in ("rambo_shapes_val",) if saved.folder and not files else ():
+        files[name] = MetadataCatalog.get(name).json_file  # a run older than data.json
+    results = (saved.folder or Path()) / "inference" / "coco_instances_results.json"
+    # Evaluations of several data sets overwrite each other's results.
+    if saved.folder and saved.is_last and len(files) == 1 and results.is_file():
+        ((name, file),) = files.items()
+        if os.path.isfile(file):
+            try:
+                found = rank_detections(load_truth(file), json.loads(results.read_text()))
+            except (ValueError, KeyError, AssertionError):  # of another data set, or cut off
+                return _FALLBACK, "the default"
+            score = best_threshold(found)
+            if score is not None:
+                return score, f"the best F1 on {name}"
+    return _FALLBACK, "the default"
+
+
+def quiet() -> None:
+    """Keeps from standard error what libraries say there and a user can do nothing about."""
+    import cv2
+
+    # What cannot be opened, which the tool says itself.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    # That a small data set lacks a class of the detector.
+    logging.getLogger("rambo_det.data.catalog").setLevel(logging.ERROR)
+    # Of Detectron2's use of torch.
+    warnings.filterwarnings("ignore", "torch.meshgrid")
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Detects in everything that was named.
+
+    Raises:
+        InputError: see the functions of :mod:`.sources`, and: an output exists already.
+    """
+    from ..data.shapes import register_shapes
+    from ..engine.detector import Detector
+    from ..engine.saved import find_model
+    from .annotate import Annotator
+    from .sources import find_sources
+
+    quiet()
+    register_shapes()
+    saved = find_model(args.run, args.config, args.weights)
+    output = Path(args.output)
+    sources = find_sources(args.inputs, args.camera, output)
+    classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
+    with Annotator(output, sources, args.overwrite) as annotator:
+        detector = Detector(saved, args.opts, classes)
+        score, why = (args.threshold, "--threshold")
+        if score is None:
+            score, why = default_threshold(saved)
+        annotator.annotate(detector, score, args.frames)
+    print(annotator.summary(score, why))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit status: 2 after a user's mistake."""
+    return status_of(lambda: run(parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

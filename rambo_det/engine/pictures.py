@@ -1,0 +1,103 @@
+"""Pictures in TensorBoard: what a training is given, and what the detector makes of test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import detectron2.utils.comm as comm
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.engine import HookBase
+from detectron2.evaluation import inference_context
+from detectron2.structures import Instances
+
+from ..evaluation.pictures import as_detections, draw_detections, grid, to_rgb
+
+
+class Pictures(HookBase):
+    """Puts image grids into the event storage, which Detectron2's TensorBoard writer writes.
+
+    ``train/inputs``: images of a batch, augmented, with their boxes, at the first step of a process
+    and at those after which there is an evaluation. ``DATA_SET/detections``: images spread over a
+    test set, each twice, with its true boxes and with as many of its detections, the highest. A
+    perfect ranking makes the two alike; no threshold is needed.
+
+    To be registered before the hook that evaluates; that calls :meth:`evaluated`.
+
+    Args:
+        cfg: of the run; ``RAMBO_TRAIN.IMAGES`` images a grid.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg
+        self._number = cfg.RAMBO_TRAIN.IMAGES
+        self._inputs: list[Mapping[str, Any]] = []
+        self._handle: Any = None
+        self._chosen: dict[str, list[dict[str, Any]]] = {}
+        self._mapper: Any = None
+
+    def before_step(self) -> None:
+        done, period = self.trainer.iter + 1, self._cfg.TEST.EVAL_PERIOD
+        due = self.trainer.iter == self.trainer.start_iter or (period > 0 and done % period == 0)
+        if due and self._number and comm.is_main_process():
+            self._handle = self.trainer.model.register_forward_pre_hook(self._keep)
+
+    def _keep(self, model: Any, args: tuple[list[Mapping[str, Any]]]) -> None:
+        self._inputs = args[0][: self._number]
+
+    def after_step(self) -> None:
+        if self._handle is None:
+            return
+        self._handle.remove()
+        self._handle = None
+        metadata = MetadataCatalog.get(self._cfg.DATASETS.TRAIN[0])
+        pictures = [
+            self._draw(record["image"], as_detections(record["instances"]), metadata)
+            for record in self._inputs
+            if "instances" in record
+        ]
+        self._inputs = []
+        self._put("train/inputs", pictures, 2)
+
+    def evaluated(self) -> None:
+        """Draws what the model detects now."""
+        if not (self._number and comm.is_main_process()):
+            return
+        model = getattr(self.trainer.model, "module", self.trainer.model)  # not DDP's
+        for name in self._cfg.DATASETS.TEST:
+            metadata = MetadataCatalog.get(name)
+            pictures = []
+            for record in self._records(name):
+                image = record["image"]
+                with inference_context(model), torch.no_grad():
+                    (output,) = model([{"image": image}])  # without a size: in px of its input
+                if "instances" not in output or "instances" not in record:
+                    return  # neither a detector of objects nor a set of them
+                truth, found = as_detections(record["instances"]), output["instances"].to("cpu")
+                found = found[found.scores.argsort(descending=True)[: max(1, len(truth))]]
+                pictures += [self._draw(image, boxes, metadata) for boxes in (truth, found)]
+            self._put(f"{name}/detections", pictures, 4)
+
+    def _records(self, name: str) -> list[dict[str, Any]]:
+        """The test images to draw, the same ones each time: as the model takes them, and truth."""
+        if name not in self._chosen:
+            records = DatasetCatalog.get(name)
+            step = max(1, len(records) // self._number)
+            self._chosen[name] = records[::step][: self._number]
+        if self._mapper is None:
+            # Resizes as for a test, and yet tells the annotations.
+            self._mapper = DatasetMapper(self._cfg, is_train=False)
+            self._mapper.is_train = True
+        return [self._mapper(record) for record in self._chosen[name]]
+
+    def _draw(self, image: torch.Tensor, found: Instances, metadata: Metadata) -> np.ndarray:
+        return draw_detections(to_rgb(image, self._cfg.INPUT.FORMAT), found, metadata)
+
+    def _put(self, name: str, pictures: Sequence[np.ndarray], columns: int) -> None:
+        if pictures:
+            picture = grid(pictures, min(columns, len(pictures))).transpose(2, 0, 1)
+            self.trainer.storage.put_image(name, picture)

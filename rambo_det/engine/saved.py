@@ -1,0 +1,150 @@
+"""What a training leaves in its folder for those who look at it later: config, weights, data."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.data import MetadataCatalog
+from pycocotools.coco import COCO
+
+from ..errors import InputError
+from .checkpointer import earlier_config, last_checkpoint
+from .files import whole_file
+
+_FILE = "data.json"
+
+
+def write_data(
+    folder: str, args: argparse.Namespace, train: Sequence[str], test: Sequence[str]
+) -> None:
+    """Notes down class names and where the data are, which the command line told.
+
+    Args:
+        folder: of the run.
+        args: ``register_coco``, ``register_voc``.
+        train, test: names of the data sets, which are registered.
+    """
+    files = {name: MetadataCatalog.get(name).get("json_file") for name in test}
+    content = {
+        "classes": list(MetadataCatalog.get(train[0]).get("thing_classes") or ()),
+        "register_coco": [[n, *map(os.path.abspath, paths)] for n, *paths in args.register_coco],
+        "register_voc": [[n, os.path.abspath(root), s] for n, root, s in args.register_voc],
+        "annotations": {name: os.path.abspath(file) for name, file in files.items() if file},
+    }
+    with whole_file(os.path.join(folder, _FILE), "w") as file:
+        json.dump(content, file, indent=1)
+
+
+@dataclass
+class SavedData:
+    """What :func:`write_data` wrote; empty for runs that are older than it.
+
+    Attributes:
+        classes: their names, in the order of the model's outputs.
+        register_coco, register_voc: as the options of the command line.
+        annotations: data set of DATASETS.TEST -> its annotations in COCO's format.
+    """
+
+    classes: list[str] = field(default_factory=list)
+    register_coco: list[list[str]] = field(default_factory=list)
+    register_voc: list[list[str]] = field(default_factory=list)
+    annotations: dict[str, str] = field(default_factory=dict)
+
+
+def read_data(folder: Path) -> SavedData:
+    """The data of the run in the folder.
+
+    Raises:
+        InputError: the file is there and cannot be read.
+    """
+    try:
+        content = json.loads((folder / _FILE).read_text())
+        return SavedData(**{k: v for k, v in content.items() if k in vars(SavedData())})
+    except FileNotFoundError:
+        return SavedData()
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder / _FILE} is not what a training wrote: {error}") from None
+
+
+@dataclass
+class SavedModel:
+    """A detector as files.
+
+    Attributes:
+        config: file of a yaml config or a LazyConfig.
+        weights: the checkpoint, a file or an address.
+        folder: of the run; None if the two above were named apart from a run.
+        data: of the run, or of the run that the weights are of.
+        is_last: whether the weights are those of the run's last evaluation.
+    """
+
+    config: str
+    weights: str
+    folder: Path | None
+    data: SavedData
+    is_last: bool = False
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the config is a LazyConfig."""
+        if self.config.endswith(".py"):
+            return True
+        folder, name = os.path.split(self.config)
+        content: Any = {}
+        if name == "config.yaml":
+            content = earlier_config(folder, yaml.BaseLoader)
+        return "model" in content and "MODEL" not in content
+
+
+def find_model(run: str | None, config: str | None, weights: str | None) -> SavedModel:
+    """The model that was named: that of a run, or of a config and a checkpoint.
+
+    Args:
+        run: OUTPUT_DIR of a training, whose last checkpoint it is unless ``weights`` names another.
+        config, weights: files.
+
+    Raises:
+        InputError: too little or too much was named, or something does not exist.
+    """
+    from ..config_files import find_config
+
+    if run is None:
+        if config is None or weights is None:
+            raise InputError(
+                "which detector? --run OUTPUT_DIR of a training, or --config FILE --weights FILE"
+            )
+        _check_weights(weights)
+        return SavedModel(find_config(config), weights, None, read_data(Path(weights).parent))
+    if config is not None:
+        raise InputError("--run has a config of its own: leave out --config")
+    folder = Path(run)
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"--run {run}: no training has been there (it has no config.yaml)")
+    is_last = weights is None
+    if weights is None:
+        file = last_checkpoint(run)
+        if file is None:
+            raise InputError(f"--run {run}: no checkpoint there yet: name one with --weights FILE")
+        weights = str(file)
+    _check_weights(weights)
+    return SavedModel(str(folder / "config.yaml"), weights, folder, read_data(folder), is_last)
+
+
+def _check_weights(weights: str) -> None:
+    if "://" not in weights and not os.path.isfile(weights):
+        raise InputError(f"--weights {weights}: no such file")
+
+
+def load_truth(file: str) -> COCO:
+    """Annotations in COCO's format."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        return COCO(file)

@@ -1,0 +1,249 @@
+"""Following a training: bar, log files, pictures, the best checkpoint, and an early end."""
+
+import fcntl
+import json
+import math
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+from rambo_det.cli.train import main
+from rambo_det.engine.checkpointer import AtomicCheckpointer
+
+from .models import CONFIGS, THIN, write_coco
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIG = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
+TIMEOUT = 240
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    data = write_coco(tmp_path / "data", 4, "train"), write_coco(tmp_path / "data", 3, "val")
+    keys = ["--register-coco", "fo_train", *data[0], "--register-coco", "fo_val", *data[1]]
+    keys += ["DATASETS.TRAIN", "('fo_train',)", "DATASETS.TEST", "('fo_val',)", *THIN]
+    return ["--config", CONFIG, *keys, "SEED", "3"]
+
+
+def command(arguments, *more):
+    return [sys.executable, "-m", "rambo_det.cli.train", *map(str, [*arguments, *more])]
+
+
+def in_terminal(command, **environment):
+    """Exit status and what a terminal 100 columns wide was sent."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        os.chdir(REPOSITORY)
+        os.environ.update(TERM="xterm", OMP_NUM_THREADS="1", **environment)
+        os.execv(command[0], command)
+    sent = b""
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
+        sent += part
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sent.decode()
+
+
+def periodic_lines(text):
+    return [int(n) for n in re.findall(r"iter: (\d+) ", text)]
+
+
+def test_a_bar_in_a_terminal_and_whole_files(arguments, tmp_path):
+    out = tmp_path / "out"
+    keys = ["SOLVER.MAX_ITER", "22", "TEST.EVAL_PERIOD", "11", "OUTPUT_DIR", out]
+    status, text = in_terminal(command(arguments, *keys))
+    assert status == 0, text
+    bars = re.findall(r"train: +(\d+)%\|[^|]*\| (\d+)/22 \[([^\]]*)\]", text)
+    done = [int(n) for _, n, _ in bars]
+    assert done[0] == 0 and done[-1] == 22 and len(set(done)) > 5
+    assert re.search(r"\d\d:\d\d<\d\d:\d\d, +[\d.]+(it/s|s/it), loss=", bars[-2][2]), "no time left"
+    assert "bbox/AP=" in bars[-1][2], "the last AP is not shown"
+    # In place of the periodic lines, which the file has all the same.
+    assert not periodic_lines(text)
+    log = (out / "log.txt").read_text()
+    assert periodic_lines(log) == [19, 21]
+    # All that is logged or printed while the bar is there stands in a line of its own.
+    during = text[text.index("train:   0%") : text.rindex("train: 100%")]
+    assert "Start inference on" in during and "Average Precision" in during
+    for line in re.split(r"[\r\n]+", during):
+        assert not re.search(r"\S.*train: |\]\S*(Average|Loading|\[\d\d/)", line), repr(line)
+    lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert {10, 19, 21} <= {line["iteration"] for line in lines}
+    assert sum("bbox/AP" in line for line in lines) == 2
+    assert {tag: len(shown) for tag, shown in images_of(out).items()} == {
+        "train/inputs": 3, "fo_val/detections": 2,
+    }  # fmt: skip
+
+
+def images_of(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    return {tag: events.Images(tag) for tag in events.Tags()["images"]}
+
+
+def run(*arguments, flags=()):
+    """In this process: the exit status."""
+    from detectron2.data import DatasetCatalog
+
+    for name in ("fo_train", "fo_val"):
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+    return main([str(a) for a in [*flags, *arguments]])
+
+
+def best_of(folder):
+    return json.loads((folder / "best.json").read_text())
+
+
+def same_weights(a, b):
+    a, b = (torch.load(file, weights_only=True)["model"] for file in (a, b))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_plain_lines_without_a_terminal_and_the_best_kept(arguments, tmp_path, capsys, catalogs):
+    out = tmp_path / "out"
+    keys = ["SOLVER.MAX_ITER", "8", "TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    assert run(*arguments, *keys, "OUTPUT_DIR", out, "RAMBO_TRAIN.IMAGES", "2") == 0
+    text = capsys.readouterr().out
+    assert "train:" not in text and periodic_lines(text) == [7]
+    state = best_of(out)
+    lines = re.findall(r"copypaste: ([\d.]+|nan),", (out / "log.txt").read_text())
+    values = [float(value) for value in lines]
+    assert list(state["evaluations"]) == ["1", "3", "5", "7"]
+    known = [-1 if v is None else v for v in state["evaluations"].values()]
+    assert known == pytest.approx([-1 if math.isnan(v) else v for v in values], abs=1e-4)
+    best = state["best"]["iteration"]
+    assert known.index(max(known)) * 2 + 1 == best and state["best"]["value"] == max(known)
+    assert f"after iteration {best}: {out}/model_best.pth" in text
+    saved = "model_final" if best == 7 else f"model_{best:07d}"
+    assert same_weights(out / "model_best.pth", out / f"{saved}.pth")
+    assert (out / "last_checkpoint").read_text() == "model_final.pth"
+    grids = images_of(out)
+    assert [e.step for e in grids["train/inputs"]] == [0, 1, 3, 5, 7]
+    assert len(grids["fo_val/detections"]) == 4
+    png = np.frombuffer(grids["fo_val/detections"][0].encoded_image_string, dtype=np.uint8)
+    picture = cv2.imdecode(png, cv2.IMREAD_COLOR)
+    assert picture.shape == (384, 1536, 3) and picture.std() > 20, "not two images, twice each"
+
+
+def test_the_best_checkpoint_is_not_what_resume_goes_on_from(tmp_path):
+    checkpointer = AtomicCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    checkpointer.save("model_0000001")
+    checkpointer.save("model_best", tag=False)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert (tmp_path / "model_best.pth").is_file()
+    checkpointer.save("model_0000002")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
+
+
+def stopped_run(arguments, out, *more):
+    """Ends early: without a learning rate no evaluation is better than the first."""
+    keys = ["SOLVER.BASE_LR", "1e-30", "TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "3"]
+    keys += ["RAMBO_TRAIN.PATIENCE", "2", "RAMBO_TRAIN.IMAGES", "0", "SOLVER.MAX_ITER", "40"]
+    return [*arguments, *keys, "OUTPUT_DIR", out, *more]
+
+
+def test_it_ends_early_and_stays_ended(arguments, tmp_path, capsys, catalogs):
+    out = tmp_path / "out"
+    assert run(*stopped_run(arguments, out)) == 0
+    text = capsys.readouterr().out
+    assert "Stopped early, after iteration 5: 2 evaluations without a better bbox/AP" in text
+    assert "Exception during training" not in text and "checkpoint: " in text
+    assert list(best_of(out)["evaluations"]) == ["1", "3", "5"]
+    assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 5
+    before = (out / "best.json").read_bytes()
+    assert run(*stopped_run(arguments, out), flags=["--resume"]) == 0
+    text = capsys.readouterr().out
+    assert "Stopped early, after iteration 5" in text and (out / "best.json").read_bytes() == before
+    patient = ["RAMBO_TRAIN.PATIENCE", "3"]
+    # With more of it it goes on, and remembers.
+    assert run(*stopped_run(arguments, out, *patient), flags=["--resume"]) == 0
+    assert list(best_of(out)["evaluations"]) == ["1", "3", "5", "7"]
+    assert best_of(out)["best"]["iteration"] == 1
+
+
+def test_an_evaluation_that_a_kill_cut_off_is_made_again(arguments, tmp_path):
+    """Killed after the checkpoint and before the evaluation of the same iteration was noted."""
+    keys = ["SOLVER.MAX_ITER", "8", "TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    keys += ["RAMBO_TRAIN.IMAGES", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "killed"
+
+    def start(folder, *flags):
+        return subprocess.Popen(
+            command([*flags, *arguments], *keys, "OUTPUT_DIR", folder), cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
+        )  # fmt: skip
+
+    whole = start(tmp_path / "whole")
+    process = start(out)
+    end = time.monotonic() + TIMEOUT
+    while not (out / "model_0000003.pth").exists():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (out / "last_checkpoint").is_file()
+    assert list(best_of(out)["evaluations"]) == ["1"], "killed too late to be a test"
+    assert start(out, "--resume").wait(TIMEOUT) == 0
+    assert whole.wait(TIMEOUT) == 0
+    assert best_of(out) == best_of(tmp_path / "whole")
+    assert same_weights(out / "model_best.pth", tmp_path / "whole" / "model_best.pth")
+    assert not list(out.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (["RAMBO_TRAIN.PATIENCE", "3"], "RAMBO_TRAIN.PATIENCE needs evaluations to wait for"),
+        (["RAMBO_TRAIN.PATIENCE", "-1"], "RAMBO_TRAIN.PATIENCE must be >= 0, got -1"),
+        (["RAMBO_TRAIN.IMAGES", "-1"], "RAMBO_TRAIN.IMAGES must be >= 0, got -1"),
+        (["RAMBO_TRAIN.BEST_METRIC", "AP", "TEST.EVAL_PERIOD", "1"], "there are bbox/AP,"),
+        (
+            ["DATASETS.TEST", "('fo_val','fo_train')", "TEST.EVAL_PERIOD", "1"],
+            "write fo_val/bbox/AP",
+        ),
+        (
+            ["RAMBO_TRAIN.BEST_METRIC", "bbox/AP-cat", "TEST.EVAL_PERIOD", "1"],
+            "RAMBO_TRAIN.BEST_METRIC 'bbox/AP-cat' is not among the metrics of the evaluation: ",
+        ),
+    ],
+)
+def test_a_users_mistake_is_one_line(keys, message, arguments, tmp_path, capsys, catalogs):
+    more = ["SOLVER.MAX_ITER", "2", "OUTPUT_DIR", tmp_path / "out"]
+    assert run(*arguments, *more, *keys) == 2
+    error = capsys.readouterr().err
+    error = error[error.index("error: ") :]
+    assert error.count("\n") == 1 and message in error, error
+
+
+def test_a_broken_best_json_is_named(arguments, tmp_path, capsys, catalogs):
+    out = tmp_path / "out"
+    keys = ["SOLVER.MAX_ITER", "2", "OUTPUT_DIR", out, "TEST.EVAL_PERIOD", "1"]
+    assert run(*arguments, *keys) == 0
+    (out / "best.json").write_text('{"metric": "bbox/AP", "evalu')
+    assert run(*arguments, *keys, flags=["--resume"]) == 2
+    error = capsys.readouterr().err
+    assert f"{out}/best.json is not what a training wrote" in error

@@ -1,0 +1,240 @@
+"""tools/predict.py as a user runs it: real runs, real files, a real stream."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+from pycocotools.coco import COCO
+
+from rambo_det.cli.predict import main, parse_args
+from rambo_det.data.drawing import CLASSES, draw
+from rambo_det.engine.detector import Detector
+from rambo_det.engine.saved import find_model
+from rambo_det.errors import InputError
+
+from .models import CONFIGS, small_cfg
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(finished_run):
+    """The training, and a video beside it."""
+    torch.set_num_threads(1)
+    # FFmpeg looks at it once a process, when it is first used: the tool sets it too late here.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    code = cv2.VideoWriter.fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(finished_run / "film.avi"), code, 10, (96, 96))
+    for index in range(5):
+        writer.write(draw("val", index)[0])
+    writer.release()
+    return finished_run
+
+
+def predict(run, *arguments):
+    return main([str(a) for a in ("--run", run / "out", *arguments)])
+
+
+def results_of(folder):
+    results = json.loads((folder / "results.json").read_text())
+    return COCO(str(folder / "images.json")), results
+
+
+def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs):
+    out = tmp_path / "out"
+    (run / "val" / "notes.txt").write_text("no image")
+    assert predict(run, run / "val", "--output", out) == 0
+    text = capsys.readouterr().out
+    assert "the best F1 on own_val" in text, "the annotations of the training were not found"
+    truth, results = results_of(out)
+    assert [c["name"] for c in truth.dataset["categories"]] == list(CLASSES)
+    assert {r["category_id"] for r in results} <= {1, 2, 3, 4} and len(results) > 10
+    assert len(truth.loadRes(results_of(out)[1]).anns) == len(results)
+    assert f"all {len(results)}: " in text
+    drawn, hidden = (int(text.split(f"{word}: ")[1].split()[0]) for word in ("drawn", "hidden"))
+    assert drawn + hidden == len(results) and drawn > 0 and hidden > 0
+    plain = cv2.imread(str(run / "val" / "0.png"))
+    picture = cv2.imread(str(out / "0.png"))
+    enlarged = cv2.resize(plain, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    assert picture.shape == (480, 480, 3) and (picture != enlarged).any()
+    assert sorted(p.name for p in out.iterdir()) == [
+        "0.png", "1.png", "2.png", "images.json", "overview.jpg", "results.json",
+    ]  # fmt: skip
+
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    assert predict(run, run / "val", "--output", out) == 2
+    error = capsys.readouterr().err
+    assert "exists already, and 5 more: --overwrite" in error and error.count("\n") == 1
+    assert {p: p.read_bytes() for p in out.iterdir()} == before
+    assert predict(run, run / "val", "--output", out, "--overwrite", "--threshold", "1") == 0
+    assert "drawn: 0 " in capsys.readouterr().out
+    assert (cv2.imread(str(out / "0.png")) == enlarged).all()
+    assert results_of(out)[1] == results
+
+
+def test_detections_are_those_of_the_evaluation(run, catalogs):
+    """Same boxes and scores as training's own evaluation found."""
+    detector = Detector(find_model(str(run / "out"), None, None))
+    stored = json.loads((run / "out/inference/coco_instances_results.json").read_text())
+    found = detector(cv2.imread(str(run / "val" / "1.png")))
+    stored = sorted((r for r in stored if r["image_id"] == 1), key=lambda r: -r["score"])
+    boxes = found.pred_boxes.tensor.numpy()
+    want = np.array([r["bbox"] for r in stored])
+    np.testing.assert_allclose(found.scores, [r["score"] for r in stored], atol=1e-5)
+    np.testing.assert_allclose(boxes[:, :2], want[:, :2], atol=1e-3)
+    assert [r["category_id"] - 1 for r in stored] == found.pred_classes.tolist()
+
+
+def test_an_input_is_never_overwritten(run, tmp_path, capsys, catalogs):
+    shutil.copytree(run / "val", tmp_path / "in")
+    before = {p: p.read_bytes() for p in (tmp_path / "in").iterdir()}
+    assert predict(run, tmp_path / "in", "--output", tmp_path / "in", "--overwrite") == 2
+    assert "0.png is an input and would be overwritten" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "0.png").symlink_to(tmp_path / "in" / "0.png")
+    assert predict(run, tmp_path / "in/0.png", "--output", tmp_path / "out", "--overwrite") == 2
+    assert {p: p.read_bytes() for p in (tmp_path / "in").iterdir()} == before
+
+
+def test_a_video_becomes_a_video(run, tmp_path, capsys, catalogs):
+    same = tmp_path / "0.png"
+    shutil.copy(run / "val" / "1.png", same)
+    out = tmp_path / "out"
+    inputs = (run / "film.avi", run / "val" / "0.png", same)
+    assert predict(run, *inputs, "--output", out, "--frames", "3") == 0
+    assert "2 pictures and 1 video in" in capsys.readouterr().out
+    video = cv2.VideoCapture(str(out / "film.mp4"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.get(cv2.CAP_PROP_FPS) == 10
+    assert video.read()[1].shape == (480, 480, 3)
+    assert (out / "0.png").is_file() and (out / "0-2.png").is_file()
+    truth, results = results_of(out)
+    assert [i.get("frame") for i in truth.dataset["images"]] == [0, 1, 2, None, None]
+    assert {r["image_id"] for r in results} == {1, 2, 3, 4, 5}
+    assert not list(out.glob(".*")), "a part of a video was left"
+
+
+def test_a_stream_until_ctrl_c(run, tmp_path):
+    """A camera by its address; the interrupted output is whole."""
+    code = cv2.VideoWriter.fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(tmp_path / "long.avi"), code, 10, (96, 96))
+    image = draw("val", 0)[0]
+    for _ in range(1000):
+        writer.write(image)
+    writer.release()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/long.avi"
+        out = tmp_path / "out"
+        command = ["--run", str(run / "out"), "--camera", address, "--output", str(out)]
+        process = subprocess.Popen(
+            [sys.executable, "tools/predict.py", *command], cwd=REPOSITORY,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        part = out / ".camera.part.mp4"
+        end = time.monotonic() + 120
+        while not (part.is_file() and part.stat().st_size) and time.monotonic() < end:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        server.shutdown()
+    assert process.returncode == 130 and err == "interrupted\n", err
+    truth, results = results_of(out)
+    frames = cv2.VideoCapture(str(out / "camera.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)
+    assert 1 <= frames < 1000 and abs(frames - len(truth.imgs)) <= 1
+    assert {r["image_id"] for r in results} <= set(truth.imgs)
+    assert sorted(p.name for p in out.iterdir()) == ["camera.mp4", "images.json", "results.json"]
+
+
+def stock_checkpoint(folder, *opts):
+    """Config and weights of a stock model, as another project may have left them."""
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling import build_model
+
+    cfg = small_cfg("quickstart/faster_rcnn_ce.yaml", *opts)
+    DetectionCheckpointer(build_model(cfg), str(folder)).save("stock")
+    del cfg["RAMBO_TRAIN"], cfg.MODEL["RAMBO"]
+    (folder / "stock.yaml").write_text(cfg.dump())
+    return folder / "stock.yaml", folder / "stock.pth"
+
+
+def test_a_stock_checkpoint(run, tmp_path, capsys, catalogs):
+    config, weights = stock_checkpoint(tmp_path, "DATASETS.TEST", "('nowhere',)")
+    arguments = ["--config", config, "--weights", weights, "--output", tmp_path / "out"]
+    arguments += [run / "val" / "0.png"]
+    assert main([str(a) for a in [*arguments, "--classes", "a,b,c"]]) == 2
+    assert "--classes names 3 classes, the model has 4" in capsys.readouterr().err
+    assert main([str(a) for a in [*arguments, "--classes", "a,b,c,d"]]) == 0
+    assert "at least 0.5 (the default)" in capsys.readouterr().out
+    truth, _ = results_of(tmp_path / "out")
+    assert [c["name"] for c in truth.dataset["categories"]] == ["a", "b", "c", "d"]
+    # RaMBO's head on the stock weights, names from the config's data sets.
+    rambo = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
+    saved = find_model(None, rambo, str(weights))
+    assert Detector(saved).metadata.thing_classes == list(CLASSES)
+
+
+def test_weights_of_another_model_are_refused(run, tmp_path, capsys, catalogs):
+    config, weights = stock_checkpoint(tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 7)
+    assert predict(run, run / "val", "--weights", weights, "--output", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "is not of the model of" in error
+    assert not list((tmp_path / "out").iterdir()), "something was left in the output"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--run", "no/such"], "--run no/such: no training has been there"),
+        (["x.png"], "which detector? --run"),
+        (["--run", "{out}", "--config", "x.yaml"], "--run has a config of its own"),
+        (["--run", "{out}"], "nothing to detect in"),
+        (["--run", "{out}", "none.png"], "none.png: no such file"),
+        (["--run", "{out}", "{tmp}"], "no images or videos in this folder"),
+        (["--run", "{out}", "{tmp}/broken.png"], "broken.png is not an image"),
+        (["--run", "{out}", "{tmp}/broken.mp4"], "broken.mp4: OpenCV cannot read a video"),
+        (["--run", "{out}", "--camera", "77"], "--camera 77: OpenCV cannot read a video there"),
+        (["--run", "{out}", "--weights", "no.pth"], "--weights no.pth: no such file"),
+        (["--run", "{out}", "--threshold", "2"], "--threshold must be in [0, 1], got 2"),
+        (["--run", "{out}", "--opts", "MODEL.NO", "1", "--camera", "0"], "MODEL.NO"),
+    ],
+)
+def test_a_users_mistake_is_one_line(arguments, message, run, tmp_path, capfd, catalogs):
+    (tmp_path / "in").mkdir()
+    if "broken" in str(arguments):
+        for name in ("broken.png", "broken.mp4"):
+            (tmp_path / "in" / name).write_bytes(b"nothing of the kind")
+    if "MODEL.NO" in arguments:
+        arguments = [*arguments[:-2], str(run / "val")]
+        arguments = [*arguments[:2], arguments[-1], *arguments[2:-1]]
+    places = {"{out}": str(run / "out"), "{tmp}": str(tmp_path / "in")}
+    for old, new in places.items():
+        arguments = [a.replace(old, new) for a in arguments]
+    output = tmp_path / "output"
+    assert main(["--output", str(output), *arguments]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
+
+
+def test_the_options_are_checked():
+    with pytest.raises(InputError, match="--frames must be >= 1"):
+        parse_args(["--frames", "0"])
+    with pytest.raises(InputError, match="--nothing"):
+        parse_args(["--nothing"])

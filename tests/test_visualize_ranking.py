@@ -1,0 +1,220 @@
+"""The ranking of a detector: its numbers against pycocotools and brute force, and the tool."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("detectron2")
+
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from rambo_det.engine.saved import load_truth
+from rambo_det.evaluation.ranking import (
+    RankedClass,
+    average_precision,
+    best_threshold,
+    rank_detections,
+)
+from rambo_det.evaluation.ranking_figure import FALSE, TRUE, choose_crops, draw_class
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def random_data(seed, tmp_path):
+    """Boxes of three classes in twelve images, and detections near them and elsewhere."""
+    rng = np.random.default_rng(seed)
+    annotations, results = [], []
+    for image in range(12):
+        for _ in range(rng.integers(0, 6)):
+            number, box = int(rng.integers(1, 4)), [*rng.uniform(0, 60, 2), *rng.uniform(9, 30, 2)]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": image, "category_id": number,
+                 "bbox": box, "area": box[2] * box[3], "iscrowd": int(rng.random() < 0.1)}
+            )  # fmt: skip
+            for _ in range(rng.integers(0, 4)):
+                near = (np.array(box) + rng.normal(0, 4, 4)).clip(1).tolist()
+                label = number if rng.random() < 0.8 else int(rng.integers(1, 4))
+                score = round(float(rng.random()), 1)  # many are equal
+                results.append(
+                    {"image_id": image, "category_id": label, "bbox": near, "score": score}
+                )
+    categories = [{"id": i, "name": name} for i, name in ((1, "a"), (2, "b"), (3, "c"))]
+    images = [{"id": i, "width": 96, "height": 96, "file_name": f"{i}.png"} for i in range(12)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    return load_truth(str(tmp_path / "truth.json")), results
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("iou", [0.5, 0.75])
+def test_ap_is_cocos(seed, iou, tmp_path, capsys):
+    truth, results = random_data(seed, tmp_path)
+    evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    place = list(evaluation.params.iouThrs.round(2)).index(iou)
+    want = evaluation.eval["precision"][place, :, :, 0, -1].mean(0)
+    ranked = rank_detections(truth, results, iou)
+    assert [k.name for k in ranked] == ["a", "b", "c"]
+    np.testing.assert_allclose([k.ap for k in ranked], want, atol=1e-12)
+    for k in ranked:
+        assert (np.diff(k.scores) <= 0).all() and k.ap <= k.ap_ideal <= 1
+        assert all(bool(reason) != true for reason, true in zip(k.reasons, k.true, strict=True))
+        assert (k.iou[k.true] >= iou).all()
+
+
+def ranked_class(true, objects, scores=None):
+    number = len(true)
+    scores = np.linspace(0.9, 0.1, number) if scores is None else np.asarray(scores)
+    boxes = np.tile([10.0, 20.0, 30.0, 40.0], (number, 1))
+    reasons = np.array(["" if t else "background" for t in true], dtype=object)
+    iou = np.where(true, 0.8, 0.0)
+    ids = np.arange(number)
+    return RankedClass("a", objects, scores, np.array(true, dtype=bool), iou, ids, boxes, reasons)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_numbers_by_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    true = rng.random(rng.integers(1, 30)) < 0.5
+    objects = int(true.sum() + rng.integers(1, 4))
+    k = ranked_class(true, objects)
+
+    def ap(order):  # not interpolated
+        return sum(sum(order[: i + 1]) / (i + 1) for i, t in enumerate(order) if t) / objects
+
+    costs = [
+        0 if t else ap([*true[:i], *true[i + 1 :]]) - ap(list(true)) for i, t in enumerate(true)
+    ]
+    np.testing.assert_allclose(k.costs(), costs, atol=1e-12)
+    assert k.outranked == sum(t and not all(true[:i]) for i, t in enumerate(true))
+    assert k.ap_ideal == average_precision([True] * int(true.sum()), objects)
+    threshold = best_threshold([k])
+
+    def f1(cut):
+        kept = true[k.scores >= cut]
+        return 2 * kept.sum() / (len(kept) + objects)
+
+    assert f1(threshold) == max(f1(score) for score in k.scores)
+
+
+def test_edges():
+    assert np.isnan(average_precision(np.zeros(3, dtype=bool), 0))
+    assert average_precision(np.zeros(0, dtype=bool), 3) == 0
+    assert best_threshold([]) is None and best_threshold([ranked_class([], 2)]) is None
+    # Of equal scores all are above a threshold or none.
+    assert best_threshold([ranked_class([True, False, False], 1, [0.9, 0.5, 0.5])]) == 0.9
+    assert best_threshold([ranked_class([False, True, True], 2, [0.9, 0.5, 0.5])]) == 0.5
+    assert choose_crops(ranked_class([True, True], 2)) == [0, 1]
+    assert choose_crops(ranked_class([True, False, True, False], 2)) == [0, 1, 2, 3]
+
+
+def test_reasons(tmp_path):
+    boxes = {1: [10, 10, 20, 20], 2: [60, 60, 20, 20]}
+    annotations = [
+        {"id": n, "image_id": 1, "category_id": n, "bbox": b, "area": 400, "iscrowd": 0}
+        for n, b in boxes.items()
+    ]
+    content = {
+        "images": [{"id": 1, "width": 96, "height": 96, "file_name": "1.png"}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    found = [[10, 10, 20, 19], [10, 10, 20, 20], [60, 60, 20, 20], [66, 66, 20, 20],
+             [17, 17, 20, 20], [40, 10, 9, 9]]  # fmt: skip
+    results = [
+        {"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9 - 0.1 * i}
+        for i, box in enumerate(found)
+    ]
+    cat, dog = rank_detections(load_truth(str(tmp_path / "t.json")), results)
+    want = ["", "found twice", "wrong: dog", "near: dog", "badly placed", "background"]
+    assert cat.reasons.tolist() == want and cat.true.tolist() == [True] + 5 * [False]
+    assert cat.iou.round(2).tolist() == [0.95, 1.0, 0, 0, 0.27, 0]
+    assert (dog.num_objects, len(dog.true), dog.ap, dog.outranked) == (1, 0, 0.0, 0)
+
+
+def test_the_picture_shows_true_and_false():
+    """Both colours are where the crops' frames have to be, and a flawless class is drawn too."""
+
+    def look(image_id):
+        return np.full((96, 96, 3), 60, dtype=np.uint8), np.array([[12, 20, 30, 40]])
+
+    def pixels(picture, color):
+        rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        return int((np.abs(picture[200:].astype(int) - rgb).max(axis=2) < 4).sum())
+
+    mixed = draw_class(ranked_class([False, True] * 5, 6), 0.5, look)
+    perfect = draw_class(ranked_class([True] * 5, 6), 0.5, look)
+    assert mixed.shape == perfect.shape == (350, 1500, 3) and mixed.dtype == np.uint8
+    assert pixels(mixed, TRUE) > 1000 and pixels(mixed, FALSE) > 1000
+    assert pixels(perfect, TRUE) > 1000 and pixels(perfect, FALSE) == 0
+    draw_class(ranked_class([], 2), 0.5, look)
+
+
+def visualize(*arguments):
+    done = subprocess.run(
+        [sys.executable, "tools/visualize_ranking.py", *map(str, arguments)], cwd=REPOSITORY,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_tool_on_a_run(finished_run, monkeypatch):
+    """Only the folder of the run is named; the numbers are those of the run's evaluation."""
+    run = finished_run
+    monkeypatch.setenv("RAMBO_DET_CACHE", str(run / "cache"))
+    out = run / "out" / "ranking"
+    status, text, error = visualize("--run", run / "out")
+    assert (status, error) == (0, ""), error
+    rows = {row["name"]: row for row in json.loads((out / "ranking.json").read_text())["classes"]}
+    stored = json.loads((run / "out/inference/coco_instances_results.json").read_text())
+    file = json.loads((run / "out" / "data.json").read_text())["annotations"]["own_val"]
+    truth = COCO(file)
+    for k in rank_detections(truth, stored):
+        if k.num_objects:
+            row = rows[k.name]
+            assert row["ap"] == pytest.approx(100 * k.ap, abs=0.01) and row["found"] == k.true.sum()
+            lost = row["ap"] + row["lost_to_order"] + row["lost_to_not_found"]
+            assert lost == pytest.approx(100) and f"| {k.name} " in text
+    page = (out / "index.html").read_text()
+    assert not re.search(r"(src|href)=.?(https?:|/|\./)", page), "the page is not self-contained"
+    assert page.count("data:image/png;base64,") == len(rows) - 1
+    poster = cv2.imread(str(out / "ranking.png"))
+    assert poster.shape == (350 * (len(rows) - 1), 1500, 3)
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    status, _, error = visualize("--run", run / "out")
+    assert status == 2 and error.startswith("error: ") and "--overwrite" in error
+    assert {p: p.read_bytes() for p in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--dataset", "nowhere"], "--dataset: data set nowhere is not registered"),
+        (["--iou", "0"], "--iou must be above 0"),
+        (["--shown", "0"], "--shown must be >= 1"),
+        (["--dataset", "coco_2017_val"], "coco_2017_val needs"),
+        (
+            ["--dataset", "rambo_shapes_val", "--output", "{tmp}", "--opts", "MODEL.X", "1"],
+            "MODEL.X",
+        ),
+    ],
+)
+def test_a_users_mistake_is_one_line(arguments, message, finished_run, tmp_path, capsys, catalogs):
+    sys.path.insert(0, str(REPOSITORY / "tools"))
+    try:
+        from visualize_ranking import main
+    finally:
+        sys.path.remove(str(REPOSITORY / "tools"))
+    output = ["--output", str(tmp_path / "ranking")]
+    assert main(["--run", str(finished_run / "out"), *output, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error

@@ -1,0 +1,153 @@
+#!/usr/bin/env python
+"""Show how a detector ranks: where false detections stand above true ones, and what that costs.
+
+    python tools/visualize_ranking.py --run output/quickstart
+
+Writes a picture for each class (precision over recall, all ranks, the false detections that cost
+most AP with the true ones below them), ranking.png with those that lose most to the order,
+ranking.json with the numbers and index.html, one file that has them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rambo_det.cli.failures import status_of  # noqa: E402
+from rambo_det.errors import InputError  # noqa: E402
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Ranking of {{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1500px; margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse; margin: 1.5em 0 } td, th { padding: .25em .8em; text-align: right }
+td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f2f2f2 }
+th { border-bottom: 2px solid #444 } img { width: 100%; margin: .5em 0 1.5em }
+code { background: #f2f2f2; padding: .1em .3em } p { max-width: 60em }
+</style>
+<h1>How {{ title }} ranks {{ data }}</h1>
+<p>Average precision (AP) asks one thing of the scores: that every true detection stands above every
+false one. A detection is true if it overlaps an object of its class with an IoU of at least
+{{ iou }} and no higher one has that object. What is missing to 100 has two parts: <b>lost to the
+order</b>, which the same detections with other scores would not lose, and <b>lost to objects that
+were not found</b>. A loss on the ranking works on the first.</p>
+<table><tr><th>class<th>objects<th>found<th>of these below a false one<th>AP{{ "%.0f" % (iou * 100) }}
+<th>lost to the order<th>lost to not found</tr>
+{% for row in rows %}<tr><td>{{ row.name }}<td>{{ row.objects }}<td>{{ row.found }}
+<td>{{ row.outranked }}<td>{{ "%.1f" % row.ap }}<td>{{ "%.1f" % row.lost_to_order }}
+<td>{{ "%.1f" % row.lost_to_not_found }}</tr>
+{% endfor %}</table>
+<p>Below, the false detections that cost most AP, each with the next true one that it outranks: rank
+and score above, what it is and its IoU with the nearest object of the class below; dashed white are
+the objects. The classes that lose most to the order come first{% if left_out %};
+{{ left_out }} more are only in the table{% endif %}.</p>
+{% for picture in pictures %}<img alt="{{ picture.name }}" src="data:image/png;base64,{{ picture.data }}">
+{% endfor %}<p><code>{{ command }}</code></p></html>
+"""  # noqa: E501
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command line."""
+    from rambo_det.cli.predict import add_model_arguments
+    from rambo_det.cli.train import add_data_arguments
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_model_arguments(parser)
+    add_data_arguments(parser)
+    parser.add_argument("--dataset", metavar="NAME", help="by default the config's first test set")
+    parser.add_argument("--iou", type=float, default=0.5, help="from which on one is true [0.5]")
+    parser.add_argument("--shown", type=int, default=8, metavar="N", help="classes drawn [8]")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="[OUTPUT_DIR/ranking]")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    args = parser.parse_args(argv)
+    if not 0 < args.iou <= 1:
+        raise InputError(f"--iou must be above 0 and at most 1, got {args.iou}")
+    if args.shown < 1:
+        raise InputError(f"--shown must be >= 1, got {args.shown}")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Detects, ranks, draws.
+
+    Raises:
+        InputError: whatever is wrong with model, data or output.
+    """
+    from rambo_det.cli.predict import quiet
+    from rambo_det.data.shapes import register_shapes
+    from rambo_det.engine.detector import Detector
+    from rambo_det.engine.ranked_data import RankedData
+    from rambo_det.engine.saved import find_model
+
+    quiet()
+    register_shapes()
+    saved = find_model(args.run, args.config, args.weights)
+    output = args.output or Path(args.run or ".") / "ranking"
+    if (output / "ranking.json").exists() and not args.overwrite:
+        raise InputError(f"{output} holds a ranking: --overwrite replaces it, or --output FOLDER")
+    detector = Detector(saved, args.opts)
+    data = RankedData(args.dataset, detector, saved.data, args)
+    ranked = data.rank(data.detect(detector), args.iou)
+    write(ranked, data, args, output, args.run or saved.weights)
+
+
+def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, title: str) -> None:
+    """Writes pictures, numbers and page; prints the numbers."""
+    import cv2
+    import jinja2
+    import numpy as np
+    from PIL import Image
+    from tabulate import tabulate
+
+    from rambo_det.evaluation.ranking_figure import draw_class
+
+    ranked = [k for k in ranked if k.num_objects]
+    ranked.sort(key=lambda k: k.ap - k.ap_ideal)
+    rows = [
+        {
+            "name": k.name, "objects": k.num_objects, "found": int(k.true.sum()),
+            "outranked": k.outranked, "ap": 100 * k.ap,
+            "lost_to_order": 100 * (k.ap_ideal - k.ap), "lost_to_not_found": 100 * (1 - k.ap_ideal),
+        }
+        for k in ranked
+    ]  # fmt: skip
+    keys = ("ap", "lost_to_order", "lost_to_not_found")
+    mean = {key: float(np.mean([row[key] for row in rows])) for key in keys}
+    total = {key: sum(row[key] for row in rows) for key in ("objects", "found", "outranked")}
+    output.mkdir(parents=True, exist_ok=True)
+    pictures, encoded = [], []
+    for k in ranked[: args.shown]:
+        pictures.append(draw_class(k, args.iou, data.look(k.name)))
+        png = cv2.imencode(".png", pictures[-1][:, :, ::-1])[1].tobytes()
+        (output / f"{re.sub(r'[^-.0-9A-Za-z]', '_', k.name)}.png").write_bytes(png)
+        encoded.append({"name": k.name, "data": base64.b64encode(png).decode()})
+    poster = Image.fromarray(np.concatenate(pictures))
+    poster.quantize(256).save(output / "ranking.png", optimize=True)  # a third of the size
+    rows.append({"name": "mean or sum", **total, **mean})
+    page = jinja2.Environment(autoescape=True).from_string(PAGE).render(
+        title=title, data=data.name, iou=args.iou, rows=rows, pictures=encoded,
+        left_out=max(0, len(ranked) - args.shown),
+        command=" ".join(["python", "tools/visualize_ranking.py", *sys.argv[1:]]),
+    )  # fmt: skip
+    (output / "index.html").write_text(page, encoding="utf-8")
+    numbers = {"dataset": data.name, "iou": args.iou, "classes": rows}
+    (output / "ranking.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".1f"))
+    print(f"\n{output / 'index.html'}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line entry; returns the exit status: 2 after a user's mistake."""
+    return status_of(lambda: run(parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
