@@ -38,7 +38,9 @@ setup(
         "pycocotools",
         "opencv-python",
     ],
-    extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy"]},
+    extras_require={
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "mkdocs", "nbclient", "ipykernel"]
+    },
     entry_points={"console_scripts": ["rambo-train = rambo_det.cli.train:main"]},
     zip_safe=False,
 )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,13 @@ def test_the_installed_wheel_works_outside_of_the_clone(built: Path, tmp_path: P
     printed = run([python, ROOT / "tools" / "smoke_test.py"], empty)
     assert f"rambo_det {__version__}" in printed or "the loss alone" in printed
     assert not list(empty.iterdir())
+
+
+def test_the_version_is_in_one_place() -> None:
+    files = [*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]
+    files += [*ROOT.glob("rambo_det/**/*.py"), ROOT / "mkdocs.yml", ROOT / "Dockerfile"]
+    holding = {f.name for f in files if re.search(rf"(?<![\d.]){__version__}(?!\d)", f.read_text())}
+    assert holding == {"version.py"}
 
 
 @pytest.fixture

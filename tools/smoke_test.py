@@ -20,10 +20,9 @@ from pathlib import Path
 
 CLONE = Path(__file__).resolve().parents[1]
 CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
-SHORT = (
-    "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 SOLVER.WARMUP_ITERS 0 SEED 1 OUTPUT_DIR run "
-    "DATASETS.TRAIN ('smoke',) DATASETS.TEST ('smoke',)"
-).split()
+SHORT = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0"]
+SHORT += ["SEED", "1", "OUTPUT_DIR", "run"]
+SHORT += ["DATASETS.TRAIN", "('smoke',)", "DATASETS.TEST", "('smoke',)"]
 
 
 def check(holds: object, what: str) -> None:
@@ -33,7 +32,7 @@ def check(holds: object, what: str) -> None:
 
 
 def try_loss() -> None:
-    """Scores that are drawn at random are sorted by the gradient: three positives of thirty."""
+    """Scores that are drawn at random are sorted by the gradient: three of them positive."""
     import torch
 
     from rambo_det import RamboLoss
@@ -96,7 +95,7 @@ def main() -> int:
     import rambo_det
 
     place = Path(rambo_det.__file__).resolve()
-    check(CLONE not in place.parents, f"what is imported is the clone: {place}")
+    check(place.parent != CLONE / "rambo_det", f"what is imported is the clone: {place}")
     try_loss()
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     if importlib.util.find_spec("detectron2") is None:
@@ -104,7 +103,8 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         train(Path(folder))
-    print(f"smoke test passed with {versions}: rambo_det {rambo_det.__version__}, loss and training")
+    own = f"rambo_det {rambo_det.__version__}"
+    print(f"smoke test passed with {versions}: {own}, loss and training")
     return 0
 
 
