@@ -29,7 +29,10 @@ setup(
     # The wheel carries configs/ as rambo_det/configs, the way Detectron2 ships its projects.
     packages=[*find_packages(include=["rambo_det", "rambo_det.*"]), "rambo_det.configs"],
     package_dir={"rambo_det.configs": "configs"},
-    package_data={"rambo_det": ["py.typed"], "rambo_det.configs": ["**/*.yaml", "**/*.py"]},
+    package_data={
+        "rambo_det": ["py.typed", "core/counting/native.cpp"],
+        "rambo_det.configs": ["**/*.yaml", "**/*.py"],
+    },
     # Detectron2 is needed for training but is on no package index: see README.md.
     install_requires=[
         "torch>=2.4",

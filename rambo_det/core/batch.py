@@ -18,32 +18,29 @@ from .processes import Gathered, Processes
 from .targets import Targets
 
 
-class _WeightedLoss(torch.autograd.Function):
-    """A sum of list losses whose gradient was found in the forward, at unit upstream gradient.
+class _GivenGradient(torch.autograd.Function):
+    """A loss whose gradient was found in the forward, at unit upstream gradient.
 
-    The blackbox rule is not linear in the gradient that arrives; keeping the changes of rank of the
-    plain loss and multiplying makes every weight and AMP scale act linearly.
+    The blackbox rule is not linear in the gradient that arrives; keeping the gradient of the plain
+    loss and multiplying makes every weight and AMP scale act linearly.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, result: ListResult, weights: Tensor, times: int
+        ctx: Any, scores: Tensor, loss: Tensor, grad: Tensor | None, factor: float
     ) -> Tensor:
-        ctx.gradient, ctx.weights, ctx.times = result.gradient, weights, times
-        ctx.shape, ctx.dtype = scores.shape, scores.dtype
-        return (result.losses * weights).sum().float()
+        ctx.grad, ctx.factor = grad, factor
+        ctx.shape, ctx.dtype, ctx.device = scores.shape, scores.dtype, scores.device
+        return (loss * factor if math.isnan(factor) else loss).float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradient is None:
-            grad = upstream.new_zeros(ctx.shape, dtype=ctx.dtype)
-        else:
-            weights = ctx.weights * (upstream.double() * ctx.times)
-            # Half precision is rounded to once, after the terms are added.
-            dtype = torch.promote_types(ctx.dtype, torch.float32)
-            grad = ctx.gradient.dense(weights, ctx.shape, dtype).to(ctx.dtype)
-        return grad, None, None, None
+        if ctx.grad is None:
+            grad = torch.zeros(ctx.shape, dtype=ctx.dtype, device=ctx.device)
+            return (grad.fill_(ctx.factor) if math.isnan(ctx.factor) else grad), None, None, None
+        # Half precision is rounded to last.
+        return (ctx.grad * (upstream * ctx.factor)).to(ctx.dtype), None, None, None
 
 
 @dataclass
@@ -52,23 +49,34 @@ class Batch:
 
     Attributes:
         scores: ``(N, C)``, connected to the model.
-        ranked: the same without gradient, in float32 or less.
-        targets: which of them are positive.
+        ranked: the same in float32, without gradient.
+        gt_classes: ``(N,)`` int64.
         high: the highest score.
+        targets: where the positives are.
         found: the positives of all processes, keys of their classes.
         processes: those that share the batch.
     """
 
     scores: Tensor
     ranked: Tensor
-    targets: Targets
+    gt_classes: Tensor
     high: float
+    targets: Targets
     found: Gathered
     processes: Processes
 
     @staticmethod
-    def of(scores: Tensor, gt_classes: Tensor, processes: Processes | None = None) -> Batch:
+    def of(
+        scores: Tensor,
+        gt_classes: Tensor,
+        processes: Processes | None = None,
+        missed: Tensor | None = None,
+    ) -> Batch:
         """A collective of ``processes``, by default of this one alone.
+
+        Args:
+            missed: ``(N,)`` integers, how many of the IoU thresholds each row misses, which counts
+                where it is positive; None: none.
 
         Raises:
             InputError: the shapes do not fit.
@@ -78,39 +86,34 @@ class Batch:
                 "scores must be (N, C) and gt_classes (N,), "
                 f"got {tuple(scores.shape)} and {tuple(gt_classes.shape)}"
             )
+        if missed is not None and missed.shape != gt_classes.shape:
+            raise InputError(f"missed must be (N,), got {tuple(missed.shape)}")
         processes = processes or Processes(together=False)
-        ranked = scores.detach()
-        ranked = ranked.float() if ranked.dtype == torch.float64 else ranked
+        ranked, gt_classes = scores.detach().float(), gt_classes.long().contiguous()
         targets = Targets.find(gt_classes, scores.shape[1])
         low, high = map(float, ranked.aminmax()) if scores.numel() else (0.0, 0.0)
         finite = math.isfinite(low) and math.isfinite(high)
-        cols = targets.cols
-        own = make_keys(cols, ranked[targets.rows, cols].float())
-        return Batch(scores, ranked, targets, high, processes.gather(own, finite), processes)
+        rows, cols = targets.rows, targets.cols
+        misses = None if missed is None else missed.index_select(0, rows).long()
+        own = make_keys(cols, ranked[rows, cols], misses)
+        found = processes.gather(own, finite)
+        return Batch(scores, ranked, gt_classes, high, targets, found, processes)
 
     def rank(self, how: Ranking, stored: Stored | None = None) -> ListResult:
         """All about the lists of this batch, see :func:`.lists.rank_lists`; a collective."""
-        ranked, high, found = self.ranked, self.high, self.found
-        if not found.finite:
-            # Whatever is said of such scores is not used, but every process has to go on.
-            ranked, high = torch.zeros_like(ranked), 0.0
-            lists = found.keys >> 32
-            found = Gathered(
-                make_keys(lists, torch.zeros_like(lists, dtype=torch.float32)), found.first, False
-            )
-        return rank_lists(ranked, self.targets, found, high, how, self.processes, stored)
+        # Scores that are not finite are ranked somehow: no process may leave the others waiting.
+        dtype = torch.float64 if self.scores.dtype == torch.float64 else torch.float32
+        return rank_lists(
+            self.ranked, self.gt_classes, self.high, self.targets, self.found, how, self.processes,
+            stored, dtype,
+        )  # fmt: skip
 
-    def lose(self, result: ListResult, weights: Tensor) -> Tensor:
-        """Scalar float32, connected to ``scores``: the lists' losses weighted and summed.
+    def lose(self, result: ListResult) -> Tensor:
+        """The loss of ``result``, a scalar in float32 that is connected to ``scores``.
 
         NaN, with a gradient of NaN, if a score is not finite: a ranking would hide it. The gradient
         is that of the sum over the processes, as DistributedDataParallel then takes the mean.
-
-        Args:
-            result: of :meth:`rank`.
-            weights: ``(C + 1,)`` float64.
         """
-        if not self.found.finite:
-            weights = torch.full_like(weights, torch.nan)
-        loss: Tensor = _WeightedLoss.apply(self.scores, result, weights, self.processes.size)
+        factor = float(self.processes.size) if self.found.finite else math.nan
+        loss: Tensor = _GivenGradient.apply(self.scores, result.loss, result.grad, factor)
         return loss

@@ -42,16 +42,9 @@ def check_margin(margin: float) -> None:
 
 
 def _lose(scores: Tensor, gt_classes: Tensor, how: Ranking) -> Tensor:
-    """The mean loss of the lists that have a positive."""
     check_margin(how.margin)
     batch = Batch.of(scores, gt_classes)
-    result = batch.rank(how)
-    return batch.lose(result, mean_weights(result.present))
-
-
-def mean_weights(present: Tensor) -> Tensor:
-    """Weights ``(L,)`` float64 that make of losses the mean of those ``present``; else 0."""
-    return present.double() / present.sum().clamp(min=1)
+    return batch.lose(batch.rank(how))
 
 
 def class_ap_loss(
@@ -72,7 +65,7 @@ def class_ap_loss(
     Returns:
         Scalar float32 in [0, 1); 0, still connected to ``scores``, if there is no positive.
     """
-    how = Ranking(True, False, average_precision, make_step(lambda_, lift), margin)
+    how = Ranking(True, False, 0.0, average_precision, make_step(lambda_, lift), margin)
     return _lose(scores, gt_classes, how)
 
 
@@ -85,7 +78,7 @@ def interclass_ap_loss(
     margin: float = 1.0,
 ) -> Tensor:
     """L_AP over the scores of all classes in one list; arguments as :func:`class_ap_loss`."""
-    how = Ranking(False, True, average_precision, make_step(lambda_, lift), margin)
+    how = Ranking(False, True, 1.0, average_precision, make_step(lambda_, lift), margin)
     return _lose(scores, gt_classes, how)
 
 
@@ -142,5 +135,5 @@ def recall_loss(
         raise InputError(f"weighting must be one of {sorted(_RECALL)}, got {weighting!r}")
     step = make_step(lambda_, lift, log=False)
     return _lose(
-        *_one_list(scores, targets), Ranking(True, False, _RECALL[weighting], step, margin)
+        *_one_list(scores, targets), Ranking(True, False, 0.0, _RECALL[weighting], step, margin)
     )

@@ -1,7 +1,7 @@
-"""Scores of many lists as integers that sort by list first and by score second.
+"""Positives as integers that sort by list first and by score second.
 
-One ``searchsorted`` over such keys ranks the scores of every class at once, and integers compare
-exactly where floating-point shifts would round.
+Sorted once, they rank in all lists at the same time; integers compare exactly where floating-point
+shifts would round; and one tensor of them is all that processes exchange and a memory keeps.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 _SIGN = 1 << 31
+_LIST_BITS = 24
+_LIST = (1 << _LIST_BITS) - 1
+_MISSED = 32 + _LIST_BITS
 
 
 def order_code(scores: Tensor) -> Tensor:
@@ -18,15 +21,37 @@ def order_code(scores: Tensor) -> Tensor:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() + _SIGN
 
 
-def decode(codes: Tensor) -> Tensor:
-    """The float32 scores whose :func:`order_code` (the low 32 bits of a key) is ``codes``."""
-    bits = ((codes & 0xFFFFFFFF) - _SIGN).to(torch.int32)
+def decode(keys: Tensor) -> Tensor:
+    """The float32 scores whose :func:`order_code`, the low 32 bits of a key, is in ``keys``."""
+    bits = ((keys & 0xFFFFFFFF) - _SIGN).to(torch.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
-def make_keys(lists: Tensor, scores: Tensor) -> Tensor:
-    """``list << 32 | order_code(score)``: int64, in order of list, then of score."""
-    return (lists << 32) + order_code(scores)
+def make_keys(lists: Tensor, scores: Tensor, missed: Tensor | None = None) -> Tensor:
+    """``missed << 56 | list << 32 | order_code(score)``, int64.
+
+    Args:
+        lists: int64 in ``[0, 2^24)``.
+        scores: float32.
+        missed: int64 in ``[0, 127]``, how many IoU thresholds a positive misses; None: 0.
+    """
+    keys = (lists << 32) + order_code(scores)
+    return keys if missed is None else keys + (missed << _MISSED)
+
+
+def list_of(keys: Tensor) -> Tensor:
+    """The list of each key."""
+    return (keys >> 32) & _LIST
+
+
+def missed_of(keys: Tensor) -> Tensor:
+    """How many IoU thresholds each key's positive misses."""
+    return keys >> _MISSED
+
+
+def in_list(keys: Tensor, lists: Tensor | int) -> Tensor:
+    """``list << 32 | order_code(score)`` of the scores of ``keys``, for other lists."""
+    return (keys & 0xFFFFFFFF) + (lists << 32)
 
 
 def ceil_float32(x: Tensor) -> Tensor:
@@ -43,16 +68,3 @@ def order_code64(x: Tensor) -> Tensor:
     """int64 that order as the float64 ``x`` do, which sort faster than floats; -0.0 is 0.0."""
     bits = (x + 0.0).view(torch.int64)
     return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
-
-
-def argsort_in_lists(x: Tensor, lists: Tensor, num_lists: int) -> Tensor:
-    """Stable order ``(P,)`` by list ``(P,)``, then by rising float64 ``x`` ``(P,)``."""
-    order = order_code64(x).argsort(stable=True)
-    if num_lists == 1:
-        return order
-    return order.index_select(0, lists.index_select(0, order).argsort(stable=True))
-
-
-def spread(per_list: Tensor, lists: Tensor) -> Tensor:
-    """``per_list[lists]``: ``(P,)`` from ``(L,)``; from one list ``(1,)``, which broadcasts."""
-    return per_list if per_list.shape[0] == 1 else per_list.index_select(0, lists)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from .batch import Batch
-from .functional import check_margin, make_step, mean_weights
-from .lists import Ranking
+from .functional import check_margin, make_step
+from .lists import ListResult, Ranking
 from .memory import ScoreMemory
 from .objectives import average_precision
 from .processes import Processes
 
 
-@dataclass
 class LossStats:
-    """What the last call of :class:`RamboLoss` saw; tensors, so that reading is what synchronises.
+    """What the last call of :class:`RamboLoss` saw; tensors, so that reading is what costs.
 
     Attributes:
         class_ap: ``(C,)`` float64, batch AP of each class, margin and memory included.
@@ -29,12 +26,28 @@ class LossStats:
         finite: whether all scores, of all processes, were finite.
     """
 
-    class_ap: Tensor
-    present: Tensor
-    zero_gradient: Tensor
-    starved: Tensor
-    bytes_sent: int
-    finite: bool
+    def __init__(self, result: ListResult, bytes_sent: int, finite: bool) -> None:
+        # Not the result as a whole: its gradient is as large as the scores.
+        self._losses, self._present = result.losses, result.present
+        self._above, self._change = result.above, result.change
+        self.bytes_sent, self.finite = bytes_sent, finite
+
+    @property
+    def class_ap(self) -> Tensor:
+        return 1 - self._losses[:-1]
+
+    @property
+    def present(self) -> Tensor:
+        return self._present[:-1]
+
+    @property
+    def zero_gradient(self) -> Tensor:
+        return (self._change == 0).all(dim=0).double().mean()
+
+    @property
+    def starved(self) -> Tensor:
+        starved = (self._change == 0).all(dim=0) & (self._above > 0).any(dim=0)
+        return starved.double().mean()
 
 
 class RamboLoss(nn.Module):
@@ -105,19 +118,10 @@ class RamboLoss(nn.Module):
         stored = self.memory.stored()
         # With one class and no memory, the list of all classes is that of the class.
         interclass = self.beta > 0 and (self.num_classes > 1 or stored is not None)
-        how = Ranking(True, interclass, average_precision, self._step, self.margin)
-        result = batch.rank(how, stored)
         beta = self.beta if interclass else 0.0
-        weights = mean_weights(result.present[:-1]).mul_(1 - beta)
-        loss = batch.lose(result, torch.nn.functional.pad(weights, (0, 1), value=beta))
-        self.stats = LossStats(
-            class_ap=1 - result.losses[:-1],
-            present=result.present[:-1],
-            zero_gradient=result.zero_grad.double().mean(),
-            starved=(result.zero_grad & result.outranked).double().mean(),
-            bytes_sent=batch.processes.bytes_sent,
-            finite=batch.found.finite,
-        )
+        how = Ranking(True, interclass, beta, average_precision, self._step, self.margin)
+        result = batch.rank(how, stored)
+        self.stats = LossStats(result, batch.processes.bytes_sent, batch.found.finite)
         if learning and batch.found.finite:
-            self.memory.write(batch.ranked, gt_classes, batch.found.keys, batch.targets)
-        return loss
+            self.memory.write(batch.ranked, batch.gt_classes, batch.found.keys, result.floor)
+        return batch.lose(result)

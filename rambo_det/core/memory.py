@@ -7,17 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .counting import counting_for
 from .keys import make_keys
 from .processes import Processes
-from .targets import Targets, positions_of
+from .targets import Targets
 
 _EMPTY = -1
 #: Where there is no negative: below all that are, yet no product of it is NaN.
 _LOWEST = -1e38
 #: Buffers that differ from process to process.
 _OF_PROCESS = ("scores", "lists", "counts")
-#: Scores looked at to guess how high the highest are.
-_SAMPLE = 1 << 14
 
 
 @dataclass
@@ -38,9 +37,9 @@ class Stored:
 class ScoreMemory(nn.Module):
     """A ring of the last τ batches' scores, without gradient (RaMBO, Sec. 4.3).
 
-    Of each batch up to ``size // 8`` positives and ``size`` negatives, those that rank highest
-    against the positives of their class. Buffers of a fixed shape with counts, so that a checkpoint
-    brings them back whole: ``τ · 9 size`` bytes.
+    Of each batch up to ``size // 4`` positives and ``size`` negatives, those that lie highest above
+    the lowest positive of their class. Buffers of a fixed shape with counts, so that a checkpoint
+    brings them back whole: ``τ · 10 size`` bytes.
 
     Where processes rank their batches as one (:mod:`.processes`), all remember the same positives,
     and each the negatives of its own batches.
@@ -64,7 +63,7 @@ class ScoreMemory(nn.Module):
         self.length = length
         self._persistent = persistent
         self._collected: tuple[int, dict[str, Tensor]] | None = None
-        keys = torch.full((length, size // 8), _EMPTY, dtype=torch.int64)
+        keys = torch.full((length, size // 4), _EMPTY, dtype=torch.int64)
         for name, empty in {
             "positives": keys,
             "scores": torch.full((length, size), _LOWEST),
@@ -130,29 +129,34 @@ class ScoreMemory(nn.Module):
         scores: Tensor,
         gt_classes: Tensor,
         positives: Tensor | None = None,
-        targets: Targets | None = None,
+        floor: Tensor | None = None,
     ) -> None:
         """Puts a batch in the place of the oldest one.
 
         Args:
-            scores: ``(N, C)``, float32 or half precision.
+            scores: ``(N, C)``, float32.
             gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
             positives: ``(P,)`` keys of the positives, of all processes; None: those of the scores.
-            targets: what :meth:`.targets.Targets.find` gives of them, if at hand.
+            floor: ``(C + 1,)`` float32, the lowest threshold of each class and of all, infinite
+                where there is none; None: none anywhere.
         """
         if self.length == 0:
             return
         slot = int(self.written) % self.length
-        targets = targets or Targets.find(gt_classes, scores.shape[1])
+        num_classes, gt_classes = scores.shape[1], gt_classes.long().contiguous()
         if positives is None:
-            cols = targets.cols
-            positives = make_keys(cols, scores[targets.rows, cols].float())
+            targets = Targets.find(gt_classes, num_classes)
+            positives = make_keys(targets.cols, scores[targets.rows, targets.cols])
         row = self.positives[slot].fill_(_EMPTY)
         if positives.shape[0] > row.shape[0]:
-            highest = (positives & 0xFFFFFFFF).topk(row.shape[0], sorted=False).indices
-            positives = positives[highest]
+            # Evenly over the batch: the highest alone would have too good a precision.
+            place = torch.arange(row.shape[0], device=row.device) * positives.shape[0]
+            positives = positives.index_select(0, place // row.shape[0])
         row[: positives.shape[0]] = positives
-        self._put_negatives(slot, *_highest_negatives(scores, targets, self.scores.shape[1]))
+        size = self.scores.shape[1]
+        base = _base(floor, num_classes, scores.device)
+        highest = counting_for(scores.device).highest(scores, gt_classes, base, size)
+        self._put_negatives(slot, *highest)
         self.written += 1
 
     def _put_negatives(self, slot: int, scores: Tensor, lists: Tensor) -> None:
@@ -186,34 +190,10 @@ def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
     return {name: mine.get_buffer(name) for name in _OF_PROCESS}
 
 
-def _highest_negatives(scores: Tensor, targets: Targets, size: int) -> tuple[Tensor, Tensor]:
-    """Scores and lists of the ``size`` highest negatives, of all where they fit."""
-    num_classes = scores.shape[1]
-    others = targets.rows.shape[0] + targets.ignored.shape[0] * num_classes
-    size = min(size, scores.numel() - others)
-    flat = scores.to(torch.float32, copy=True, memory_format=torch.contiguous_format).view(-1)
-    flat.index_fill_(0, targets.rows * num_classes + targets.cols, _LOWEST)
-    if targets.ignored.shape[0]:
-        flat.view(scores.shape).index_fill_(0, targets.ignored, _LOWEST)
-    position = None
-    if flat.shape[0] > 4 * size:
-        # A sample guesses a score that somewhat more than `size` reach. If fewer do, all are looked
-        # at: the guess costs time, never exactness.
-        sample = flat[torch.linspace(0, flat.shape[0] - 1, _SAMPLE, device=flat.device).long()]
-        keep = int(_SAMPLE * (1 - 1.1 * size / flat.shape[0])) - _SAMPLE // 200
-        if keep >= 1:
-            position = positions_of(flat >= sample.kthvalue(keep).values)
-    if position is None or position.shape[0] < size:
-        return _highest(flat, None, num_classes, size)
-    return _highest(flat.index_select(0, position), position, num_classes, size)
-
-
-def _highest(
-    scores: Tensor, position: Tensor | None, num_classes: int, size: int
-) -> tuple[Tensor, Tensor]:
-    if scores.shape[0] > size:
-        scores, highest = scores.topk(size, sorted=False)
-        position = highest if position is None else position.index_select(0, highest)
-    elif position is None:
-        position = torch.arange(scores.shape[0], device=scores.device)
-    return scores, position % num_classes
+def _base(floor: Tensor | None, num_classes: int, device: torch.device) -> Tensor:
+    """``(C,)`` float32, from where the height of a class's negatives is measured."""
+    if floor is None:
+        return torch.zeros(num_classes, device=device)
+    lowest = floor.min()  # for a class without a positive the lowest threshold of any other
+    lowest = torch.where(lowest.isfinite(), lowest, torch.zeros_like(lowest))
+    return torch.where(floor[:-1].isfinite(), floor[:-1], lowest)

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .keys import argsort_in_lists
 
-#: From slopes ``(P,)``, the list of each ``(P,)``, positives and loss of each list ``(L,)``: the λ
-#: that scores are perturbed by and the λ that the change of ranks is divided by, ``(L,)`` both.
-Step = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+class Slopes(NamedTuple):
+    """What λ is chosen from.
+
+    Attributes:
+        slope: ``(P,)`` float64, g of each positive, by list.
+        bounds: ``(L + 1,)`` int64: those of list l are ``slope[bounds[l]:bounds[l + 1]]``.
+        losses: ``(L,)`` float64, the loss of each list.
+        argsort: gives ``(P,)`` int64, the order within each list by rising value.
+    """
+
+    slope: Tensor
+    bounds: Tensor
+    losses: Tensor
+    argsort: Callable[[Tensor], Tensor]
+
+
+#: The λ of each list that scores are perturbed by and the λ that the change of ranks is divided by,
+#: ``(L,)`` float64 both; anything for a list without a positive.
+Step = Callable[[Slopes], tuple[Tensor, Tensor]]
 
 
 def fixed_step(lambda_: float) -> Step:
     """The paper's rule: one constant λ > 0 for every list (on ranks that are not divided by N)."""
 
-    def step(
-        slope: Tensor, lists: Tensor, num_pos: Tensor, losses: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        constant = torch.full_like(losses, lambda_)
+    def step(slopes: Slopes) -> tuple[Tensor, Tensor]:
+        constant = torch.full_like(slopes.losses, lambda_)
         return constant, constant
 
     return step
@@ -37,21 +51,15 @@ def median_lift_step(lift: float, log: bool = True) -> Step:
     AP, so λ is multiplied by it. The step, λ·g, stays the same, but the gradient does not fade
     where AP is close to 0: while positives lie at random among N scores, that of ``1 - AP`` is
     proportional to AP itself.
-
-    A list without a positive gets some λ, which nothing uses. There must be one positive at least.
     """
 
-    def step(
-        slope: Tensor, lists: Tensor, num_pos: Tensor, losses: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        if losses.shape[0] == 1:
-            median = slope.median().view(1)
-        else:
-            order = argsort_in_lists(slope, lists, losses.shape[0])
-            middle = num_pos.cumsum(0) - num_pos + (num_pos - 1).clamp(min=0) // 2
-            median = slope[order[middle.clamp(max=slope.shape[0] - 1)]]
+    def step(slopes: Slopes) -> tuple[Tensor, Tensor]:
+        first, end = slopes.bounds[:-1], slopes.bounds[1:]
+        middle = ((first + end - 1) >> 1).clamp_(0, slopes.slope.shape[0] - 1)
+        order = slopes.argsort(slopes.slope)
+        median = slopes.slope.index_select(0, order.index_select(0, middle))
         # A scalar over a tensor would be reciprocal times scalar: two roundings.
         lambda_ = torch.full_like(median, lift) / median
-        return lambda_, lambda_ * (1 - losses) if log else lambda_
+        return lambda_, lambda_ * (1 - slopes.losses) if log else lambda_
 
     return step

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rambo_det.data.files import cache_folder, make_folder
+from rambo_det.cache import cache_folder
+from rambo_det.data.files import make_folder
 from rambo_det.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,6 @@ _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}
 _EXIF_ORIENTATION = 0x0112
 
 
-def cache_folder() -> Path:
-    """The folder RAMBO_DET_CACHE, by default ~/.cache/rambo_det; not created here."""
-    folder = os.environ.get("RAMBO_DET_CACHE") or Path.home() / ".cache" / "rambo_det"
-    return Path(folder).expanduser().absolute()
-
-
 def make_folder(folder: Path) -> None:
     """Create `folder` and those above it.
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import cv2
 
+from rambo_det.cache import cache_folder
 from rambo_det.data.drawing import CLASSES, SPEC, SPLITS, draw
-from rambo_det.data.files import cache_folder, make_folder
+from rambo_det.data.files import make_folder
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,391 @@
+// The counting passes over all scores, for a CPU. What they compute is said in plain.py, which is
+// held against them; here it takes one pass over the scores, several threads and no memory of N.
+// Plain C at the boundary: no header of torch or Python, so that any C++ compiler makes it.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace {
+
+constexpr int kBlock = 64;              // scores that are looked at together
+constexpr int kAtOnce = 2;              // thresholds of a cell that are compared without a branch
+constexpr int64_t kPerThreshold = 2;    // cells of a group for each of its thresholds
+constexpr int64_t kMaxCells = 1 << 16;  // of a group
+constexpr int64_t kPerThread = 1 << 15; // fewer scores are not worth a thread
+const float kInfinity = __builtin_inff();
+
+// The thresholds of all groups, as the caller has them.
+struct Thresholds {
+  const float* at;
+  const int64_t* bounds;
+  const double* through;  // per bin the sum of the weights below it; null: of ones
+
+  int64_t num(int64_t g) const { return bounds[g + 1] - bounds[g]; }
+  double below(int64_t g, int64_t bin) const {
+    return through ? through[bounds[g] + g + bin] : double(bin);
+  }
+};
+
+// The rising thresholds of each group cut the scores into bins. A coarse table over their range
+// settles most scores at one look: the cell of a score is a rising function of it, so all
+// thresholds of lower cells are below it and all of higher ones above. Exact wherever a cell ends.
+struct Groups {
+  std::vector<float> at;        // of each group its thresholds, then infinite ones
+  std::vector<double> values;   // of each bin, what a score in it adds to its gradient
+  std::vector<int64_t> offset;  // of each group in `at`; bin k is below threshold k
+  std::vector<int32_t> num;
+  std::vector<float> floor;     // the lowest threshold of each group, infinite if there is none
+  std::vector<float> low, scale, top;
+  std::vector<int32_t> start;   // of each group's cells
+  std::vector<int32_t> cells;   // the bin of a score below all thresholds of the cell
+
+  // With thresholds `moved` the bins are those between both, and a score's value is what its rank
+  // changes by from one to the other, over the divisor, times the weight.
+  // `high`: no score is above it, so that no cell is spent on thresholds that are.
+  Groups(const Thresholds& before, const Thresholds* moved, const double* divisor,
+         const double* weight, int64_t num_groups, float high) {
+    for (int64_t g = 0; g < num_groups; ++g) {
+      offset.push_back(at.size());
+      const float *x = before.at + before.bounds[g], *x_end = x + before.num(g);
+      if (moved) {
+        const float *y = moved->at + moved->bounds[g], *y_end = y + moved->num(g);
+        for (int64_t was = 0, is = 0;;) {
+          const double change = before.below(g, was) - moved->below(g, is);
+          values.push_back(change == 0 ? 0 : change / divisor[g] * weight[g]);
+          if (x == x_end && y == y_end) break;
+          const bool first = y == y_end || (x != x_end && *x <= *y);
+          at.push_back(first ? *x++ : *y++);
+          ++(first ? was : is);
+        }
+      } else {
+        at.insert(at.end(), x, x_end);
+      }
+      num.push_back(int32_t(at.size() - offset[g]));
+      at.insert(at.end(), kAtOnce + 1, kInfinity);
+      if (moved) values.resize(at.size());
+      add_cells(g, high);
+    }
+    // A block of columns is looked at as a whole, also where it ends after the last one.
+    for (auto* of_group : {&low, &scale, &top}) of_group->resize(num_groups + kBlock);
+    start.resize(num_groups + kBlock);
+  }
+
+  int32_t cell_of(int64_t g, float x) const {
+    float place = (x - low[g]) * scale[g] + 1;
+    place = place < top[g] ? place : top[g];  // NaN: the highest cell
+    return start[g] + int32_t(place > 0 ? place : 0);
+  }
+
+  int32_t bin_of(int32_t cell, float x) const {
+    const int32_t first = cells[cell];
+    const float* next = at.data() + first;
+    if (__builtin_expect(x >= next[kAtOnce], 0)) return search(cell, x);
+    int32_t bin = first;
+    for (int k = 0; k < kAtOnce; ++k) bin += x >= next[k];
+    return bin;
+  }
+
+ private:
+  __attribute__((noinline)) int32_t search(int32_t cell, float x) const {
+    const float* all = at.data();
+    return int32_t(std::upper_bound(all + cells[cell], all + cells[cell + 1], x) - all);
+  }
+
+  void add_cells(int64_t g, float high) {
+    const float* own = &at[offset[g]];
+    floor.push_back(own[0]);
+    // The first cell is for all that lies below; one more says where the thresholds end.
+    const int64_t size = num[g] ? std::min(kPerThreshold * num[g] + 2, kMaxCells) : 1;
+    top.push_back(float(size - 1));
+    low.push_back(num[g] ? own[0] : 0);
+    const float range = num[g] ? std::min(own[num[g] - 1], high) - own[0] : 0;
+    scale.push_back(range > 0 ? float(size - 2) / range : 0);
+    start.push_back(int32_t(cells.size()));
+    int32_t k = 0;
+    for (int64_t cell = 0; cell < size; ++cell) {
+      cells.push_back(int32_t(offset[g] + k));
+      while (k < num[g] && cell_of(g, own[k]) - start[g] <= cell) ++k;
+    }
+    cells.push_back(int32_t(offset[g] + num[g]));
+  }
+};
+
+// The (rows, columns) scores, with strides in elements, and the class of each row.
+struct Scores {
+  const float* values;
+  int64_t rows, columns, row_stride, column_stride;
+  const int64_t* gt;
+
+  // Whether the columns of a row are nearest to each other in memory.
+  bool by_row() const { return columns > 1 && column_stride <= row_stride; }
+};
+
+float highest(const float* values, int64_t number) {
+  float most[kBlock];
+  std::fill(most, most + kBlock, -kInfinity);
+  int64_t i = 0;
+  for (; i + kBlock <= number; i += kBlock)
+    for (int j = 0; j < kBlock; ++j) most[j] = values[i + j] > most[j] ? values[i + j] : most[j];
+  for (; i < number; ++i) most[0] = values[i] > most[0] ? values[i] : most[0];
+  return *std::max_element(most, most + kBlock);
+}
+
+int threads_for(int64_t scores, int most) {
+  return int(std::max<int64_t>(1, std::min<int64_t>(most, scores / kPerThread)));
+}
+
+// Up to kBlock scores that lie side by side: of row n from column c on, or the other way round.
+struct Block {
+  float x[kBlock];
+  bool negative[kBlock];
+  int number;
+  int64_t n, c;
+};
+
+// Calls see(thread, block) for all scores but the rows that are in no list: skip(n).
+template <bool kByRow, class See, class Skip>
+void visit(const Scores& s, int threads, See see, Skip skip) {
+  const int64_t stride = kByRow ? s.column_stride : s.row_stride;
+  constexpr int64_t kStretch = 1 << 12;  // by column, a task is a stretch of one column
+  const int64_t stretches = (s.rows + kStretch - 1) / kStretch;
+  const int64_t tasks = kByRow ? s.rows : s.columns * stretches;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int thread = 0; thread < threads; ++thread) {
+    Block block{};
+    for (int64_t task = tasks * thread / threads; task < tasks * (thread + 1) / threads; ++task) {
+      const int64_t n = kByRow ? task : task % stretches * kStretch;
+      const int64_t c = kByRow ? 0 : task / stretches;
+      const int64_t length = kByRow ? s.columns : std::min(kStretch, s.rows - n);
+      if (kByRow && s.gt[n] < 0) {
+        skip(n);
+        continue;
+      }
+      const float* values = s.values + n * s.row_stride + c * s.column_stride;
+      for (int64_t start = 0; start < length; start += kBlock) {
+        const int number = int(std::min<int64_t>(kBlock, length - start));
+        block.number = number;
+        block.n = kByRow ? n : n + start, block.c = kByRow ? start : c;
+        if (stride == 1)
+          std::memcpy(block.x, values + start, number * sizeof(float));
+        else
+          for (int i = 0; i < number; ++i) block.x[i] = values[(start + i) * stride];
+        const int64_t* gt = s.gt + block.n;
+        if (kByRow) {
+          std::memset(block.negative, 1, sizeof block.negative);
+          const int64_t positive = *gt - start;
+          if (positive >= 0 && positive < number) block.negative[positive] = false;
+        } else {
+          for (int i = 0; i < number; ++i) block.negative[i] = gt[i] != c && gt[i] >= 0;
+        }
+        see(thread, block);
+      }
+    }
+  }
+}
+
+// The scores of a block that matter to groups: to g + i the i-th of them (kStride 1), all to g (0).
+template <int kStride>
+struct Near {
+  int number = 0;
+  uint8_t places[kBlock];  // in the block: negatives at or above the floor
+  int32_t cells[kBlock];   // of every score of the block
+
+  Near(const Block& block, const Groups& groups, int64_t g) {
+    const float *floor = groups.floor.data() + g, *low = groups.low.data() + g;
+    const float *scale = groups.scale.data() + g, *top = groups.top.data() + g;
+    const int32_t* start = groups.start.data() + g;
+    int any = 0;
+    for (int i = 0; i < block.number; ++i) any |= block.x[i] >= floor[i * kStride];
+    if (!any) return;
+    for (int i = 0; i < kBlock; ++i) {  // Groups::cell_of, for several at a time
+      float place = (block.x[i] - low[i * kStride]) * scale[i * kStride] + 1;
+      place = place < top[i * kStride] ? place : top[i * kStride];
+      cells[i] = start[i * kStride] + int32_t(place > 0 ? place : 0);
+    }
+    for (int i = 0; i < block.number; ++i) {
+      places[number] = uint8_t(i);
+      number += (block.x[i] >= floor[i * kStride]) & block.negative[i];
+    }
+  }
+};
+
+using Bins = std::vector<std::vector<int64_t>>;  // of each thread
+
+// From scores in each bin to scores at or above each of the thresholds, which are among those that
+// cut the bins.
+void from_bins(const Groups& groups, const Thresholds& thresholds, const Bins& bins,
+               int64_t* above) {
+  for (size_t g = 0; g < groups.num.size(); ++g) {
+    const int64_t* first = thresholds.bounds + g;
+    int64_t sum = 0, k = groups.offset[g] + groups.num[g];
+    for (int64_t i = first[1] - 1; i >= first[0]; --i) {
+      // The bins above the lowest threshold that equals this one.
+      for (; k > groups.offset[g] && groups.at[k - 1] >= thresholds.at[i]; --k)
+        for (const auto& part : bins) sum += part[k];
+      above[i] = sum;
+    }
+  }
+}
+
+template <bool kByRow>
+void count(const Scores& s, const Groups& groups, Bins& bins) {
+  visit<kByRow>(
+      s, int(bins.size()),
+      [&](int thread, const Block& block) {
+        int64_t* bin = bins[thread].data();
+        const Near<kByRow> own(block, groups, block.c);
+        for (int j = 0; j < own.number; ++j)
+          ++bin[groups.bin_of(own.cells[own.places[j]], block.x[own.places[j]])];
+        const Near<0> joined(block, groups, s.columns);
+        for (int j = 0; j < joined.number; ++j)
+          ++bin[groups.bin_of(joined.cells[joined.places[j]], block.x[joined.places[j]])];
+      },
+      [](int64_t) {});
+}
+
+// Where the gradient goes, with strides in elements.
+template <class Out>
+struct Gradient {
+  Out* values;
+  int64_t row_stride, column_stride;
+};
+
+template <bool kByRow, class Out>
+void write(const Scores& s, const Groups& groups, const Gradient<Out>& grad, Bins& bins) {
+  const int64_t stride = kByRow ? grad.column_stride : grad.row_stride;
+  visit<kByRow>(
+      s, int(bins.size()),
+      [&](int thread, const Block& block) {
+        int64_t* bin = bins[thread].data();
+        double value[kBlock] = {};
+        const Near<kByRow> own(block, groups, block.c);
+        for (int j = 0; j < own.number; ++j) {
+          const int i = own.places[j], found = groups.bin_of(own.cells[i], block.x[i]);
+          ++bin[found];
+          value[i] = groups.values[found];
+        }
+        const Near<0> joined(block, groups, s.columns);
+        for (int j = 0; j < joined.number; ++j) {
+          const int i = joined.places[j], found = groups.bin_of(joined.cells[i], block.x[i]);
+          ++bin[found];
+          value[i] += groups.values[found];
+        }
+        Out* out = grad.values + block.n * grad.row_stride + block.c * grad.column_stride;
+        if (stride == 1)
+          for (int i = 0; i < block.number; ++i) out[i] = Out(value[i]);
+        else
+          for (int i = 0; i < block.number; ++i) out[i * stride] = Out(value[i]);
+      },
+      [&](int64_t n) {
+        Out* out = grad.values + n * grad.row_stride;
+        for (int64_t c = 0; c < s.columns; ++c) out[c * grad.column_stride] = 0;
+      });
+}
+
+template <class Out>
+void write(const Scores& s, const Groups& groups, const Gradient<Out>& grad, Bins& bins) {
+  s.by_row() ? write<true>(s, groups, grad, bins) : write<false>(s, groups, grad, bins);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Negatives of each group at or above each of its thresholds.
+void rambo_count(const float* values, int64_t rows, int64_t columns, int64_t row_stride,
+                 int64_t column_stride, const int64_t* gt, float high, const float* at,
+                 const int64_t* bounds, int max_threads, int64_t* above) {
+  const Scores s{values, rows, columns, row_stride, column_stride, gt};
+  const Thresholds thresholds{at, bounds, nullptr};
+  const Groups groups(thresholds, nullptr, nullptr, nullptr, columns + 1, high);
+  Bins bins(threads_for(rows * columns, max_threads), std::vector<int64_t>(groups.at.size()));
+  s.by_row() ? count<true>(s, groups, bins) : count<false>(s, groups, bins);
+  from_bins(groups, thresholds, bins, above);
+}
+
+// The same where each value names its group.
+void rambo_count_listed(const float* values, const int32_t* lists, int64_t number, const float* at,
+                        const int64_t* bounds, int64_t num_groups, int max_threads,
+                        int64_t* above) {
+  const Thresholds thresholds{at, bounds, nullptr};
+  const Groups groups(thresholds, nullptr, nullptr, nullptr, num_groups, highest(values, number));
+  const int threads = threads_for(number, max_threads);
+  Bins bins(threads, std::vector<int64_t>(groups.at.size()));
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int thread = 0; thread < threads; ++thread) {
+    int64_t* bin = bins[thread].data();
+    for (int64_t i = number * thread / threads; i < number * (thread + 1) / threads; ++i) {
+      if (!(values[i] >= groups.floor[lists[i]])) continue;
+      ++bin[groups.bin_of(groups.cell_of(lists[i], values[i]), values[i])];
+    }
+  }
+  from_bins(groups, thresholds, bins, above);
+}
+
+// The gradient of the negatives, and how many are at or above each moved threshold.
+void rambo_write(const float* values, int64_t rows, int64_t columns, int64_t row_stride,
+                 int64_t column_stride, const int64_t* gt, float high, const float* at,
+                 const int64_t* bounds, const double* through, const float* moved,
+                 const int64_t* moved_bounds, const double* moved_through, const double* divisor,
+                 const double* weight, int is_double, void* grad, int64_t grad_row_stride,
+                 int64_t grad_column_stride, int max_threads, int64_t* above) {
+  const Scores s{values, rows, columns, row_stride, column_stride, gt};
+  const Thresholds before{at, bounds, through}, after{moved, moved_bounds, moved_through};
+  const Groups groups(before, &after, divisor, weight, columns + 1, high);
+  Bins bins(threads_for(rows * columns, max_threads), std::vector<int64_t>(groups.at.size()));
+  if (is_double)
+    write<double>(s, groups, {static_cast<double*>(grad), grad_row_stride, grad_column_stride},
+                  bins);
+  else
+    write<float>(s, groups, {static_cast<float*>(grad), grad_row_stride, grad_column_stride}, bins);
+  from_bins(groups, after, bins, above);
+}
+
+// Stable order within each segment, by rising value.
+void rambo_argsort(const double* values, const int64_t* bounds, int64_t segments, int max_threads,
+                   int64_t* order) {
+  const int threads = threads_for(8 * bounds[segments], max_threads);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (int64_t g = 0; g < segments; ++g) {
+    std::vector<std::pair<double, int64_t>> pairs;
+    pairs.reserve(bounds[g + 1] - bounds[g]);
+    for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) pairs.emplace_back(values[i], i);
+    std::sort(pairs.begin(), pairs.end());
+    for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) order[i] = pairs[i - bounds[g]].second;
+  }
+}
+
+// Negatives whose score less their column's floor is above the cutoff, the first `most` of them;
+// returns how many there are.
+int64_t rambo_collect(const float* values, int64_t rows, int64_t columns, int64_t row_stride,
+                      int64_t column_stride, const int64_t* gt, const float* floor, float cutoff,
+                      int64_t most, int max_threads, float* scores, int32_t* lists) {
+  const Scores s{values, rows, columns, row_stride, column_stride, gt};
+  std::vector<float> reach(floor, floor + columns);
+  for (float& low : reach) low += cutoff;
+  std::vector<std::vector<std::pair<float, int32_t>>> found(
+      threads_for(rows * columns, max_threads));
+  const bool by_row = s.by_row();
+  const auto collect = [&](int thread, const Block& block) {
+    for (int i = 0; i < block.number; ++i) {
+      const int64_t c = block.c + by_row * i;
+      if (block.x[i] >= reach[c] && block.negative[i])
+        found[thread].emplace_back(block.x[i], int32_t(c));
+    }
+  };
+  const auto skip = [](int64_t) {};
+  by_row ? visit<true>(s, int(found.size()), collect, skip)
+         : visit<false>(s, int(found.size()), collect, skip);
+  int64_t total = 0;
+  for (const auto& part : found)
+    for (const auto& [score, list] : part) {
+      if (total < most) scores[total] = score, lists[total] = list;
+      ++total;
+    }
+  return total;
+}
+
+}  // extern "C"

@@ -1,0 +1,120 @@
+"""The counting passes in plain PyTorch, on any device: what the other backends are held against.
+
+Negatives meet thresholds by ``searchsorted`` into the few thresholds, then ``bincount`` and a
+cumulative sum: nothing of N is sorted. Those below every threshold of their group are dropped
+before any of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..keys import make_keys, order_code64
+from .groups import Thresholds
+
+
+def argsort(values: Tensor, bounds: Tensor) -> Tensor:
+    """See :meth:`.groups.Counting.argsort`."""
+    order = order_code64(values).argsort(stable=True)
+    if bounds.shape[0] == 2:
+        return order
+    segment = _segments(bounds, values.shape[0])
+    return order.index_select(0, segment.index_select(0, order).argsort(stable=True))
+
+
+def _segments(bounds: Tensor, number: int) -> Tensor:
+    places = torch.arange(number, device=bounds.device)
+    return torch.searchsorted(bounds[1:], places, right=True)
+
+
+def _keys(thresholds: Thresholds) -> Tensor:
+    return make_keys(_segments(thresholds.bounds, thresholds.at.shape[0]), thresholds.at)
+
+
+def at_or_below(values: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
+    """``(M,)`` int64: thresholds at or below each value, those of all earlier groups included."""
+    return torch.searchsorted(_keys(thresholds), make_keys(groups.long(), values), right=True)
+
+
+def _at_or_above(below: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
+    """``(T,)`` int64: values at or above each threshold, from :func:`at_or_below` of them."""
+    number, bounds = thresholds.at.shape[0], thresholds.bounds
+    bins = torch.bincount(below, minlength=number + 1).cumsum(0)
+    segment = _segments(bounds, number)
+    through_group = torch.bincount(groups, minlength=bounds.shape[0] - 1).cumsum(0)
+    return through_group.index_select(0, segment) - bins[:number]
+
+
+def count_listed(values: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
+    """See :meth:`.groups.Counting.count_listed`."""
+    below = at_or_below(values, groups, thresholds)
+    return _at_or_above(below, groups, thresholds)
+
+
+def _negatives(scores: Tensor, gt_classes: Tensor) -> Tensor:
+    columns = torch.arange(scores.shape[1], device=scores.device)
+    return (gt_classes[:, None] != columns) & (gt_classes[:, None] >= 0)
+
+
+def _near(scores: Tensor, gt_classes: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Position, group and score of each negative at or above its group's floor ``(C + 1,)``."""
+    negative, columns = _negatives(scores, gt_classes), scores.shape[1]
+    row, column = (negative & (scores >= floor[:-1])).nonzero(as_tuple=True)
+    row_of_all, column_of_all = (negative & (scores >= floor[-1])).nonzero(as_tuple=True)
+    groups = torch.cat([column, torch.full_like(column_of_all, columns)])
+    position = torch.cat([row, row_of_all]) * columns + torch.cat([column, column_of_all])
+    return position, groups, scores.reshape(-1).index_select(0, position)
+
+
+def count(scores: Tensor, gt_classes: Tensor, high: float, thresholds: Thresholds) -> Tensor:
+    """See :meth:`.groups.Counting.count`."""
+    _, groups, values = _near(scores, gt_classes, thresholds.floor())
+    return count_listed(values, groups, thresholds)
+
+
+def write(
+    scores: Tensor,
+    gt_classes: Tensor,
+    high: float,
+    before: Thresholds,
+    after: Thresholds,
+    divisor: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """See :meth:`.groups.Counting.write`."""
+    position, groups, values = _near(scores, gt_classes, before.floor())
+    was = at_or_below(values, groups, before)
+    now = at_or_below(values, groups, after)
+    moved = _through(was, groups, before) - _through(now, groups, after)
+    part = moved / divisor.index_select(0, groups) * weight.index_select(0, groups)
+    grad = torch.zeros(scores.numel(), dtype=torch.float64, device=scores.device)
+    # A score is in one group of a column and in that of all: one after the other, each place once.
+    joined = groups == scores.shape[1]
+    for of in (~joined, joined):
+        where = position[of]
+        grad[where] = grad[where] + part[of]
+    return grad.to(dtype).view(scores.shape), _at_or_above(now, groups, after)
+
+
+def _through(below: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
+    if thresholds.through is None:
+        return (below - thresholds.bounds.index_select(0, groups)).double()
+    return thresholds.through.index_select(0, below + groups)
+
+
+def highest(scores: Tensor, gt_classes: Tensor, floor: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """See :meth:`.groups.Counting.highest`."""
+    row, column = _negatives(scores, gt_classes).nonzero(as_tuple=True)
+    values = scores[row, column]
+    return top(values, column.int(), floor, size)
+
+
+def top(values: Tensor, columns: Tensor, floor: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Of ``(M,)`` values and their columns the ``size`` highest above their column's floor."""
+    if values.shape[0] > size:
+        above = values - floor.index_select(0, columns)
+        kept = above.topk(size, sorted=False).indices
+        values, columns = values.index_select(0, kept), columns.index_select(0, kept)
+    return values, columns

@@ -1,0 +1,123 @@
+"""All that positives are compared with, and the passes over it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .counting import Thresholds, counting_for
+from .counting.plain import at_or_below
+from .entries import Entries
+from .memory import Stored
+from .processes import Processes
+
+
+class Compared:
+    """The thresholds of all lists, and of all groups: those of a group's lists merged.
+
+    Attributes:
+        lists: by list.
+        groups: by group.
+        merged: ``(P,)`` int64, where each of ``groups.at`` is in ``lists.at``; None: they are one.
+    """
+
+    def __init__(self, lists: Thresholds, groups: Thresholds, merged: Tensor | None) -> None:
+        self.lists, self.groups, self.merged = lists, groups, merged
+
+    def floor(self) -> Tensor:
+        """``(G,)`` float32, the lowest threshold of each group; infinite if it has none."""
+        return self.groups.floor()
+
+    def weighted(self, weights: Tensor) -> Thresholds:
+        """Those of the groups with ``(P,)`` float64 weights, given by list."""
+        assert self.merged is not None
+        at, bounds, _ = self.groups
+        sums = torch.nn.functional.pad(weights.index_select(0, self.merged).cumsum(0), (1, 0))
+        num = bounds.diff() + 1
+        group = torch.repeat_interleave(num)
+        place = torch.arange(group.shape[0], device=group.device) - group
+        through = sums.index_select(0, place) - sums.index_select(0, bounds[:-1])[group]
+        return Thresholds(at, bounds, through)
+
+
+class Negatives:
+    """The negatives of a batch and of a memory, and the positives that miss a threshold.
+
+    Args:
+        scores, gt_classes, high, stored, processes: as those of :func:`.lists.rank_lists`.
+        entries: the positives in their lists.
+        bounds: ``(L + 1,)`` int64, where the positives of each list begin and end, once sorted.
+    """
+
+    def __init__(
+        self,
+        scores: Tensor,
+        gt_classes: Tensor,
+        high: float,
+        stored: Stored | None,
+        entries: Entries,
+        bounds: Tensor,
+        processes: Processes,
+    ) -> None:
+        self._batch, self._stored = (scores, gt_classes, high), stored
+        self._entries, self._bounds, self._processes = entries, bounds, processes
+        self._counting = counting_for(scores.device)
+
+    def argsort(self, values: Tensor) -> Tensor:
+        """``(P,)`` int64, the order within each list by rising float64 value ``(P,)``."""
+        return self._counting.argsort(values, self._bounds)
+
+    def thresholds(self, at: Tensor) -> Compared:
+        """From ``(P,)`` float32, by list, then rising."""
+        lists = Thresholds(at, self._bounds)
+        if self._entries.levels == 1:
+            return Compared(lists, lists, None)
+        bounds = self._bounds[:: self._entries.levels].contiguous()
+        merged = self._counting.argsort(at.double(), bounds)
+        return Compared(lists, Thresholds(at.index_select(0, merged), bounds), merged)
+
+    def count(self, compared: Compared) -> Tensor:
+        """``(P,)`` int64: negatives of its list at or above each threshold; a collective."""
+        above = self._counting.count(*self._batch, compared.groups)
+        return self._complete(above, compared)
+
+    def write(
+        self,
+        before: Compared,
+        after: Compared,
+        divisor: Tensor,
+        weight: Tensor,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient ``(N, C)`` of the batch's negatives, and :meth:`count` of ``after``.
+
+        Args:
+            divisor, weight: ``(L,)`` float64, of each list.
+        """
+        was, now = before.groups, after.groups
+        if before.merged is not None:
+            factors = (weight / divisor).masked_fill_(weight == 0, 0)
+            factor = factors.repeat_interleave(self._bounds.diff())
+            was, now = before.weighted(factor), after.weighted(factor)
+            divisor = weight = torch.ones_like(was.bounds[1:], dtype=torch.float64)
+        grad, above = self._counting.write(*self._batch, was, now, divisor, weight, dtype)
+        return grad, self._complete(above, after)
+
+    def demotion(self, before: Compared, after: Compared) -> Tensor | None:
+        """``(D,)`` int64, change of rank of the positives that miss a threshold; None: none do."""
+        if before.merged is None:
+            return None
+        scores, lists = self._entries.demoted_scores, self._entries.demoted_lists
+        was, now = (at_or_below(scores, lists, part.lists) for part in (before, after))
+        return was - now
+
+    def _complete(self, above: Tensor, compared: Compared) -> Tensor:
+        if self._stored is not None:
+            scores, classes = self._stored.scores, self._stored.lists
+            above += self._counting.count_listed(scores, classes, compared.groups)
+        above = self._processes.sum(above)
+        if compared.merged is None:
+            return above
+        above = torch.empty_like(above).index_copy_(0, compared.merged, above)
+        scores, lists = self._entries.demoted_scores, self._entries.demoted_lists
+        return above.add_(self._counting.count_listed(scores, lists, compared.lists))
