@@ -16,7 +16,8 @@ import rambo_det
 
 from .doc_pages import DOCS, PAGES, ROOT, sections, text_of
 
-COMMANDS = [(h, t) for h, t in sections(DOCS / "commands.md") if h != "make"]
+OTHER = ("make", "Environment variables")
+COMMANDS = [(h, t) for h, t in sections(DOCS / "commands.md") if h not in OTHER]
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 
@@ -94,6 +95,15 @@ def test_every_make_target_is_documented_and_exists():
     for page in PAGES:
         for made in re.findall(r"(?:^|`)make ([a-z]+)", text_of(page), re.M):
             assert made in targets, f"{page.name}: make {made}"
+
+
+def test_every_environment_variable_is_documented_and_exists():
+    table = dict(sections(DOCS / "commands.md"))["Environment variables"]
+    sources = "".join(text_of(file) for file in sorted((ROOT / "rambo_det").rglob("*.py")))
+    documented = set(re.findall(r"^\| `(\w+)` \|", table, re.M))
+    read = set(re.findall(r"environ(?:\.get\(|\[)\"(RAMBO_DET_\w+)", sources))
+    assert {name for name in documented if name.startswith("RAMBO_DET_")} == read
+    assert all(re.search(rf"\W{name}\W", sources) for name in documented)
 
 
 def test_every_name_in_a_page_exists():

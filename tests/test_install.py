@@ -57,6 +57,7 @@ def test_wheel_carries_every_source_and_config_file(wheel: zipfile.ZipFile) -> N
     configs = [p for p in (ROOT / "configs").rglob("*") if p.suffix in {".yaml", ".py"}]
     assert configs
     expected |= {f"rambo_det/{p.relative_to(ROOT).as_posix()}" for p in configs}
+    expected |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "rambo_det").rglob("*.cpp")}
     expected.add("rambo_det/py.typed")
     assert {n for n in wheel.namelist() if n.startswith("rambo_det/")} == expected
 
