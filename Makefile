@@ -11,15 +11,17 @@ else
 RUN := .venv/bin/python
 endif
 
-.PHONY: help setup train test matrix lint format clean torture
+.PHONY: help setup train test matrix docs lint format clean torture
 
 help:
 	@echo 'make train            train and evaluate the quickstart (ARGS="--resume", ARGS="OUTPUT_DIR other", ...)'
 	@echo 'make test             lint, types and tests (ARGS="-k memory", ...)'
 	@echo 'make torture          the whole torture test: bad input, full disks, kills, 10 000 random batches'
 	@echo 'make matrix           train every architecture for 50 iterations on drawn and on real data (slow)'
+	@echo 'make docs             build the documentation in build/docs'
 	@echo 'make lint             ruff and mypy alone'
 	@echo 'make format           let ruff mend what it can'
+	@echo 'make setup            make the environment of the others and nothing more'
 	@echo 'make clean            remove .venv, builds and caches; output/ stays'
 	@echo 'PYTHON=/path/to/python with any of them: use that environment, install nothing'
 
@@ -48,6 +50,9 @@ torture: setup
 
 matrix: setup
 	RAMBO_DET_MATRIX=50 $(RUN) -m pytest -q -ra tests/test_matrix.py $(ARGS)
+
+docs: setup
+	$(RUN) -m mkdocs build --strict --clean
 
 lint: setup
 	@for tool in 'ruff check' 'ruff format --check' mypy; do \

@@ -46,7 +46,9 @@ setup(
         "tabulate",
         "tqdm",
     ],
-    extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy"]},
+    extras_require={
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "mkdocs", "nbclient", "ipykernel"]
+    },
     entry_points={
         "console_scripts": [
             "rambo-train = rambo_det.cli.train:main",

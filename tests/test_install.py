@@ -1,9 +1,13 @@
-"""The package as it is built and installed: wheel, version, and the repairs of Detectron2 v0.5."""
+"""The package as it is built and installed: sdist, wheel, and the repairs of Detectron2 v0.5."""
 
 import importlib.util
+import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel, built from a copy of the sources so that no build folder is left in the clone."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sdist, which is built from a copy: no build folder in the clone."""
     if importlib.util.find_spec("setuptools") is None:
         pytest.skip("setuptools is not installed in this environment: no wheel can be built")
     source = tmp_path_factory.mktemp("source")
@@ -25,12 +29,27 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         shutil.copy(ROOT / name, source)
     for name in ("rambo_det", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     out = tmp_path_factory.mktemp("wheel")
-    built = subprocess.run([*pip, "-w", out, source], capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
+    code = f"import setuptools.build_meta as b; b.build_sdist({str(out)!r})"
+    run([sys.executable, "-c", code], source)
+    (sdist,) = out.glob("*.tar.gz")
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    run([*pip, "-w", out, sdist], out)
     (path,) = out.glob("*.whl")
-    return zipfile.ZipFile(path)
+    return path
+
+
+def run(command: list, folder: Path) -> str:
+    """What the command prints; it must succeed."""
+    without = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, env=without, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(built)
 
 
 def test_wheel_carries_every_source_and_config_file(wheel: zipfile.ZipFile) -> None:
@@ -38,6 +57,7 @@ def test_wheel_carries_every_source_and_config_file(wheel: zipfile.ZipFile) -> N
     configs = [p for p in (ROOT / "configs").rglob("*") if p.suffix in {".yaml", ".py"}]
     assert configs
     expected |= {f"rambo_det/{p.relative_to(ROOT).as_posix()}" for p in configs}
+    expected |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "rambo_det").rglob("*.cpp")}
     expected |= {"rambo_det/py.typed", "rambo_det/compare/report.html.jinja"}
     assert {n for n in wheel.namelist() if n.startswith("rambo_det/")} == expected
 
@@ -50,6 +70,31 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     entry_points = wheel.read(f"{info}/entry_points.txt").decode()
     assert "rambo-train = rambo_det.cli.train:main" in entry_points
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
+
+
+def test_the_installed_wheel_works_outside_of_the_clone(built: Path, tmp_path: Path) -> None:
+    """In an environment that has what this one has, but not this clone: see tools/smoke_test.py."""
+    environment, empty = tmp_path / "environment", tmp_path / "empty"
+    empty.mkdir()
+    venv.create(environment, with_pip=False)
+    python = environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
+    run([*pip, built], empty)
+    own = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], empty))
+    # The packages of this environment; as a path alone, which leaves out an editable rambo_det.
+    others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    others |= {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
+    Path(str(own).strip(), "others.pth").write_text("".join(f"{path}\n" for path in others))
+    printed = run([python, ROOT / "tools" / "smoke_test.py"], empty)
+    assert f"rambo_det {__version__}" in printed or "the loss alone" in printed
+    assert not list(empty.iterdir())
+
+
+def test_the_version_is_in_one_place() -> None:
+    files = [*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]
+    files += [*ROOT.glob("rambo_det/**/*.py"), ROOT / "mkdocs.yml", ROOT / "Dockerfile"]
+    holding = {f.name for f in files if re.search(rf"(?<![\d.]){__version__}(?!\d)", f.read_text())}
+    assert holding == {"version.py"}
 
 
 @pytest.fixture

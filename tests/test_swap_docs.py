@@ -1,7 +1,6 @@
 """docs/swap-the-loss.md: every line of its tables is executed as it stands."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -15,12 +14,13 @@ from detectron2.utils.events import EventStorage
 import rambo_det
 
 from .architectures import ARCHITECTURES, assert_same_predictions, config, memories
+from .doc_pages import DOCS, blocks, text_of
 from .models import CONFIGS, training_inputs
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
-TEXT = (DOCS / "swap-the-loss.md").read_text(encoding="utf-8")
+PAGE = DOCS / "swap-the-loss.md"
+TEXT = text_of(PAGE)
 ROWS = re.findall(r"^\| (.+?) \| `(.+?)` \| \[.+?\]\((.+?)\) \| (.+?) \|$", TEXT, re.M)
-PREAMBLE = re.findall(r"```python\n(.*?)```", TEXT, re.S)[0]
+PREAMBLE = blocks(PAGE, "python")[0]
 # The stock model that a row's project has.
 STOCK = {
     "Faster R-CNN with FPN": "faster_rcnn",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from ..config_files import find_config
 from ..errors import InputError
 from .failures import explain
 
@@ -54,6 +55,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError("--resume goes on with a run and --fresh starts anew: choose one of them")
     if not args.config_file:
         raise InputError("--config FILE is missing, e.g. configs/quickstart/faster_rcnn_rambo.yaml")
+    # Detectron2 reads the file too, and knows nothing of those that are shipped with the package.
+    args.config_file = find_config(args.config_file)
     return args
 
 

@@ -1,0 +1,39 @@
+"""README and docs/ as the tests read them: their code blocks, and the lines of their tables."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
+
+
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    """The fenced blocks of a page in that language ("" for none), in order."""
+    return [code for name, code in _BLOCK.findall(text_of(page)) if name == language]
+
+
+def commands(page):
+    """The command lines of the blocks marked ``sh``, continued lines joined."""
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+def sections(page):
+    """(heading, text) of the parts of a page that begin with ``## ``."""
+    parts = re.split(r"^## (.+)$", text_of(page), flags=re.M)[1:]
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def load_tool(name):
+    """The module tools/NAME.py; there may be another package of the name tools."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

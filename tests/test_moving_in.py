@@ -1,0 +1,73 @@
+"""docs/moving-in.md: at the mapped parameters the loss gives the authors' published numbers."""
+
+import json
+
+import pytest
+import torch
+
+from rambo_det import RamboLoss
+from rambo_det.core import recall_loss
+
+from .doc_pages import DOCS, ROOT, blocks
+
+CASES = json.loads((ROOT / "tests" / "authors_cases.json").read_text())
+AP = [case for case in CASES if case["kind"] == "ap"]
+PAGE = DOCS / "moving-in.md"
+
+
+@pytest.fixture(scope="module")
+def our_lambda():
+    scope = {}
+    exec(blocks(PAGE, "python")[0], scope)
+    return scope["our_lambda"]
+
+
+def batch(case):
+    """(scores, gt_classes, classes present); None where a row has several classes."""
+    scores, targets = torch.tensor(case["scores"]), torch.tensor(case["targets"])
+    gt_classes = torch.where(targets.any(1), targets.argmax(1), targets.shape[1])
+    several = bool((targets.sum(1) > 1).any())
+    return None if several else (scores, gt_classes, int(targets.any(0).sum()))
+
+
+@pytest.mark.parametrize("case", AP, ids=range(len(AP)))
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+def test_mapped_parameters_give_the_published_numbers(case, weight, our_lambda):
+    """The module of the page's table; theirs with a loss weight is theirs with another λ."""
+    found = batch(case)
+    if found is None:
+        pytest.skip("a row of this case has several classes: RamboLoss takes one")
+    scores, gt_classes, present = found
+    n, c = scores.shape
+    theirs = case["lambda_divided"] / weight  # times the weight: what the case was made with
+    for beta, lambda_, grad, loss in (
+        (0.0, our_lambda(theirs, n, present, weight), case["grad_per_class"], "loss_per_class"),
+        (1.0, our_lambda(theirs, n * c, 1, weight), case["grad_flat"], "loss_flat"),
+    ):
+        leaf = scores.clone().requires_grad_()
+        value = RamboLoss(c, lambda_=lambda_, margin=0.0, beta=beta)(leaf, gt_classes)
+        (value * weight).backward()
+        assert value.item() == pytest.approx(case[loss], abs=2e-5)
+        want = torch.tensor(grad).view(n, c) * weight
+        torch.testing.assert_close(leaf.grad, want, atol=1e-7 * weight, rtol=1e-5)
+
+
+def test_some_cases_have_several_classes_and_a_gradient():
+    used = [case for case in AP if batch(case) is not None]
+    assert len(used) >= 4 and any(len(case["scores"][0]) > 1 for case in used)
+    assert sum(abs(torch.tensor(case["grad_per_class"])).sum() > 0 for case in used) >= 3
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c["kind"] == "recall_log"])
+def test_recall_loss_is_theirs_but_for_the_number_of_queries(case):
+    """Theirs multiplies divided ranks by the number of sequences, 1 here: log(1 + (r - r⁺)/N)."""
+    scores, targets = torch.tensor(case["scores"])[0], torch.tensor(case["targets"])[0]
+    y = scores - case["margin"] * (targets - 0.5)
+    r = (y[None] > y[:, None]).sum(1) + 1.0
+    positive = targets > 0
+    among = (y[positive][None] > y[positive][:, None]).sum(1) + 1.0
+    missed = r[positive] - among
+    published = torch.log1p(missed / len(scores)).mean().item()
+    assert published == pytest.approx(case["loss_as_published"], abs=1e-5)
+    ours = recall_loss(scores, targets, margin=case["margin"], weighting="log").item()
+    assert ours == pytest.approx(torch.log1p(missed).mean().item(), abs=1e-6)

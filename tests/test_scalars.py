@@ -1,0 +1,97 @@
+"""docs/scalars.md: the scalars it explains are those that are written."""
+
+import re
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from rambo_det import RamboCriterion
+
+from .architectures import config
+from .doc_pages import DOCS, text_of
+from .models import training_inputs
+
+PAGE = text_of(DOCS / "scalars.md")
+CLASSES = ("circle", "square", "triangle", "star", "object")
+
+
+def written(architecture):
+    """Names of the scalars of a training step of a real model."""
+    model = build_model(config(architecture)).train()
+    with EventStorage() as storage:
+        losses = model(training_inputs(2))
+        return set(storage.latest()), set(losses)
+
+
+def general(names, prefix):
+    """Names below a prefix, as the page writes them."""
+    inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    classes = "|".join(CLASSES)
+    return {"rambo/" + re.sub(rf"^AP-({classes}|\d)$", "AP-<class>", name) for name in inside}
+
+
+def documented():
+    return set(re.findall(r"^\| `(rambo/.+?)` \|", PAGE, re.M))
+
+
+@pytest.mark.parametrize(
+    "architecture, prefixes, loss",
+    [
+        ("faster_rcnn", ["rambo/"], "loss_cls"),
+        ("retinanet", ["rambo/"], "loss_cls"),
+        ("cascade", [f"rambo/stage{i}/" for i in range(3)], "loss_cls_stage0"),
+        ("rpn", ["rambo/rpn/"], "loss_rpn_cls"),
+    ],
+)
+def test_one_process(architecture, prefixes, loss):
+    names, losses = written(architecture)
+    assert loss in losses and f"`{loss}`" in PAGE
+    for prefix in prefixes:
+        assert general(names, prefix) >= documented() - {"rambo/bytes_sent"}
+        assert f"`{prefix}`" in PAGE or prefix == "rambo/"
+    if architecture != "rpn":  # whose heads have scalars of their own
+        extra = {n for n in names if n.startswith("rambo/")}
+        assert {g for p in prefixes for g in general(extra, p)} <= documented()
+    stock = {n for n in names if n.startswith(("fast_rcnn/", "roi_head/"))}
+    if architecture == "faster_rcnn":
+        assert set(re.findall(r"`(fast_rcnn/\w+)`", PAGE)) <= stock
+        assert "roi_head/num_fg_samples" in stock  # docs/tuning.md
+
+
+def test_memory_fill_and_absent_scalars():
+    loss = RamboCriterion(2, memory_length=4)
+    scores, gt = torch.randn(20, 2, requires_grad=True), torch.arange(20) % 3
+    with EventStorage() as storage:
+        for _ in range(5):
+            loss(scores, gt)
+        assert storage.latest()["rambo/memory_fill"] in (1.0, (1.0, 0))
+    with EventStorage() as storage:
+        loss(scores, torch.full((20,), 2))  # no positive, and the memory is full of others
+        assert "rambo/zero_gradient" not in storage.latest()
+        assert "rambo/starved" not in storage.latest()
+    with EventStorage() as storage:
+        RamboCriterion(2, memory_length=0)(scores, torch.full((20,), 2))
+        assert not any("AP" in name for name in storage.latest())
+        assert storage.latest()["rambo/memory_fill"] in (0.0, (0.0, 0))
+
+
+def _process(rank, file, folder):
+    dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)
+    with EventStorage() as storage:
+        RamboCriterion(2)(torch.randn(20, 2, requires_grad=True), torch.arange(20) % 3)
+    (folder / str(rank)).write_text("\n".join(storage.latest()))
+    dist.destroy_process_group()
+
+
+def test_several_processes(tmp_path):
+    mp.spawn(_process, (tmp_path / "meet", tmp_path), nprocs=2)
+    names = [(tmp_path / str(rank)).read_text().split() for rank in range(2)]
+    assert names[0] == names[1]
+    assert general(names[0], "rambo/") == documented()

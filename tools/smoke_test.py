@@ -1,0 +1,112 @@
+#!/usr/bin/env python
+"""Try an installed rambo_det, from an empty folder: the loss, a training, its checkpoint.
+
+    python /path/to/tools/smoke_test.py
+
+Run it with the Python that rambo_det is installed in, outside of the clone: it fails if the package
+that is imported is that of the clone. Without Detectron2 it tries the loss alone and says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+CLONE = Path(__file__).resolve().parents[1]
+CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
+SHORT = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0"]
+SHORT += ["SEED", "1", "OUTPUT_DIR", "run"]
+SHORT += ["DATASETS.TRAIN", "('smoke',)", "DATASETS.TEST", "('smoke',)"]
+
+
+def check(holds: object, what: str) -> None:
+    """Ends the program with a line that says what is wrong, unless it holds."""
+    if not holds:
+        sys.exit(f"error: smoke test: {what}")
+
+
+def try_loss() -> None:
+    """Scores that are drawn at random are sorted by the gradient: three of them positive."""
+    import torch
+
+    from rambo_det import RamboLoss
+
+    generator = torch.Generator().manual_seed(0)
+    scores = (torch.randn(30, 1, generator=generator) / 10).requires_grad_()
+    gt_classes = (torch.arange(30) >= 3).long()
+    loss = RamboLoss(num_classes=1)
+    optimizer = torch.optim.SGD([scores], lr=0.5)
+    first = loss(scores, gt_classes)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss(scores, gt_classes).backward()
+        optimizer.step()
+    last = loss(scores, gt_classes)
+    check(first > 0.5 and last == 0, f"the loss went from {first} to {last}, not to 0")
+
+
+def write_data(folder: Path, count: int = 3) -> None:
+    """A few drawn images as a data set in COCO format: ``images/`` and ``data.json``."""
+    import cv2
+
+    from rambo_det.data.drawing import CLASSES, draw
+
+    (folder / "images").mkdir()
+    images, annotations = [], []
+    for index in range(count):
+        image, objects = draw("train", index)
+        name, (height, width) = f"{index}.png", image.shape[:2]
+        cv2.imwrite(str(folder / "images" / name), image)
+        images.append({"id": index, "file_name": name, "height": height, "width": width})
+        for label, box, area in objects:
+            record = {"id": len(annotations) + 1, "image_id": index, "category_id": label}
+            annotations.append({**record, "bbox": box, "area": area, "iscrowd": 0})
+    categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "data.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def train(folder: Path) -> None:
+    """Two iterations and an evaluation through the console command, from the shipped configs."""
+    write_data(folder)
+    data = ["--register-coco", "smoke", "data.json", "images", "--classes"]
+    data.append("circle,square,triangle,star")
+    command = Path(sysconfig.get_path("scripts"), "rambo-train")
+    check(command.is_file(), f"there is no {command}")
+    for arguments in ([], ["--resume"], ["--eval-only"]):
+        full = [sys.executable, str(command), "--config", CONFIG, *arguments]
+        full += [*data, *SHORT]
+        done = subprocess.run(full, cwd=folder, capture_output=True, text=True)
+        check(done.returncode == 0, f"{' '.join(full)}\n{done.stdout}{done.stderr}")
+        check("AP50" in done.stdout, f"no table of results: {done.stdout}")
+    check((folder / "run" / "model_final.pth").is_file(), "no checkpoint")
+
+
+def main() -> int:
+    """Command line entry."""
+    import torch
+
+    import rambo_det
+
+    place = Path(rambo_det.__file__).resolve()
+    check(place.parent != CLONE / "rambo_det", f"what is imported is the clone: {place}")
+    try_loss()
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    if importlib.util.find_spec("detectron2") is None:
+        print(f"smoke test passed with {versions}: the loss alone, Detectron2 is not installed")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        train(Path(folder))
+    own = f"rambo_det {rambo_det.__version__}"
+    print(f"smoke test passed with {versions}: {own}, loss and training")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
