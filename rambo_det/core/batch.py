@@ -40,7 +40,9 @@ class _GivenGradient(torch.autograd.Function):
             grad = torch.zeros(ctx.shape, dtype=ctx.dtype, device=ctx.device)
             return (grad.fill_(ctx.factor) if math.isnan(ctx.factor) else grad), None, None, None
         # Half precision is rounded to last.
-        return (ctx.grad * (upstream * ctx.factor)).to(ctx.dtype), None, None, None
+        if ctx.factor != 1:
+            upstream = upstream * ctx.factor
+        return (ctx.grad * upstream).to(ctx.dtype), None, None, None
 
 
 @dataclass

@@ -5,32 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .counting import Ranked
 from .keys import decode, in_list, list_of, missed_of
-
-
-class Ranked:
-    """Positives by list, then by rising score, the last one first in a tie.
-
-    Attributes:
-        order: ``(P,)`` int64, where each was before.
-        score: ``(P,)`` float32.
-        lists: ``(P,)`` int64.
-        bounds: ``(L + 1,)`` int64: those of list l are ``score[bounds[l]:bounds[l + 1]]``.
-        num: ``(L,)`` int64, positives of each list.
-        rank: ``(P,)`` int64, rank among the positives of the list, 1 = highest.
-    """
-
-    def __init__(self, keys: Tensor, num_lists: int) -> None:
-        number = keys.shape[0]
-        rising, order = keys.flip(0).sort(stable=True)
-        self.order = (number - 1) - order
-        self.score = decode(rising)
-        self.lists = rising >> 32
-        starts = torch.arange(num_lists + 1, device=keys.device) << 32
-        self.bounds = torch.searchsorted(rising, starts)
-        self.num = self.bounds.diff()
-        places = torch.arange(number, device=keys.device)
-        self.rank = self.bounds.index_select(0, self.lists + 1).sub_(places)
 
 
 class Entries:

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .entries import Entries, Ranked
-from .keys import ceil_float32, list_of
+from .counting import Thresholds, counting_for
+from .entries import Entries
+from .keys import list_of
 from .memory import Stored
 from .negatives import Negatives
 from .objectives import Objective
@@ -73,7 +74,7 @@ class ListResult:
         above: ``(J, P)`` int64, negatives above each positive of all processes (within the margin),
             in the lists of its class if those are ranked.
         change: ``(J, P)`` int64, by how much the blackbox step changes its rank there.
-        floor: ``(C + 1,)`` float32, the lowest threshold of each group, infinite if it has none.
+        thresholds: of the groups; None where nothing is positive.
         grad: ``(N, C)``, of the loss by this process's scores; None where nothing is positive.
     """
 
@@ -82,7 +83,7 @@ class ListResult:
     present: Tensor
     above: Tensor
     change: Tensor
-    floor: Tensor
+    thresholds: Thresholds | None
     grad: Tensor | None
 
 
@@ -118,28 +119,28 @@ def rank_lists(
     if how.interclass:
         keys.append(found.keys + ((num_classes - list_of(found.keys)) << 32))
     entries = Entries(torch.cat(keys), how.levels)
-    ranked = Ranked(entries.keys, (num_classes + 1) * how.num_lists)
-    if ranked.score.shape[0] == 0:
+    if entries.keys.shape[0] == 0:
         return _nothing(num_classes, here, how.num_lists, scores.device)
-    negatives = Negatives(scores, gt_classes, high, stored, entries, ranked.bounds, processes)
-    lists, argsort = ranked.lists, negatives.argsort
+    counting = counting_for(scores.device)
+    ranked = counting.rank(entries.keys, (num_classes + 1) * how.num_lists, how.margin)
+    negatives = Negatives(
+        counting, scores, gt_classes, high, stored, entries, ranked.bounds, processes
+    )
+    lists, num = ranked.lists, ranked.bounds.diff()
 
-    start = ranked.score.double() - how.margin
-    before = negatives.thresholds(ceil_float32(start))
+    before = negatives.thresholds(ranked.at)
     above = negatives.count(before)
     rank = above + ranked.rank
     summand, slope = how.objective(
-        rank.double(), ranked.rank.double(), ranked.num.index_select(0, lists).double()
+        rank.double(), ranked.rank.double(), num.index_select(0, lists).double()
     )
-    losses = torch.zeros(ranked.num.shape[0], dtype=torch.float64, device=scores.device)
+    losses = torch.zeros(num.shape[0], dtype=torch.float64, device=scores.device)
     losses.index_add_(0, lists, summand)
-    lambda_, divisor = how.step(Slopes(slope, ranked.bounds, losses, argsort))
-    losses, present, weight = _weigh(losses, ranked.num, how)
+    lambda_, divisor = how.step(Slopes(slope, ranked.bounds, losses, counting.argsort))
+    losses, present, weight = _weigh(losses, num, how)
 
-    moved = lambda_.index_select(0, lists).mul_(slope).add_(start)
-    # Ties among moved positives go to the one that led before the move.
-    order = argsort(moved)
-    after = negatives.thresholds(ceil_float32(moved.index_select(0, order)))
+    order, at = counting.move(ranked, lambda_, slope)
+    after = negatives.thresholds(at)
     grad, moved_above = negatives.write(before, after, divisor, weight, dtype)
     change = torch.empty_like(rank).index_copy_(0, order, moved_above.add_(ranked.rank)).sub_(rank)
 
@@ -148,11 +149,11 @@ def rank_lists(
     _put_own(grad, change, divisor, weight, entries, targets, found.first, here, how)
     return ListResult(
         loss=(losses * weight).sum(),
-        losses=losses.view(-1, how.num_lists).mean(dim=1),
+        losses=losses.view(-1, how.levels).mean(dim=1) if how.levels else losses,
         present=present,
         above=above[:, :here],
         change=change[:, :here],
-        floor=before.floor(),
+        thresholds=before.groups,
         grad=grad,
     )
 
@@ -160,8 +161,7 @@ def rank_lists(
 def _nothing(num_classes: int, here: int, levels: int, device: torch.device) -> ListResult:
     losses = torch.zeros(num_classes + 1, dtype=torch.float64, device=device)
     counts = torch.zeros((levels, here), dtype=torch.int64, device=device)
-    floor = torch.full_like(losses, torch.inf).float()
-    return ListResult(losses.sum(), losses, losses > 0, counts, counts, floor, None)
+    return ListResult(losses.sum(), losses, losses > 0, counts, counts, None, None)
 
 
 def _weigh(losses: Tensor, num: Tensor, how: Ranking) -> tuple[Tensor, Tensor, Tensor]:

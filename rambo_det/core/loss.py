@@ -137,7 +137,7 @@ class RamboLoss(nn.Module):
         result = batch.rank(how, stored)
         self.stats = LossStats(result, batch.processes.bytes_sent, batch.found.finite)
         if learning and batch.found.finite:
-            self.memory.write(batch.ranked, batch.gt_classes, batch.found.keys, result.floor)
+            self.memory.write(batch.ranked, batch.gt_classes, batch.found.keys, result.thresholds)
         return batch.lose(result)
 
     def _missed(self, ious: Tensor | None, number: int) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .counting import counting_for
+from .counting import Thresholds, counting_for
 from .keys import make_keys
 from .processes import Processes
 from .targets import Targets
@@ -129,7 +129,7 @@ class ScoreMemory(nn.Module):
         scores: Tensor,
         gt_classes: Tensor,
         positives: Tensor | None = None,
-        floor: Tensor | None = None,
+        thresholds: Thresholds | None = None,
     ) -> None:
         """Puts a batch in the place of the oldest one.
 
@@ -137,8 +137,7 @@ class ScoreMemory(nn.Module):
             scores: ``(N, C)``, float32.
             gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
             positives: ``(P,)`` keys of the positives, of all processes; None: those of the scores.
-            floor: ``(C + 1,)`` float32, the lowest threshold of each class and of all, infinite
-                where there is none; None: none anywhere.
+            thresholds: those of each class's positives, and of all; None: there are none.
         """
         if self.length == 0:
             return
@@ -154,7 +153,7 @@ class ScoreMemory(nn.Module):
             positives = positives.index_select(0, place // row.shape[0])
         row[: positives.shape[0]] = positives
         size = self.scores.shape[1]
-        base = _base(floor, num_classes, scores.device)
+        base = _base(thresholds, num_classes, scores.device)
         highest = counting_for(scores.device).highest(scores, gt_classes, base, size)
         self._put_negatives(slot, *highest)
         self.written += 1
@@ -190,10 +189,11 @@ def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
     return {name: mine.get_buffer(name) for name in _OF_PROCESS}
 
 
-def _base(floor: Tensor | None, num_classes: int, device: torch.device) -> Tensor:
+def _base(thresholds: Thresholds | None, num_classes: int, device: torch.device) -> Tensor:
     """``(C,)`` float32, from where the height of a class's negatives is measured."""
-    if floor is None:
+    if thresholds is None:
         return torch.zeros(num_classes, device=device)
+    floor = thresholds.floor()
     lowest = floor.min()  # for a class without a positive the lowest threshold of any other
     lowest = torch.where(lowest.isfinite(), lowest, torch.zeros_like(lowest))
     return torch.where(floor[:-1].isfinite(), floor[:-1], lowest)

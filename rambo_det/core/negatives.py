@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .counting import Thresholds, counting_for
+from .counting import Counting, Thresholds
 from .counting.plain import at_or_below
 from .entries import Entries
 from .memory import Stored
@@ -24,10 +24,6 @@ class Compared:
     def __init__(self, lists: Thresholds, groups: Thresholds, merged: Tensor | None) -> None:
         self.lists, self.groups, self.merged = lists, groups, merged
 
-    def floor(self) -> Tensor:
-        """``(G,)`` float32, the lowest threshold of each group; infinite if it has none."""
-        return self.groups.floor()
-
     def weighted(self, weights: Tensor) -> Thresholds:
         """Those of the groups with ``(P,)`` float64 weights, given by list."""
         assert self.merged is not None
@@ -44,6 +40,7 @@ class Negatives:
     """The negatives of a batch and of a memory, and the positives that miss a threshold.
 
     Args:
+        counting: the passes, for the device of the scores.
         scores, gt_classes, high, stored, processes: as those of :func:`.lists.rank_lists`.
         entries: the positives in their lists.
         bounds: ``(L + 1,)`` int64, where the positives of each list begin and end, once sorted.
@@ -51,6 +48,7 @@ class Negatives:
 
     def __init__(
         self,
+        counting: Counting,
         scores: Tensor,
         gt_classes: Tensor,
         high: float,
@@ -61,11 +59,7 @@ class Negatives:
     ) -> None:
         self._batch, self._stored = (scores, gt_classes, high), stored
         self._entries, self._bounds, self._processes = entries, bounds, processes
-        self._counting = counting_for(scores.device)
-
-    def argsort(self, values: Tensor) -> Tensor:
-        """``(P,)`` int64, the order within each list by rising float64 value ``(P,)``."""
-        return self._counting.argsort(values, self._bounds)
+        self._counting = counting
 
     def thresholds(self, at: Tensor) -> Compared:
         """From ``(P,)`` float32, by list, then rising."""

@@ -16,13 +16,13 @@ class Slopes(NamedTuple):
         slope: ``(P,)`` float64, g of each positive, by list.
         bounds: ``(L + 1,)`` int64: those of list l are ``slope[bounds[l]:bounds[l + 1]]``.
         losses: ``(L,)`` float64, the loss of each list.
-        argsort: gives ``(P,)`` int64, the order within each list by rising value.
+        argsort: :meth:`.counting.Counting.argsort`.
     """
 
     slope: Tensor
     bounds: Tensor
     losses: Tensor
-    argsort: Callable[[Tensor], Tensor]
+    argsort: Callable[[Tensor, Tensor], Tensor]
 
 
 #: The λ of each list that scores are perturbed by and the λ that the change of ranks is divided by,
@@ -56,7 +56,7 @@ def median_lift_step(lift: float, log: bool = True) -> Step:
     def step(slopes: Slopes) -> tuple[Tensor, Tensor]:
         first, end = slopes.bounds[:-1], slopes.bounds[1:]
         middle = ((first + end - 1) >> 1).clamp_(0, slopes.slope.shape[0] - 1)
-        order = slopes.argsort(slopes.slope)
+        order = slopes.argsort(slopes.slope, slopes.bounds)
         median = slopes.slope.index_select(0, order.index_select(0, middle))
         # A scalar over a tensor would be reciprocal times scalar: two roundings.
         lambda_ = torch.full_like(median, lift) / median

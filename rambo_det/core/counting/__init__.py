@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from . import plain
-from .groups import Counting, Thresholds
+from .groups import Counting, Ranked, Thresholds
 from .native import native_counting
 
-__all__ = ["Counting", "Thresholds", "counting_for"]
+__all__ = ["Counting", "Ranked", "Thresholds", "counting_for"]
 
 
 def counting_for(device: torch.device) -> Counting:

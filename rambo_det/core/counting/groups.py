@@ -34,9 +34,31 @@ class Thresholds(NamedTuple):
         return lowest.masked_fill_(first == self.bounds[1:], torch.inf)
 
 
+class Ranked(NamedTuple):
+    """Positives by list, then by rising score, the last one first in a tie.
+
+    Attributes:
+        order: ``(P,)`` int64, where each was before.
+        lists: ``(P,)`` int64.
+        bounds: ``(L + 1,)`` int64: those of list l are at ``bounds[l]:bounds[l + 1]``.
+        rank: ``(P,)`` int64, rank among the positives of the list, 1 = highest.
+        start: ``(P,)`` float64, score less margin.
+        at: ``(P,)`` float32, the smallest number that is not below it: b >= at is b >= start.
+    """
+
+    order: Tensor
+    lists: Tensor
+    bounds: Tensor
+    rank: Tensor
+    start: Tensor
+    at: Tensor
+
+
 class Counting(Protocol):
-    """The passes over all scores. A negative of a batch is a score of a row whose class is >= 0
-    and not the score's column; those of infinite or NaN value are counted anyhow."""
+    """The passes over all scores, and the sorting of positives.
+
+    A negative of a batch is a score of a row whose class is >= 0 and not the score's column.
+    """
 
     def count(
         self, scores: Tensor, gt_classes: Tensor, high: float, thresholds: Thresholds
@@ -77,6 +99,18 @@ class Counting(Protocol):
         Returns:
             ``(N, C)``, 0 for all that is no negative, and ``(T of after,)`` int64.
         """
+
+    def find(self, gt_classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Rows and columns ``(P,)`` int64 of the positives of ``(N,)`` int64 classes."""
+
+    def rank(self, keys: Tensor, num_lists: int, margin: float) -> Ranked:
+        """Sorts positives ``(P,)``, ``list << 32 | order_code(score)``."""
+
+    def move(self, ranked: Ranked, lambda_: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Order ``(P,)`` int64 within the lists, and thresholds in it ``(P,)`` float32, of the
+        positives after the step ``start + λ · slope``, with λ ``(L,)`` and slope ``(P,)`` float64.
+
+        Ties go to the one that led before the step."""
 
     def argsort(self, values: Tensor, bounds: Tensor) -> Tensor:
         """``(T,)`` int64, the stable order of ``(T,)`` float64 values by rising value within

@@ -3,6 +3,7 @@
 // Plain C at the boundary: no header of torch or Python, so that any C++ compiler makes it.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -14,7 +15,7 @@ constexpr int kBlock = 64;              // scores that are looked at together
 constexpr int kAtOnce = 2;              // thresholds of a cell that are compared without a branch
 constexpr int64_t kPerThreshold = 2;    // cells of a group for each of its thresholds
 constexpr int64_t kMaxCells = 1 << 16;  // of a group
-constexpr int64_t kPerThread = 1 << 15; // fewer scores are not worth a thread
+constexpr int64_t kPerThread = 1 << 12; // fewer scores are not worth a thread
 const float kInfinity = __builtin_inff();
 
 // The thresholds of all groups, as the caller has them.
@@ -131,6 +132,12 @@ float highest(const float* values, int64_t number) {
     for (int j = 0; j < kBlock; ++j) most[j] = values[i + j] > most[j] ? values[i + j] : most[j];
   for (; i < number; ++i) most[0] = values[i] > most[0] ? values[i] : most[0];
   return *std::max_element(most, most + kBlock);
+}
+
+// The smallest float that is not below x.
+float up_to_float(double x) {
+  const float y = float(x);
+  return double(y) < x ? std::nextafter(y, kInfinity) : y;
 }
 
 int threads_for(int64_t scores, int most) {
@@ -342,6 +349,62 @@ void rambo_write(const float* values, int64_t rows, int64_t columns, int64_t row
   else
     write<float>(s, groups, {static_cast<float*>(grad), grad_row_stride, grad_column_stride}, bins);
   from_bins(groups, after, bins, above);
+}
+
+// Rows whose class is one of the columns, and it; returns how many there are.
+int64_t rambo_find(const int64_t* gt, int64_t rows, int64_t columns, int64_t* found_rows,
+                   int64_t* found_columns) {
+  int64_t found = 0;
+  for (int64_t start = 0; start < rows; start += kBlock) {
+    const int64_t end = std::min(start + kBlock, rows);
+    int any = 0;
+    for (int64_t n = start; n < end; ++n) any |= uint64_t(gt[n]) < uint64_t(columns);
+    for (int64_t n = start; any && n < end; ++n)
+      if (uint64_t(gt[n]) < uint64_t(columns)) found_rows[found] = n, found_columns[found++] = gt[n];
+  }
+  return found;
+}
+
+// Sorts positives by key, the last one first in a tie; see Ranked in entries.py.
+void rambo_rank(const int64_t* keys, int64_t number, int64_t num_lists, double margin,
+                int64_t* order, int64_t* lists, int64_t* rank, double* start, float* at,
+                int64_t* bounds) {
+  std::vector<std::pair<int64_t, int64_t>> pairs(number);
+  for (int64_t i = 0; i < number; ++i) pairs[i] = {keys[i], -i};
+  std::sort(pairs.begin(), pairs.end());
+  int64_t list = -1;
+  for (int64_t i = 0; i < number; ++i) {
+    const int64_t key = pairs[i].first;
+    order[i] = -pairs[i].second;
+    lists[i] = key >> 32;
+    while (list < lists[i]) bounds[++list] = i;
+    int32_t bits = int32_t((key & 0xFFFFFFFF) - (int64_t(1) << 31));
+    bits ^= (bits >> 31) & 0x7FFFFFFF;
+    float score;
+    std::memcpy(&score, &bits, sizeof score);
+    start[i] = double(score) - margin;
+    at[i] = up_to_float(start[i]);
+  }
+  while (list < num_lists) bounds[++list] = number;
+  for (int64_t i = 0; i < number; ++i) rank[i] = bounds[lists[i] + 1] - i;
+}
+
+// The positives after the step start + lambda * slope: their order, and their thresholds in it.
+void rambo_move(const double* start, const double* slope, const double* lambda,
+                const int64_t* bounds, int64_t num_lists, int64_t* order, float* at) {
+  std::vector<std::pair<double, int64_t>> pairs;
+  for (int64_t g = 0; g < num_lists; ++g) {
+    pairs.clear();
+    for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) {
+      const double step = lambda[g] * slope[i];
+      pairs.emplace_back(start[i] + step, i);
+    }
+    std::sort(pairs.begin(), pairs.end());
+    for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) {
+      order[i] = pairs[i - bounds[g]].second;
+      at[i] = up_to_float(pairs[i - bounds[g]].first);
+    }
+  }
 }
 
 // Stable order within each segment, by rising value.

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...cache import cache_folder
 from . import plain
-from .groups import Thresholds
+from .groups import Ranked, Thresholds
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 # Not -march=native: the cache may be shared by machines. No contraction: it would round otherwise
@@ -46,6 +46,10 @@ class NativeCounting:
         self._count_listed = library.rambo_count_listed
         self._write = library.rambo_write
         self._argsort = library.rambo_argsort
+        self._rank = library.rambo_rank
+        self._move = library.rambo_move
+        self._find = library.rambo_find
+        self._find.restype = ctypes.c_int64
         self._collect = library.rambo_collect
         self._collect.restype = ctypes.c_int64
 
@@ -61,6 +65,7 @@ class NativeCounting:
 
     def count_listed(self, values: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
         above = torch.empty(thresholds.at.shape[0], dtype=torch.int64)
+        values, groups = values.contiguous(), groups.contiguous()
         self._count_listed(
             _data(values), _data(groups), _long(values.shape[0]), _data(thresholds.at),
             _data(thresholds.bounds), _long(thresholds.bounds.shape[0] - 1),
@@ -88,6 +93,36 @@ class NativeCounting:
             _data(grad), *map(_long, grad.stride()), torch.get_num_threads(), _data(above),
         )  # fmt: skip
         return grad, above
+
+    def find(self, gt_classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        number = gt_classes.shape[0]
+        rows = torch.empty(number, dtype=torch.int64)
+        columns = torch.empty_like(rows)
+        found = self._find(
+            _data(gt_classes), _long(number), _long(num_classes), _data(rows), _data(columns)
+        )
+        return rows[:found], columns[:found]
+
+    def rank(self, keys: Tensor, num_lists: int, margin: float) -> Ranked:
+        number = keys.shape[0]
+        order = torch.empty(number, dtype=torch.int64)
+        lists, rank = torch.empty_like(order), torch.empty_like(order)
+        start = torch.empty(number, dtype=torch.float64)
+        at = torch.empty(number)
+        bounds = torch.empty(num_lists + 1, dtype=torch.int64)
+        self._rank(
+            _data(keys), _long(number), _long(num_lists), ctypes.c_double(margin), _data(order),
+            _data(lists), _data(rank), _data(start), _data(at), _data(bounds),
+        )  # fmt: skip
+        return Ranked(order, lists, bounds, rank, start, at)
+
+    def move(self, ranked: Ranked, lambda_: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        order, at = torch.empty_like(ranked.order), torch.empty_like(ranked.at)
+        self._move(
+            _data(ranked.start), _data(slope), _data(lambda_), _data(ranked.bounds),
+            _long(ranked.bounds.shape[0] - 1), _data(order), _data(at),
+        )  # fmt: skip
+        return order, at
 
     def argsort(self, values: Tensor, bounds: Tensor) -> Tensor:
         order = torch.empty(values.shape[0], dtype=torch.int64)

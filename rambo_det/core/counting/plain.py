@@ -10,8 +10,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..keys import make_keys, order_code64
-from .groups import Thresholds
+from ..keys import ceil_float32, decode, make_keys, order_code64
+from .groups import Ranked, Thresholds
+
+#: Scores that are looked at in one go.
+_CHUNK = 1 << 22
+
+
+def find(gt_classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """See :meth:`.groups.Counting.find`."""
+    rows = ((gt_classes >= 0) & (gt_classes < num_classes)).nonzero().view(-1)
+    return rows, gt_classes.index_select(0, rows)
+
+
+def rank(keys: Tensor, num_lists: int, margin: float) -> Ranked:
+    """See :meth:`.groups.Counting.rank`."""
+    number = keys.shape[0]
+    rising, order = keys.flip(0).sort(stable=True)
+    lists = rising >> 32
+    bounds = torch.searchsorted(rising, torch.arange(num_lists + 1, device=keys.device) << 32)
+    ranks = bounds.index_select(0, lists + 1) - torch.arange(number, device=keys.device)
+    start = decode(rising).double() - margin
+    return Ranked((number - 1) - order, lists, bounds, ranks, start, ceil_float32(start))
+
+
+def move(ranked: Ranked, lambda_: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """See :meth:`.groups.Counting.move`."""
+    moved = lambda_.index_select(0, ranked.lists) * slope + ranked.start
+    order = argsort(moved, ranked.bounds)
+    return order, ceil_float32(moved.index_select(0, order))
 
 
 def argsort(values: Tensor, bounds: Tensor) -> Tensor:
@@ -67,10 +94,19 @@ def _near(scores: Tensor, gt_classes: Tensor, floor: Tensor) -> tuple[Tensor, Te
     return position, groups, scores.reshape(-1).index_select(0, position)
 
 
+def _chunks(scores: Tensor, gt_classes: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Rows that are looked at in one go: what is made of their scores takes a bounded memory."""
+    rows = max(_CHUNK // max(scores.shape[1], 1), 1)
+    return list(zip(scores.split(rows), gt_classes.split(rows), strict=True))
+
+
 def count(scores: Tensor, gt_classes: Tensor, high: float, thresholds: Thresholds) -> Tensor:
     """See :meth:`.groups.Counting.count`."""
-    _, groups, values = _near(scores, gt_classes, thresholds.floor())
-    return count_listed(values, groups, thresholds)
+    above = torch.zeros_like(thresholds.at, dtype=torch.int64)
+    for part, classes in _chunks(scores, gt_classes):
+        _, groups, values = _near(part, classes, thresholds.floor())
+        above += count_listed(values, groups, thresholds)
+    return above
 
 
 def write(
@@ -84,18 +120,25 @@ def write(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """See :meth:`.groups.Counting.write`."""
-    position, groups, values = _near(scores, gt_classes, before.floor())
-    was = at_or_below(values, groups, before)
-    now = at_or_below(values, groups, after)
-    moved = _through(was, groups, before) - _through(now, groups, after)
-    part = moved / divisor.index_select(0, groups) * weight.index_select(0, groups)
-    grad = torch.zeros(scores.numel(), dtype=torch.float64, device=scores.device)
-    # A score is in one group of a column and in that of all: one after the other, each place once.
-    joined = groups == scores.shape[1]
-    for of in (~joined, joined):
-        where = position[of]
-        grad[where] = grad[where] + part[of]
-    return grad.to(dtype).view(scores.shape), _at_or_above(now, groups, after)
+    grad = torch.empty(scores.shape, dtype=dtype, device=scores.device)
+    above = torch.zeros_like(after.at, dtype=torch.int64)
+    start = 0
+    for part, classes in _chunks(scores, gt_classes):
+        position, groups, values = _near(part, classes, before.floor())
+        was = at_or_below(values, groups, before)
+        now = at_or_below(values, groups, after)
+        moved = _through(was, groups, before) - _through(now, groups, after)
+        moved = moved / divisor.index_select(0, groups) * weight.index_select(0, groups)
+        flat = torch.zeros(part.numel(), dtype=torch.float64, device=scores.device)
+        # A score is in one group of a column and in that of all: each place once for each of them.
+        joined = groups == scores.shape[1]
+        for of in (~joined, joined):
+            where = position[of]
+            flat[where] = flat[where] + moved[of]
+        grad[start : start + len(part)] = flat.view(part.shape)
+        start += len(part)
+        above += _at_or_above(now, groups, after)
+    return grad, above
 
 
 def _through(below: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
