@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 
 import rambo_det
 
@@ -105,27 +105,41 @@ def test_commands_work(page, project, cache):
         assert cv2.imread(str(project / name)) is not None
 
 
+def leaves(node, path=""):
+    """Every key of a config by its whole name."""
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
 def test_the_page_of_keys_is_that_of_the_config():
     cfg = get_cfg()
+    before = set(dict(leaves(cfg)))
     rambo_det.add_rambo_config(cfg)
+    added = {key: value for key, value in leaves(cfg) if key not in before}
     source = (ROOT / "rambo_det" / "config.py").read_text()
-    keys = {key.name: key for key in config_keys(source)}
-    assert set(keys) == set(cfg.MODEL.RAMBO)
+    keys = {f"{key.node}.{key.name}": key for key in config_keys(source) if key.default != "CN()"}
+    assert set(keys) == set(added) and "MODEL.RAMBO.MARGIN" in keys
     page = keys_page(source)
-    assert set(re.findall(r"^## (\w+)$", page, re.M)) == set(cfg.MODEL.RAMBO)
-    assert set(re.findall(r"MODEL\.RAMBO\.(\w+)`\]\(", page)) == set(cfg.MODEL.RAMBO)
-    for name, value in cfg.MODEL.RAMBO.items():
+    assert set(re.findall(r"^`([\w.]+)`, by default `", page, re.M)) == set(added)
+    for name, value in added.items():
         assert eval(keys[name].default) == value
         assert len(keys[name].comment) > 20 and keys[name].comment in page
-        assert f"`MODEL.RAMBO.{name}`, by default `{keys[name].default}`" in page
+        assert f"`{name}`, by default `{keys[name].default}`" in page
 
 
 def test_a_key_has_the_comment_that_is_right_above_it():
     source = (
-        "# not this\nrambo = cfg.MODEL.RAMBO\n# First\n# line.\nrambo.A = (1,  # nor this\n  2)\n"
-        "rambo.B = 1\n\n# far\n\nrambo.C = 'x'  # nor that\n"
+        "# not this\ncfg.A.B = CN()\nx = cfg.A.B\n# First\n# line.\nx.A = (1,  # nor this\n  2)\n"
+        "x.B = 1\n\n# far\n\nx.C = 'x'  # nor that\n# of C\ncfg.C = CN()\ny = cfg.C\ny.D = 2\n"
     )
-    assert config_keys(source) == [("A", "(1, 2)", "First line."), ("B", "1", ""), ("C", "'x'", "")]
+    assert config_keys(source) == [
+        ("A", "B", "CN()", "not this"), ("A.B", "A", "(1, 2)", "First line."),
+        ("A.B", "B", "1", ""), ("A.B", "C", "'x'", ""), ("", "C", "CN()", "of C"),
+        ("C", "D", "2", ""),
+    ]  # fmt: skip
 
 
 def test_the_documentation_builds_without_a_warning(tmp_path):

@@ -24,30 +24,38 @@ LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
 class Key(NamedTuple):
-    """A key of MODEL.RAMBO."""
+    """A key of the config; of a node of keys, the default is "CN()"."""
 
+    node: str
     name: str
     default: str
     comment: str
 
 
 def config_keys(source: str) -> list[Key]:
-    """The keys ``rambo.NAME = default`` of a source text, each with the comment right above it."""
+    """The keys of a source text, each with the comment right above it.
+
+    Those that are assigned to a variable which stands for a node of ``cfg``: after
+    ``rambo = cfg.MODEL.RAMBO``, the line ``rambo.BETA = 0.5`` is the key BETA of MODEL.RAMBO.
+    """
     comments = {}
     for token in tokenize.generate_tokens(StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.line[: token.start[1]].strip():
             comments[token.start[0]] = token.string.removeprefix("#").strip()
-    keys = []
-    for node in ast.walk(ast.parse(source)):
-        target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if not isinstance(target, ast.Attribute) or not isinstance(target.value, ast.Name):
-            continue
-        if target.value.id == "rambo":
+    keys, nodes = [], {}
+    assigned = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign))
+    for node in sorted(assigned, key=lambda node: node.lineno):
+        target, value = ast.unparse(node.targets[0]), ast.unparse(node.value)
+        if value.startswith("cfg.") and "." not in target:
+            nodes[target] = value.removeprefix("cfg.")
+        variable, _, name = target.rpartition(".")
+        place = nodes.get(variable, variable.removeprefix("cfg").lstrip("."))
+        if variable in nodes or value == "CN()":
             first = node.lineno
             while first - 1 in comments:
                 first -= 1
             text = " ".join(comments[line] for line in range(first, node.lineno))
-            keys.append(Key(target.attr, ast.unparse(node.value), text))
+            keys.append(Key(place, name, value, text))
     return keys
 
 
@@ -55,18 +63,18 @@ def keys_page(source: str) -> str:
     """The page of all keys, from the text of config.py."""
     parts = [
         "# Keys of the config",
-        "`rambo_det.add_rambo_config(cfg)` adds the node `MODEL.RAMBO` with these keys. Set them "
-        "in a yaml, or at the end of a command line: `MODEL.RAMBO.MARGIN 0.5`. This page is made "
-        "from the comments of `rambo_det/config.py`.",
-        "| key | default |\n|---|---|",
+        "`rambo_det.add_rambo_config(cfg)` adds these keys. Set them in a yaml, or at the end of a "
+        "command line: `MODEL.RAMBO.MARGIN 0.5`. This page is made from the comments of "
+        "`rambo_det/config.py`.",
     ]
-    keys = config_keys(source)
-    rows = [f"| [`MODEL.RAMBO.{k.name}`](#{k.name.lower()}) | `{k.default}` |" for k in keys]
-    parts[-1] = "\n".join([parts[-1], *rows])
-    for key in keys:
-        parts.append(f"## {key.name}")
-        parts.append(f"`MODEL.RAMBO.{key.name}`, by default `{key.default}`")
-        parts.append(key.comment)
+    for key in config_keys(source):
+        path = f"{key.node}.{key.name}".lstrip(".")
+        if key.default == "CN()":
+            parts.append(f"## {path}")
+        else:
+            parts += [f"### {key.name}", f"`{path}`, by default `{key.default}`"]
+        if key.comment:
+            parts.append(key.comment)
     return "\n\n".join(parts) + "\n"
 
 
