@@ -1,6 +1,7 @@
 """Scores and targets of the last τ batches, kept to make each class's AP less biased."""
 
 # No `from __future__ import annotations`: torch.jit.script reads the buffers' as they are.
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,7 @@ class ScoreMemory(nn.Module):
         self.length = length
         self._persistent = persistent
         self._collected: tuple[int, dict[str, Tensor]] | None = None
+        self._lost = 0
         keys = torch.full((length, size // 8), _EMPTY, dtype=torch.int64)
         for name, empty in {
             "positives": keys,
@@ -92,6 +94,8 @@ class ScoreMemory(nn.Module):
         saved = {name: buffer.clone() for name, buffer in self.named_buffers()}
         if self._collected and self._collected[0] == int(self.written):
             saved.update(self._collected[1])
+        elif self.length:
+            metadata[prefix[:-1]]["processes"] = Processes().size
         metadata[prefix[:-1]]["memory"] = saved
 
     def _load_from_state_dict(
@@ -109,6 +113,7 @@ class ScoreMemory(nn.Module):
         saved = {**saved, **_share(saved, processes.rank, processes.size)}
         for name, buffer in own.items():
             buffer.copy_(saved[name])
+        self._lost = local_metadata.get("processes", 1) - 1 if self.written else 0
 
     @property
     def fill(self) -> float:
@@ -142,6 +147,8 @@ class ScoreMemory(nn.Module):
         """
         if self.length == 0:
             return
+        if self._lost:  # told here, as who loads a model to evaluate it loses nothing
+            self._tell_of_loss()
         slot = int(self.written) % self.length
         targets = targets or Targets.find(gt_classes, scores.shape[1])
         if positives is None:
@@ -154,6 +161,17 @@ class ScoreMemory(nn.Module):
         row[: positives.shape[0]] = positives
         self._put_negatives(slot, *_highest_negatives(scores, targets, self.scores.shape[1]))
         self.written += 1
+
+    def _tell_of_loss(self) -> None:
+        if Processes().rank == 0:
+            logging.getLogger(__name__).warning(
+                "The checkpoint has the remembered negatives of 1 of %d processes: until the "
+                "memory has been filled anew, in %d iterations, the losses are not those of the "
+                "run that was interrupted. To save them all, register rambo_det.engine.memories."
+                "CollectMemories(PERIOD) in every process, before the PeriodicCheckpointer",
+                self._lost + 1, self.length,
+            )  # fmt: skip
+        self._lost = 0
 
     def _put_negatives(self, slot: int, scores: Tensor, lists: Tensor) -> None:
         size = self.scores.shape[1]
