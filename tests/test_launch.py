@@ -71,7 +71,7 @@ def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
     memory = saved_memory(tmp_path / "out")
     # Of each of the four processes the negatives, of all the positives.
     assert memory["scores"].shape[0] == 4 and int(memory["written"]) == 2
-    assert (memory["counts"][:, :2] > 0).all() and (memory["positives"][:2, 0] >= 0).all()
+    assert (memory["counts"][:, :2] > 0).all() and (memory["positives"][:, :2, 0] >= 0).all()
     lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
     assert any(json.loads(line).get("rambo/bytes_sent", 0) > 0 for line in lines)
 

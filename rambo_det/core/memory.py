@@ -16,7 +16,7 @@ _EMPTY = -1
 #: Where there is no negative: below all that are, yet no product of it is NaN.
 _LOWEST = -1e38
 #: Buffers that differ from process to process.
-_OF_PROCESS = ("scores", "lists", "counts")
+_OF_PROCESS = ("positives", "scores", "lists", "counts")
 #: Scores looked at to guess how high the highest are.
 _SAMPLE = 1 << 14
 
@@ -44,7 +44,7 @@ class ScoreMemory(nn.Module):
     brings them back whole: ``τ · 9 size`` bytes.
 
     Where processes rank their batches as one (:mod:`.processes`), all remember the same positives,
-    and each the negatives of its own batches.
+    and each the negatives of its own batches; else each its own of both.
 
     Args:
         length: τ >= 0, the number of batches; 0 keeps nothing.
@@ -77,9 +77,9 @@ class ScoreMemory(nn.Module):
             self.register_buffer(name, empty, persistent=persistent)
 
     def collect(self) -> None:
-        """Has the negatives of all processes be part of the state dict that is taken next.
+        """Has what all processes remember be part of the state dict that is taken next.
 
-        A collective. Without it, a state dict holds those of the process that takes it.
+        A collective. Without it, a state dict holds that of the process that takes it.
         """
         processes = Processes()
         if self.length and processes.size > 1:
@@ -185,7 +185,7 @@ class ScoreMemory(nn.Module):
 
 
 def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
-    """Of the negatives of W processes, those for the one of number ``rank`` of ``size``.
+    """Of what W processes remember, that for the one of number ``rank`` of ``size``.
 
     Args:
         saved: by name the buffers of one process, or of all stacked.
@@ -193,15 +193,19 @@ def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
     shards = {name: saved[name] for name in _OF_PROCESS}
     if shards["counts"].dim() == 1:
         shards = {name: shard[None] for name, shard in shards.items()}
+    if shards["positives"].dim() == 2:  # of a version that saved those of one process
+        shards["positives"] = shards["positives"][None]
+    # Where they rank together all have the same.
+    positives = shards["positives"][rank % shards["positives"].shape[0]]
     theirs = {name: shard[rank::size] for name, shard in shards.items()}
     if theirs["counts"].shape[0] == 1:
-        return {name: shard[0] for name, shard in theirs.items()}
+        return {**{name: shard[0] for name, shard in theirs.items()}, "positives": positives}
     mine = ScoreMemory(*shards["scores"].shape[1:])
     for slot in range(mine.length):
         scores, lists = theirs["scores"][:, slot].flatten(), theirs["lists"][:, slot].flatten()
         there = scores > _LOWEST
         mine._put_negatives(slot, scores[there], lists[there])
-    return {name: mine.get_buffer(name) for name in _OF_PROCESS}
+    return {**{name: mine.get_buffer(name) for name in _OF_PROCESS}, "positives": positives}
 
 
 def _highest_negatives(scores: Tensor, targets: Targets, size: int) -> tuple[Tensor, Tensor]:
