@@ -75,8 +75,8 @@ def test_a_training_step(architecture, deterministic):
 def test_two_runs_of_one_seed(tmp_path):
     """Real processes; other data workers, and another seed, for which the losses are others."""
     pytest.importorskip("detectron2")
+    from .killed_run import YAML as SMALL
     from .models import CONFIGS, write_coco
-    from .test_resume import YAML as SMALL
 
     data = ["--register-coco", "dt_train", *write_coco(tmp_path / "data", 5)]
     data += ["--register-coco", "dt_val", *write_coco(tmp_path / "data", 1, "val")]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import add_rambo_config
 from ..core import RamboLoss
 from .build import loss_arguments, rambo_node
-from .log_scalars import log_scalars
+from .log_scalars import current_storage, log_scalars
 from .not_finite import not_finite
 
 
@@ -30,6 +30,9 @@ class RamboCriterion(RamboLoss):
         prefix: of the training scalars, see :func:`.log_scalars.log_scalars`; "": whoever calls
             the loss calls :meth:`log` too.
         name: of the loss, for the error where scores are not finite.
+        checkpoint_period, max_iter: of a trainer that saves its model in the main process alone, as
+            Detectron2's do: after which iterations. Then that has the memories of all processes.
+            None: unknown.
         **kwargs: of RamboLoss: ``margin``, ``lambda_``, ``lift``, ``beta``, ``memory_length``,
             ``memory_size``, ``global_ranking``.
     """
@@ -42,6 +45,8 @@ class RamboCriterion(RamboLoss):
         class_names: Sequence[str] | None = None,
         prefix: str = "rambo",
         name: str = "loss_cls",
+        checkpoint_period: int | None = None,
+        max_iter: int | None = None,
         **kwargs: Any,
     ) -> None:
         defaults = CfgNode({"MODEL": CfgNode()})
@@ -50,6 +55,7 @@ class RamboCriterion(RamboLoss):
         self.weight = defaults.MODEL.RAMBO.LOSS_WEIGHT if weight is None else weight
         self.prefix = prefix
         self.name = name
+        self._saved = checkpoint_period, max_iter
         self.class_names = list(class_names or map(str, range(num_classes)))
 
     @classmethod
@@ -63,6 +69,8 @@ class RamboCriterion(RamboLoss):
             "class_names": _training_classes(cfg, num_classes),
             **loss_arguments(cfg),
             "weight": rambo_node(cfg).LOSS_WEIGHT,
+            "checkpoint_period": cfg.SOLVER.CHECKPOINT_PERIOD,
+            "max_iter": cfg.SOLVER.MAX_ITER,
         }
         return cls(num_classes, **{**arguments, **kwargs})
 
@@ -85,7 +93,20 @@ class RamboCriterion(RamboLoss):
             raise not_finite(self.name, self.class_names, *made_of, scores)
         if self.prefix:
             self.log(self.prefix)
+        if self.global_ranking and self.training and torch.is_grad_enabled():
+            self._collect_for_checkpoint()
         return loss * self.weight
+
+    @torch.jit.unused
+    def _collect_for_checkpoint(self) -> None:
+        # Here every process still comes by; a stock trainer's checkpointer runs in one of them.
+        period, max_iter = self._saved
+        storage = current_storage()
+        if storage is None or period is None or max_iter is None:
+            return
+        done = storage.iter + 1
+        if done % period == 0 or done >= max_iter:
+            self.memory.collect()
 
     @torch.jit.unused
     def log(self, prefix: str) -> None:
