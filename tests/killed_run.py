@@ -1,19 +1,14 @@
 """A run of the command line that is killed and gone on with, in one or several real processes."""
 
 import json
-import multiprocessing
 import os
-import runpy
 import signal
-import socket
-import sys
 import time
-from multiprocessing import forkserver
-from pathlib import Path
 
 import torch
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from .forked import free_port, start_tools
+
 PERIOD = 3  # of the checkpoints
 TIMEOUT = 300
 
@@ -24,45 +19,6 @@ YAML = [
     "INPUT.MIN_SIZE_TRAIN", "(64,80,96)", "SOLVER.IMS_PER_BATCH", "2",
     "SOLVER.CHECKPOINT_PERIOD", str(PERIOD), "SOLVER.WARMUP_ITERS", "4",
 ]  # fmt: skip
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-def _work(environment, output, arguments):
-    """What a process of a run does: ``python tests/logged_run.py ARGUMENTS…``."""
-    multiprocessing.set_start_method("fork", force=True)  # of its data workers, as in any run
-    os.environ.update(environment)
-    os.chdir(REPOSITORY)
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    sys.argv = ["tests/logged_run.py", *arguments]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def processes_of(environments, outputs, arguments):
-    """Starts a process for each environment, forked from one that has imported everything.
-
-    Importing takes longer than what most of these runs do.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rambo_det.engine.trainer", "rambo_det.engine.lazy"])
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read as torch is imported
-    forkserver.ensure_running()
-    os.environ.pop("OMP_NUM_THREADS")
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = threads
-    processes = []
-    for environment, output in zip(environments, outputs, strict=True):
-        process = context.Process(target=_work, args=(environment, str(output), arguments))
-        process.start()
-        processes.append(process)
-    return processes
 
 
 class Run:
@@ -101,7 +57,7 @@ class Run:
                 ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), self._world
             )
             environments.append({**meeting, **{k: str(v) for k, v in numbers.items()}})
-        return processes_of(environments, self._outputs, arguments)
+        return start_tools(environments, self._outputs, arguments)
 
     def finish(self, *flags, **kwargs):
         for process in self.start(*flags, **kwargs):

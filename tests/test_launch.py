@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,17 +15,12 @@ pytest.importorskip("detectron2")
 from rambo_det.engine.launch import Started, started
 from rambo_det.errors import InputError
 
+from .forked import free_port, run_tools
 from .models import write_coco
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MEMORY = "roi_heads.box_predictor.rambo_loss.memory"
 SLURM = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "MASTER_ADDR": "127.0.0.1"}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 @pytest.fixture
@@ -41,15 +35,15 @@ def training(tmp_path):
     return [str(x) for x in ("tools/train_net.py", "--config", config, *data, *keys)]
 
 
-def run_together(commands, environments):
+def run_together(commands):
     """Runs commands at the same time; returns their outputs once all have ended well."""
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     processes = [
         subprocess.Popen(
-            command, cwd=REPOSITORY, env={**common, **environment}, text=True,
+            command, cwd=REPOSITORY, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
-        for command, environment in zip(commands, environments, strict=True)
+        for command in commands
     ]  # fmt: skip
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
@@ -66,7 +60,7 @@ def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
     torchrun += ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port"]
     torchrun.append(free_port())
     commands = [[*torchrun, "--node-rank", str(rank), *training] for rank in range(2)]
-    outputs = run_together(commands, [{}, {}])
+    outputs = run_together(commands)
     assert sum("checkpoint: " in output for output in outputs) == 1  # one of four prints the table
     memory = saved_memory(tmp_path / "out")
     # Of each of the four processes the negatives, of all the positives.
@@ -76,8 +70,9 @@ def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
     assert any(json.loads(line).get("rambo/bytes_sent", 0) > 0 for line in lines)
 
     # One process can go on with it, with the memory of all four.
-    command = [sys.executable, training[0], "--resume", *training[1:], "SOLVER.MAX_ITER", "3"]
-    assert "Starting training from iteration 2" in run_together([command], [{}])[0]
+    again = [tmp_path / "losses", training[0], "--resume", *training[1:], "SOLVER.MAX_ITER", "3"]
+    [output] = run_tools([{}], [tmp_path / "printed"], again)
+    assert "Starting training from iteration 2" in output
     after = saved_memory(tmp_path / "out")
     assert int(after["written"]) == 3
     assert torch.equal(after["counts"][:2], memory["counts"].sum(0)[:2])
@@ -91,7 +86,8 @@ def test_tasks_of_slurm(training, tmp_path):
         for rank in range(2)
     ]
     tasks[1]["MASTER_PORT"] = tasks[0]["MASTER_PORT"]
-    outputs = run_together([[sys.executable, *training]] * 2, tasks)
+    files = [tmp_path / f"{rank}.txt" for rank in range(2)]
+    outputs = run_tools(tasks, files, [tmp_path / "losses", *training])
     assert sum("checkpoint: " in output for output in outputs) == 1
     assert saved_memory(tmp_path / "out")["scores"].shape[0] == 2
     assert re.search(r"^\| +AP \|", outputs[0], re.M)

@@ -1,13 +1,9 @@
 """Several processes whose trainer is Detectron2's own DefaultTrainer, unchanged."""
 
 import logging
-import traceback
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 pytest.importorskip("detectron2")
 
@@ -21,11 +17,11 @@ from rambo_det.engine.ddp import distributed_on
 from rambo_det.engine.launch import Started, create_local_group
 from rambo_det.engine.memories import CollectMemories
 from rambo_det.errors import InputError
+from rambo_det.modeling.criterion import RamboCriterion
 
-from .killed_run import YAML, free_port
+from .forked import in_processes
+from .killed_run import YAML
 from .models import small_cfg, write_coco
-
-WORLD = 2
 
 
 class Remember(HookBase):
@@ -113,31 +109,28 @@ def a_folder_that_one_process_does_not_see(rank, folder):
         checkpointer.resume_or_load("", resume=True)
 
 
-def _process(rank, port, folder):
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
-        create_local_group(Started(rank, WORLD, rank, WORLD, ""))
-        register_coco_instances("st_data", {}, f"{folder}/train.json", f"{folder}/train")
-        for check in (
-            every_process_gets_its_memory_back,
-            what_was_lost_is_told_once,
-            a_folder_that_one_process_does_not_see,
-        ):
-            check(rank, folder)
-            comm.synchronize()
-        Path(folder, f"{rank}.ok").touch()
-    except BaseException:
-        Path(folder, f"{rank}.error").write_text(traceback.format_exc())
-        raise
+def a_score_that_is_not_finite(rank):
+    """Stops every process; the one that has it names the class."""
+    scores = torch.zeros(6, 4)
+    if rank == 1:
+        scores[2, 3] = torch.nan
+    where = "of class star \\(1 of 6\\)" if rank == 1 else "in the batch of another process"
+    loss = RamboCriterion(4, class_names=("circle", "square", "triangle", "star"))
+    with pytest.raises(FloatingPointError, match=f"loss_cls: .* {where}"):
+        loss(scores.requires_grad_(), torch.tensor([0, 1, 2, 3, 4, 4]))
 
 
-def test_the_memories_of_all_processes_are_in_the_checkpoint(tmp_path):
+def _checks(rank, world, folder):
+    create_local_group(Started(rank, world, rank, world, ""))
+    register_coco_instances("st_data", {}, f"{folder}/train.json", f"{folder}/train")
+    every_process_gets_its_memory_back(rank, folder)
+    what_was_lost_is_told_once(rank, folder)
+    a_folder_that_one_process_does_not_see(rank, folder)
+    a_score_that_is_not_finite(rank)
+
+
+def test_several_processes_with_the_stock_trainer(tmp_path):
     write_coco(tmp_path, 4)
     for name in ("together", "alone", "of another machine"):
         (tmp_path / name).mkdir()
-    try:
-        mp.spawn(_process, (free_port(), tmp_path), nprocs=WORLD)
-    except Exception:
-        pytest.fail("\n".join(f.read_text() for f in sorted(tmp_path.glob("*.error"))))
-    assert len(list(tmp_path.glob("*.ok"))) == WORLD
+    in_processes(2, tmp_path, _checks, tmp_path)
