@@ -1,5 +1,6 @@
 """Runs of several processes, started as a cluster starts them."""
 
+import inspect
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 pytest.importorskip("detectron2")
+
+from detectron2.engine import launch as stock_launch
 
 from rambo_det.engine.launch import Started, started
 from rambo_det.errors import InputError
@@ -91,6 +94,21 @@ def test_tasks_of_slurm(training, tmp_path):
     assert sum("checkpoint: " in output for output in outputs) == 1
     assert saved_memory(tmp_path / "out")["scores"].shape[0] == 2
     assert re.search(r"^\| +AP \|", outputs[0], re.M)
+
+
+@pytest.mark.skipif(
+    "GLOO" not in inspect.getsource(inspect.getmodule(stock_launch)),
+    reason="this Detectron2's launcher starts several processes only on GPUs",
+)
+def test_two_machines_by_detectron2s_launcher(training, tmp_path):
+    flags = ["--num-machines", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
+    commands = [
+        [sys.executable, training[0], *flags, "--machine-rank", str(rank), *training[1:]]
+        for rank in range(2)
+    ]
+    outputs = run_together(commands)
+    assert sum("checkpoint: " in output for output in outputs) == 1
+    assert saved_memory(tmp_path / "out")["scores"].shape[0] == 2
 
 
 def test_who_has_started_a_process():
