@@ -39,7 +39,8 @@ class Run:
         yaml = tool == "train_net.py"
         self._assign = (lambda k, v: [k, str(v)]) if yaml else (lambda k, v: [f"{k}={v}"])
         self._workers = "DATALOADER.NUM_WORKERS" if yaml else "dataloader.train.num_workers"
-        self._arguments = [str(self.log), f"tools/{tool}", "--config", str(config), *data, *opts]
+        self._tool = [str(self.log), f"tools/{tool}"]
+        self._arguments = ["--config", str(config), *data, *opts]
         for yaml_key, key, value in (
             ("SOLVER.MAX_ITER", "train.max_iter", iterations),
             ("OUTPUT_DIR", "train.output_dir", self.out),
@@ -49,7 +50,8 @@ class Run:
 
     def start(self, *flags, workers=0):
         """The processes, that of rank 0 first."""
-        arguments = [*self._arguments, *flags, *self._assign(self._workers, workers)]
+        more = self._assign(self._workers, workers)
+        arguments = [*self._tool, *flags, *self._arguments, *more]
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         environments = []
         for rank in range(self._world):
