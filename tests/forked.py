@@ -9,6 +9,7 @@ import runpy
 import socket
 import sys
 import traceback
+import warnings
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def free_port():
         return str(free.getsockname()[1])
 
 
-def _start_server():
+def _server():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "rambo_det.engine.trainer", "rambo_det.engine.lazy"])
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -38,35 +39,47 @@ def _start_server():
     return context
 
 
-def _run_tool(environment, output, arguments):
+def _run_script(environment, outputs, command):
     multiprocessing.set_start_method("fork", force=True)  # of its data workers, as in any run
     os.environ.update(environment)
+    if environment.get("PYTHONWARNINGS") == "ignore":  # read as Python starts
+        warnings.simplefilter("ignore")
     os.chdir(REPOSITORY)
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    sys.argv = ["tests/logged_run.py", *map(str, arguments)]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    for stream, output in zip((1, 2), outputs, strict=True):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
 
 
-def start_tools(environments, outputs, arguments):
-    """Starts ``python tests/logged_run.py ARGUMENTS…`` in each environment.
+def start_script(environment, outputs, command):
+    """Starts ``python COMMAND`` in the repository.
+
+    Args:
+        environment: added to that of the tests.
+        outputs: files that standard output and standard error are appended to.
+        command: script and arguments.
 
     Returns:
-        Processes of multiprocessing.
+        A process of multiprocessing.
     """
-    context = _start_server()
-    processes = []
-    for environment, output in zip(environments, outputs, strict=True):
-        process = context.Process(target=_run_tool, args=(environment, str(output), arguments))
-        process.start()
-        processes.append(process)
-    return processes
+    arguments = environment, list(map(str, outputs)), list(map(str, command))
+    process = _server().Process(target=_run_script, args=arguments)
+    process.start()
+    return process
 
 
-def run_tools(environments, outputs, arguments, timeout=300):
-    """:func:`start_tools`, all of which have to end well; returns what each has printed."""
-    for process in start_tools(environments, outputs, arguments):
+def run_logged(environments, outputs, arguments, timeout=300):
+    """Runs ``python tests/logged_run.py ARGUMENTS…`` in each environment, to a good end.
+
+    Returns:
+        What each has printed into its file of ``outputs``.
+    """
+    command = ["tests/logged_run.py", *arguments]
+    processes = [
+        start_script(environment, (output, output), command)
+        for environment, output in zip(environments, outputs, strict=True)
+    ]
+    for process in processes:
         process.join(timeout)
         assert process.exitcode == 0, "\n".join(file.read_text()[-4000:] for file in outputs)
     return [file.read_text() for file in outputs]
@@ -85,7 +98,7 @@ def _check(rank, world, port, folder, check, args):
 
 def in_processes(world, folder, check, *args):
     """Calls ``check(rank, world, *args)`` in each of ``world`` processes, which gloo connects."""
-    _start_server()
+    _server()
     try:
         torch.multiprocessing.start_processes(
             _check, (world, free_port(), str(folder), check, args), world, start_method="forkserver"

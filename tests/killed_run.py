@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from .forked import free_port, start_tools
+from .forked import free_port, start_script
 
 PERIOD = 3  # of the checkpoints
 TIMEOUT = 300
@@ -39,7 +39,7 @@ class Run:
         yaml = tool == "train_net.py"
         self._assign = (lambda k, v: [k, str(v)]) if yaml else (lambda k, v: [f"{k}={v}"])
         self._workers = "DATALOADER.NUM_WORKERS" if yaml else "dataloader.train.num_workers"
-        self._tool = [str(self.log), f"tools/{tool}"]
+        self._tool = ["tests/logged_run.py", self.log, f"tools/{tool}"]
         self._arguments = ["--config", str(config), *data, *opts]
         for yaml_key, key, value in (
             ("SOLVER.MAX_ITER", "train.max_iter", iterations),
@@ -51,15 +51,16 @@ class Run:
     def start(self, *flags, workers=0):
         """The processes, that of rank 0 first."""
         more = self._assign(self._workers, workers)
-        arguments = [*self._tool, *flags, *self._arguments, *more]
+        command = [*self._tool, *flags, *self._arguments, *more]
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        environments = []
-        for rank in range(self._world):
+        processes = []
+        for rank, output in enumerate(self._outputs):
             numbers = {"RANK": rank, "LOCAL_RANK": rank} | dict.fromkeys(
                 ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), self._world
             )
-            environments.append({**meeting, **{k: str(v) for k, v in numbers.items()}})
-        return start_tools(environments, self._outputs, arguments)
+            environment = {**meeting, **{k: str(v) for k, v in numbers.items()}}
+            processes.append(start_script(environment, (output, output), command))
+        return processes
 
     def finish(self, *flags, **kwargs):
         for process in self.start(*flags, **kwargs):

@@ -72,7 +72,7 @@ def test_a_training_step(architecture, deterministic):
 def test_two_runs_of_one_seed(tmp_path):
     """Real processes; other data workers, and another seed, for which the losses are others."""
     pytest.importorskip("detectron2")
-    from .forked import run_tools
+    from .forked import run_logged
     from .killed_run import YAML as SMALL
     from .models import write_coco
 
@@ -86,7 +86,7 @@ def test_two_runs_of_one_seed(tmp_path):
         command += ["DATASETS.TRAIN", "('dt_train',)", "DATASETS.TEST", "('dt_val',)"]
         command += ["SOLVER.MAX_ITER", 3, "OUTPUT_DIR", tmp_path / name]
         command += ["DATALOADER.NUM_WORKERS", workers, *SMALL]
-        run_tools([{}], [tmp_path / f"{name}.txt"], command)
+        run_logged([{}], [tmp_path / f"{name}.txt"], command)
         runs.append(log.read_text())
     assert runs[0] == runs[1] and runs[0].count("\n") == 3
     assert not set(runs[0].splitlines()) & set(runs[2].splitlines())

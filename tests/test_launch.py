@@ -18,7 +18,7 @@ from detectron2.engine import launch as stock_launch
 from rambo_det.engine.launch import Started, started
 from rambo_det.errors import InputError
 
-from .forked import free_port, run_tools
+from .forked import free_port, run_logged
 from .models import write_coco
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
 
     # One process can go on with it, with the memory of all four.
     again = [tmp_path / "losses", training[0], "--resume", *training[1:], "SOLVER.MAX_ITER", "3"]
-    [output] = run_tools([{}], [tmp_path / "printed"], again)
+    [output] = run_logged([{}], [tmp_path / "printed"], again)
     assert "Starting training from iteration 2" in output
     after = saved_memory(tmp_path / "out")
     assert int(after["written"]) == 3
@@ -90,7 +90,7 @@ def test_tasks_of_slurm(training, tmp_path):
     ]
     tasks[1]["MASTER_PORT"] = tasks[0]["MASTER_PORT"]
     files = [tmp_path / f"{rank}.txt" for rank in range(2)]
-    outputs = run_tools(tasks, files, [tmp_path / "losses", *training])
+    outputs = run_logged(tasks, files, [tmp_path / "losses", *training])
     assert sum("checkpoint: " in output for output in outputs) == 1
     assert saved_memory(tmp_path / "out")["scores"].shape[0] == 2
     assert re.search(r"^\| +AP \|", outputs[0], re.M)
