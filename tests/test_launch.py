@@ -40,7 +40,13 @@ def training(tmp_path):
 
 def run_together(commands):
     """Runs commands at the same time; returns their outputs once all have ended well."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(
+            [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        ),
+    }
     processes = [
         subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, text=True,
