@@ -17,9 +17,10 @@ def log_losses(file: str) -> None:
     def log_first(trainer):
         latest = trainer.storage.latest()  # numbers, or with the iteration that they are of
         values = {k: v[0] if isinstance(v, tuple) else v for k, v in latest.items() if "loss" in k}
-        line = {"iteration": trainer.iter, **{k: v.hex() for k, v in values.items()}}
-        with open(file, "a") as f:
-            f.write(json.dumps(line) + "\n")
+        if values:  # of several processes the main one has them, the mean of all
+            line = {"iteration": trainer.iter, **{k: v.hex() for k, v in values.items()}}
+            with open(file, "a") as f:
+                f.write(json.dumps(line) + "\n")
         after_step(trainer)
 
     TrainerBase.after_step = log_first

@@ -1,8 +1,5 @@
 """Same seed, same machine: same losses. And nothing that torch calls nondeterministic."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -75,20 +72,21 @@ def test_a_training_step(architecture, deterministic):
 def test_two_runs_of_one_seed(tmp_path):
     """Real processes; other data workers, and another seed, for which the losses are others."""
     pytest.importorskip("detectron2")
-    from .models import CONFIGS, write_coco
-    from .test_resume import YAML as SMALL
+    from .forked import run_logged
+    from .killed_run import YAML as SMALL
+    from .models import write_coco
 
     data = ["--register-coco", "dt_train", *write_coco(tmp_path / "data", 5)]
     data += ["--register-coco", "dt_val", *write_coco(tmp_path / "data", 1, "val")]
     runs = []
     for name, seed, workers in (("a", 3, 0), ("b", 3, 2), ("c", 4, 0)):
         log = tmp_path / f"{name}.jsonl"
-        command = [sys.executable, "tests/logged_run.py", log, "tools/train_net.py", "--config"]
+        command = [log, "tools/train_net.py", "--config"]
         command += ["configs/quickstart/faster_rcnn_rambo.yaml", *data, "SEED", seed]
         command += ["DATASETS.TRAIN", "('dt_train',)", "DATASETS.TEST", "('dt_val',)"]
         command += ["SOLVER.MAX_ITER", 3, "OUTPUT_DIR", tmp_path / name]
         command += ["DATALOADER.NUM_WORKERS", workers, *SMALL]
-        subprocess.run(list(map(str, command)), cwd=CONFIGS.parent, check=True, capture_output=True)
+        run_logged([{}], [tmp_path / f"{name}.txt"], command)
         runs.append(log.read_text())
     assert runs[0] == runs[1] and runs[0].count("\n") == 3
     assert not set(runs[0].splitlines()) & set(runs[2].splitlines())

@@ -1,19 +1,17 @@
 """One batch over several processes: real ones, with gloo, against one process with all of it."""
 
 import copy
-import socket
-import traceback
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rambo_det import RamboLoss
 from rambo_det.core import ScoreMemory
+
+from .forked import in_processes
 
 CLASSES, FEATURES = 3, 6
 
@@ -160,25 +158,11 @@ def kept(memory):
     return [sorted(zip(s[:n].tolist(), c[:n].tolist(), strict=True)) for s, c, n in rows]
 
 
-def _process(rank, world, port, folder):
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-        for check in (compare, alone, bytes_sent, not_finite, shards):
-            check(rank, world)
-        Path(folder, f"{rank}.ok").touch()
-    except BaseException:
-        Path(folder, f"{rank}.error").write_text(traceback.format_exc())
-        raise
+def _checks(rank, world):
+    for check in (compare, alone, bytes_sent, not_finite, shards):
+        check(rank, world)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_together_are_one_process_with_the_whole_batch(world, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    try:
-        mp.spawn(_process, (world, port, str(tmp_path)), nprocs=world)
-    except Exception:
-        pytest.fail("\n".join(f.read_text() for f in sorted(tmp_path.glob("*.error"))))
-    assert len(list(tmp_path.glob("*.ok"))) == world
+    in_processes(world, tmp_path, _checks)

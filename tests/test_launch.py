@@ -1,9 +1,9 @@
 """Runs of several processes, started as a cluster starts them."""
 
+import inspect
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +13,17 @@ import torch
 
 pytest.importorskip("detectron2")
 
+from detectron2.engine import launch as stock_launch
+
 from rambo_det.engine.launch import Started, started
 from rambo_det.errors import InputError
 
+from .forked import free_port, run_logged
 from .models import write_coco
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MEMORY = "roi_heads.box_predictor.rambo_loss.memory"
 SLURM = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "MASTER_ADDR": "127.0.0.1"}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 @pytest.fixture
@@ -41,15 +38,21 @@ def training(tmp_path):
     return [str(x) for x in ("tools/train_net.py", "--config", config, *data, *keys)]
 
 
-def run_together(commands, environments):
+def run_together(commands):
     """Runs commands at the same time; returns their outputs once all have ended well."""
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(
+            [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        ),
+    }
     processes = [
         subprocess.Popen(
-            command, cwd=REPOSITORY, env={**common, **environment}, text=True,
+            command, cwd=REPOSITORY, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
-        for command, environment in zip(commands, environments, strict=True)
+        for command in commands
     ]  # fmt: skip
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
@@ -66,18 +69,19 @@ def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
     torchrun += ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port"]
     torchrun.append(free_port())
     commands = [[*torchrun, "--node-rank", str(rank), *training] for rank in range(2)]
-    outputs = run_together(commands, [{}, {}])
+    outputs = run_together(commands)
     assert sum("checkpoint: " in output for output in outputs) == 1  # one of four prints the table
     memory = saved_memory(tmp_path / "out")
     # Of each of the four processes the negatives, of all the positives.
     assert memory["scores"].shape[0] == 4 and int(memory["written"]) == 2
-    assert (memory["counts"][:, :2] > 0).all() and (memory["positives"][:2, 0] >= 0).all()
+    assert (memory["counts"][:, :2] > 0).all() and (memory["positives"][:, :2, 0] >= 0).all()
     lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
     assert any(json.loads(line).get("rambo/bytes_sent", 0) > 0 for line in lines)
 
     # One process can go on with it, with the memory of all four.
-    command = [sys.executable, training[0], "--resume", *training[1:], "SOLVER.MAX_ITER", "3"]
-    assert "Starting training from iteration 2" in run_together([command], [{}])[0]
+    again = [tmp_path / "losses", training[0], "--resume", *training[1:], "SOLVER.MAX_ITER", "3"]
+    [output] = run_logged([{}], [tmp_path / "printed"], again)
+    assert "Starting training from iteration 2" in output
     after = saved_memory(tmp_path / "out")
     assert int(after["written"]) == 3
     assert torch.equal(after["counts"][:2], memory["counts"].sum(0)[:2])
@@ -91,10 +95,26 @@ def test_tasks_of_slurm(training, tmp_path):
         for rank in range(2)
     ]
     tasks[1]["MASTER_PORT"] = tasks[0]["MASTER_PORT"]
-    outputs = run_together([[sys.executable, *training]] * 2, tasks)
+    files = [tmp_path / f"{rank}.txt" for rank in range(2)]
+    outputs = run_logged(tasks, files, [tmp_path / "losses", *training])
     assert sum("checkpoint: " in output for output in outputs) == 1
     assert saved_memory(tmp_path / "out")["scores"].shape[0] == 2
     assert re.search(r"^\| +AP \|", outputs[0], re.M)
+
+
+@pytest.mark.skipif(
+    "GLOO" not in inspect.getsource(inspect.getmodule(stock_launch)),
+    reason="this Detectron2's launcher starts several processes only on GPUs",
+)
+def test_two_machines_by_detectron2s_launcher(training, tmp_path):
+    flags = ["--num-machines", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
+    commands = [
+        [sys.executable, training[0], *flags, "--machine-rank", str(rank), *training[1:]]
+        for rank in range(2)
+    ]
+    outputs = run_together(commands)
+    assert sum("checkpoint: " in output for output in outputs) == 1
+    assert saved_memory(tmp_path / "out")["scores"].shape[0] == 2
 
 
 def test_who_has_started_a_process():

@@ -22,6 +22,7 @@ import rambo_det
 from rambo_det.cli.lazy import main
 from rambo_det.engine.lazy import LazyRun
 from rambo_det.engine.trainer import RamboTrainer
+from rambo_det.errors import InputError
 
 from .architectures import assert_same_predictions
 from .models import CONFIGS, training_inputs, write_coco
@@ -104,6 +105,14 @@ def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch, one_th
             rel = 1e-5 if "loss" in key else 1e-3
             assert len(ours) == 5 and theirs == pytest.approx(ours, rel=rel), key
     assert "total_loss" in trainer.storage.histories()
+
+
+def test_an_image_of_the_test_set_that_vanishes_is_named(tmp_path, catalogs):
+    register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))
+    run = LazyRun(lazy_twin("retinanet_rambo.py", "lazy_shapes", tmp_path))
+    (tmp_path / "data" / "train" / "1.png").unlink()
+    with pytest.raises(InputError, match="train/1.png is missing"):
+        run.evaluate()
 
 
 @pytest.fixture

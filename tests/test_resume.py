@@ -7,12 +7,7 @@ run too; the default is what fits into a test suite.
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from itertools import islice, pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,21 +24,11 @@ from rambo_det.cli.train import main
 from rambo_det.engine.files import AtomicFiles, drop_unfinished_line
 from rambo_det.engine.loader import ResumableLoader
 
+from .killed_run import PERIOD, YAML, Run, assert_equal
 from .models import CONFIGS, write_coco
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("RAMBO_DET_KILLS", 0))
-PERIOD = 3  # of the checkpoints
 LONGEST = 5  # steps that a process makes before it is killed
-TIMEOUT = 300
-
-YAML = [
-    "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res3']",
-    "MODEL.RPN.IN_FEATURES", "['res3']", "MODEL.ROI_HEADS.IN_FEATURES", "['res3']",
-    "MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32]]", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
-    "INPUT.MIN_SIZE_TRAIN", "(64,80,96)", "SOLVER.IMS_PER_BATCH", "2",
-    "SOLVER.CHECKPOINT_PERIOD", str(PERIOD), "SOLVER.WARMUP_ITERS", "4",
-]  # fmt: skip
 
 LAZY = f"""
 from detectron2.config import LazyConfig
@@ -67,87 +52,6 @@ train.checkpointer.period = {PERIOD}
 """
 
 
-class Run:
-    """A run of some thousand-parameter model: one folder, and the processes that work on it."""
-
-    def __init__(self, folder, tool, config, data, iterations, *opts):
-        self.out = folder / "out"
-        self.log = folder / "losses.jsonl"
-        self._output = folder / "output.txt"
-        yaml = tool == "train_net.py"
-        self._assign = (lambda k, v: [k, str(v)]) if yaml else (lambda k, v: [f"{k}={v}"])
-        self._workers = "DATALOADER.NUM_WORKERS" if yaml else "dataloader.train.num_workers"
-        self._command = [sys.executable, "tests/logged_run.py", str(self.log), f"tools/{tool}"]
-        self._arguments = ["--config", str(config), *data, *opts]
-        for yaml_key, key, value in (
-            ("SOLVER.MAX_ITER", "train.max_iter", iterations),
-            ("OUTPUT_DIR", "train.output_dir", self.out),
-        ):
-            self._arguments += self._assign(yaml_key if yaml else key, value)
-        folder.mkdir()
-
-    def start(self, *flags, workers=0):
-        with open(self._output, "a") as output:
-            return subprocess.Popen(
-                [*self._command, *flags, *self._arguments, *self._assign(self._workers, workers)],
-                cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-
-    def finish(self, *flags, **kwargs):
-        process = self.start(*flags, **kwargs)
-        assert process.wait(TIMEOUT) == 0, self._output_so_far()
-
-    def kill(self, *flags, steps, in_checkpoint, delay, **kwargs):
-        """Starts and kills after that many more steps; in the next checkpoint, if asked for."""
-        known = len(self.losses())
-        process = self.start(*flags, **kwargs)
-        self._wait(process, lambda: len(self.losses()) >= known + steps)
-        if in_checkpoint:
-            self._wait(process, lambda: any(self.out.glob("*.part")))
-        else:
-            time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
-
-    def _wait(self, process, happened):
-        give_up = time.monotonic() + TIMEOUT
-        while not happened():
-            assert process.poll() is None and time.monotonic() < give_up, self._output_so_far()
-            time.sleep(0.0005)
-
-    def _output_so_far(self):
-        return self._output.read_text()[-4000:]
-
-    def losses(self):
-        """``(iteration, exact losses)`` of each step that was ever made, in order."""
-        try:
-            lines = [json.loads(line) for line in self.log.read_text().splitlines(keepends=True)]
-        except (FileNotFoundError, json.JSONDecodeError):  # not yet, or just being written
-            return []
-        return [(line.pop("iteration"), line) for line in lines]
-
-    def final(self):
-        return torch.load(self.out / "model_final.pth", weights_only=True)
-
-
-def assert_equal(a, b, where="checkpoint"):
-    """Whole checkpoints, the metadata of state dicts included, bit for bit."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-        assert_equal(getattr(a, "_metadata", None), getattr(b, "_metadata", None), f"{where}[meta]")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}.{i}")
-    else:
-        assert a == b, where
-
-
 @pytest.fixture
 def data(tmp_path):
     return [
@@ -156,7 +60,7 @@ def data(tmp_path):
     ]  # fmt: skip
 
 
-def runs_of(tool, tmp_path, data, iterations):
+def runs_of(tool, world, tmp_path, data, iterations):
     """The run to be killed and what makes its twin, of a given seed."""
     if tool == "train_net.py":
         config = CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml"
@@ -169,35 +73,39 @@ def runs_of(tool, tmp_path, data, iterations):
         seed = None
 
     def make(name, *more):
-        return Run(tmp_path / name, tool, config, data, iterations, *opts, *more)
+        return Run(tmp_path / name, tool, config, data, iterations, *opts, *more, world=world)
 
     return make, seed
 
 
+whole_form = pytest.mark.skipif(not KILLS, reason="only with RAMBO_DET_KILLS")
+
+
 @pytest.mark.parametrize(
-    "tool",
+    "tool, world",
     [
-        "train_net.py",
-        pytest.param(
-            "lazyconfig_train_net.py",
-            marks=pytest.mark.skipif(not KILLS, reason="only with RAMBO_DET_KILLS"),
-        ),
+        ("train_net.py", 1),
+        ("train_net.py", 2),
+        pytest.param("lazyconfig_train_net.py", 1, marks=whole_form),
+        pytest.param("lazyconfig_train_net.py", 2, marks=whole_form),
     ],
 )
-def test_a_killed_run_is_the_run_that_was_not(tool, tmp_path, data):
+def test_a_killed_run_is_the_run_that_was_not(tool, world, tmp_path, data):
     kills = KILLS or 2
     seed = random.randrange(1 << 30)
     print(f"moments of the kills: random.Random({seed})")
     rng = random.Random(seed)
-    make, seed_opts = runs_of(tool, tmp_path, data, (LONGEST + PERIOD) * kills + 3)
+    make, seed_opts = runs_of(tool, world, tmp_path, data, (LONGEST + PERIOD) * kills + 3)
     # No seed is given: what was drawn at the start has to be found again.
     killed = make("killed")
     flags = []
     for number in range(kills):
         # The first time there is a checkpoint by then; later the new process may not get that far.
         least = 1 if number else PERIOD + 1
+        # Of several processes one, or all; every other time in the middle of a checkpoint.
+        alone = [rng.randrange(world)] if world > 1 and number % 4 in (0, 3) else None
         killed.kill(
-            *flags, steps=rng.randint(least, LONGEST), in_checkpoint=number % 2 == 1,
+            *flags, steps=rng.randint(least, LONGEST), in_checkpoint=number % 2 == 1, ranks=alone,
             delay=rng.uniform(0, 0.2), workers=rng.randrange(3),
         )  # fmt: skip
         flags = ["--resume"]

@@ -54,6 +54,12 @@ def explain(error: BaseException) -> tuple[int, str] | None:
                 f"a data worker died, perhaps for want of memory ({text}): --resume goes on from "
                 "the last checkpoint; DATALOADER.NUM_WORKERS sets how many there are"
             )
+        if _is_of_a_peer(cause):
+            reason = " ".join(str(cause).split()).split(". ")[0]
+            return 1, (
+                f"another process of the run has ended, and may have said why ({reason}): "
+                "--resume goes on from the last checkpoint"
+            )
     return None
 
 
@@ -64,6 +70,12 @@ def _is_of_a_worker(error: BaseException) -> bool:
     steps = traceback.extract_tb(error.__traceback__)
     in_loader = any(step.filename.endswith("torch/utils/data/dataloader.py") for step in steps)
     return in_loader and isinstance(error, (ConnectionError, EOFError))
+
+
+def _is_of_a_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another process of the run is gone."""
+    marks = ("gloo/transport", "ncclRemoteError")
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,6 +1,7 @@
 """Scores and targets of the last τ batches, kept to make each class's AP less biased."""
 
 # No `from __future__ import annotations`: torch.jit.script reads the buffers' as they are.
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ _EMPTY = -1
 #: Where there is no negative: below all that are, yet no product of it is NaN.
 _LOWEST = -1e38
 #: Buffers that differ from process to process.
-_OF_PROCESS = ("scores", "lists", "counts")
+_OF_PROCESS = ("positives", "scores", "lists", "counts")
 
 
 @dataclass
@@ -42,7 +43,7 @@ class ScoreMemory(nn.Module):
     brings them back whole: ``τ · 10 size`` bytes.
 
     Where processes rank their batches as one (:mod:`.processes`), all remember the same positives,
-    and each the negatives of its own batches.
+    and each the negatives of its own batches; else each its own of both.
 
     Args:
         length: τ >= 0, the number of batches; 0 keeps nothing.
@@ -63,6 +64,7 @@ class ScoreMemory(nn.Module):
         self.length = length
         self._persistent = persistent
         self._collected: tuple[int, dict[str, Tensor]] | None = None
+        self._lost = 0
         keys = torch.full((length, size // 4), _EMPTY, dtype=torch.int64)
         for name, empty in {
             "positives": keys,
@@ -74,9 +76,9 @@ class ScoreMemory(nn.Module):
             self.register_buffer(name, empty, persistent=persistent)
 
     def collect(self) -> None:
-        """Has the negatives of all processes be part of the state dict that is taken next.
+        """Has what all processes remember be part of the state dict that is taken next.
 
-        A collective. Without it, a state dict holds those of the process that takes it.
+        A collective. Without it, a state dict holds that of the process that takes it.
         """
         processes = Processes()
         if self.length and processes.size > 1:
@@ -91,6 +93,8 @@ class ScoreMemory(nn.Module):
         saved = {name: buffer.clone() for name, buffer in self.named_buffers()}
         if self._collected and self._collected[0] == int(self.written):
             saved.update(self._collected[1])
+        elif self.length:
+            metadata[prefix[:-1]]["processes"] = Processes().size
         metadata[prefix[:-1]]["memory"] = saved
 
     def _load_from_state_dict(
@@ -108,6 +112,7 @@ class ScoreMemory(nn.Module):
         saved = {**saved, **_share(saved, processes.rank, processes.size)}
         for name, buffer in own.items():
             buffer.copy_(saved[name])
+        self._lost = local_metadata.get("processes", 1) - 1 if self.written else 0
 
     @property
     def fill(self) -> float:
@@ -141,6 +146,8 @@ class ScoreMemory(nn.Module):
         """
         if self.length == 0:
             return
+        if self._lost:  # told here, as who loads a model to evaluate it loses nothing
+            self._tell_of_loss()
         slot = int(self.written) % self.length
         num_classes, gt_classes = scores.shape[1], gt_classes.long().contiguous()
         if positives is None:
@@ -158,6 +165,17 @@ class ScoreMemory(nn.Module):
         self._put_negatives(slot, *highest)
         self.written += 1
 
+    def _tell_of_loss(self) -> None:
+        if Processes().rank == 0:
+            logging.getLogger(__name__).warning(
+                "The checkpoint has the remembered negatives of 1 of %d processes: until the "
+                "memory has been filled anew, in %d iterations, the losses are not those of the "
+                "run that was interrupted. To save them all, register rambo_det.engine.memories."
+                "CollectMemories(PERIOD) in every process, before the PeriodicCheckpointer",
+                self._lost + 1, self.length,
+            )  # fmt: skip
+        self._lost = 0
+
     def _put_negatives(self, slot: int, scores: Tensor, lists: Tensor) -> None:
         size = self.scores.shape[1]
         if scores.shape[0] > size:
@@ -170,7 +188,7 @@ class ScoreMemory(nn.Module):
 
 
 def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
-    """Of the negatives of W processes, those for the one of number ``rank`` of ``size``.
+    """Of what W processes remember, that for the one of number ``rank`` of ``size``.
 
     Args:
         saved: by name the buffers of one process, or of all stacked.
@@ -178,15 +196,19 @@ def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
     shards = {name: saved[name] for name in _OF_PROCESS}
     if shards["counts"].dim() == 1:
         shards = {name: shard[None] for name, shard in shards.items()}
+    if shards["positives"].dim() == 2:  # of a version that saved those of one process
+        shards["positives"] = shards["positives"][None]
+    # Where they rank together all have the same.
+    positives = shards["positives"][rank % shards["positives"].shape[0]]
     theirs = {name: shard[rank::size] for name, shard in shards.items()}
     if theirs["counts"].shape[0] == 1:
-        return {name: shard[0] for name, shard in theirs.items()}
+        return {**{name: shard[0] for name, shard in theirs.items()}, "positives": positives}
     mine = ScoreMemory(*shards["scores"].shape[1:])
     for slot in range(mine.length):
         scores, lists = theirs["scores"][:, slot].flatten(), theirs["lists"][:, slot].flatten()
         there = scores > _LOWEST
         mine._put_negatives(slot, scores[there], lists[there])
-    return {name: mine.get_buffer(name) for name in _OF_PROCESS}
+    return {**{name: mine.get_buffer(name) for name in _OF_PROCESS}, "positives": positives}
 
 
 def _base(thresholds: Thresholds | None, num_classes: int, device: torch.device) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import detectron2.utils.comm as comm
 import torch
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
@@ -63,8 +64,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """As the stock method.
 
         Raises:
-            InputError: the file cannot be read.
+            InputError: the file cannot be read, or not every process sees it.
         """
+        if resume and len(set(comm.all_gather(self.has_checkpoint()))) > 1:
+            raise InputError(
+                f"not every process finds a checkpoint in {self.save_dir}: the folder must be "
+                "shared by all machines of the run"
+            )
         if self.save_dir and self.save_to_disk:
             remove_parts(self.save_dir)
         if resume and not self.has_checkpoint():

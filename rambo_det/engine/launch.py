@@ -81,7 +81,7 @@ def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespac
     dist.init_process_group(
         "nccl" if gpu else "gloo", given.init_method, rank=given.rank, world_size=given.size
     )
-    _create_local_group(given)
+    create_local_group(given)
     try:
         comm.synchronize()
         process(args)
@@ -90,7 +90,8 @@ def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespac
         comm._LOCAL_PROCESS_GROUP = None
 
 
-def _create_local_group(given: Started) -> None:
+def create_local_group(given: Started) -> None:
+    """Tells Detectron2 which processes share a machine."""
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(given.local_size)
         return

@@ -14,6 +14,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import inference_on_dataset
 
+from ..data.mapper import NamingMapper
 from ..errors import InputError
 from .checkpointer import AtomicCheckpointer, earlier_seed, last_checkpoint
 from .files import drop_unfinished_line
@@ -63,7 +64,10 @@ class LazyRun:
         """Metrics of the model on the test set, by the names of its evaluator."""
         data = self._cfg.dataloader
         evaluator = instantiate(data.evaluator)
-        results = inference_on_dataset(model or self._model, instantiate(data.test), evaluator)
+        loader = {key: data.test[key] for key in data.test}
+        if "mapper" in loader:  # a loader of the user's own may have none
+            loader["mapper"] = NamingMapper(instantiate(loader["mapper"]))
+        results = inference_on_dataset(model or self._model, instantiate(loader), evaluator)
         return dict(results or {})
 
     def evaluate_checkpoint(self, file: str = "") -> dict[str, Any]:

@@ -32,6 +32,9 @@ class RamboCriterion(RamboLoss):
         name: of the loss, for the error where scores are not finite.
         ce_weight: weight of the stock loss beside this one, see :meth:`shares`.
         ce_warmup: iterations in which the stock loss passes over to this one.
+        checkpoint_period, max_iter: of a trainer that saves its model in the main process alone, as
+            Detectron2's do: after which iterations. Then that has the memories of all processes.
+            None: unknown.
         **kwargs: of RamboLoss: ``margin``, ``lambda_``, ``lift``, ``beta``, ``memory_length``,
             ``memory_size``, ``iou_thresholds``, ``global_ranking``.
     """
@@ -46,6 +49,8 @@ class RamboCriterion(RamboLoss):
         name: str = "loss_cls",
         ce_weight: float | None = None,
         ce_warmup: int | None = None,
+        checkpoint_period: int | None = None,
+        max_iter: int | None = None,
         **kwargs: Any,
     ) -> None:
         defaults = CfgNode({"MODEL": CfgNode()})
@@ -57,6 +62,7 @@ class RamboCriterion(RamboLoss):
         self.ce_warmup = node.CE_WARMUP if ce_warmup is None else ce_warmup
         self.prefix = prefix
         self.name = name
+        self._saved = checkpoint_period, max_iter
         self.class_names = list(class_names or map(str, range(num_classes)))
 
     @classmethod
@@ -72,6 +78,8 @@ class RamboCriterion(RamboLoss):
             "weight": rambo_node(cfg).LOSS_WEIGHT,
             "ce_weight": rambo_node(cfg).CE_WEIGHT,
             "ce_warmup": rambo_node(cfg).CE_WARMUP,
+            "checkpoint_period": cfg.SOLVER.CHECKPOINT_PERIOD,
+            "max_iter": cfg.SOLVER.MAX_ITER,
         }
         return cls(num_classes, **{**arguments, **kwargs})
 
@@ -100,6 +108,8 @@ class RamboCriterion(RamboLoss):
             raise not_finite(self.name, self.class_names, *made_of, scores)
         if self.prefix:
             self.log(self.prefix)
+        if self.global_ranking and self.training and torch.is_grad_enabled():
+            self._collect_for_checkpoint()
         return loss * self.weight
 
     @torch.jit.unused
@@ -114,6 +124,17 @@ class RamboCriterion(RamboLoss):
         if self.ce_warmup and storage is not None:
             done = min(storage.iter / self.ce_warmup, 1.0)
         return done, (1 - done) + self.ce_weight
+
+    @torch.jit.unused
+    def _collect_for_checkpoint(self) -> None:
+        # Here every process still comes by; a stock trainer's checkpointer runs in one of them.
+        period, max_iter = self._saved
+        storage = current_storage()
+        if storage is None or period is None or max_iter is None:
+            return
+        done = storage.iter + 1
+        if done % period == 0 or done >= max_iter:
+            self.memory.collect()
 
     @torch.jit.unused
     def log(self, prefix: str) -> None:

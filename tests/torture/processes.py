@@ -14,8 +14,19 @@ from typing import Any
 
 import torch
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from ..forked import REPOSITORY, start_script
+
 QUICKSTART = "configs/quickstart/faster_rcnn_rambo.yaml"
+
+
+def outputs(cache: Path) -> list[Path]:
+    """The files of what a run with that cache prints."""
+    return [cache.with_name(f"std{end}") for end in ("out", "err")]
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """What is added to the environment of a run with that cache."""
+    return {"PYTHONWARNINGS": "ignore", "RAMBO_DET_CACHE": str(cache)}
 
 
 @contextmanager
@@ -24,13 +35,13 @@ def started(tool: str, args: list[str], cache: Path) -> Iterator[subprocess.Pope
 
     What it prints goes to the files of :func:`printed`, beside its cache.
     """
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "RAMBO_DET_CACHE": str(cache)}
-    paths = [cache.with_name(f"std{end}") for end in ("out", "err")]
+    paths = outputs(cache)
     with open(paths[0], "w") as out, open(paths[1], "w") as err:
         command = [sys.executable, f"tools/{tool}", *args]
         process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, text=True, stdout=out, stderr=err
-        )
+            command, cwd=REPOSITORY, env={**os.environ, **environment(cache)}, text=True,
+            stdout=out, stderr=err,
+        )  # fmt: skip
         try:
             yield process
         finally:
@@ -40,7 +51,7 @@ def started(tool: str, args: list[str], cache: Path) -> Iterator[subprocess.Pope
 
 def printed(cache: Path) -> tuple[str, str]:
     """Standard output and standard error of the last run with this cache."""
-    out, err = (cache.with_name(f"std{end}").read_text() for end in ("out", "err"))
+    out, err = (file.read_text() for file in outputs(cache))
     return out, without_torchs_own(err)
 
 
@@ -50,10 +61,16 @@ def without_torchs_own(err: str) -> str:
 
 
 def run(tool: str, args: list[str], cache: Path) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of ``tools/<tool>``."""
-    with started(tool, args, cache) as process:
-        status = process.wait(timeout=600)
-    return status, *printed(cache)
+    """Exit status, standard output and standard error of ``tools/<tool>``.
+
+    In a process of its own, forked from one that has imported everything.
+    """
+    for file in outputs(cache):
+        file.unlink(missing_ok=True)
+    process = start_script(environment(cache), outputs(cache), [f"tools/{tool}", *args])
+    process.join(600)
+    assert process.exitcode is not None, "it did not end in 10 minutes"
+    return process.exitcode, *printed(cache)
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:

@@ -1,0 +1,108 @@
+"""Processes of tests, forked from one that has imported everything.
+
+Importing takes longer than what most of them do. They are real processes all the same.
+"""
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import traceback
+import warnings
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def _server():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "rambo_det.engine.trainer", "rambo_det.engine.lazy"])
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # read as torch is imported
+    forkserver.ensure_running()
+    os.environ.pop("OMP_NUM_THREADS")
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = threads
+    return context
+
+
+def _run_script(environment, outputs, command):
+    multiprocessing.set_start_method("fork", force=True)  # of its data workers, as in any run
+    os.environ.update(environment)
+    if environment.get("PYTHONWARNINGS") == "ignore":  # read as Python starts
+        warnings.simplefilter("ignore")
+    os.chdir(REPOSITORY)
+    for stream, output in zip((1, 2), outputs, strict=True):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def start_script(environment, outputs, command):
+    """Starts ``python COMMAND`` in the repository.
+
+    Args:
+        environment: added to that of the tests.
+        outputs: files that standard output and standard error are appended to.
+        command: script and arguments.
+
+    Returns:
+        A process of multiprocessing.
+    """
+    arguments = environment, list(map(str, outputs)), list(map(str, command))
+    process = _server().Process(target=_run_script, args=arguments)
+    process.start()
+    return process
+
+
+def run_logged(environments, outputs, arguments, timeout=300):
+    """Runs ``python tests/logged_run.py ARGUMENTS…`` in each environment, to a good end.
+
+    Returns:
+        What each has printed into its file of ``outputs``.
+    """
+    command = ["tests/logged_run.py", *arguments]
+    processes = [
+        start_script(environment, (output, output), command)
+        for environment, output in zip(environments, outputs, strict=True)
+    ]
+    for process in processes:
+        process.join(timeout)
+        assert process.exitcode == 0, "\n".join(file.read_text()[-4000:] for file in outputs)
+    return [file.read_text() for file in outputs]
+
+
+def _check(rank, world, port, folder, check, args):
+    try:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+        check(rank, world, *args)
+        Path(folder, f"{rank}.ok").touch()
+    except BaseException:
+        Path(folder, f"{rank}.error").write_text(traceback.format_exc())
+        raise
+
+
+def in_processes(world, folder, check, *args):
+    """Calls ``check(rank, world, *args)`` in each of ``world`` processes, which gloo connects."""
+    _server()
+    try:
+        torch.multiprocessing.start_processes(
+            _check, (world, free_port(), str(folder), check, args), world, start_method="forkserver"
+        )
+    except Exception:
+        pytest.fail("\n".join(f.read_text() for f in sorted(Path(folder).glob("*.error"))))
+    assert len(list(Path(folder).glob("*.ok"))) == world

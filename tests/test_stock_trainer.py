@@ -1,0 +1,136 @@
+"""Several processes whose trainer is Detectron2's own DefaultTrainer, unchanged."""
+
+import logging
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+import detectron2.utils.comm as comm
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.utils.env import seed_all_rng
+
+from rambo_det.engine.checkpointer import AtomicCheckpointer
+from rambo_det.engine.ddp import distributed_on
+from rambo_det.engine.launch import Started, create_local_group
+from rambo_det.engine.memories import CollectMemories
+from rambo_det.errors import InputError
+from rambo_det.modeling.criterion import RamboCriterion
+
+from .forked import in_processes
+from .killed_run import YAML
+from .models import small_cfg, write_coco
+
+
+class Remember(HookBase):
+    """Keeps this process's memory as it was after each step; saves out of turn after the first."""
+
+    def __init__(self):
+        self.memories = []
+
+    def after_step(self):
+        self.memories.append({k: b.clone() for k, b in memory_of(self.trainer).named_buffers()})
+        if self.trainer.iter == 0 and comm.is_main_process():
+            self.trainer.checkpointer.save("out_of_turn", iteration=0)
+
+
+def memory_of(trainer):
+    return trainer.model.module.roi_heads.box_predictor.rambo_loss.memory
+
+
+def trainer_of(folder, *opts):
+    keys = ["DATASETS.TRAIN", "('st_data',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(folder)]
+    keys += ["SOLVER.MAX_ITER", 4, "SOLVER.STEPS", "(3,)", "DATALOADER.NUM_WORKERS", 0]
+    cfg = small_cfg("quickstart/faster_rcnn_rambo.yaml", *YAML, *keys, *opts)
+    cfg.SOLVER.CHECKPOINT_PERIOD = 2
+    seed_all_rng(1 + comm.get_rank())
+    with distributed_on("cpu"):
+        return DefaultTrainer(cfg)
+
+
+def resumed(folder, checkpoint, *opts):
+    """A new trainer that goes on from that checkpoint, and its memory as it was loaded."""
+    comm.synchronize()
+    if comm.is_main_process():
+        (folder / "last_checkpoint").write_text(checkpoint)
+    comm.synchronize()
+    trainer = trainer_of(folder, *opts)
+    trainer.resume_or_load(resume=True)
+    return trainer, {k: b.clone() for k, b in memory_of(trainer).named_buffers()}
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in b)
+
+
+def warnings_of(trainer):
+    """What the package's logger says in the steps that are left."""
+    found = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    logging.getLogger("rambo_det").addHandler(handler)
+    trainer.train()
+    logging.getLogger("rambo_det").removeHandler(handler)
+    return found
+
+
+def every_process_gets_its_memory_back(rank, folder):
+    for name, opts in (("together", ()), ("alone", ("MODEL.RAMBO.GLOBAL_RANKING", False))):
+        trainer, remember = trainer_of(folder / name, *opts), Remember()
+        hooks = [remember] if name == "together" else [CollectMemories(2), remember]
+        trainer.register_hooks(hooks)
+        trainer._hooks = [*trainer._hooks[-len(hooks) :], *trainer._hooks[: -len(hooks)]]
+        trainer.train()
+        saved = remember.memories
+        assert all(int(memory["counts"].sum()) > 0 for memory in saved)
+        for done, checkpoint in ((2, "model_0000001.pth"), (4, "model_final.pth")):
+            trainer, loaded = resumed(folder / name, checkpoint, *opts)
+            assert trainer.start_iter == done
+            assert equal(loaded, saved[done - 1]), (name, checkpoint)
+        assert not warnings_of(resumed(folder / name, "model_0000001.pth", *opts)[0])
+
+
+def what_was_lost_is_told_once(rank, folder):
+    # A checkpoint at a time that only the main process knows.
+    trainer, loaded = resumed(folder / "together", "out_of_turn.pth")
+    assert int(loaded["written"]) == 1 and bool(loaded["counts"].any()) == (rank == 0)
+    lines = warnings_of(trainer)
+    assert len(lines) == (1 if rank == 0 else 0), lines
+    if rank == 0:
+        assert "1 of 2 processes" in lines[0] and "CollectMemories" in lines[0]
+
+
+def a_folder_that_one_process_does_not_see(rank, folder):
+    own = folder / "together" if rank == 0 else folder / "of another machine"
+    checkpointer = AtomicCheckpointer(torch.nn.Linear(1, 1), str(own))
+    with pytest.raises(InputError, match="shared by all machines"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+def a_score_that_is_not_finite(rank):
+    """Stops every process; the one that has it names the class."""
+    scores = torch.zeros(6, 4)
+    if rank == 1:
+        scores[2, 3] = torch.nan
+    where = "of class star \\(1 of 6\\)" if rank == 1 else "in the batch of another process"
+    loss = RamboCriterion(4, class_names=("circle", "square", "triangle", "star"))
+    with pytest.raises(FloatingPointError, match=f"loss_cls: .* {where}"):
+        loss(scores.requires_grad_(), torch.tensor([0, 1, 2, 3, 4, 4]))
+
+
+def _checks(rank, world, folder):
+    create_local_group(Started(rank, world, rank, world, ""))
+    register_coco_instances("st_data", {}, f"{folder}/train.json", f"{folder}/train")
+    every_process_gets_its_memory_back(rank, folder)
+    what_was_lost_is_told_once(rank, folder)
+    a_folder_that_one_process_does_not_see(rank, folder)
+    a_score_that_is_not_finite(rank)
+
+
+def test_several_processes_with_the_stock_trainer(tmp_path):
+    write_coco(tmp_path, 4)
+    for name in ("together", "alone", "of another machine"):
+        (tmp_path / name).mkdir()
+    in_processes(2, tmp_path, _checks, tmp_path)
