@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rambo_det.core import RamboLoss, lists, memory
+from rambo_det.core import batch as batch_module
 from rambo_det.core.counting import Thresholds, plain
 from rambo_det.core.counting.native import native_counting
 
-from .test_against_oracle import VALUES
+from .test_against_oracle import VALUES, batches, margins, steps
 
 
 @st.composite
@@ -118,6 +120,8 @@ def test_native_is_plain(threads, case):
         assert torch.equal(
             native.count_listed(values, groups, after), plain.count_listed(values, groups, after)
         )
+        for got, want in zip(native.find(scores, gt), plain.find(scores, gt), strict=True):
+            assert torch.equal(got, want)
         keys = after.at.double().flip(0)
         assert torch.equal(native.argsort(keys, after.bounds), plain.argsort(keys, after.bounds))
         floor = step[1].float()[:-1]
@@ -129,6 +133,36 @@ def test_native_is_plain(threads, case):
             assert torch.equal(*heights)
     finally:
         torch.set_num_threads(before_threads)
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches(60), batches(30), margins, steps, st.sampled_from([0.0, 0.3, 1.0]))
+def test_every_way_to_the_loss_is_the_same(batch, earlier, margin, step, beta):
+    """One call of C++, several, plain PyTorch: losses, gradients, what is remembered."""
+    scores, gt = batch
+    c = scores.shape[1]
+    found = []
+    for way in ("fused", "native", "plain"):
+        with pytest.MonkeyPatch.context() as patch:
+            if way != "fused":
+                patch.setattr(lists, "_fusible", lambda how: None)
+            if way == "plain":
+                for module in (lists, memory, batch_module):
+                    patch.setattr(module, "counting_for", lambda device: plain)
+            loss = RamboLoss(c, margin=margin, beta=beta, memory_length=2, memory_size=64, **step)
+            if earlier[0].shape[1] == c:
+                loss(earlier[0].clone().requires_grad_(), earlier[1])
+            leaf = scores.double().requires_grad_()
+            value = loss(leaf, gt)
+            value.backward()
+            stats = [loss.stats.class_ap, loss.stats.zero_gradient, loss.stats.starved]
+            kept = loss.memory.scores.sort().values
+            found.append([value.detach(), leaf.grad, *stats, kept, loss.memory.positives])
+    for other in found[1:]:
+        for got, want in zip(other, found[0], strict=True):
+            # Sums of losses may be rounded otherwise and, where the step divides by AP, the
+            # gradient with them.
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-12, equal_nan=True)
 
 
 def test_without_a_compiler_the_plain_passes_take_over(tmp_path):

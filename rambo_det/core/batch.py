@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import InputError
-from .keys import make_keys
+from .counting import counting_for
+from .keys import add_missed
 from .lists import ListResult, Ranking, rank_lists
 from .memory import Stored
 from .processes import Gathered, Processes
-from .targets import Targets
 
 
 class _GivenGradient(torch.autograd.Function):
@@ -54,7 +54,7 @@ class Batch:
         ranked: the same in float32, without gradient.
         gt_classes: ``(N,)`` int64.
         high: the highest score.
-        targets: where the positives are.
+        own: ``(Q,)`` int64 each, rows and columns of the positives.
         found: the positives of all processes, keys of their classes.
         processes: those that share the batch.
     """
@@ -63,7 +63,7 @@ class Batch:
     ranked: Tensor
     gt_classes: Tensor
     high: float
-    targets: Targets
+    own: tuple[Tensor, Tensor]
     found: Gathered
     processes: Processes
 
@@ -92,21 +92,20 @@ class Batch:
             raise InputError(f"missed must be (N,), got {tuple(missed.shape)}")
         processes = processes or Processes(together=False)
         ranked, gt_classes = scores.detach().float(), gt_classes.long().contiguous()
-        targets = Targets.find(gt_classes, scores.shape[1])
+        rows, columns, keys = counting_for(scores.device).find(ranked, gt_classes)
         low, high = map(float, ranked.aminmax()) if scores.numel() else (0.0, 0.0)
         finite = math.isfinite(low) and math.isfinite(high)
-        rows, cols = targets.rows, targets.cols
-        misses = None if missed is None else missed.index_select(0, rows).long()
-        own = make_keys(cols, ranked[rows, cols], misses)
-        found = processes.gather(own, finite)
-        return Batch(scores, ranked, gt_classes, high, targets, found, processes)
+        if missed is not None:
+            keys = add_missed(keys, missed.index_select(0, rows))
+        found = processes.gather(keys, finite)
+        return Batch(scores, ranked, gt_classes, high, (rows, columns), found, processes)
 
     def rank(self, how: Ranking, stored: Stored | None = None) -> ListResult:
         """All about the lists of this batch, see :func:`.lists.rank_lists`; a collective."""
         # Scores that are not finite are ranked somehow: no process may leave the others waiting.
         dtype = torch.float64 if self.scores.dtype == torch.float64 else torch.float32
         return rank_lists(
-            self.ranked, self.gt_classes, self.high, self.targets, self.found, how, self.processes,
+            self.ranked, self.gt_classes, self.high, self.own, self.found, how, self.processes,
             stored, dtype,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ Arguments they share:
         scale of each list's scores, see ``lift``.
     lift: δ > 0, in units of score: without ``lambda_``, λ is chosen for each list so that its
         median positive is moved up by δ, and the gradient of an AP loss is that of ``-log AP``
-        (:func:`.step.median_lift_step`).
+        (:class:`.step.MedianLift`).
     margin: α >= 0, in units of score: in training a positive counts as ranked above a negative only
         if it beats it by more than α.
 """
@@ -19,7 +19,7 @@ from ..errors import InputError
 from .batch import Batch
 from .lists import Ranking
 from .objectives import Objective, average_precision, recall_log, recall_loglog
-from .step import Step, fixed_step, median_lift_step
+from .step import FixedStep, MedianLift, Step
 
 _RECALL: dict[str, Objective] = {"log": recall_log, "loglog": recall_loglog}
 
@@ -29,10 +29,10 @@ def make_step(lambda_: float | None, lift: float, log: bool = True) -> Step:
     if lambda_ is not None:
         if not lambda_ > 0:
             raise InputError(f"lambda_ (λ) must be > 0, got {lambda_}")
-        return fixed_step(lambda_)
+        return FixedStep(lambda_)
     if not lift > 0:
         raise InputError(f"lift (δ) must be > 0, got {lift}")
-    return median_lift_step(lift, log)
+    return MedianLift(lift, log)
 
 
 def check_margin(margin: float) -> None:

@@ -27,16 +27,23 @@ def decode(keys: Tensor) -> Tensor:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
-def make_keys(lists: Tensor, scores: Tensor, missed: Tensor | None = None) -> Tensor:
-    """``missed << 56 | list << 32 | order_code(score)``, int64.
+def make_keys(lists: Tensor, scores: Tensor) -> Tensor:
+    """``list << 32 | order_code(score)``, int64.
 
     Args:
         lists: int64 in ``[0, 2^24)``.
         scores: float32.
-        missed: int64 in ``[0, 127]``, how many IoU thresholds a positive misses; None: 0.
     """
-    keys = (lists << 32) + order_code(scores)
-    return keys if missed is None else keys + (missed << _MISSED)
+    return (lists << 32) + order_code(scores)
+
+
+def add_missed(keys: Tensor, missed: Tensor) -> Tensor:
+    """``missed << 56 | key``.
+
+    Args:
+        missed: integers in ``[0, 127]``, how many IoU thresholds each positive misses.
+    """
+    return keys + (missed.long() << _MISSED)
 
 
 def list_of(keys: Tensor) -> Tensor:

@@ -23,15 +23,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .counting import Thresholds, counting_for
+from .counting import NativeCounting, Thresholds, counting_for
 from .entries import Entries
 from .keys import list_of
 from .memory import Stored
 from .negatives import Negatives
-from .objectives import Objective
+from .objectives import Objective, average_precision
 from .processes import Gathered, Processes
-from .step import Slopes, Step
-from .targets import Targets
+from .step import FixedStep, MedianLift, Slopes, Step
 
 
 @dataclass
@@ -92,7 +91,7 @@ def rank_lists(
     scores: Tensor,
     gt_classes: Tensor,
     high: float,
-    targets: Targets,
+    own: tuple[Tensor, Tensor],
     found: Gathered,
     how: Ranking,
     processes: Processes,
@@ -105,7 +104,7 @@ def rank_lists(
         scores: ``(N, C)`` float32, contiguous or strided; finite.
         gt_classes: ``(N,)`` int64.
         high: at least the highest score.
-        targets: what the classes say: where the positives are.
+        own: ``(Q,)`` int64 each, rows and columns of the positives here.
         found: the positives of all processes.
         how: what is ranked and how.
         processes: those that call this with their part of the batch.
@@ -122,6 +121,22 @@ def rank_lists(
     if entries.keys.shape[0] == 0:
         return _nothing(num_classes, here, how.num_lists, scores.device)
     counting = counting_for(scores.device)
+    if (step := _fusible(how)) and processes.size == 1 and isinstance(counting, NativeCounting):
+        remembered = (stored.scores, stored.lists) if stored else None
+        first = (0 if how.per_class else -1, len(entries.keys) - here if how.interclass else -1)
+        fused = counting.average_precision(
+            scores, gt_classes, high, entries.keys, remembered, step, how.margin, how.beta,
+            own[0], first, dtype,
+        )  # fmt: skip
+        return ListResult(
+            loss=fused.loss,
+            losses=fused.losses,
+            present=fused.thresholds.bounds.diff() > 0,
+            above=fused.above[None, :here],
+            change=fused.change[None, :here],
+            thresholds=fused.thresholds,
+            grad=fused.grad,
+        )
     ranked = counting.rank(entries.keys, (num_classes + 1) * how.num_lists, how.margin)
     negatives = Negatives(
         counting, scores, gt_classes, high, stored, entries, ranked.bounds, processes
@@ -146,7 +161,7 @@ def rank_lists(
 
     above = entries.grid(ranked, above)
     change = entries.grid(ranked, change, negatives.demotion(before, after))
-    _put_own(grad, change, divisor, weight, entries, targets, found.first, here, how)
+    _put_own(grad, change, divisor, weight, entries, own, found.first, here, how)
     return ListResult(
         loss=(losses * weight).sum(),
         losses=losses.view(-1, how.levels).mean(dim=1) if how.levels else losses,
@@ -156,6 +171,15 @@ def rank_lists(
         thresholds=before.groups,
         grad=grad,
     )
+
+
+def _fusible(how: Ranking) -> tuple[float, bool, bool] | None:
+    """δ or λ, whether it is a fixed λ, whether the loss is -log AP; None: there is no fused way."""
+    if how.levels or how.objective is not average_precision:
+        return None
+    if isinstance(how.step, FixedStep):
+        return how.step.lambda_, True, False
+    return (how.step.lift, False, how.step.log) if isinstance(how.step, MedianLift) else None
 
 
 def _nothing(num_classes: int, here: int, levels: int, device: torch.device) -> ListResult:
@@ -184,7 +208,7 @@ def _put_own(
     divisor: Tensor,
     weight: Tensor,
     entries: Entries,
-    targets: Targets,
+    own: tuple[Tensor, Tensor],
     first: int,
     here: int,
     how: Ranking,
@@ -193,9 +217,9 @@ def _put_own(
     lists = entries.lists
     part = change.view(-1) / divisor.index_select(0, lists) * weight.index_select(0, lists)
     items = part.view(how.num_lists, -1).sum(dim=0) if how.levels else part
-    own = targets.rows.shape[0]
-    value = items[first : first + own]
+    number = own[0].shape[0]
+    value = items[first : first + number]
     if how.per_class and how.interclass:
         start = items.shape[0] - here + first
-        value = value + items[start : start + own]
-    grad[targets.rows, targets.cols] = value.to(grad.dtype)
+        value = value + items[start : start + number]
+    grad[own] = value.to(grad.dtype)

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .counting import Thresholds, counting_for
-from .keys import make_keys
 from .processes import Processes
-from .targets import Targets
 
 _EMPTY = -1
 #: Where there is no negative: below all that are, yet no product of it is NaN.
@@ -151,8 +149,7 @@ class ScoreMemory(nn.Module):
         slot = int(self.written) % self.length
         num_classes, gt_classes = scores.shape[1], gt_classes.long().contiguous()
         if positives is None:
-            targets = Targets.find(gt_classes, num_classes)
-            positives = make_keys(targets.cols, scores[targets.rows, targets.cols])
+            positives = counting_for(scores.device).find(scores, gt_classes)[2]
         row = self.positives[slot].fill_(_EMPTY)
         if positives.shape[0] > row.shape[0]:
             # Evenly over the batch: the highest alone would have too good a precision.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,17 +31,20 @@ class Slopes(NamedTuple):
 Step = Callable[[Slopes], tuple[Tensor, Tensor]]
 
 
-def fixed_step(lambda_: float) -> Step:
+@dataclass
+class FixedStep:
     """The paper's rule: one constant λ > 0 for every list (on ranks that are not divided by N)."""
 
-    def step(slopes: Slopes) -> tuple[Tensor, Tensor]:
-        constant = torch.full_like(slopes.losses, lambda_)
+    lambda_: float
+
+    def __call__(self, slopes: Slopes) -> tuple[Tensor, Tensor]:
+        """See :data:`Step`."""
+        constant = torch.full_like(slopes.losses, self.lambda_)
         return constant, constant
 
-    return step
 
-
-def median_lift_step(lift: float, log: bool = True) -> Step:
+@dataclass
+class MedianLift:
     """λ = δ / median_k(g_k): the median positive of every list is lifted by ``lift`` = δ > 0.
 
     With a fixed λ the step λ·g shrinks as ``1/N²`` of the list's length and soon ends before the
@@ -53,13 +57,15 @@ def median_lift_step(lift: float, log: bool = True) -> Step:
     proportional to AP itself.
     """
 
-    def step(slopes: Slopes) -> tuple[Tensor, Tensor]:
+    lift: float
+    log: bool = True
+
+    def __call__(self, slopes: Slopes) -> tuple[Tensor, Tensor]:
+        """See :data:`Step`."""
         first, end = slopes.bounds[:-1], slopes.bounds[1:]
         middle = ((first + end - 1) >> 1).clamp_(0, slopes.slope.shape[0] - 1)
         order = slopes.argsort(slopes.slope, slopes.bounds)
         median = slopes.slope.index_select(0, order.index_select(0, middle))
         # A scalar over a tensor would be reciprocal times scalar: two roundings.
-        lambda_ = torch.full_like(median, lift) / median
-        return lambda_, lambda_ * (1 - slopes.losses) if log else lambda_
-
-    return step
+        lambda_ = torch.full_like(median, self.lift) / median
+        return lambda_, lambda_ * (1 - slopes.losses) if self.log else lambda_

@@ -6,9 +6,9 @@ import torch
 
 from . import plain
 from .groups import Counting, Ranked, Thresholds
-from .native import native_counting
+from .native import NativeCounting, native_counting
 
-__all__ = ["Counting", "Ranked", "Thresholds", "counting_for"]
+__all__ = ["Counting", "NativeCounting", "Ranked", "Thresholds", "counting_for"]
 
 
 def counting_for(device: torch.device) -> Counting:

@@ -100,8 +100,12 @@ class Counting(Protocol):
             ``(N, C)``, 0 for all that is no negative, and ``(T of after,)`` int64.
         """
 
-    def find(self, gt_classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Rows and columns ``(P,)`` int64 of the positives of ``(N,)`` int64 classes."""
+    def find(self, scores: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, columns and keys (:mod:`..keys`) ``(P,)`` int64 of the positives, by rising row.
+
+        Args:
+            scores, gt_classes: as those of :meth:`count`; C is background, below 0 is ignored.
+        """
 
     def rank(self, keys: Tensor, num_lists: int, margin: float) -> Ranked:
         """Sorts positives ``(P,)``, ``list << 32 | order_code(score)``."""

@@ -351,16 +351,24 @@ void rambo_write(const float* values, int64_t rows, int64_t columns, int64_t row
   from_bins(groups, after, bins, above);
 }
 
-// Rows whose class is one of the columns, and it; returns how many there are.
-int64_t rambo_find(const int64_t* gt, int64_t rows, int64_t columns, int64_t* found_rows,
-                   int64_t* found_columns) {
+// Rows whose class is one of the columns, it, and the key of their score there; returns how many.
+int64_t rambo_find(const float* values, int64_t rows, int64_t columns, int64_t row_stride,
+                   int64_t column_stride, const int64_t* gt, int64_t* found_rows,
+                   int64_t* found_columns, int64_t* keys) {
   int64_t found = 0;
   for (int64_t start = 0; start < rows; start += kBlock) {
     const int64_t end = std::min(start + kBlock, rows);
     int any = 0;
     for (int64_t n = start; n < end; ++n) any |= uint64_t(gt[n]) < uint64_t(columns);
-    for (int64_t n = start; any && n < end; ++n)
-      if (uint64_t(gt[n]) < uint64_t(columns)) found_rows[found] = n, found_columns[found++] = gt[n];
+    for (int64_t n = start; any && n < end; ++n) {
+      if (uint64_t(gt[n]) >= uint64_t(columns)) continue;
+      const float score = values[n * row_stride + gt[n] * column_stride] + 0.0f;
+      int32_t bits;
+      std::memcpy(&bits, &score, sizeof bits);
+      bits ^= (bits >> 31) & 0x7FFFFFFF;
+      found_rows[found] = n, found_columns[found] = gt[n];
+      keys[found++] = (gt[n] << 32) + int64_t(bits) + (int64_t(1) << 31);
+    }
   }
   return found;
 }
@@ -419,6 +427,86 @@ void rambo_argsort(const double* values, const int64_t* bounds, int64_t segments
     std::sort(pairs.begin(), pairs.end());
     for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) order[i] = pairs[i - bounds[g]].second;
   }
+}
+
+// lists.rank_lists in one go, for the average precision of one list a group and a single process:
+// what takes many small operations there costs more than the counting where scores are few.
+// Positives are those of the classes, the remembered ones, then those of the list of all classes;
+// this process's own are `own`, from class_first and joined_first on (below 0: not ranked).
+// `lift` is that of step.MedianLift or, if `fixed`, the λ of step.FixedStep.
+double rambo_average_precision(
+    const float* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
+    const int64_t* gt, float high, const int64_t* keys, int64_t number, const float* stored,
+    const int32_t* stored_lists, int64_t num_stored, double margin, double lift, int fixed, int log,
+    double beta, const int64_t* own_rows, int64_t own, int64_t class_first, int64_t joined_first,
+    int is_double, void* grad, int64_t grad_row_stride, int64_t grad_column_stride, int max_threads,
+    float* at, int64_t* bounds, double* losses, int64_t* above, int64_t* change) {
+  const int64_t lists_of_all = columns + 1;
+  std::vector<int64_t> order(number), lists(number), rank(number), counted(number), moved(number);
+  std::vector<double> start(number), slope(number), value(number), sorted;
+  std::vector<double> lambda(lists_of_all), divisor(lists_of_all), weight(lists_of_all);
+  std::vector<float> moved_at(number);
+  rambo_rank(keys, number, lists_of_all, margin, order.data(), lists.data(), rank.data(),
+             start.data(), at, bounds);
+
+  const auto count_stored = [&](const float* thresholds) {
+    if (!num_stored) return;
+    std::vector<int64_t> part(number);
+    rambo_count_listed(stored, stored_lists, num_stored, thresholds, bounds, lists_of_all,
+                       max_threads, part.data());
+    for (int64_t i = 0; i < number; ++i) counted[i] += part[i];
+  };
+  rambo_count(values, rows, columns, row_stride, column_stride, gt, high, at, bounds, max_threads,
+              counted.data());
+  count_stored(at);
+
+  int64_t present = 0;
+  for (int64_t g = 0; g < columns; ++g) present += bounds[g + 1] > bounds[g];
+  double loss = 0;
+  for (int64_t g = 0; g < lists_of_all; ++g) {
+    const int64_t first = bounds[g], last = bounds[g + 1];
+    losses[g] = 0;
+    if (first == last) continue;
+    const double num = double(last - first);
+    for (int64_t i = first; i < last; ++i) {  // objectives.average_precision
+      const double r_pos = double(rank[i]), r = double(rank[i] + counted[i]);
+      losses[g] += (1 - r_pos / r) / num;
+      slope[i] = r_pos / (num * r * r);
+      above[order[i]] = counted[i];
+    }
+    lambda[g] = lift;
+    if (!fixed) {
+      sorted.assign(slope.begin() + first, slope.begin() + last);
+      const auto middle = sorted.begin() + (last - first - 1) / 2;
+      std::nth_element(sorted.begin(), middle, sorted.end());
+      lambda[g] = lift / *middle;
+    }
+    divisor[g] = !fixed && log ? lambda[g] * (1 - losses[g]) : lambda[g];
+    weight[g] = g < columns ? 1.0 / double(present) * (1 - beta) : beta;
+    loss += losses[g] * weight[g];
+  }
+
+  rambo_move(start.data(), slope.data(), lambda.data(), bounds, lists_of_all, moved.data(),
+             moved_at.data());
+  rambo_write(values, rows, columns, row_stride, column_stride, gt, high, at, bounds, nullptr,
+              moved_at.data(), bounds, nullptr, divisor.data(), weight.data(), is_double, grad,
+              grad_row_stride, grad_column_stride, max_threads, counted.data());
+  count_stored(moved_at.data());
+  for (int64_t i = 0; i < number; ++i) {
+    const int64_t entry = order[moved[i]], g = lists[i];
+    change[entry] = rank[i] + counted[i] - (rank[moved[i]] + above[entry]);
+    value[entry] = double(change[entry]) / divisor[g] * weight[g];
+  }
+  for (int64_t k = 0; k < own; ++k) {
+    const double of_class = class_first < 0 ? 0 : value[class_first + k];
+    const double of_all = joined_first < 0 ? 0 : value[joined_first + k];
+    const int64_t n = own_rows[k], place = n * grad_row_stride + gt[n] * grad_column_stride;
+    if (is_double)
+      static_cast<double*>(grad)[place] = of_class + of_all;
+    else
+      static_cast<float*>(grad)[place] = float(of_class + of_all);
+  }
+  return loss;
 }
 
 // Negatives whose score less their column's floor is above the cutoff, the first `most` of them;

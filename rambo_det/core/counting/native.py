@@ -18,7 +18,8 @@ import subprocess
 import tempfile
 from importlib.util import cache_from_source
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,48 +29,76 @@ from . import plain
 from .groups import Ranked, Thresholds
 
 _SOURCE = Path(__file__).with_name("native.cpp")
-# Not -march=native: the cache may be shared by machines. No contraction: it would round otherwise
-# than float64 arithmetic elsewhere does.
+# No contraction: it would round otherwise than float64 arithmetic elsewhere does.
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off")
 _COMPILERS = ("c++", "g++", "clang++")
 #: Scores that are looked at to guess how high the highest are.
 _SAMPLE = 1 << 12
 
+_TYPES = {
+    "-": None, "p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float,
+    "d": ctypes.c_double,
+}  # fmt: skip
+#: Of each function its result and its arguments, as native.cpp has them.
+_FUNCTIONS = {
+    "count": ("-", "pllll p f pp i p"),
+    "count_listed": ("-", "ppl ppl i p"),
+    "write": ("-", "pllll p f ppp ppp pp ipll i p"),
+    "find": ("l", "pllll p ppp"),
+    "rank": ("-", "pll d pppppp"),
+    "move": ("-", "pppp l pp"),
+    "argsort": ("-", "pp l i p"),
+    "average_precision": ("d", "pllll p f pl ppl ddii d plll ipll i ppppp"),
+    "collect": ("l", "pllll p pf l i pp"),
+}
+
 _logger = logging.getLogger(__name__)
+
+
+class Fused(NamedTuple):
+    """What :meth:`NativeCounting.average_precision` gives; by group or by key.
+
+    Attributes:
+        loss, losses, thresholds, grad: as those of :class:`..lists.ListResult`.
+        above, change: ``(P,)`` int64, of each key.
+    """
+
+    loss: Tensor
+    losses: Tensor
+    thresholds: Thresholds
+    above: Tensor
+    change: Tensor
+    grad: Tensor
 
 
 class NativeCounting:
     """:class:`.groups.Counting` on a CPU; ``library`` is what :func:`_compile` gives."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._count = library.rambo_count
-        self._count_listed = library.rambo_count_listed
-        self._write = library.rambo_write
-        self._argsort = library.rambo_argsort
-        self._rank = library.rambo_rank
-        self._move = library.rambo_move
-        self._find = library.rambo_find
-        self._find.restype = ctypes.c_int64
-        self._collect = library.rambo_collect
-        self._collect.restype = ctypes.c_int64
+        self._native: Any = SimpleNamespace()
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(library, f"rambo_{name}")
+            function.restype = _TYPES[result]
+            function.argtypes = [_TYPES[letter] for letter in arguments.replace(" ", "")]
+            setattr(self._native, name, function)
 
     def count(
         self, scores: Tensor, gt_classes: Tensor, high: float, thresholds: Thresholds
     ) -> Tensor:
         above = torch.empty(thresholds.at.shape[0], dtype=torch.int64)
-        self._count(
-            *_view(scores), _data(gt_classes), ctypes.c_float(high), _data(thresholds.at),
-            _data(thresholds.bounds), torch.get_num_threads(), _data(above),
+        self._native.count(
+            *_view(scores), gt_classes.data_ptr(), high, thresholds.at.data_ptr(),
+            thresholds.bounds.data_ptr(), torch.get_num_threads(), above.data_ptr(),
         )  # fmt: skip
         return above
 
     def count_listed(self, values: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
         above = torch.empty(thresholds.at.shape[0], dtype=torch.int64)
         values, groups = values.contiguous(), groups.contiguous()
-        self._count_listed(
-            _data(values), _data(groups), _long(values.shape[0]), _data(thresholds.at),
-            _data(thresholds.bounds), _long(thresholds.bounds.shape[0] - 1),
-            torch.get_num_threads(), _data(above),
+        self._native.count_listed(
+            values.data_ptr(), groups.data_ptr(), values.shape[0], thresholds.at.data_ptr(),
+            thresholds.bounds.data_ptr(), thresholds.bounds.shape[0] - 1,
+            torch.get_num_threads(), above.data_ptr(),
         )  # fmt: skip
         return above
 
@@ -86,22 +115,73 @@ class NativeCounting:
     ) -> tuple[Tensor, Tensor]:
         grad = torch.empty_like(scores, dtype=dtype)
         above = torch.empty(after.at.shape[0], dtype=torch.int64)
-        self._write(
-            *_view(scores), _data(gt_classes), ctypes.c_float(high), _data(before.at),
-            _data(before.bounds), _data(before.through), _data(after.at), _data(after.bounds),
-            _data(after.through), _data(divisor), _data(weight), int(dtype == torch.float64),
-            _data(grad), *map(_long, grad.stride()), torch.get_num_threads(), _data(above),
+        self._native.write(
+            *_view(scores), gt_classes.data_ptr(), high, before.at.data_ptr(),
+            before.bounds.data_ptr(), _pointer(before.through), after.at.data_ptr(),
+            after.bounds.data_ptr(), _pointer(after.through), divisor.data_ptr(),
+            weight.data_ptr(), dtype == torch.float64, grad.data_ptr(), *grad.stride(),
+            torch.get_num_threads(), above.data_ptr(),
         )  # fmt: skip
         return grad, above
 
-    def find(self, gt_classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        number = gt_classes.shape[0]
-        rows = torch.empty(number, dtype=torch.int64)
-        columns = torch.empty_like(rows)
-        found = self._find(
-            _data(gt_classes), _long(number), _long(num_classes), _data(rows), _data(columns)
+    def average_precision(
+        self,
+        scores: Tensor,
+        gt_classes: Tensor,
+        high: float,
+        keys: Tensor,
+        stored: tuple[Tensor, Tensor] | None,
+        step: tuple[float, bool, bool],
+        margin: float,
+        beta: float,
+        own_rows: Tensor,
+        own_first: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> Fused:
+        """All of :func:`..lists.rank_lists` for one list a group and a single process.
+
+        Args:
+            scores, gt_classes, high, margin, beta, dtype: as there.
+            keys: ``(P,)`` int64 of the positives: those of the classes, the remembered ones, those
+                of the list of all classes.
+            stored: scores and classes of remembered negatives.
+            step: δ or λ, whether it is a fixed λ, whether the loss is -log AP.
+            own_rows: ``(Q,)`` int64, the rows of the batch's own positives.
+            own_first: where these begin in ``keys``, in the lists of their classes and in that of
+                all classes; below 0: they are not there.
+        """
+        number, lists = keys.shape[0], scores.shape[1] + 1
+        grad = torch.empty_like(scores, dtype=dtype)
+        at = torch.empty(number)
+        losses = torch.empty(lists, dtype=torch.float64)
+        bounds = torch.empty(lists + 1, dtype=torch.int64)
+        above = torch.empty(number, dtype=torch.int64)
+        change = torch.empty_like(above)
+        values, classes = stored or (losses[:0], losses[:0])
+        loss = self._native.average_precision(
+            *_view(scores), gt_classes.data_ptr(), high, keys.data_ptr(), number, values.data_ptr(),
+            classes.data_ptr(), values.shape[0], margin, *step, beta, own_rows.data_ptr(),
+            own_rows.shape[0], *own_first, dtype == torch.float64, grad.data_ptr(), *grad.stride(),
+            torch.get_num_threads(), at.data_ptr(), bounds.data_ptr(), losses.data_ptr(),
+            above.data_ptr(), change.data_ptr(),
+        )  # fmt: skip
+        return Fused(
+            torch.tensor(loss, dtype=torch.float64),
+            losses,
+            Thresholds(at, bounds),
+            above,
+            change,
+            grad,
         )
-        return rows[:found], columns[:found]
+
+    def find(self, scores: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = torch.empty_like(gt_classes)
+        columns, keys = torch.empty_like(rows), torch.empty_like(rows)
+        found = self._native.find(
+            *_view(scores), gt_classes.data_ptr(), rows.data_ptr(), columns.data_ptr(),
+            keys.data_ptr(),
+        )  # fmt: skip
+        return rows[:found], columns[:found], keys[:found]
 
     def rank(self, keys: Tensor, num_lists: int, margin: float) -> Ranked:
         number = keys.shape[0]
@@ -110,25 +190,25 @@ class NativeCounting:
         start = torch.empty(number, dtype=torch.float64)
         at = torch.empty(number)
         bounds = torch.empty(num_lists + 1, dtype=torch.int64)
-        self._rank(
-            _data(keys), _long(number), _long(num_lists), ctypes.c_double(margin), _data(order),
-            _data(lists), _data(rank), _data(start), _data(at), _data(bounds),
+        self._native.rank(
+            keys.data_ptr(), number, num_lists, margin, order.data_ptr(),
+            lists.data_ptr(), rank.data_ptr(), start.data_ptr(), at.data_ptr(), bounds.data_ptr(),
         )  # fmt: skip
         return Ranked(order, lists, bounds, rank, start, at)
 
     def move(self, ranked: Ranked, lambda_: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         order, at = torch.empty_like(ranked.order), torch.empty_like(ranked.at)
-        self._move(
-            _data(ranked.start), _data(slope), _data(lambda_), _data(ranked.bounds),
-            _long(ranked.bounds.shape[0] - 1), _data(order), _data(at),
+        self._native.move(
+            ranked.start.data_ptr(), slope.data_ptr(), lambda_.data_ptr(), ranked.bounds.data_ptr(),
+            ranked.bounds.shape[0] - 1, order.data_ptr(), at.data_ptr(),
         )  # fmt: skip
         return order, at
 
     def argsort(self, values: Tensor, bounds: Tensor) -> Tensor:
         order = torch.empty(values.shape[0], dtype=torch.int64)
-        self._argsort(
-            _data(values), _data(bounds), _long(bounds.shape[0] - 1), torch.get_num_threads(),
-            _data(order),
+        self._native.argsort(
+            values.data_ptr(), bounds.data_ptr(), bounds.shape[0] - 1, torch.get_num_threads(),
+            order.data_ptr(),
         )  # fmt: skip
         return order
 
@@ -157,22 +237,19 @@ class NativeCounting:
     ) -> tuple[Tensor, Tensor, int]:
         values = torch.empty(room)
         columns = torch.empty(room, dtype=torch.int32)
-        found = self._collect(
-            *_view(scores), _data(gt_classes), _data(floor), ctypes.c_float(cutoff), _long(room),
-            torch.get_num_threads(), _data(values), _data(columns),
+        found = self._native.collect(
+            *_view(scores), gt_classes.data_ptr(), floor.data_ptr(), cutoff, room,
+            torch.get_num_threads(), values.data_ptr(), columns.data_ptr(),
         )  # fmt: skip
         return values, columns, found
 
 
-def _data(tensor: Tensor | None) -> ctypes.c_void_p | None:
-    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
-_long = ctypes.c_int64
-
-
-def _view(scores: Tensor) -> tuple[Any, ...]:
-    return (_data(scores), *map(_long, scores.shape), *map(_long, scores.stride()))
+def _view(scores: Tensor) -> tuple[int, ...]:
+    return (scores.data_ptr(), *scores.shape, *scores.stride())
 
 
 @functools.cache
@@ -200,7 +277,9 @@ def _compiled() -> Path:
         raise OSError(f"no C++ compiler: {named or ', '.join(_COMPILERS)} not found")
     compiler = found[0]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    parts = [_SOURCE.read_bytes(), version, repr((_FLAGS, platform.platform())).encode()]
+    # What it is made for too: the folder may be shared by machines.
+    made_for = (_FLAGS, platform.platform(), _cpu())
+    parts = [_SOURCE.read_bytes(), version, repr(made_for).encode()]
     name = f"native-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     folders = (Path(cache_from_source(__file__)).parent, cache_folder())
     for folder in folders:
@@ -221,9 +300,20 @@ def _compiled() -> Path:
     raise OSError(f"neither {folders[0]} nor {folders[1]} can be written")
 
 
+def _cpu() -> str:
+    """What tells apart processors with different instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
 def _compile(compiler: str, library: Path) -> None:
     command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(library)]
-    try:
-        subprocess.run([*command, "-fopenmp"], capture_output=True, check=True)
-    except subprocess.CalledProcessError:  # a compiler without OpenMP: one thread
-        subprocess.run(command, capture_output=True, check=True)
+    # Not every compiler has OpenMP, without which there is one thread, or knows its own processor.
+    for more in (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], []):
+        made = subprocess.run([*command, *more], capture_output=True, text=True)
+        if made.returncode == 0:
+            return
+    raise OSError(f"{compiler} ended with {made.returncode}: {made.stderr.strip()[-300:]}")

@@ -17,10 +17,11 @@ from .groups import Ranked, Thresholds
 _CHUNK = 1 << 22
 
 
-def find(gt_classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def find(scores: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See :meth:`.groups.Counting.find`."""
-    rows = ((gt_classes >= 0) & (gt_classes < num_classes)).nonzero().view(-1)
-    return rows, gt_classes.index_select(0, rows)
+    rows = ((gt_classes >= 0) & (gt_classes < scores.shape[1])).nonzero().view(-1)
+    columns = gt_classes.index_select(0, rows)
+    return rows, columns, make_keys(columns, scores[rows, columns])
 
 
 def rank(keys: Tensor, num_lists: int, margin: float) -> Ranked:
