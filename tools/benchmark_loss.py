@@ -26,6 +26,7 @@ import matplotlib
 import torch
 import torch.nn.functional as F
 from baseline_losses import argsort_rambo, error_driven_ap
+from tabulate import tabulate
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
@@ -126,8 +127,7 @@ def measure(case: dict, device: str, seconds: float, limit: float) -> dict:
             "ms": 1e3 * median, "spread_ms": 1e3 * (high - low), "to_focal": median / focal,
             "peak_mib": peak_memory(method, leaf) / 2**20,
         }  # fmt: skip
-    if device != "cpu" or case["n"] <= 10_000_000:
-        # Slow where it is no contender any more, but once is enough for its gradient.
+    if "double argsort" in methods:
         run_once(methods["L_APC"], leaf)
         got = leaf.grad
         run_once(lambda s: argsort_rambo(s, one_hot(gt, s)), leaf)
@@ -182,6 +182,25 @@ def plot(results: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def summary(results: list[dict]) -> str:
+    """Time as a multiple of focal loss's, of each number of classes; a row a size and regime."""
+    counts = sorted({r["c"] for r in results})
+    rows: dict[tuple, dict[str, str]] = {}
+    for result in results:
+        key = result["n"], result["rate"], result["regime"]
+        row = rows.setdefault(key, dict(zip(("N", "P/N", "scores"), key, strict=True)))
+        methods = result["methods"]
+        for name in ("RamboLoss", "RamboLoss τ=8", "double argsort"):
+            ratio = f"{methods[name]['to_focal']:.2f}" if name in methods else "-"
+            row[name] = f"{row[name]} / {ratio}" if name in row else ratio
+        peak = methods["RamboLoss"]["peak_mib"] / methods["focal"]["peak_mib"]
+        row["memory"] = f"{row['memory']} / {peak:.2f}" if "memory" in row else f"{peak:.2f}"
+    for row in rows.values():
+        row["N"] = f"{float(row['N']):.0e}"
+    table = tabulate(rows.values(), headers="keys", tablefmt="github", disable_numparse=True)
+    return f"times focal loss's, for C = {' / '.join(map(str, counts))}\n\n{table}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/benchmark_loss"))
@@ -210,6 +229,7 @@ def main() -> None:
         json.dumps({"about": about, "results": results}, indent=1)
     )
     plot(results, args.output / "benchmark.png")
+    print(f"\n{summary(results)}")
 
 
 if __name__ == "__main__":
