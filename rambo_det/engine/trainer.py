@@ -59,7 +59,7 @@ class RamboTrainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, seed=seed, trainer=weakref.proxy(self)
         )
-        collect = CollectMemories(self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        collect = CollectMemories(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.checkpointer)
         return [SeededSteps(seed, loader), collect, *super().build_hooks()]
 
     def state_dict(self) -> dict[str, Any]:
