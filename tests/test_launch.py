@@ -4,12 +4,11 @@ import inspect
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.run
 
 pytest.importorskip("detectron2")
 
@@ -18,7 +17,7 @@ from detectron2.engine import launch as stock_launch
 from rambo_det.engine.launch import Started, started
 from rambo_det.errors import InputError
 
-from .forked import free_port, run_logged
+from .forked import free_port, run_logged, start_script
 from .models import write_coco
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -38,24 +37,19 @@ def training(tmp_path):
     return [str(x) for x in ("tools/train_net.py", "--config", config, *data, *keys)]
 
 
-def run_together(commands):
-    """Runs commands at the same time; returns their outputs once all have ended well."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(
-            [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        ),
-    }
+def run_together(tmp_path, commands):
+    """Runs scripts at the same time; returns their outputs once all have ended well."""
+    files = [tmp_path / f"{number}.txt" for number in range(len(commands))]
+    paths = [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     processes = [
-        subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for command in commands
-    ]  # fmt: skip
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
+        start_script(environment, (file, file), command)
+        for file, command in zip(files, commands, strict=True)
+    ]
+    for process in processes:
+        process.join(300)
+    outputs = [file.read_text() for file in files]
+    assert [process.exitcode for process in processes] == [0] * len(files), "\n".join(outputs)
     return outputs
 
 
@@ -65,11 +59,11 @@ def saved_memory(folder):
 
 
 def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    torchrun = [torch.distributed.run.__file__, "--nnodes", "2"]
     torchrun += ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port"]
     torchrun.append(free_port())
     commands = [[*torchrun, "--node-rank", str(rank), *training] for rank in range(2)]
-    outputs = run_together(commands)
+    outputs = run_together(tmp_path, commands)
     assert sum("checkpoint: " in output for output in outputs) == 1  # one of four prints the table
     memory = saved_memory(tmp_path / "out")
     # Of each of the four processes the negatives, of all the positives.
@@ -108,11 +102,8 @@ def test_tasks_of_slurm(training, tmp_path):
 )
 def test_two_machines_by_detectron2s_launcher(training, tmp_path):
     flags = ["--num-machines", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
-    commands = [
-        [sys.executable, training[0], *flags, "--machine-rank", str(rank), *training[1:]]
-        for rank in range(2)
-    ]
-    outputs = run_together(commands)
+    commands = [[training[0], *flags, "--machine-rank", rank, *training[1:]] for rank in range(2)]
+    outputs = run_together(tmp_path, commands)
     assert sum("checkpoint: " in output for output in outputs) == 1
     assert saved_memory(tmp_path / "out")["scores"].shape[0] == 2
 

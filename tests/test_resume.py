@@ -85,9 +85,9 @@ whole_form = pytest.mark.skipif(not KILLS, reason="only with RAMBO_DET_KILLS")
     "tool, world",
     [
         ("train_net.py", 1),
-        ("train_net.py", 2),
+        pytest.param("train_net.py", 2, marks=whole_form),
         pytest.param("lazyconfig_train_net.py", 1, marks=whole_form),
-        pytest.param("lazyconfig_train_net.py", 2, marks=whole_form),
+        ("lazyconfig_train_net.py", 2),
     ],
 )
 def test_a_killed_run_is_the_run_that_was_not(tool, world, tmp_path, data):

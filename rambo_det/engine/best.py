@@ -16,7 +16,6 @@ from detectron2.evaluation.testing import flatten_results_dict
 from ..errors import InputError
 from .checkpointer import AtomicCheckpointer
 from .files import whole_file
-from .memories import collect_memories
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class BestModel(HookBase):
         iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
         self._values[iteration] = float(metrics[self._metric])
         if self._keep and self.best is not None and self.best[0] == iteration:
-            collect_memories(self.trainer.model)
+            self._checkpointer.collect()
             self._checkpointer.save("model_best", tag=False, iteration=iteration)
         self._write()  # after the weights: a kill in between lets the evaluation be made again
 
@@ -110,7 +109,7 @@ class BestModel(HookBase):
         waited = sum(since < i <= iteration for i in self._values)
         if not self._patience or waited < self._patience or iteration + 1 >= self.trainer.max_iter:
             return
-        collect_memories(self.trainer.model)
+        self._checkpointer.collect()
         self._checkpointer.save("model_final", iteration=iteration)
         raise StoppedEarly(
             f"Stopped early, after iteration {iteration}: {waited} evaluations without a better "

@@ -12,19 +12,34 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from ..errors import InputError
 from .files import AtomicFiles, remove_parts
+from .memories import collect_memories
 
 
 class _LossNormalizer:
-    """What RetinaNet and FCOS divide their losses by: a running mean that no state dict has."""
+    """What RetinaNet and FCOS divide their losses by: a running mean that no state dict has.
+
+    Each process has one of its own.
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._all: list[Any] = []
+
+    def collect(self) -> None:
+        self._all = comm.all_gather(vars(self._model).get("loss_normalizer"))
 
     def state_dict(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self._model).items() if k == "loss_normalizer"}
+        state = {k: v for k, v in vars(self._model).items() if k == "loss_normalizer"}
+        if state and self._all and self._all[comm.get_rank()] == state["loss_normalizer"]:
+            state["of_processes"] = self._all
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self._model).update(state)
+        of_processes = state.get("of_processes", [])
+        if len(of_processes) == comm.get_world_size():
+            self._model.loss_normalizer = of_processes[comm.get_rank()]
+        elif "loss_normalizer" in state:
+            self._model.loss_normalizer = state["loss_normalizer"]
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -43,9 +58,15 @@ class AtomicCheckpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **kwargs)
         self.path_manager = AtomicFiles(self.path_manager)
-        self.add_checkpointable("loss_normalizer", _LossNormalizer(self.model))
+        self._loss_normalizer = _LossNormalizer(self.model)
+        self.add_checkpointable("loss_normalizer", self._loss_normalizer)
         self._seed = seed
         self._tags = True
+
+    def collect(self) -> None:
+        """Has what each process holds for itself be part of what is saved next; a collective."""
+        collect_memories(self.model)
+        self._loss_normalizer.collect()
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         """As the stock method; without ``tag`` ``--resume`` does not go on from this checkpoint."""

@@ -121,7 +121,7 @@ class LazyRun:
         trainer.register_hooks(
             [
                 SeededSteps(seed, loader),
-                CollectMemories(train.checkpointer.period),
+                CollectMemories(train.checkpointer.period, checkpointer),
                 hooks.IterationTimer(),
                 hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
                 hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer) if main else None,

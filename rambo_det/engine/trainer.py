@@ -63,7 +63,8 @@ class RamboTrainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, seed=seed, trainer=weakref.proxy(self)
         )
-        first = [SeededSteps(seed, loader), CollectMemories(self.cfg.SOLVER.CHECKPOINT_PERIOD)]
+        collect = CollectMemories(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.checkpointer)
+        first = [SeededSteps(seed, loader), collect]
         self.pictures, self.progress = Pictures(self.cfg), ProgressBar()
         node, period = self.cfg.RAMBO_TRAIN, self.cfg.TEST.EVAL_PERIOD
         self.best = None
