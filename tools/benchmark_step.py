@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,10 +33,11 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor, nn
 
-import rambo_det
-from rambo_det.config_files import find_config
-from rambo_det.modeling.dense import flatten_dense
-from rambo_det.modeling.scores import score_function
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import rambo_det  # noqa: E402
+from rambo_det.config_files import find_config  # noqa: E402
+from rambo_det.modeling.dense import flatten_dense  # noqa: E402
+from rambo_det.modeling.scores import score_function  # noqa: E402
 
 # Model: its config with the stock loss, with RaMBO.
 MODELS = {
