@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces each start and stop
 
@@ -33,6 +34,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rambo_det.core import RamboLoss, class_ap_loss  # noqa: E402
+from rambo_det.core.counting import Thresholds, native_counting  # noqa: E402
+from rambo_det.core.keys import make_keys  # noqa: E402
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -138,6 +141,42 @@ def measure(case: dict, device: str, seconds: float, limit: float) -> dict:
     return result
 
 
+def passes(case: dict) -> dict[str, Any]:
+    """Where RamboLoss's time goes on a CPU: medians of both passes over the scores, of all that the
+    forward does beside them and of the backward, and what a copy of the scores takes."""
+    scores, gt = make_case(**case, device="cpu")
+    leaf, loss, native = scores.requires_grad_(), RamboLoss(case["c"]), native_counting()
+    if native is None:
+        raise SystemExit("error: --passes needs the C++ part of the loss, so a C++ compiler")
+    high, times = float(scores.detach().max()), {}
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        found = call()
+        times.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
+        return found
+
+    with torch.no_grad():
+        columns = gt[gt < case["c"]]
+        found = make_keys(columns, leaf[gt < case["c"], columns] - 1.0)
+        keys = torch.cat([found, found + ((case["c"] - columns) << 32)])
+    ranked = native.rank(keys, case["c"] + 1, 0.0)
+    before = Thresholds(ranked.at, ranked.bounds)
+    # As at the default: the median positive moves up by 3.
+    after = Thresholds(ranked.at + 3.0, ranked.bounds)
+    ones = torch.ones(case["c"] + 1, dtype=torch.float64)
+    flat = leaf.detach()
+    for _ in range(15):
+        value = timed("forward", lambda: loss(leaf, gt))
+        timed("backward", value.backward)
+        timed("count", lambda: native.count(flat, gt, high, before))
+        timed("write", lambda: native.write(flat, gt, high, before, after, ones, ones, flat.dtype))
+        timed("copy", flat.clone)
+        leaf.grad = None
+    row: dict[str, Any] = {"N": f"{case['n']:.0e}", "P/N": case["rate"], "scores": case["regime"]}
+    return row | {f"{name} [ms]": f"{statistics.median(ms):.2f}" for name, ms in times.items()}
+
+
 def print_result(result: dict) -> None:
     difference = result.get("largest_difference")
     tail = ""
@@ -210,9 +249,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--sizes", type=float, nargs="+", help="N, e.g. 1e5 1e6")
+    parser.add_argument("--passes", action="store_true", help="where the loss's time goes, C = 80")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.passes:
+        sizes = args.sizes or [1e5, 1e6]
+        cases = itertools.product(sizes, (5e-5, 5e-3), ("init", "mid"))
+        rows = [passes({"n": int(n), "c": 80, "rate": p, "regime": r}) for n, p, r in cases]
+        print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
+        return
     sizes = args.sizes or ([1e4, 1e5, 1e6] if args.quick else [1e4, 1e5, 1e6, 1e7])
     if args.device != "cpu" and not args.sizes and not args.quick:
         sizes.append(1e8)

@@ -8,7 +8,7 @@ from . import plain
 from .groups import Counting, Ranked, Thresholds
 from .native import NativeCounting, native_counting
 
-__all__ = ["Counting", "NativeCounting", "Ranked", "Thresholds", "counting_for"]
+__all__ = ["Counting", "NativeCounting", "Ranked", "Thresholds", "counting_for", "native_counting"]
 
 
 def counting_for(device: torch.device) -> Counting:
