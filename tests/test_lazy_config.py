@@ -101,8 +101,8 @@ def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch, one_th
             theirs = [v for v, _ in run.trainer.storage.history(key).values()]
             ours = [v for v, _ in history.values()]
             # The schedules round the learning rate differently: a last digit of the weights, which
-            # can exchange two ranks.
-            rel = 1e-5 if "loss" in key else 1e-3
+            # grows from step to step and can exchange two ranks.
+            rel = 1e-4 if "loss" in key else 1e-3
             assert len(ours) == 5 and theirs == pytest.approx(ours, rel=rel), key
     assert "total_loss" in trainer.storage.histories()
 
