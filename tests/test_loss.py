@@ -202,6 +202,8 @@ def test_strided_scores():
         ({"beta": 1.5}, "beta"),
         ({"memory_length": -1}, "memory_length"),
         ({"num_classes": 0}, "num_classes"),
+        ({"iou_thresholds": (0.7, 0.5)}, "iou_thresholds"),
+        ({"iou_thresholds": [(i + 1) / 200 for i in range(150)]}, "iou_thresholds"),
     ],
 )
 def test_parameters_out_of_range(arguments, message):

@@ -98,4 +98,34 @@ def test_a_batch_larger_than_the_memory_keeps_its_highest():
     assert decode(stored.positives).tolist() == [50.0, 52.0, 55.0, 57.0]
     assert sorted(stored.scores.tolist()) == list(range(84, 100))
     assert set(stored.lists.tolist()) == {0}
-    assert sum(b.numel() * b.element_size() for b in memory.buffers()) == 8 * (16 + 4 + 1 + 1)
+    assert sum(b.numel() * b.element_size() for b in memory.buffers()) == 8 * (16 + 4 + 1 + 1 + 1)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("classes", [2, 9])
+def test_what_was_remembered_of_another_number_of_classes_is_dropped(persistent, classes):
+    """Its buffers have the same shapes; its scores belong to classes that are not these."""
+    loss = fill(RamboLoss(4, memory_length=3, persistent=persistent), 2)
+    other = RamboLoss(classes, memory_length=3, persistent=persistent)
+    before = state(other)
+    other.load_state_dict(loss.state_dict())
+    assert same(state(other), before)
+    scores, gt = torch.randn(20, classes), torch.arange(20) % (classes + 1)
+    assert other(scores, gt) == RamboLoss(classes, memory_length=3)(scores, gt)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_scores_are_kept_in_float32_whatever_the_model_or_the_default(dtype):
+    loss, cast = RamboLoss(4, memory_length=2), RamboLoss(4, memory_length=2)
+    torch.set_default_dtype(dtype)
+    try:
+        default = RamboLoss(4, memory_length=2)
+        for seed in range(3):
+            scores, gt = batch(seed=seed)
+            scores = scores.float()
+            want = loss(scores.requires_grad_(), gt)
+            assert cast.to(dtype)(scores, gt) == want
+            assert default(scores, gt) == want
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert cast.memory.scores.dtype == default.memory.scores.dtype == torch.float32

@@ -88,6 +88,8 @@ class Batch:
                 "scores must be (N, C) and gt_classes (N,), "
                 f"got {tuple(scores.shape)} and {tuple(gt_classes.shape)}"
             )
+        if scores.device != gt_classes.device:
+            raise InputError(f"scores are on {scores.device}, gt_classes on {gt_classes.device}")
         if missed is not None and missed.shape != gt_classes.shape:
             raise InputError(f"missed must be (N,), got {tuple(missed.shape)}")
         processes = processes or Processes(together=False)

@@ -13,6 +13,8 @@ _SIGN = 1 << 31
 _LIST_BITS = 24
 _LIST = (1 << _LIST_BITS) - 1
 _MISSED = 32 + _LIST_BITS
+#: What a key has room for: missed IoU thresholds of a positive.
+MOST_MISSED = 127
 
 
 def order_code(scores: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ def add_missed(keys: Tensor, missed: Tensor) -> Tensor:
     """``missed << 56 | key``.
 
     Args:
-        missed: integers in ``[0, 127]``, how many IoU thresholds each positive misses.
+        missed: integers in ``[0, MOST_MISSED]``, how many IoU thresholds each positive misses.
     """
     return keys + (missed.long() << _MISSED)
 

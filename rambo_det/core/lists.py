@@ -177,9 +177,10 @@ def _fusible(how: Ranking) -> tuple[float, bool, bool] | None:
     """δ or λ, whether it is a fixed λ, whether the loss is -log AP; None: there is no fused way."""
     if how.levels or how.objective is not average_precision:
         return None
-    if isinstance(how.step, FixedStep):
+    # Of these types alone: a subclass may have a rule of its own.
+    if type(how.step) is FixedStep:
         return how.step.lambda_, True, False
-    return (how.step.lift, False, how.step.log) if isinstance(how.step, MedianLift) else None
+    return (how.step.lift, False, how.step.log) if type(how.step) is MedianLift else None
 
 
 def _nothing(num_classes: int, here: int, levels: int, device: torch.device) -> ListResult:

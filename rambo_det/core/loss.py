@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .batch import Batch
 from .functional import check_margin, make_step
+from .keys import MOST_MISSED
 from .lists import ListResult, Ranking
 from .memory import ScoreMemory
 from .objectives import average_precision
@@ -100,13 +101,17 @@ class RamboLoss(nn.Module):
         thresholds = tuple(iou_thresholds)
         if any(not 0 < t <= 1 for t in thresholds) or sorted(set(thresholds)) != list(thresholds):
             raise InputError(f"iou_thresholds must rise and be in (0, 1], got {thresholds}")
+        if len(thresholds) > MOST_MISSED:
+            raise InputError(
+                f"iou_thresholds must be {MOST_MISSED} at most, got {len(thresholds)} of them"
+            )
         self.num_classes = num_classes
         self.iou_thresholds = thresholds
         self.margin = margin
         self.beta = beta
         self.global_ranking = global_ranking
         self._step = make_step(lambda_, lift)
-        self.memory = ScoreMemory(memory_length, memory_size, persistent)
+        self.memory = ScoreMemory(memory_length, memory_size, persistent, num_classes)
         self.stats: LossStats | None = None
 
     def forward(self, scores: Tensor, gt_classes: Tensor, ious: Tensor | None = None) -> Tensor:
@@ -147,6 +152,6 @@ class RamboLoss(nn.Module):
         if ious is None or ious.shape != (number,):
             shape = None if ious is None else tuple(ious.shape)
             raise InputError(f"iou_thresholds ask for ious of shape ({number},), got {shape}")
-        thresholds = torch.tensor(self.iou_thresholds, device=ious.device)
+        thresholds = torch.tensor(self.iou_thresholds, dtype=torch.float32, device=ious.device)
         # An IoU that is not a number reaches none.
         return len(thresholds) - (ious.detach().float()[:, None] >= thresholds).sum(dim=1)

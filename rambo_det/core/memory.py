@@ -49,6 +49,7 @@ class ScoreMemory(nn.Module):
         persistent: whether the buffers are entries of ``state_dict``. If not, they travel in the
             state dict's metadata (``state_dict()._metadata``): saved and loaded with it, but no
             unexpected key to a model that has no such memory.
+        num_classes: C. What was remembered of another number of classes is not taken over.
     """
 
     positives: Tensor
@@ -56,20 +57,24 @@ class ScoreMemory(nn.Module):
     lists: Tensor
     counts: Tensor
     written: Tensor
+    num_classes: Tensor
 
-    def __init__(self, length: int, size: int = 1 << 13, persistent: bool = True) -> None:
+    def __init__(
+        self, length: int, size: int = 1 << 13, persistent: bool = True, num_classes: int = 0
+    ) -> None:
         super().__init__()
         self.length = length
-        self._persistent = persistent
+        self._persistent, self._classes = persistent, num_classes
         self._collected: tuple[int, dict[str, Tensor]] | None = None
         self._lost = 0
         keys = torch.full((length, size // 4), _EMPTY, dtype=torch.int64)
         for name, empty in {
             "positives": keys,
-            "scores": torch.full((length, size), _LOWEST),
+            "scores": torch.full((length, size), _LOWEST, dtype=torch.float32),
             "lists": torch.zeros((length, size), dtype=torch.int32),
             "counts": torch.zeros(length, dtype=torch.int64),
             "written": torch.zeros((), dtype=torch.int64),
+            "num_classes": torch.tensor(num_classes),
         }.items():
             self.register_buffer(name, empty, persistent=persistent)
 
@@ -101,7 +106,11 @@ class ScoreMemory(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         saved = local_metadata.get("memory", {})
         own = dict(self.named_buffers())
+        if self._persistent and int(self.num_classes) != self._classes:
+            self.load_state_dict(_empty(self).state_dict())
         if self._persistent or saved.keys() != own.keys():
+            return
+        if int(saved["num_classes"]) != self._classes:
             return
         # Of another τ, size or number of classes: of another run, which this one starts without.
         if any(saved[k].shape[-own[k].dim() :] != own[k].shape for k in own):
@@ -111,6 +120,13 @@ class ScoreMemory(nn.Module):
         for name, buffer in own.items():
             buffer.copy_(saved[name])
         self._lost = local_metadata.get("processes", 1) - 1 if self.written else 0
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ScoreMemory":
+        scores = self.scores
+        super()._apply(fn, recurse)
+        # They move with the model to a device, but are never rounded with its weights.
+        self.scores = scores.to(self.scores.device)
+        return self
 
     @property
     def fill(self) -> float:
@@ -182,6 +198,11 @@ class ScoreMemory(nn.Module):
         self.scores[slot, :num], self.scores[slot, num:] = scores, _LOWEST
         self.lists[slot, :num] = lists
         self.counts[slot] = num
+
+
+def _empty(memory: ScoreMemory) -> ScoreMemory:
+    length, size = memory.scores.shape
+    return ScoreMemory(length, size, num_classes=memory._classes).to(memory.scores.device)
 
 
 def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
-// The counting passes over all scores, for a CPU. What they compute is said in plain.py, which is
-// held against them; here it takes one pass over the scores, several threads and no memory of N.
+// The counting passes over all scores, for a CPU. What they compute is said in groups.py; plain.py
+// is held against them; here it takes one pass over the scores, several threads and no memory of N.
 // Plain C at the boundary: no header of torch or Python, so that any C++ compiler makes it.
 
 #include <algorithm>
@@ -138,6 +138,14 @@ float highest(const float* values, int64_t number) {
 float up_to_float(double x) {
   const float y = float(x);
   return double(y) < x ? std::nextafter(y, kInfinity) : y;
+}
+
+// Orders as the number does, also where it is none (NaN), which no sort bears.
+int64_t order_code(double x) {
+  x += 0.0;
+  int64_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits ^ ((bits >> 63) & INT64_MAX);
 }
 
 int threads_for(int64_t scores, int most) {
@@ -373,7 +381,7 @@ int64_t rambo_find(const float* values, int64_t rows, int64_t columns, int64_t r
   return found;
 }
 
-// Sorts positives by key, the last one first in a tie; see Ranked in entries.py.
+// Sorts positives by key, the last one first in a tie; see Ranked in groups.py.
 void rambo_rank(const int64_t* keys, int64_t number, int64_t num_lists, double margin,
                 int64_t* order, int64_t* lists, int64_t* rank, double* start, float* at,
                 int64_t* bounds) {
@@ -400,17 +408,19 @@ void rambo_rank(const int64_t* keys, int64_t number, int64_t num_lists, double m
 // The positives after the step start + lambda * slope: their order, and their thresholds in it.
 void rambo_move(const double* start, const double* slope, const double* lambda,
                 const int64_t* bounds, int64_t num_lists, int64_t* order, float* at) {
-  std::vector<std::pair<double, int64_t>> pairs;
+  std::vector<std::pair<int64_t, int64_t>> pairs;
+  const auto moved = [&](int64_t g, int64_t i) {
+    const double step = lambda[g] * slope[i];
+    return start[i] + step;
+  };
   for (int64_t g = 0; g < num_lists; ++g) {
     pairs.clear();
-    for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) {
-      const double step = lambda[g] * slope[i];
-      pairs.emplace_back(start[i] + step, i);
-    }
+    for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i)
+      pairs.emplace_back(order_code(moved(g, i)), i);
     std::sort(pairs.begin(), pairs.end());
     for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) {
       order[i] = pairs[i - bounds[g]].second;
-      at[i] = up_to_float(pairs[i - bounds[g]].first);
+      at[i] = up_to_float(moved(g, order[i]));
     }
   }
 }
@@ -421,9 +431,10 @@ void rambo_argsort(const double* values, const int64_t* bounds, int64_t segments
   const int threads = threads_for(8 * bounds[segments], max_threads);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int64_t g = 0; g < segments; ++g) {
-    std::vector<std::pair<double, int64_t>> pairs;
+    std::vector<std::pair<int64_t, int64_t>> pairs;
     pairs.reserve(bounds[g + 1] - bounds[g]);
-    for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) pairs.emplace_back(values[i], i);
+    for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i)
+      pairs.emplace_back(order_code(values[i]), i);
     std::sort(pairs.begin(), pairs.end());
     for (int64_t i = bounds[g]; i < bounds[g + 1]; ++i) order[i] = pairs[i - bounds[g]].second;
   }
@@ -509,21 +520,19 @@ double rambo_average_precision(
   return loss;
 }
 
-// Negatives whose score less their column's floor is above the cutoff, the first `most` of them;
+// Negatives whose score less their column's floor reaches the cutoff, the first `most` of them;
 // returns how many there are.
 int64_t rambo_collect(const float* values, int64_t rows, int64_t columns, int64_t row_stride,
                       int64_t column_stride, const int64_t* gt, const float* floor, float cutoff,
                       int64_t most, int max_threads, float* scores, int32_t* lists) {
   const Scores s{values, rows, columns, row_stride, column_stride, gt};
-  std::vector<float> reach(floor, floor + columns);
-  for (float& low : reach) low += cutoff;
   std::vector<std::vector<std::pair<float, int32_t>>> found(
       threads_for(rows * columns, max_threads));
   const bool by_row = s.by_row();
   const auto collect = [&](int thread, const Block& block) {
     for (int i = 0; i < block.number; ++i) {
       const int64_t c = block.c + by_row * i;
-      if (block.x[i] >= reach[c] && block.negative[i])
+      if (block.x[i] - floor[c] >= cutoff && block.negative[i])
         found[thread].emplace_back(block.x[i], int32_t(c));
     }
   };

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -152,18 +153,18 @@ class NativeCounting:
         """
         number, lists = keys.shape[0], scores.shape[1] + 1
         grad = torch.empty_like(scores, dtype=dtype)
-        at = torch.empty(number)
+        at = torch.empty(number, dtype=torch.float32)
         losses = torch.empty(lists, dtype=torch.float64)
         bounds = torch.empty(lists + 1, dtype=torch.int64)
         above = torch.empty(number, dtype=torch.int64)
         change = torch.empty_like(above)
-        values, classes = stored or (losses[:0], losses[:0])
+        values, classes = stored or (None, None)
         loss = self._native.average_precision(
-            *_view(scores), gt_classes.data_ptr(), high, keys.data_ptr(), number, values.data_ptr(),
-            classes.data_ptr(), values.shape[0], margin, *step, beta, own_rows.data_ptr(),
-            own_rows.shape[0], *own_first, dtype == torch.float64, grad.data_ptr(), *grad.stride(),
-            torch.get_num_threads(), at.data_ptr(), bounds.data_ptr(), losses.data_ptr(),
-            above.data_ptr(), change.data_ptr(),
+            *_view(scores), gt_classes.data_ptr(), high, keys.data_ptr(), number, _pointer(values),
+            _pointer(classes), 0 if values is None else values.shape[0], margin, *step, beta,
+            own_rows.data_ptr(), own_rows.shape[0], *own_first, dtype == torch.float64,
+            grad.data_ptr(), *grad.stride(), torch.get_num_threads(), at.data_ptr(),
+            bounds.data_ptr(), losses.data_ptr(), above.data_ptr(), change.data_ptr(),
         )  # fmt: skip
         return Fused(
             torch.tensor(loss, dtype=torch.float64),
@@ -188,7 +189,7 @@ class NativeCounting:
         order = torch.empty(number, dtype=torch.int64)
         lists, rank = torch.empty_like(order), torch.empty_like(order)
         start = torch.empty(number, dtype=torch.float64)
-        at = torch.empty(number)
+        at = torch.empty(number, dtype=torch.float32)
         bounds = torch.empty(num_lists + 1, dtype=torch.int64)
         self._native.rank(
             keys.data_ptr(), number, num_lists, margin, order.data_ptr(),
@@ -235,7 +236,7 @@ class NativeCounting:
     def _collect_above(
         self, scores: Tensor, gt_classes: Tensor, floor: Tensor, cutoff: float, room: int
     ) -> tuple[Tensor, Tensor, int]:
-        values = torch.empty(room)
+        values = torch.empty(room, dtype=torch.float32)
         columns = torch.empty(room, dtype=torch.int32)
         found = self._native.collect(
             *_view(scores), gt_classes.data_ptr(), floor.data_ptr(), cutoff, room,
@@ -262,8 +263,8 @@ def native_counting() -> NativeCounting | None:
     except (OSError, subprocess.SubprocessError) as error:
         _logger.warning(
             "The loss takes several times as long on this CPU as it could: its C++ part cannot be "
-            "compiled (%s). A C++ compiler, which CXX may name, mends that; RAMBO_DET_NATIVE=0 "
-            "silences this line.",
+            "compiled or loaded (%s). A C++ compiler, which CXX may name, mends that; "
+            "RAMBO_DET_NATIVE=0 silences this line.",
             " ".join(str(error).split()),
         )
         return None
@@ -271,14 +272,14 @@ def native_counting() -> NativeCounting | None:
 
 def _compiled() -> Path:
     """The library, compiled if it is not there yet."""
-    named = os.environ.get("CXX")
-    found = [path for path in map(shutil.which, [named] if named else _COMPILERS) if path]
+    named = shlex.split(os.environ.get("CXX", ""))
+    found = [path for path in map(shutil.which, named[:1] or _COMPILERS) if path]
     if not found:
-        raise OSError(f"no C++ compiler: {named or ', '.join(_COMPILERS)} not found")
-    compiler = found[0]
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+        raise OSError(f"no C++ compiler: {', '.join(named[:1] or _COMPILERS)} not found")
+    compiler = [found[0], *named[1:]]
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
     # What it is made for too: the folder may be shared by machines.
-    made_for = (_FLAGS, platform.platform(), _cpu())
+    made_for = (compiler, _FLAGS, platform.platform(), _cpu())
     parts = [_SOURCE.read_bytes(), version, repr(made_for).encode()]
     name = f"native-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     folders = (Path(cache_from_source(__file__)).parent, cache_folder())
@@ -309,11 +310,11 @@ def _cpu() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _compile(compiler: str, library: Path) -> None:
-    command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(library)]
+def _compile(compiler: list[str], library: Path) -> None:
+    command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(library)]
     # Not every compiler has OpenMP, without which there is one thread, or knows its own processor.
     for more in (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], []):
         made = subprocess.run([*command, *more], capture_output=True, text=True)
         if made.returncode == 0:
             return
-    raise OSError(f"{compiler} ended with {made.returncode}: {made.stderr.strip()[-300:]}")
+    raise OSError(f"{compiler[0]} ended with {made.returncode}: {made.stderr.strip()[-300:]}")

@@ -150,9 +150,13 @@ def _through(below: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
 
 def highest(scores: Tensor, gt_classes: Tensor, floor: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """See :meth:`.groups.Counting.highest`."""
-    row, column = _negatives(scores, gt_classes).nonzero(as_tuple=True)
-    values = scores[row, column]
-    return top(values, column.int(), floor, size)
+    values, columns = scores.new_empty(0), gt_classes.new_empty(0).int()
+    for part, classes in _chunks(scores, gt_classes):
+        row, column = _negatives(part, classes).nonzero(as_tuple=True)
+        values = torch.cat([values, part[row, column]])
+        columns = torch.cat([columns, column.int()])
+        values, columns = top(values, columns, floor, size)
+    return values, columns
 
 
 def top(values: Tensor, columns: Tensor, floor: Tensor, size: int) -> tuple[Tensor, Tensor]:
