@@ -145,6 +145,8 @@ def test_a_stream_until_ctrl_c(run, tmp_path):
         process = subprocess.Popen(
             [sys.executable, "tools/predict.py", *command], cwd=REPOSITORY,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # What runs in the background of a script ignores Ctrl-C, and what it starts does too.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         part = out / ".camera.part.mp4"
         end = time.monotonic() + 120
