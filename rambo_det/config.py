@@ -72,3 +72,6 @@ def add_rambo_config(cfg: CN) -> None:
     # boxes (first step, and wherever TEST.EVAL_PERIOD evaluates) and of the detections after each
     # evaluation. 0: no pictures.
     train.IMAGES = 4
+    # > 0: multiplies the classification loss of the detector (loss_cls), whichever it is. Stock
+    # losses have no weight of their own; to compare losses, tune it for each.
+    train.CLS_WEIGHT = 1.0

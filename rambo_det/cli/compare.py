@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from ..errors import InputError
 from .failures import explain
-from .train import add_data_arguments
+from .train import add_data_arguments, add_hold_out
 
 _EPILOG = """\
 The order of precedence of config keys: those of --config, then those at the end of the command
@@ -61,6 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "config file with its own sets; may be repeated (default: those of --config)",
     )  # fmt: skip
     add_data_arguments(parser)
+    add_hold_out(parser)
     parser.add_argument("--out", type=Path, default=Path("output/compare"), metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
     parser.add_argument(
@@ -125,6 +126,8 @@ def plan_of(args: argparse.Namespace) -> Any:
         if args.classes is not None:
             options += ["--classes", args.classes]
         data = [Data("", args.config_file, tuple(options))]
+    if args.hold_out is not None:
+        data = [item.with_options("--hold-out", str(args.hold_out)) for item in data]
     return make_plan(data, variants, args.seeds, args.opts, args.out)
 
 

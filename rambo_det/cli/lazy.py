@@ -32,6 +32,8 @@ def load_config(args: argparse.Namespace) -> Any:
     from ..data.shapes import register_shapes
     from ..engine.setup import check_dataset, register_own
 
+    if args.hold_out is not None:
+        raise InputError("--hold-out is for yaml configs: a LazyConfig names its data sets itself")
     file = find_config(args.config_file)
     try:
         with warnings.catch_warnings():

@@ -31,6 +31,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_hold_out(parser: argparse.ArgumentParser) -> None:
+    """The option that sets training images aside."""
+    parser.add_argument(
+        "--hold-out", type=int, metavar="N",
+        help="set one of every N training images aside and evaluate on those, not on DATASETS.TEST:"
+        " to choose settings without looking at the test images",
+    )  # fmt: skip
+
+
 def _refuse(message: str) -> NoReturn:
     raise InputError(message)
 
@@ -46,6 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="the same as --config-file",
     )  # fmt: skip
     add_data_arguments(parser)
+    add_hold_out(parser)
     parser.add_argument(
         "--fresh", action="store_true",
         help="start anew in an OUTPUT_DIR that holds a run, which is moved aside",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import InputError
 from .losses import split_spec
@@ -20,7 +20,7 @@ class Data:
     Attributes:
         name: how folders and tables call it; "": that of the set that is evaluated on.
         config: the config file of its runs.
-        options: ``--register-…`` and ``--classes`` of the training command.
+        options: ``--register-…``, ``--classes`` and ``--hold-out`` of the training command.
         opts: KEY VALUE … for the runs on it.
     """
 
@@ -28,6 +28,10 @@ class Data:
     config: str
     options: tuple[str, ...] = ()
     opts: tuple[str, ...] = ()
+
+    def with_options(self, *options: str) -> Data:
+        """The same with more options of the training command."""
+        return replace(self, options=(*self.options, *options))
 
 
 def parse_data(text: str, config: str) -> Data:

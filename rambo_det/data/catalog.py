@@ -101,7 +101,7 @@ def register_sources(
             raise InputError(f"a data set named '{source.name}' is already registered")
         taken.add(source.name)
     names = _class_names(sources, classes, train)
-    files = [_write_json(source.name, _coco_json(source, names), json_dir) for source in sources]
+    files = [write_json(source.name, _coco_json(source, names), json_dir) for source in sources]
     for source, file in zip(sources, files, strict=True):
         _register(source, file, names)
     return names
@@ -145,7 +145,7 @@ def _coco_json(source: DataSource, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _write_json(name: str, content: dict[str, Any], json_dir: Path | None) -> Path:
+def write_json(name: str, content: dict[str, Any], json_dir: Path | None) -> Path:
     """Write the file under a name made from its content: it can never be out of date."""
     folder = cache_folder() / "annotations" if json_dir is None else Path(json_dir)
     make_folder(folder)
@@ -161,7 +161,7 @@ def _write_json(name: str, content: dict[str, Any], json_dir: Path | None) -> Pa
 def _register(source: DataSource, json_file: Path, names: list[str]) -> None:
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    load = partial(_load, str(json_file), source.image_dir, source.name)
+    load = partial(load_records, str(json_file), source.image_dir, source.name)
     DatasetCatalog.register(source.name, load)
     MetadataCatalog.get(source.name).set(
         json_file=str(json_file),
@@ -173,7 +173,8 @@ def _register(source: DataSource, json_file: Path, names: list[str]) -> None:
     )
 
 
-def _load(json_file: str, image_dir: str, name: str) -> list[dict[str, Any]]:
+def load_records(json_file: str, image_dir: str, name: str) -> list[dict[str, Any]]:
+    """The records of a COCO json in Detectron2's form, VOC's mark of difficult objects included."""
     from detectron2.data.datasets import load_coco_json
 
     records: list[dict[str, Any]] = load_coco_json(json_file, image_dir, name, ["difficult"])

@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import add_rambo_config
 from ..config_files import find_config
+from ..data.holdout import hold_out
 from ..data.register import register_datasets
 from ..data.shapes import register_shapes
 from ..errors import InputError
@@ -31,7 +32,8 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     """Registers the data sets of the command line and gives the config of the run.
 
     Args:
-        args: ``config_file``, ``opts``, ``register_coco``, ``register_voc``, ``classes``.
+        args: ``config_file``, ``opts``, ``register_coco``, ``register_voc``, ``classes``,
+            ``hold_out``.
 
     Raises:
         InputError: whatever is wrong with config, keys or data.
@@ -51,6 +53,8 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     if classes is not None:
         for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
             node.NUM_CLASSES = len(classes)
+    if args.hold_out is not None:
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(cfg.DATASETS.TRAIN, args.hold_out)
     check_architecture(cfg)
     resolve_rpn(cfg)
     loss_arguments(cfg)

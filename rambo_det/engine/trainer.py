@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -15,6 +16,7 @@ from detectron2.data.build import _train_loader_from_config
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.events import EventWriter
+from torch import nn
 
 from ..data.mapper import NamingMapper
 from ..evaluation.voc import VOCDetectionEvaluator, has_voc_annotations
@@ -43,6 +45,13 @@ class RamboTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         with distributed_on(cfg.MODEL.DEVICE):
             super().__init__(cfg)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model: nn.Module = super().build_model(cfg)
+        if cfg.RAMBO_TRAIN.CLS_WEIGHT != 1:
+            model.register_forward_hook(partial(_weigh, cfg.RAMBO_TRAIN.CLS_WEIGHT))
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -121,3 +130,9 @@ class RamboTrainer(DefaultTrainer):
         if has_voc_annotations(dataset_name):
             evaluators.append(VOCDetectionEvaluator(dataset_name))
         return DatasetEvaluators(evaluators)
+
+
+def _weigh(weight: float, model: nn.Module, inputs: Any, outputs: Any) -> Any:
+    if not model.training:
+        return outputs
+    return {k: v * weight if k.startswith("loss_cls") else v for k, v in outputs.items()}

@@ -73,6 +73,8 @@ def _check_following(cfg: CfgNode) -> None:
     for key in ("PATIENCE", "IMAGES"):
         if node[key] < 0:
             raise InputError(f"RAMBO_TRAIN.{key} must be >= 0, got {node[key]}")
+    if not 0 < node.CLS_WEIGHT < float("inf"):
+        raise InputError(f"RAMBO_TRAIN.CLS_WEIGHT must be > 0, got {node.CLS_WEIGHT}")
     if cfg.TEST.EVAL_PERIOD < 1:
         if node.PATIENCE:
             raise InputError(

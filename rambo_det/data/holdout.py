@@ -1,0 +1,76 @@
+"""Set a part of the training images aside, to choose settings on without the test images."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rambo_det.data.catalog import load_records, write_json
+from rambo_det.errors import InputError
+
+
+def hold_out(names: Sequence[str], number: int, json_dir: Path | None = None) -> list[list[str]]:
+    """Split registered data sets: one image of every `number` is set aside, the same ones always.
+
+    Which ones depends on the images' file names alone, not on their order.
+
+    Args:
+        names: of data sets with annotations in COCO's format.
+        number: >= 2.
+        json_dir: where the annotations of the parts are written; by default a folder in the cache.
+
+    Returns:
+        Names of the parts to train on, then of those set aside: `<name>_fit` and `<name>_heldout`,
+        registered with Detectron2.
+
+    Raises:
+        InputError: `number` is too small, a part would have no box, or a set has no such
+            annotations.
+    """
+    if number < 2:
+        raise InputError(f"--hold-out must be >= 2 (one image of so many), got {number}")
+    parts = [_split(name, number, json_dir) for name in names]
+    return [list(part) for part in zip(*parts, strict=True)]
+
+
+def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    fit, held = f"{name}_fit", f"{name}_heldout"
+    if {fit, held} <= set(DatasetCatalog.list()):
+        return fit, held
+    DatasetCatalog.get(name)  # draws or reads what is made at first use, the classes among it
+    metadata = MetadataCatalog.get(name)
+    file = metadata.get("json_file")
+    if not file:
+        raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
+    content = json.loads(Path(file).read_text(encoding="utf-8"))
+    order = sorted(content["images"], key=_digest)
+    aside = {image["id"] for image in order[: len(order) // number]}
+    # Where the annotations of a VOC folder are is left out: they are those of all images.
+    kept = {
+        key: value
+        for key, value in metadata.as_dict().items()
+        if key not in ("name", "json_file", "dirname", "split", "year")
+    }
+    for part, inside in ((fit, False), (held, True)):
+        chosen = _part(content, aside, inside)
+        if not chosen["annotations"]:
+            raise InputError(f"--hold-out {number}: of {name}, {part} would have no box")
+        path = write_json(part, chosen, json_dir)
+        load = partial(load_records, str(path), metadata.image_root, part)
+        DatasetCatalog.register(part, load)
+        MetadataCatalog.get(part).set(json_file=str(path), **kept)
+    return fit, held
+
+
+def _digest(image: dict[str, Any]) -> str:
+    return hashlib.sha256(str(image["file_name"]).encode()).hexdigest()
+
+
+def _part(content: dict[str, Any], aside: set[Any], inside: bool) -> dict[str, Any]:
+    images = [image for image in content["images"] if (image["id"] in aside) == inside]
+    boxes = [a for a in content["annotations"] if (a["image_id"] in aside) == inside]
+    return {**content, "images": images, "annotations": boxes}
