@@ -149,7 +149,8 @@ def test_every_way_to_the_loss_is_the_same(batch, earlier, margin, step, beta):
             if way == "plain":
                 for module in (lists, memory, batch_module):
                     patch.setattr(module, "counting_for", lambda device: plain)
-            loss = RamboLoss(c, margin=margin, beta=beta, memory_length=2, memory_size=64, **step)
+            # Room for all negatives: which of several tied ones are left out is not said.
+            loss = RamboLoss(c, margin=margin, beta=beta, memory_length=2, memory_size=512, **step)
             if earlier[0].shape[1] == c:
                 loss(earlier[0].clone().requires_grad_(), earlier[1])
             leaf = scores.double().requires_grad_()
