@@ -17,6 +17,7 @@ if find_spec("detectron2") is not None:
         # Detectron2 scripts a few functions at import, which current torch calls deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         from .config import add_rambo_config
+        from .data.shapes import register_shapes
         from .modeling import (
             RamboCascadeROIHeads,
             RamboCriterion,
@@ -26,6 +27,8 @@ if find_spec("detectron2") is not None:
             RamboROIHeads,
             RamboRPN,
         )
+
+    register_shapes()  # the configs of the quickstart work in any script; drawn at first use
 
     __all__ += ["RamboCascadeROIHeads", "RamboCriterion", "RamboFastRCNNOutputLayers"]
     __all__ += ["RamboROIHeads", "RamboRPN", "RamboRes5ROIHeads", "RamboRetinaNet"]

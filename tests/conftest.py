@@ -47,12 +47,15 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def catalogs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache of its own, and Detectron2's catalogs are afterwards as they were."""
     data = pytest.importorskip("detectron2.data")
+    from rambo_det.data.shapes import register_shapes
+
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "cache"))
     for catalog in (data.DatasetCatalog, data.MetadataCatalog):
         # Made in another cache, or by a model that asked for the names of the classes.
         for name in filter(lambda name: name.startswith("rambo_shapes_"), list(catalog)):
             catalog.remove(name)
     before = [set(catalog.keys()) for catalog in (data.DatasetCatalog, data.MetadataCatalog)]
+    register_shapes()  # as importing rambo_det did, now in this cache
     yield
     for catalog, names in zip((data.DatasetCatalog, data.MetadataCatalog), before, strict=True):
         for name in set(catalog.keys()) - names:

@@ -169,6 +169,7 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
         (["train.max_iter"], "config keys come as KEY=VALUE, got 'train.max_iter'"),
         (["dataloader.train.dataset.names=nowhere"], "nowhere is not registered"),
         (["--eval-only"], "no checkpoint in train.output_dir"),
+        (["--hold-out=3"], "--hold-out is for yaml configs"),
         (["train.init_checkpoint=none.pth"], "none.pth: no such file"),
     ],
 )

@@ -198,7 +198,27 @@ def test_weights_of_another_model_are_refused(run, tmp_path, capsys, catalogs):
     assert predict(run, run / "val", "--weights", weights, "--output", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "is not of the model of" in error
-    assert not list((tmp_path / "out").iterdir()), "something was left in the output"
+    assert not (tmp_path / "out").exists(), "something was left of the output"
+
+
+def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalogs):
+    shutil.copytree(run / "val", tmp_path / "in")
+    (tmp_path / "in" / "0.png").write_bytes(b"nothing of the kind")
+    (tmp_path / "in" / "film.mp4").write_bytes(b"nothing of the kind")
+    out = tmp_path / "out"
+    assert predict(run, tmp_path / "in", "--output", out) == 1
+    text, error = capsys.readouterr()
+    lines = error.splitlines()
+    assert len(lines) == 3 and "0.png is not an image" in lines[0] and "film.mp4" in lines[1]
+    assert lines[2] == "error: 2 of 4 files were skipped, see above"
+    assert "2 pictures in" in text and {
+        i["file_name"] for i in results_of(out)[0].imgs.values()
+    } == {str(tmp_path / "in" / name) for name in ("1.png", "2.png")}
+    for name in ("1.png", "2.png"):
+        (tmp_path / "in" / name).unlink()
+    assert predict(run, tmp_path / "in", "--output", tmp_path / "none") == 2
+    assert "0.png is not an image" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

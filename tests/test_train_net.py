@@ -72,6 +72,17 @@ def test_eval_only_prints_the_same_numbers(run):
     assert rows[0] == rows[1] and len(rows[0]) == 9
 
 
+def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, tmp_path):
+    folder, args, keys, _ = run
+    weights = ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
+    words = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", "--eval-only", *weights]
+    words += ["MODEL.ROI_HEADS.NUM_CLASSES", 7]
+    assert main([str(word) for word in words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "is not of the model of" in error
+    assert "cls_score" in error and "(5, " in error and "(8, " in error
+
+
 def test_summary_of_runs(run, tmp_path):
     folder, _, _, out = run
     done = tool("summarize.py", "--out", tmp_path / "r.json", f"ap={folder}", f"again={folder}")
@@ -133,8 +144,9 @@ def test_resume_of_another_model_is_refused(run, capsys, catalogs):
         ([], "--config FILE is missing"),
         (
             ["--config", CONFIG, "MODEL.RAMBO.MARGINS", "1"],
-            "unknown config key MODEL.RAMBO.MARGINS",
+            "error: unknown config key MODEL.RAMBO.MARGINS: did you mean MODEL.RAMBO.MARGIN?",
         ),
+        (["--config", CONFIG, "solver.max_iter", "5"], "did you mean SOLVER.MAX_ITER?"),
         (["--config", CONFIG, "SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no value"),
         (["--config", CONFIG, "SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
         (["--config", CONFIG, "MODEL.RAMBO.LAMBDA", "0"], "MODEL.RAMBO.LAMBDA must be > 0"),

@@ -32,7 +32,6 @@ from pycocotools.cocoeval import COCOeval  # noqa: E402
 
 import rambo_det  # noqa: E402
 from rambo_det.cli.train import add_data_arguments  # noqa: E402
-from rambo_det.data.shapes import register_shapes  # noqa: E402
 from rambo_det.engine.setup import register_own  # noqa: E402
 
 matplotlib.use("Agg")
@@ -90,7 +89,6 @@ def main() -> int:
         if not (run / "model_final.pth").is_file():
             print(f"error: --run {run}: no finished run there", file=sys.stderr)
             return 2
-    register_shapes()
     cfg = load_config(args.run[0])
     register_own(args, cfg.DATASETS.TRAIN)
     name = cfg.DATASETS.TEST[0]

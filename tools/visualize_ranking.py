@@ -82,13 +82,11 @@ def run(args: argparse.Namespace) -> None:
         InputError: whatever is wrong with model, data or output.
     """
     from rambo_det.cli.predict import quiet
-    from rambo_det.data.shapes import register_shapes
     from rambo_det.engine.detector import Detector
     from rambo_det.engine.ranked_data import RankedData
     from rambo_det.engine.saved import find_model
 
     quiet()
-    register_shapes()
     saved = find_model(args.run, args.config, args.weights)
     output = args.output or Path(args.run or ".") / "ranking"
     if (output / "ranking.json").exists() and not args.overwrite:

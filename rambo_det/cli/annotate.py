@@ -65,17 +65,18 @@ class Annotator:
                 + (f", and {len(there) - 1} more" if len(there) > 1 else "")
                 + ": --overwrite replaces it, or --output ANOTHER_FOLDER"
             )
-        try:
-            for target in targets:
-                target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--output {output} cannot be made: {error}") from None
         self._stack = ExitStack()
         self._images: list[dict[str, Any]] = []
         self._categories: list[dict[str, Any]] = []
         self._drawn = self._found = 0
 
     def __enter__(self) -> Annotator:
+        try:
+            self._output.mkdir(parents=True, exist_ok=True)
+            for source in self._sources:
+                (self._output / source.output).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output {self._output} cannot be made: {error}") from None
         self._file = self._stack.enter_context(whole_file(str(self._results), "w"))
         return self
 

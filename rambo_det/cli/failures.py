@@ -17,10 +17,11 @@ _IN_ANOTHER_PROCESS = f"{InputError.__module__}.{InputError.__name__}: "
 def status_of(tool: Callable[[], Any]) -> int:
     """Runs a tool; the exit status, after a line on standard error if it failed.
 
-    0, 2 for a user's mistake, 1 for what went wrong on the way, 130 for Ctrl-C. A bug is raised.
+    What the tool returns, None as 0; 2 for a user's mistake, 1 for what went wrong on the way, 130
+    for Ctrl-C. A bug is raised.
     """
     try:
-        tool()
+        return int(tool() or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -31,7 +32,6 @@ def status_of(tool: Callable[[], Any]) -> int:
         status, line = explained
         print(f"error: {line}", file=sys.stderr)
         return status
-    return 0
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:

@@ -29,7 +29,6 @@ def load_config(args: argparse.Namespace) -> Any:
     from detectron2.config import LazyConfig
 
     from ..config_files import find_config
-    from ..data.shapes import register_shapes
     from ..engine.setup import check_dataset, register_own
 
     if args.hold_out is not None:
@@ -52,7 +51,6 @@ def load_config(args: argparse.Namespace) -> Any:
     _override(cfg, args.opts)
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"
-    register_shapes()
     training = _names(cfg.dataloader.train.dataset.names)
     classes = register_own(args, training)
     if classes is not None:

@@ -108,31 +108,36 @@ def quiet() -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Detects in everything that was named.
+def run(args: argparse.Namespace) -> int:
+    """Detects in everything that was named; 1 if a file of a folder could not be read.
 
     Raises:
         InputError: see the functions of :mod:`.sources`, and: an output exists already.
     """
-    from ..data.shapes import register_shapes
     from ..engine.detector import Detector
     from ..engine.saved import find_model
     from .annotate import Annotator
     from .sources import find_sources
 
     quiet()
-    register_shapes()
     saved = find_model(args.run, args.config, args.weights)
     output = Path(args.output)
-    sources = find_sources(args.inputs, args.camera, output)
+    sources, broken = find_sources(args.inputs, args.camera, output)
+    for reason in broken:
+        print(f"skipped: {reason}", file=sys.stderr)
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
-    with Annotator(output, sources, args.overwrite) as annotator:
-        detector = Detector(saved, args.opts, classes)
-        score, why = (args.threshold, "--threshold")
-        if score is None:
-            score, why = default_threshold(saved)
+    annotator = Annotator(output, sources, args.overwrite)
+    detector = Detector(saved, args.opts, classes)
+    score, why = (args.threshold, "--threshold")
+    if score is None:
+        score, why = default_threshold(saved)
+    with annotator:
         annotator.annotate(detector, score, args.frames)
     print(annotator.summary(score, why))
+    if broken:
+        files = len(broken) + len(sources)
+        print(f"error: {len(broken)} of {files} files were skipped, see above", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,45 +31,61 @@ class Source:
     is_video: bool
 
 
-def find_sources(inputs: Sequence[str], cameras: Sequence[str], output: Path) -> list[Source]:
+def find_sources(
+    inputs: Sequence[str], cameras: Sequence[str], output: Path
+) -> tuple[list[Source], list[str]]:
     """The sources that were named, each with a name of its own for its output.
+
+    Of a folder, files that cannot be read are left out.
 
     Args:
         inputs: files and folders; of these, all images and videos at any depth.
         cameras: numbers, or addresses of streams.
         output: folder of the output, which is not looked into.
 
+    Returns:
+        The sources, and for each file that was left out the reason, in one line.
+
     Raises:
-        InputError: something does not exist or is neither; an image is broken; there is nothing.
+        InputError: something that was named does not exist or cannot be read; there is nothing.
     """
-    found: list[tuple[Path, Path]] = []
+    found: list[tuple[Path, Path, bool]] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
             inside = [p for p in sorted(path.rglob("*")) if _is_wanted(p, path, output)]
             if not inside:
                 raise InputError(f"{name}: no images or videos in this folder")
-            found += [(p, p.relative_to(path)) for p in inside]
+            found += [(p, p.relative_to(path), False) for p in inside]
         elif path.is_file():
-            found.append((path, Path(path.name)))
+            found.append((path, Path(path.name), True))
         else:
             raise InputError(f"{name}: no such file or folder")
     sources: list[Source] = []
-    for path, relative in found:
+    broken: list[InputError] = []
+    for path, relative, named in found:
         video = path.suffix.lower() in _VIDEOS
-        if video:
-            open_video(str(path)).release()
-        else:
-            image_size(path, "to detect in")
+        try:
+            if video:
+                open_video(str(path)).release()
+            else:
+                image_size(path, "to detect in")
+        except InputError as error:
+            if named:
+                raise
+            broken.append(error)
+            continue
         sources.append(Source(str(path), relative.with_suffix(_ending(path, video)), video))
     for camera in cameras:
         sources.append(Source(camera, Path(f"camera{camera}.mp4"), True))
         if not camera.isdigit():
             sources[-1].output = Path("camera.mp4")
+    if broken and not sources:
+        raise broken[0]
     if not sources:
         raise InputError("nothing to detect in: name images, folders or videos, or --camera 0")
     _make_distinct(sources)
-    return sources
+    return sources, [str(error) for error in broken]
 
 
 def _is_wanted(path: Path, folder: Path, output: Path) -> bool:

@@ -93,6 +93,8 @@ def result_table(results: dict[str, Any]) -> str:
         if per_class:
             headers = ["class", "AP"] + (["VOC AP50"] if voc else [])
             lines.append(tabulate(per_class, headers, floatfmt=".3f", tablefmt="github"))
+        if any(row[1] != row[1] for row in per_class):
+            lines.append("nan: the data have no object of that class")
     return "\n\n".join(lines)
 
 
@@ -102,7 +104,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from detectron2.engine import default_setup
     from detectron2.utils.logger import setup_logger
 
-    from ..engine.checkpointer import AtomicCheckpointer
+    from ..engine.checkpointer import load_whole_model
     from ..engine.saved import write_data
     from ..engine.setup import build_config, prepare_output, with_seed
     from ..engine.trainer import RamboTrainer
@@ -125,7 +127,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     best = None
     if args.eval_only:
         model = RamboTrainer.build_model(cfg)
-        _load(lambda: AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS), cfg)
+        _load(lambda: load_whole_model(model, cfg.MODEL.WEIGHTS, args.config_file), cfg)
         results = RamboTrainer.test(cfg, model)
         place = cfg.MODEL.WEIGHTS
     else:

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from detectron2.data import MetadataCatalog
 
 from ..cli.train import parse_args
 from ..config import add_rambo_config
-from ..engine.setup import build_config, merged_config
+from ..engine.setup import build_config, flat_config, merged_config
 from ..errors import InputError
 from .datasets import Data
 from .losses import Variant, loss_opts
@@ -155,7 +155,7 @@ def _checked_config(args: argparse.Namespace, classes: int | None) -> CfgNode:
 
 def _settings(cfg: CfgNode, data: Data) -> dict[str, Any]:
     # By way of yaml: as it will be read back, e.g. tuples as lists.
-    settings = dict(_flat(yaml.safe_load(cfg.dump())))
+    settings = flat_config(yaml.safe_load(cfg.dump()))
     for key in _NO_SETTINGS:
         settings.pop(key)
     if data.options:
@@ -171,12 +171,4 @@ def default_settings() -> dict[str, Any]:
     """Config key -> default, as :attr:`Run.settings` has them."""
     cfg = get_cfg()
     add_rambo_config(cfg)
-    return dict(_flat(yaml.safe_load(cfg.dump())))
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return flat_config(yaml.safe_load(cfg.dump()))

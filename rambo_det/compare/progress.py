@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 from tqdm import tqdm
@@ -29,6 +30,7 @@ class Progress:
         self._stream = stream or sys.stdout
         self._total, self._start, self._done = total, done, done
         self._runs, self._finished = runs, finished
+        self._evaluating: list[str] = []
         self._began = self._last = time.monotonic()
         self._bar = None
         if self._stream.isatty():
@@ -43,10 +45,10 @@ class Progress:
         else:
             self._bar.write(text, file=self._stream)
 
-    def update(self, done: int, finished: int) -> None:
-        """Shows that so many iterations, and runs, are done by now."""
-        changed = finished != self._finished
-        self._done, self._finished = done, finished
+    def update(self, done: int, finished: int, evaluating: Sequence[str] = ()) -> None:
+        """Shows that so many iterations, and runs, are done by now, and which runs evaluate."""
+        changed = (finished, list(evaluating)) != (self._finished, self._evaluating)
+        self._done, self._finished, self._evaluating = done, finished, list(evaluating)
         if self._bar is not None:
             self._bar.n = done
             self._bar.set_description(self._count(), refresh=False)
@@ -60,12 +62,13 @@ class Progress:
             self._bar.close()
 
     def _count(self) -> str:
-        return f"{self._finished} of {self._runs} runs"
+        doing = f", evaluating {'; '.join(self._evaluating)}" if self._evaluating else ""
+        return f"{self._finished} of {self._runs} runs{doing}"
 
     def _left(self) -> str:
         made, elapsed = self._done - self._start, time.monotonic() - self._began
         if self._done >= self._total:
-            return "none left"
+            return "no iteration left"
         if made <= 0:
             return "time left unknown yet"
         seconds = elapsed * (self._total - self._done) / made

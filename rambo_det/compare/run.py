@@ -72,7 +72,12 @@ def run_all(
                 else:
                     failed.append(process.run)
                     own.say(f"FAILED {_name(process.run)}: {process.fail(status)}")
-            own.update(_iterations(runs, finished), len(finished))
+            evaluating = [
+                _name(process.run)
+                for process in active
+                if last_iteration(process.run.folder) >= process.run.iterations
+            ]
+            own.update(_iterations(runs, finished), len(finished), evaluating)
     finally:
         for process in active:
             process.end()

@@ -46,6 +46,11 @@ def verdict(results: dict[str, Any], data: str, variant: str, metric: str = "AP"
     begin = title[0].upper() + title[1:] if title in TITLES.values() else title
     if value is None or value["low"] is None:
         return {"kind": "missing", "text": f"{begin}: no finished seed to compare with {other}."}
+    losses = results["data"][data]["losses"]
+    means = [losses[name]["metrics"][metric]["mean"] for name in (variant, results["reference"])]
+    if all(number(mean) == "0.0" for mean in means):
+        text = f"{begin} and {other}: {metric} 0.0, nothing is detected yet. Train for longer."
+        return {"kind": "none", "text": text}
     low, high = value["low"], value["high"]
     way = "higher" if value["mean"] >= 0 else "lower"
     text = (

@@ -55,10 +55,11 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
         for key, value in metadata.as_dict().items()
         if key not in ("name", "json_file", "dirname", "split", "year")
     }
-    for part, inside in ((fit, False), (held, True)):
-        chosen = _part(content, aside, inside)
+    parts = {fit: _part(content, aside, False), held: _part(content, aside, True)}
+    for part, chosen in parts.items():
         if not chosen["annotations"]:
             raise InputError(f"--hold-out {number}: of {name}, {part} would have no box")
+    for part, chosen in parts.items():
         path = write_json(part, chosen, json_dir)
         load = partial(load_records, str(path), metadata.image_root, part)
         DatasetCatalog.register(part, load)

@@ -105,6 +105,44 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise _unreadable(filename, error) from error
 
 
+class _WholeModel(AtomicCheckpointer):
+    """Refuses a checkpoint of another model, of which Detectron2 would take what fits."""
+
+    def __init__(self, model: Any, config: str) -> None:
+        super().__init__(model)
+        self._config = config
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        self._path = path
+        return super().load(path, *args, **kwargs)
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        other = f"{self._path} is not of the model of {self._config}"
+        for name, there, here in incompatible.incorrect_shapes:
+            raise InputError(
+                f"{other}: {name} has the shape {tuple(there)} there and {tuple(here)} here"
+            )
+        for name in incompatible.missing_keys:
+            lacking = len(incompatible.missing_keys)
+            raise InputError(f"{other}: it lacks {name}, of {lacking} weights")
+        return incompatible
+
+
+def load_whole_model(model: Any, weights: str, config: str) -> None:
+    """Loads all weights of a model that is not trained any further.
+
+    Args:
+        model: takes them.
+        weights: a file or an address.
+        config: what describes the model, for the message.
+
+    Raises:
+        InputError: the file cannot be read, a weight is missing or has another shape.
+    """
+    _WholeModel(model, config).load(weights)
+
+
 def _unreadable(file: Any, error: Exception) -> InputError:
     return InputError(f"{file} cannot be read as a checkpoint: {' '.join(str(error).split())}")
 

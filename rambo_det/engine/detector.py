@@ -19,7 +19,7 @@ from ..config import add_rambo_config
 from ..errors import InputError
 from ..evaluation.pictures import class_metadata
 from ..modeling.architecture import resolve_rpn
-from .checkpointer import AtomicCheckpointer
+from .checkpointer import load_whole_model
 from .saved import SavedModel
 from .setup import merge, pick_device
 from .values import check_model
@@ -50,7 +50,7 @@ class Detector:
         parts = _lazy_parts(cfg) if lazy else _yaml_parts(cfg)
         self._model, augmentations, self._channels, train, self.datasets = parts
         self._augment = T.AugmentationList(augmentations)
-        _Weights(self._model, saved).load(saved.weights)
+        load_whole_model(self._model, saved.weights, saved.config)
         self._model.eval()
         self.metadata = _metadata(saved, classes, [*train, *self.datasets], _num_classes(cfg))
 
@@ -75,28 +75,6 @@ class Detector:
         """Class index -> category id in COCO's terms: the data set's own, else from 1 on."""
         own = self.metadata.get("thing_dataset_id_to_contiguous_id") or {}
         return {index: number for number, index in own.items()}
-
-
-class _Weights(AtomicCheckpointer):
-    """Refuses a checkpoint of another model, of which Detectron2 would take what fits."""
-
-    def __init__(self, model: Any, saved: SavedModel) -> None:
-        super().__init__(model)
-        self._saved = saved
-
-    def _load_model(self, checkpoint: Any) -> Any:
-        incompatible = super()._load_model(checkpoint)
-        for name, there, here in incompatible.incorrect_shapes:
-            raise InputError(
-                f"{self._saved.weights} is not of the model of {self._saved.config}: {name} has "
-                f"the shape {tuple(there)} there and {tuple(here)} here"
-            )
-        for name in incompatible.missing_keys:
-            raise InputError(
-                f"{self._saved.weights} is not of the model of {self._saved.config}: it lacks "
-                f"{name}, of {len(incompatible.missing_keys)} weights"
-            )
-        return incompatible
 
 
 def _yaml_config(file: str, opts: Sequence[str]) -> CfgNode:

@@ -16,7 +16,7 @@ from detectron2.evaluation import inference_on_dataset
 
 from ..data.mapper import NamingMapper
 from ..errors import InputError
-from .checkpointer import AtomicCheckpointer, earlier_seed, last_checkpoint
+from .checkpointer import AtomicCheckpointer, earlier_seed, last_checkpoint, load_whole_model
 from .files import drop_unfinished_line
 from .loader import train_loader
 from .memories import CollectMemories
@@ -80,7 +80,7 @@ class LazyRun:
                 "name one with train.init_checkpoint=FILE"
             )
         self.checkpoint = str(checkpoint)
-        AtomicCheckpointer(self._model).load(self.checkpoint)
+        load_whole_model(self._model, self.checkpoint, "the config")
         return self.evaluate()
 
     def train(self, resume: bool) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from ..config import add_rambo_config
 from ..config_files import find_config
 from ..data.holdout import hold_out
 from ..data.register import register_datasets
-from ..data.shapes import register_shapes
 from ..errors import InputError
 from ..modeling.architecture import check_architecture, resolve_rpn
 from ..modeling.build import loss_arguments
@@ -43,7 +44,6 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     check_model(cfg)
     if not getattr(args, "eval_only", False):
         check_training(cfg)
-    register_shapes()
     own = {name for name, *_ in [*args.register_coco, *args.register_voc]}
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
@@ -82,23 +82,42 @@ def merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
     """Merges a file, then ``KEY VALUE`` pairs; raises InputError for what does not fit."""
     if len(opts) % 2:
         raise InputError(f"config keys come as KEY VALUE pairs, {opts[-1]!r} has no value")
-    pairs = list(zip(opts[::2], opts[1::2], strict=True))
+    known = flat_config(cfg)
     try:
         cfg.merge_from_file(file)
-        for key, value in pairs:
-            cfg.merge_from_list([key, _as_float(_value_of(cfg, key), value)])
     except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
-        message = " ".join(str(error.args[0] if error.args else error).split())
+        message = _one_line(error)
+        unknown = re.fullmatch(r"Non-existent config key: (\S+)", message)
+        if unknown:
+            message += _did_you_mean(unknown[1], known)
         raise InputError(f"{file}: {message}") from error
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if key not in known:
+            raise InputError(f"unknown config key {key}{_did_you_mean(key, known)}")
+        try:
+            cfg.merge_from_list([key, _as_float(known[key], value)])
+        except (ValueError, AssertionError) as error:
+            raise InputError(f"{key} {value}: {_one_line(error)}") from error
 
 
-def _value_of(cfg: CfgNode, key: str) -> Any:
-    node: Any = cfg
-    for part in key.split("."):
-        if not isinstance(node, CfgNode) or part not in node:
-            raise InputError(f"unknown config key {key}")
-        node = node[part]
-    return node
+def flat_config(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Each key of a config, as the command line names it, and its value."""
+    found: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, dict):  # a CfgNode too
+            found.update(flat_config(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _did_you_mean(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key.upper(), list(known), 1)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())
 
 
 def _as_float(current: Any, value: str) -> str:

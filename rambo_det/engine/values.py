@@ -53,8 +53,8 @@ def check_training(cfg: CfgNode) -> None:
     for key in ("MAX_ITER", "IMS_PER_BATCH"):
         if cfg.SOLVER[key] < 1:
             raise InputError(f"SOLVER.{key} must be >= 1, got {cfg.SOLVER[key]}")
-    if not 0 <= cfg.SOLVER.BASE_LR < float("inf"):
-        raise InputError(f"SOLVER.BASE_LR must be >= 0, got {cfg.SOLVER.BASE_LR}")
+    if not 0 < cfg.SOLVER.BASE_LR < float("inf"):
+        raise InputError(f"SOLVER.BASE_LR must be > 0, got {cfg.SOLVER.BASE_LR}")
     _check_following(cfg)
     logging.disable(logging.WARNING)  # they come again when the run builds its own
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -141,7 +142,8 @@ def _crop(axis: Axes, ranked: RankedClass, index: int, look: Look) -> None:
 
 def _score(score: float) -> str:
     """With as many digits as tell scores near 1 apart."""
-    return f"{score:.3f}" if score < 0.9995 else f"1-{1 - score:.0e}"
+    digits = 3 if score < 0.9995 else math.ceil(-math.log10(max(1 - score, 1e-8))) + 1
+    return f"{score:.{digits}f}"
 
 
 def _window(box: np.ndarray) -> tuple[int, int, int]:

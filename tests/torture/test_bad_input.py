@@ -165,6 +165,7 @@ CASES: dict[str, Case] = {
     # Values.
     "a batch of nothing": Case(keys("SOLVER.IMS_PER_BATCH", "0"), "IMS_PER_BATCH"),
     "a negative learning rate": Case(keys("SOLVER.BASE_LR", "-0.1"), "SOLVER.BASE_LR"),
+    "a learning rate of 0": Case(keys("SOLVER.BASE_LR", "0"), "SOLVER.BASE_LR must be > 0"),
     "an unknown scheduler": Case(keys("SOLVER.LR_SCHEDULER_NAME", "Cosine"), "LR_SCHEDULER_NAME"),
     "an unknown architecture": Case(keys("MODEL.META_ARCHITECTURE", "YOLO"), "META_ARCHITECTURE"),
     "unknown heads": Case(keys("MODEL.ROI_HEADS.NAME", "RamboHeads"), "MODEL.ROI_HEADS.NAME"),
