@@ -42,7 +42,7 @@ def add_rambo_config(cfg: CN) -> None:
     # Where several processes train, rank their batches as one. False: each ranks its own images.
     rambo.GLOBAL_RANKING = True
     # > 0: weight of the loss, for it to stand beside the other losses of the detector.
-    rambo.LOSS_WEIGHT = 2.0
+    rambo.LOSS_WEIGHT = 1.0
     # >= 0: weight of the stock classification loss (cross entropy, focal), which is added: it keeps
     # scores calibrated. 0: none.
     rambo.CE_WEIGHT = 0.0
