@@ -1,0 +1,285 @@
+#!/usr/bin/env python
+"""Write docs/evidence.md and its figures from the stored comparisons in results/evidence.
+
+    python tools/evidence.py --add main=output/compare/results.json
+    python tools/evidence.py
+
+The first keeps what a comparison found, without its folders; the second writes the page. Which
+comparison goes where follows from the name: main, tuning_DATA, best, lambda_DATA, ablation_DATA,
+retinanet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jinja2  # noqa: E402
+import matplotlib  # noqa: E402
+
+from rambo_det.cli.failures import status_of  # noqa: E402
+from rambo_det.compare.words import interval_text, number, spread_text  # noqa: E402
+from rambo_det.engine.files import whole_file  # noqa: E402
+from rambo_det.errors import InputError  # noqa: E402
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+STORED, PAGE, FIGURES = ROOT / "results/evidence", ROOT / "docs/evidence.md", ROOT / "docs/evidence"
+TEMPLATE = Path(__file__).with_name("evidence.md.jinja")
+#: What is kept of a run: not where it was made.
+KEPT = ("data", "variant", "seed", "status", "source", "metrics")
+COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f")
+Results = dict[str, Any]
+
+
+def keep(name: str, file: Path, folder: Path = STORED) -> Path:
+    """Stores what a comparison found.
+
+    Args:
+        name: of the comparison.
+        file: its ``results.json``.
+        folder: where to.
+
+    Raises:
+        InputError: the file is none.
+    """
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results["runs"] = [{key: run[key] for key in KEPT} for run in results["runs"]]
+        # Where the runs lay on the machine that made them is of no use to others.
+        results["versions"].pop("platform", None)
+        results["command"] = re.sub(r"--out \S+", f"--out output/{name}", results["command"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no results.json of a comparison: {error}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = folder / f"{name}.json"
+    with whole_file(str(stored), "w") as out:
+        json.dump(results, out, indent=1)
+        out.write("\n")
+    return stored
+
+
+def read(folder: Path = STORED) -> dict[str, Results]:
+    """The stored comparisons by name."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+
+
+def difference(results: Results, data: str, variant: str, metric: str = "AP") -> Any:
+    """Mean and interval of a loss less the first one; None where there is none."""
+    return results["data"][data]["differences"].get(variant, {}).get("metrics", {}).get(metric)
+
+
+def spread(results: Results, data: str, variant: str, metric: str = "AP") -> Any:
+    """Mean and deviation of a loss over its seeds; None where it has not been trained."""
+    return results["data"][data]["losses"].get(variant, {}).get("metrics", {}).get(metric)
+
+
+def draw_differences(results: Results, file: Path) -> None:
+    """Each loss less the first, data set by data set, with its interval."""
+    rows = [
+        (data, variant, difference(results, data, variant))
+        for data in results["data"]
+        for variant in results["variants"]
+        if difference(results, data, variant)
+    ]
+    figure, axis = plt.subplots(figsize=(7.5, 0.9 + 0.45 * len(rows)), layout="constrained")
+    variants = list(dict.fromkeys(variant for _, variant, _ in rows))
+    for place, (_, variant, found) in enumerate(reversed(rows)):
+        colour = COLOURS[variants.index(variant) % len(COLOURS)]
+        axis.plot([found["low"], found["high"]], [place, place], color=colour, lw=2.5)
+        axis.plot(found["mean"], place, "o", color=colour, ms=7)
+    title = results["variants"]
+    axis.set_yticks(range(len(rows)), [f"{d}: {title[v]['title']}" for d, v, _ in reversed(rows)])
+    axis.axvline(0, color="#444", lw=1)
+    reference = title[results["reference"]]["title"]
+    axis.set_xlabel(f"AP less that of {reference}, mean over the seeds and 95 % interval")
+    _finish(figure, axis, file)
+
+
+def draw_lambda(results: Results, data: str, file: Path) -> None:
+    """AP over the factor by which the one parameter of each rule is multiplied."""
+    figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    labels = {"lift": "our rule: λ = δ / median slope", "fixed": "the paper's constant λ"}
+    for colour, (rule, label) in zip(COLOURS, labels.items(), strict=False):
+        points = []
+        for run in results["runs"]:
+            kind, _, factor = run["variant"].partition("_x")
+            if kind == rule and run["metrics"]:
+                points.append((float(factor), run["metrics"]["AP"]))
+        factors = sorted({factor for factor, _ in points})
+        means = [sum(v) / len(v) for f in factors for v in [[ap for g, ap in points if g == f]]]
+        axis.plot(factors, means, color=colour, lw=2, label=label)
+        axis.plot(*zip(*points, strict=True), "o", color=colour, ms=5)
+    axis.set(xscale="log", xlabel="δ, or λ, as a multiple of its default", ylabel=f"AP on {data}")
+    axis.legend(frameon=False)
+    _finish(figure, axis, file)
+
+
+def draw_ablation(stored: dict[str, Results], file: Path) -> None:
+    """A panel for each thing that is changed: AP less that of the default."""
+    groups: dict[str, list[str]] = {}
+    for results in stored.values():
+        for variant in results["variants"]:
+            if variant != results["reference"]:
+                names = groups.setdefault(variant.partition("_")[0], [])
+                names += [variant] * (variant not in names)
+    columns = 3
+    rows = -(-len(groups) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(11, 2.5 * rows), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (group, variants) in zip(axes.flat, groups.items(), strict=False):
+        cells = [(r, d) for r in stored.values() for d in r["data"]]
+        for index, (results, data) in enumerate(cells):
+            offset = (index - (len(cells) - 1) / 2) * 0.22
+            for place, variant in enumerate(variants):
+                found = difference(results, data, variant)
+                if found:
+                    at, colour = place + offset, COLOURS[index]
+                    axis.plot([at, at], [found["low"], found["high"]], color=colour, lw=2)
+                    axis.plot(at, found["mean"], "o", color=colour, label=data, ms=6)
+        axis.axhline(0, color="#444", lw=1)
+        axis.set_title(group)
+        axis.set_xticks(range(len(variants)), [v.partition("_")[2] for v in variants])
+        axis.margins(x=0.25)
+        _bare(axis)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_visible(False)
+    for line in axes[:, 0]:
+        line.set_ylabel("AP less the default's")
+    found = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False)
+    _save(figure, file)
+
+
+def _bare(axis: Any) -> None:
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _finish(figure: Any, axis: Any, file: Path) -> None:
+    _bare(axis)
+    _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Without matplotlib's version in it the file is the same for the same numbers.
+    figure.savefig(file, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def page(stored: dict[str, Results]) -> str:
+    """The text of docs/evidence.md."""
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(spread=spread_text, interval=interval_text, num=number)
+    environment.globals.update(
+        spread_of=spread, of_kind=of_kind, losses_of=losses_of, settings_of=settings_of,
+        tuned=tuned, earlier=earlier, factors_of=factors_of, range_of=range_of, changes=changes,
+        names={results["command"]: name for name, results in stored.items()},
+    )  # fmt: skip
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    # A macro's line breaks and a block's add up.
+    return re.sub(r"\n{3,}", "\n\n", template.render(stored=stored)).strip() + "\n"
+
+
+def losses_of(results: Results) -> list[str]:
+    """The losses of a grid, whose variants are called LOSS_SETTING."""
+    return list(dict.fromkeys(name.partition("_")[0] for name in results["variants"]))
+
+
+def settings_of(results: Results) -> list[str]:
+    """The settings of a grid, as ``lr0.08_w2``."""
+    return list(dict.fromkeys(name.partition("_")[2] for name in results["variants"]))
+
+
+def tuned(results: Results, data: str, loss: str, setting: str) -> str:
+    """The mean AP of a loss at a setting, in bold if it is the loss's best; "–": not trained."""
+    found = {s: spread(results, data, f"{loss}_{s}") for s in settings_of(results)}
+    means = {s: value["mean"] for s, value in found.items() if value}
+    if setting not in means:
+        return "–"
+    text = number(means[setting])
+    return f"**{text}**" if means[setting] == max(means.values()) else text
+
+
+def factors_of(results: Results) -> list[str]:
+    """The factors of a comparison of λ, whose variants are called RULE_xFACTOR."""
+    return sorted({name.partition("_x")[2] for name in results["variants"]}, key=float)
+
+
+def range_of(results: Results, data: str, rule: str) -> float:
+    """The highest less the lowest mean AP of a rule over its factors."""
+    found = [spread(results, data, f"{rule}_x{factor}") for factor in factors_of(results)]
+    means = [value["mean"] for value in found if value]
+    return max(means) - min(means)
+
+
+def changes(results: Results, variant: str) -> str:
+    """The keys of a variant, without MODEL."""
+    opts = results["variants"][variant]["opts"]
+    pairs = zip(opts[::2], opts[1::2], strict=True)
+    return ", ".join(f"`{key.removeprefix('MODEL.')} {value}`" for key, value in pairs)
+
+
+def earlier(data: str) -> dict[str, tuple[int, list[str]]]:
+    """Of results/DATA.json, which summarize.py wrote: loss -> seeds, and AP, AP50 and AP75."""
+    runs_of = json.loads((ROOT / "results" / f"{data}.json").read_text())
+    found = {}
+    for loss, runs in runs_of.items():
+        values = [[run[f"bbox/{metric}"] for run in runs] for metric in ("AP", "AP50", "AP75")]
+        spreads = [{"mean": statistics.mean(v), "std": statistics.stdev(v)} for v in values]
+        found[loss] = (len(runs), [spread_text(value) for value in spreads])
+    return found
+
+
+def of_kind(stored: dict[str, Results], kind: str) -> dict[str, Results]:
+    """The comparisons of a kind: ``kind`` itself and ``kind_…``."""
+    return {n: r for n, r in stored.items() if n == kind or n.startswith(f"{kind}_")}
+
+
+def draw(stored: dict[str, Results]) -> None:
+    """All figures of the page."""
+    for name in ("main", "best", "retinanet"):
+        if name in stored:
+            draw_differences(stored[name], FIGURES / f"{name}.png")
+    for name, results in of_kind(stored, "lambda").items():
+        draw_lambda(results, name.partition("_")[2], FIGURES / f"{name}.png")
+    ablations = of_kind(stored, "ablation")
+    if ablations:
+        draw_ablation(ablations, FIGURES / "ablation.png")
+
+
+def run(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--add", action="append", default=[], metavar="NAME=RESULTS.json",
+        help="keep a comparison first; may be repeated",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    for item in args.add:
+        name, equals, file = item.partition("=")
+        if not equals or not re.fullmatch(r"\w+", name):
+            raise InputError(f"--add {item}: NAME=RESULTS.json, the name of letters and _")
+        print(keep(name, Path(file)))
+    stored = read()
+    draw(stored)
+    with whole_file(str(PAGE), "w") as out:
+        out.write(page(stored))
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    sys.exit(status_of(run))
