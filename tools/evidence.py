@@ -99,6 +99,7 @@ def draw_differences(results: Results, file: Path) -> None:
         axis.plot(found["mean"], place, "o", color=colour, ms=7)
     title = results["variants"]
     axis.set_yticks(range(len(rows)), [f"{d}: {title[v]['title']}" for d, v, _ in reversed(rows)])
+    axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.axvline(0, color="#444", lw=1)
     reference = title[results["reference"]]["title"]
     axis.set_xlabel(f"AP less that of {reference}, mean over the seeds and 95 % interval")
@@ -191,7 +192,8 @@ def page(stored: dict[str, Results]) -> str:
     )  # fmt: skip
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     # A macro's line breaks and a block's add up.
-    return re.sub(r"\n{3,}", "\n\n", template.render(stored=stored)).strip() + "\n"
+    text = re.sub(r" +\n", "\n", template.render(stored=stored))
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def losses_of(results: Results) -> list[str]:

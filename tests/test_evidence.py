@@ -1,0 +1,60 @@
+"""docs/evidence.md says what the stored comparisons say, and README what that page says."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+from rambo_det.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return runpy.run_path(str(ROOT / "tools" / "evidence.py"))
+
+
+def test_the_page_is_what_the_tool_writes(tool):
+    assert (ROOT / "docs/evidence.md").read_text() == tool["page"](tool["read"]())
+
+
+def test_every_figure_of_the_page_is_there(tool, tmp_path, monkeypatch):
+    page = (ROOT / "docs/evidence.md").read_text()
+    named = set(re.findall(r"\(evidence/(\w+\.png)\)", page))
+    assert named == {file.name for file in (ROOT / "docs/evidence").glob("*.png")}
+    monkeypatch.setitem(tool["draw"].__globals__, "FIGURES", tmp_path)
+    tool["draw"](tool["read"]())
+    assert {file.name for file in tmp_path.iterdir()} == named
+
+
+def test_what_is_stored_names_no_place_of_a_machine(tool):
+    for file in (ROOT / "results/evidence").glob("*.json"):
+        text = file.read_text()
+        assert not re.search(r'"/|=/| /\w', text), file
+        results = json.loads(text)
+        assert results["command"].startswith("rambo-compare ")
+        assert f"--out output/{file.stem} " in results["command"] + " "
+
+
+def test_readmes_results_are_those_of_the_page():
+    readme, page = ((ROOT / name).read_text() for name in ("README.md", "docs/evidence.md"))
+    part = readme[readme.index("## Results") :].partition("\n## ")[0]
+    part = readme[readme.index("## Results") : readme.index("## What it costs")]
+    rows = [line for line in part.splitlines() if line.startswith("|")]
+    assert len(rows) > 4
+    lines = page.splitlines()
+    for row in rows:
+        assert row in lines, row
+
+
+def test_a_file_that_is_no_comparison_is_refused(tool, tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    for name in ("x.json", "none.json"):
+        with pytest.raises(InputError, match=f"{name} is no results.json"):
+            tool["keep"]("x", tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
