@@ -50,16 +50,19 @@ def catalogs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from rambo_det.data.shapes import register_shapes
 
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "cache"))
+    aside = []
     for catalog in (data.DatasetCatalog, data.MetadataCatalog):
         # Made in another cache, or by a model that asked for the names of the classes.
         for name in filter(lambda name: name.startswith("rambo_shapes_"), list(catalog)):
-            catalog.remove(name)
+            aside.append((catalog, name, catalog.pop(name)))
     before = [set(catalog.keys()) for catalog in (data.DatasetCatalog, data.MetadataCatalog)]
     register_shapes()  # as importing rambo_det did, now in this cache
     yield
     for catalog, names in zip((data.DatasetCatalog, data.MetadataCatalog), before, strict=True):
         for name in set(catalog.keys()) - names:
             catalog.remove(name)
+    for catalog, name, entry in aside:
+        catalog[name] = entry
     # Their handlers write to a stream that the test's capture has closed by now.
     for logger in ("detectron2", "fvcore", "rambo_det"):
         logging.getLogger(logger).handlers.clear()

@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("detectron2")
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
 import rambo_det
@@ -66,6 +66,9 @@ class CommandLine:
         """What it printed, the rows of the table at its end, and what it detected."""
         for name in set(self.sets) & set(DatasetCatalog.list()):
             DatasetCatalog.remove(name)  # as in a process of its own
+            if name.startswith("rambo_shapes_"):
+                MetadataCatalog.remove(name)
+        shapes.register_shapes()
         settings |= {"device": "cpu", "batch": 2 if WHOLE else 1}
         self._detections.clear()
         assert self._main([*flags, *self.data], stock, settings) == 0
