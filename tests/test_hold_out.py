@@ -42,6 +42,8 @@ def test_every_image_is_in_one_part_with_its_boxes(tmp_path):
         assert MetadataCatalog.get(part).thing_classes == MetadataCatalog.get("all").thing_classes
         truth = json.loads(Path(MetadataCatalog.get(part).json_file).read_text())
         assert len(truth["images"]) == len(files(part))
+        there = {image["id"] for image in truth["images"]}
+        assert {box["image_id"] for box in truth["annotations"]} <= there
     assert hold_out(["all"], 4) == [[fit], [held]], "asked for again"
 
 
