@@ -109,7 +109,7 @@ def draw_differences(results: Results, file: Path) -> None:
 def draw_lambda(results: Results, data: str, file: Path) -> None:
     """AP over the factor by which the one parameter of each rule is multiplied."""
     figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-    labels = {"lift": "our rule: λ = δ / median slope", "fixed": "the paper's constant λ"}
+    labels = {"lift": "our rule: λ = (α + δ) / median slope", "fixed": "the paper's constant λ"}
     for colour, (rule, label) in zip(COLOURS, labels.items(), strict=False):
         points = []
         for run in results["runs"]:

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int kBlock = 128;              // scores that are looked at together
+constexpr int kBlock = 128;             // scores that are looked at together
 constexpr int kAtOnce = 2;              // thresholds of a cell that are compared without a branch
 constexpr int64_t kPerThreshold = 2;    // cells of a group for each of its thresholds
 constexpr int64_t kMaxCells = 1 << 16;  // of a group
