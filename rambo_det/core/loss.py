@@ -65,7 +65,9 @@ class RamboLoss(nn.Module):
         beta: β in [0, 1], the share of the interclass term.
         memory_length: τ >= 0, the number of batches whose scores join the lists of L_APC.
         memory_size: negatives kept of a batch, see :class:`.memory.ScoreMemory`.
-        persistent: whether the memory is part of ``state_dict``.
+        persistent: whether the memory is part of ``state_dict``: the negatives of the process that
+            takes it. With several processes use False: the memory then travels in the metadata of
+            the state dict, that of all of them after ``memory.collect()`` in each.
         iou_thresholds: rising, in (0, 1]: L_APC and L_AP are the means over these of those whose
             positives are the ones that reach the threshold, the others being negatives, as COCO's
             AP is; none: all are positives.
