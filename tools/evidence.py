@@ -6,7 +6,7 @@
 
 The first keeps what a comparison found, without its folders; the second writes the page. Which
 comparison goes where follows from the name: main, tuning_DATA, best, lambda_DATA, ablation_DATA,
-retinanet.
+retinanet_tuning, retinanet.
 """
 
 from __future__ import annotations
