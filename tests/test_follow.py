@@ -113,6 +113,12 @@ def run(*arguments, flags=()):
     return main([str(a) for a in [*flags, *arguments]])
 
 
+def evaluations_in(folder):
+    """The iterations with an AP in metrics.json."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [line["iteration"] for line in lines if "bbox/AP" in line]
+
+
 def best_of(folder):
     return json.loads((folder / "best.json").read_text())
 
@@ -132,6 +138,7 @@ def test_plain_lines_without_a_terminal_and_the_best_kept(arguments, tmp_path, c
     lines = re.findall(r"copypaste: ([\d.]+|nan),", (out / "log.txt").read_text())
     values = [float(value) for value in lines]
     assert list(state["evaluations"]) == ["1", "3", "5", "7"]
+    assert evaluations_in(out) == [1, 3, 5, 8], "the last one is written after the training"
     known = [-1 if v is None else v for v in state["evaluations"].values()]
     assert known == pytest.approx([-1 if math.isnan(v) else v for v in values], abs=1e-4)
     best = state["best"]["iteration"]
@@ -182,6 +189,7 @@ def test_it_ends_early_and_stays_ended(arguments, tmp_path, capsys, catalogs):
     assert run(*stopped_run(arguments, out, *patient), flags=["--resume"]) == 0
     assert list(best_of(out)["evaluations"]) == ["1", "3", "5", "7"]
     assert best_of(out)["best"]["iteration"] == 1
+    assert evaluations_in(out) == [1, 3, 5, 7]
 
 
 def test_an_evaluation_that_a_kill_cut_off_is_made_again(arguments, tmp_path):
@@ -210,6 +218,7 @@ def test_an_evaluation_that_a_kill_cut_off_is_made_again(arguments, tmp_path):
     assert start(out, "--resume").wait(TIMEOUT) == 0
     assert whole.wait(TIMEOUT) == 0
     assert best_of(out) == best_of(tmp_path / "whole")
+    assert evaluations_in(out) == evaluations_in(tmp_path / "whole") == [1, 3, 5, 8]
     assert same_weights(out / "model_best.pth", tmp_path / "whole" / "model_best.pth")
     assert not list(out.glob("*.part"))
 
