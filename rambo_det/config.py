@@ -19,10 +19,10 @@ def add_rambo_config(cfg: CN) -> None:
     # Margin α >= 0, in units of score: a positive has to beat a negative by more than it.
     rambo.MARGIN = 1.0
     # How λ, the strength of the blackbox interpolation, is chosen. "lift": for each list of scores
-    # such that its median positive moves up by LIFT; "fixed": LAMBDA, as in the paper.
+    # such that its median positive moves up by MARGIN + LIFT; "fixed": LAMBDA, as in the paper.
     rambo.LAMBDA_RULE = "lift"
-    # δ > 0, in units of score, for LAMBDA_RULE "lift".
-    rambo.LIFT = 3.0
+    # δ > 0, in units of score, for LAMBDA_RULE "lift": how far past the margin.
+    rambo.LIFT = 2.0
     # λ > 0 for LAMBDA_RULE "fixed"; it acts on ranks that are not divided by their number.
     rambo.LAMBDA = 1000.0
     # β in [0, 1]: the loss is (1 - β) · (mean AP loss of the classes) + β · (AP loss of the scores

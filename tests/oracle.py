@@ -32,7 +32,7 @@ def recall_loglog_objective(r, r_pos, p):
     return np.sum(np.log1p(inner)) / p, 1 / ((1 + inner) * (1 + (r - r_pos)) * p)
 
 
-def list_loss(scores, positive, *, margin, lambda_=None, lift=3.0, objective=ap_objective):
+def list_loss(scores, positive, *, margin, lambda_=None, lift=2.0, objective=ap_objective):
     """(loss, gradient (N,), λ) of one list of scores."""
     y = np.asarray(scores, dtype=np.float64).copy()
     positive = np.asarray(positive, dtype=bool)
@@ -46,7 +46,7 @@ def list_loss(scores, positive, *, margin, lambda_=None, lift=3.0, objective=ap_
     loss, slope = objective(rk[positive].astype(float), rk_pos[positive].astype(float), num_pos)
     divisor = lambda_
     if lambda_ is None:
-        lambda_ = divisor = lift / np.sort(slope)[(num_pos - 1) // 2]
+        lambda_ = divisor = (margin + lift) / np.sort(slope)[(num_pos - 1) // 2]
         if objective is ap_objective:  # of -log AP: slope / AP, hence λ * AP; the step is the same
             divisor = lambda_ * (1 - loss)
     moved = y.copy()

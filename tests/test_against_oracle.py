@@ -55,7 +55,7 @@ def assert_same_gradient(got, want, step):
 def run(scores, gt, per_class, margin, step):
     """What rank() gives, the loss and the gradient of its float64 scores."""
     leaf = scores.double().requires_grad_()
-    rule = make_step(step.get("lambda_"), step.get("lift", 3.0))
+    rule = make_step(step.get("lambda_"), step.get("lift", 2.0), margin)
     batch = Batch.of(leaf, gt)
     beta = 0.0 if per_class else 1.0
     result = batch.rank(Ranking(per_class, not per_class, beta, average_precision, rule, margin))

@@ -44,12 +44,16 @@ def test_what_is_stored_names_no_place_of_a_machine(tool):
 def test_readmes_results_are_those_of_the_page():
     readme, page = ((ROOT / name).read_text() for name in ("README.md", "docs/evidence.md"))
     part = readme[readme.index("## Results") :].partition("\n## ")[0]
-    part = readme[readme.index("## Results") : readme.index("## What it costs")]
     rows = [line for line in part.splitlines() if line.startswith("|")]
     assert len(rows) > 4
     lines = page.splitlines()
     for row in rows:
         assert row in lines, row
+    prose = " ".join(line for line in part.splitlines() if not line.startswith("|"))
+    numbers = re.findall(r"[+−]?\d+\.\d(?: ± \d+\.\d)?", prose)
+    assert len(numbers) > 5
+    for number in numbers:
+        assert number in page, number
 
 
 def test_a_file_that_is_no_comparison_is_refused(tool, tmp_path):

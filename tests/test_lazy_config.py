@@ -1,6 +1,7 @@
 """LazyConfigs: the same run as from yaml, and tools/lazyconfig_train_net.py."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -161,9 +162,41 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
     assert_same_predictions(*models, training_inputs())
 
 
+def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
+    """Without a learning rate no evaluation is better than the first."""
+    register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))
+
+    def run(patience):
+        cfg = lazy_twin("faster_rcnn_rambo.py", "lazy_shapes", tmp_path / "out")
+        cfg.optimizer.lr = 1e-30
+        cfg.model.roi_heads.num_classes = 4
+        cfg.model.roi_heads.box_predictor.test_score_thresh = 0.0
+        cfg.dataloader.evaluator.dataset_name = "lazy_shapes"
+        cfg.train.update(max_iter=12, eval_period=2, patience=patience)
+        return LazyRun(cfg)
+
+    first = run(2)
+    first.train(resume=False)
+    kept = json.loads((tmp_path / "out/best.json").read_text())
+    assert list(kept["evaluations"]) == ["1", "3", "5"] and kept["best"]["iteration"] == 1
+    for name, iteration in (("model_best", 1), ("model_final", 5)):
+        saved = torch.load(tmp_path / "out" / f"{name}.pth", weights_only=False)
+        assert saved["iteration"] == iteration
+    assert "best bbox/AP: " in first.best.summary()
+    again = run(2)
+    assert set(again.train(resume=True)) == {"bbox"}  # stays ended
+    assert json.loads((tmp_path / "out/best.json").read_text()) == kept
+    run(3).train(resume=True)
+    kept = json.loads((tmp_path / "out/best.json").read_text())
+    assert list(kept["evaluations"]) == ["1", "3", "5", "7"]
+
+
 @pytest.mark.parametrize(
     "extra, message",
     [
+        (["train.patience=3", "train.eval_period=0"], "train.patience needs evaluations to wait"),
+        (["train.patience=-1"], "train.patience must be >= 0, got -1"),
+        (["train.best_metric=AP", "train.eval_period=5"], "train.best_metric 'AP': there are"),
         (["train.max_itr=5"], "unknown config key train.max_itr"),
         (["modle.num_classes=5"], "unknown config key modle.num_classes"),
         (["train.max_iter"], "config keys come as KEY=VALUE, got 'train.max_iter'"),

@@ -122,7 +122,7 @@ def test_ranks_are_exact_beyond_float32():
     scores[-1] = -1.0
     targets = torch.zeros(n + 1, dtype=torch.bool)
     targets[-1] = True
-    how = Ranking(True, False, 0.0, average_precision, make_step(None, 3.0), 0.0)
+    how = Ranking(True, False, 0.0, average_precision, make_step(None, 3.0, 0.0), 0.0)
     result = Batch.of(scores[:, None], (~targets).long()).rank(how)
     assert result.losses.tolist() == [1 - 1 / (n + 1), 0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MARGIN, LIFT = 1.0, 3.0  # rambo_det's defaults
+MARGIN, LIFT = 1.0, 2.0  # rambo_det's defaults
 
 
 class GivenGradient(torch.autograd.Function):
@@ -37,7 +37,7 @@ def argsort_rambo(scores: Tensor, positive: Tensor) -> Tensor:
     slope = torch.where(positive, rank_pos / (num * ranks.double() ** 2), 0.0)
     ap = torch.where(positive, rank_pos / ranks, 0.0).sum(1, keepdim=True) / num
     median = torch.where(positive, slope, torch.nan).nanmedian(dim=1, keepdim=True).values
-    lambda_ = torch.full_like(median, LIFT) / median  # LIFT / median would round twice
+    lambda_ = torch.full_like(median, MARGIN + LIFT) / median  # a number / median rounds twice
     # Sorted in the order of the first ranking: who led leads in a tie.
     moved = (lists + lambda_ * slope).gather(1, order)
     new_ranks = rank(moved).gather(1, ranks - 1)

@@ -25,6 +25,7 @@ import jinja2  # noqa: E402
 import matplotlib  # noqa: E402
 
 from rambo_det.cli.failures import status_of  # noqa: E402
+from rambo_det.compare.losses import TITLES  # noqa: E402
 from rambo_det.compare.words import interval_text, number, spread_text  # noqa: E402
 from rambo_det.engine.files import whole_file  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
@@ -109,11 +110,11 @@ def draw_differences(results: Results, file: Path) -> None:
 def draw_lambda(results: Results, data: str, file: Path) -> None:
     """AP over the factor by which the one parameter of each rule is multiplied."""
     figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-    labels = {"lift": "our rule: λ = δ / median slope", "fixed": "the paper's constant λ"}
+    labels = {"lift": "our rule: λ = (α + δ) / median slope", "fixed": "the paper's constant λ"}
     for colour, (rule, label) in zip(COLOURS, labels.items(), strict=False):
         points = []
         for run in results["runs"]:
-            kind, _, factor = run["variant"].partition("_x")
+            kind, factor = rule_of(run["variant"])
             if kind == rule and run["metrics"]:
                 points.append((float(factor), run["metrics"]["AP"]))
         factors = sorted({factor for factor, _ in points})
@@ -187,7 +188,8 @@ def page(stored: dict[str, Results]) -> str:
     environment.filters.update(spread=spread_text, interval=interval_text, num=number)
     environment.globals.update(
         spread_of=spread, of_kind=of_kind, losses_of=losses_of, settings_of=settings_of,
-        tuned=tuned, earlier=earlier, factors_of=factors_of, range_of=range_of, changes=changes,
+        tuned=tuned, earlier=earlier, factors_of=factors_of, at_factor=at_factor,
+        range_of=range_of, changes=changes,
         names={results["command"]: name for name, results in stored.items()},
     )  # fmt: skip
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -216,23 +218,37 @@ def tuned(results: Results, data: str, loss: str, setting: str) -> str:
     return f"**{text}**" if means[setting] == max(means.values()) else text
 
 
+def rule_of(variant: str) -> tuple[str, str]:
+    """The rule for λ and the factor of its parameter that a variant RULE_xFACTOR stands for."""
+    rule, _, factor = ("lift_x1" if variant == "rambo" else variant).partition("_x")
+    return rule, factor
+
+
 def factors_of(results: Results) -> list[str]:
-    """The factors of a comparison of λ, whose variants are called RULE_xFACTOR."""
-    return sorted({name.partition("_x")[2] for name in results["variants"]}, key=float)
+    """The factors of a comparison of λ."""
+    return sorted({rule_of(name)[1] for name in results["variants"]}, key=float)
+
+
+def at_factor(results: Results, data: str, rule: str, factor: str) -> Any:
+    """:func:`spread` of AP of the variant that stands for them; None where there is none."""
+    names = (name for name in results["variants"] if rule_of(name) == (rule, factor))
+    return next((spread(results, data, name) for name in names), None)
 
 
 def range_of(results: Results, data: str, rule: str) -> float:
     """The highest less the lowest mean AP of a rule over its factors."""
-    found = [spread(results, data, f"{rule}_x{factor}") for factor in factors_of(results)]
+    found = [at_factor(results, data, rule, factor) for factor in factors_of(results)]
     means = [value["mean"] for value in found if value]
     return max(means) - min(means)
 
 
 def changes(results: Results, variant: str) -> str:
-    """The keys of a variant, without MODEL."""
-    opts = results["variants"][variant]["opts"]
+    """The keys of a variant, without MODEL, and its loss if it is another."""
+    opts, loss = (results["variants"][variant][key] for key in ("opts", "loss"))
     pairs = zip(opts[::2], opts[1::2], strict=True)
-    return ", ".join(f"`{key.removeprefix('MODEL.')} {value}`" for key, value in pairs)
+    parts = [f"`{key.removeprefix('MODEL.')} {value}`" for key, value in pairs]
+    other = results["variants"][results["reference"]]["loss"] != loss
+    return ", ".join([TITLES[loss]] * other + parts)
 
 
 def earlier(data: str) -> dict[str, tuple[int, list[str]]]:

@@ -29,7 +29,10 @@ def load_config(args: argparse.Namespace) -> Any:
     from detectron2.config import LazyConfig
 
     from ..config_files import find_config
+    from ..engine.best import LAZY_KEYS
+    from ..engine.lazy import own_keys
     from ..engine.setup import check_dataset, register_own
+    from ..engine.values import check_best
 
     if args.hold_out is not None:
         raise InputError("--hold-out is for yaml configs: a LazyConfig names its data sets itself")
@@ -47,7 +50,8 @@ def load_config(args: argparse.Namespace) -> Any:
     for node in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
         if node not in cfg:
             raise InputError(f"{file} is not a LazyConfig of a training: it has no {node!r}")
-    cfg.train.setdefault("seed", -1)  # Detectron2 knows the key but its configs do not have it
+    for key, value in own_keys().items():
+        cfg.train.setdefault(key, value)
     _override(cfg, args.opts)
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"
@@ -59,6 +63,12 @@ def load_config(args: argparse.Namespace) -> Any:
     for split in ("train", "test"):
         for name in _names(cfg.dataloader[split].dataset.names):
             check_dataset(f"dataloader.{split}.dataset.names", name)
+    node = cfg.train
+    check_best(
+        node.keep_best, node.best_metric, node.patience, node.eval_period,
+        _names(cfg.dataloader.test.dataset.names)[:1],  # they are evaluated as one
+        LAZY_KEYS,
+    )  # fmt: skip
     return cfg
 
 
@@ -123,6 +133,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     results = lazy.evaluate_checkpoint(evaluated) if args.eval_only else lazy.train(args.resume)
     if comm.is_main_process():
         print(f"\n{train.result_table(results)}\n\ncheckpoint: {lazy.checkpoint}")
+        if best := lazy.best and lazy.best.summary():
+            print(best)
     return results
 
 

@@ -5,8 +5,8 @@ Arguments they share:
         (the authors divide: their λ is ours divided by N); or None for the rule that follows the
         scale of each list's scores, see ``lift``.
     lift: δ > 0, in units of score: without ``lambda_``, λ is chosen for each list so that its
-        median positive is moved up by δ, and the gradient of an AP loss is that of ``-log AP``
-        (:class:`.step.MedianLift`).
+        median positive is moved up by the margin and δ more, and the gradient of an AP loss is that
+        of ``-log AP`` (:class:`.step.MedianLift`).
     margin: α >= 0, in units of score: in training a positive counts as ranked above a negative only
         if it beats it by more than α.
 """
@@ -24,25 +24,20 @@ from .step import FixedStep, MedianLift, Step
 _RECALL: dict[str, Objective] = {"log": recall_log, "loglog": recall_loglog}
 
 
-def make_step(lambda_: float | None, lift: float, log: bool = True) -> Step:
+def make_step(lambda_: float | None, lift: float, margin: float, log: bool = True) -> Step:
     """The λ rule from its parameters; raises InputError if they are out of range."""
+    if not margin >= 0:
+        raise InputError(f"margin (α) must be >= 0, got {margin}")
     if lambda_ is not None:
         if not lambda_ > 0:
             raise InputError(f"lambda_ (λ) must be > 0, got {lambda_}")
         return FixedStep(lambda_)
     if not lift > 0:
         raise InputError(f"lift (δ) must be > 0, got {lift}")
-    return MedianLift(lift, log)
-
-
-def check_margin(margin: float) -> None:
-    """Raises InputError if the margin α is negative or not a number."""
-    if not margin >= 0:
-        raise InputError(f"margin (α) must be >= 0, got {margin}")
+    return MedianLift(margin + lift, log)
 
 
 def _lose(scores: Tensor, gt_classes: Tensor, how: Ranking) -> Tensor:
-    check_margin(how.margin)
     batch = Batch.of(scores, gt_classes)
     return batch.lose(batch.rank(how))
 
@@ -52,7 +47,7 @@ def class_ap_loss(
     gt_classes: Tensor,
     *,
     lambda_: float | None = None,
-    lift: float = 3.0,
+    lift: float = 2.0,
     margin: float = 1.0,
 ) -> Tensor:
     """L_APC: the mean of L_AP over the classes that have a positive, one list a class.
@@ -65,7 +60,7 @@ def class_ap_loss(
     Returns:
         Scalar float32 in [0, 1); 0, still connected to ``scores``, if there is no positive.
     """
-    how = Ranking(True, False, 0.0, average_precision, make_step(lambda_, lift), margin)
+    how = Ranking(True, False, 0.0, average_precision, make_step(lambda_, lift, margin), margin)
     return _lose(scores, gt_classes, how)
 
 
@@ -74,11 +69,11 @@ def interclass_ap_loss(
     gt_classes: Tensor,
     *,
     lambda_: float | None = None,
-    lift: float = 3.0,
+    lift: float = 2.0,
     margin: float = 1.0,
 ) -> Tensor:
     """L_AP over the scores of all classes in one list; arguments as :func:`class_ap_loss`."""
-    how = Ranking(False, True, 1.0, average_precision, make_step(lambda_, lift), margin)
+    how = Ranking(False, True, 1.0, average_precision, make_step(lambda_, lift, margin), margin)
     return _lose(scores, gt_classes, how)
 
 
@@ -96,7 +91,7 @@ def ap_loss(
     targets: Tensor,
     *,
     lambda_: float | None = None,
-    lift: float = 3.0,
+    lift: float = 2.0,
     margin: float = 1.0,
 ) -> Tensor:
     """L_AP = 1 - (1/P) Σ_{i positive} r⁺_i / r_i of one list (RaMBO, Eq. 6).
@@ -118,7 +113,7 @@ def recall_loss(
     *,
     weighting: str = "log",
     lambda_: float | None = None,
-    lift: float = 3.0,
+    lift: float = 2.0,
     margin: float = 1.0,
 ) -> Tensor:
     """Recall loss of one list: the mean over positives of ``w(r - r⁺)`` (RaMBO, Eq. 9).
@@ -133,7 +128,7 @@ def recall_loss(
     """
     if weighting not in _RECALL:
         raise InputError(f"weighting must be one of {sorted(_RECALL)}, got {weighting!r}")
-    step = make_step(lambda_, lift, log=False)
+    step = make_step(lambda_, lift, margin, log=False)
     return _lose(
         *_one_list(scores, targets), Ranking(True, False, 0.0, _RECALL[weighting], step, margin)
     )

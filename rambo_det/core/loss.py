@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .batch import Batch
-from .functional import check_margin, make_step
+from .functional import make_step
 from .keys import MOST_MISSED
 from .lists import ListResult, Ranking
 from .memory import ScoreMemory
@@ -60,11 +60,14 @@ class RamboLoss(nn.Module):
         num_classes: C.
         margin: α >= 0, in units of score.
         lambda_: λ > 0, fixed as in the paper; None: the rule with ``lift``.
-        lift: δ > 0, in units of score: how far the median positive of a list is moved.
+        lift: δ > 0, in units of score: how far past the margin the median positive of a list is
+            moved.
         beta: β in [0, 1], the share of the interclass term.
         memory_length: τ >= 0, the number of batches whose scores join the lists of L_APC.
         memory_size: negatives kept of a batch, see :class:`.memory.ScoreMemory`.
-        persistent: whether the memory is part of ``state_dict``.
+        persistent: whether the memory is part of ``state_dict``: the negatives of the process that
+            takes it. With several processes use False: the memory then travels in the metadata of
+            the state dict, that of all of them after ``memory.collect()`` in each.
         iou_thresholds: rising, in (0, 1]: L_APC and L_AP are the means over these of those whose
             positives are the ones that reach the threshold, the others being negatives, as COCO's
             AP is; none: all are positives.
@@ -82,7 +85,7 @@ class RamboLoss(nn.Module):
         *,
         margin: float = 1.0,
         lambda_: float | None = None,
-        lift: float = 3.0,
+        lift: float = 2.0,
         beta: float = 0.5,
         memory_length: int = 0,
         memory_size: int = 1 << 13,
@@ -91,7 +94,6 @@ class RamboLoss(nn.Module):
         global_ranking: bool = True,
     ) -> None:
         super().__init__()
-        check_margin(margin)
         if not 0 <= beta <= 1:
             raise InputError(f"beta (β) must be in [0, 1], got {beta}")
         if memory_length < 0:
@@ -110,7 +112,7 @@ class RamboLoss(nn.Module):
         self.margin = margin
         self.beta = beta
         self.global_ranking = global_ranking
-        self._step = make_step(lambda_, lift)
+        self._step = make_step(lambda_, lift, margin)
         self.memory = ScoreMemory(memory_length, memory_size, persistent, num_classes)
         self.stats: LossStats | None = None
 

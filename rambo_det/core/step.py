@@ -45,11 +45,12 @@ class FixedStep:
 
 @dataclass
 class MedianLift:
-    """λ = δ / median_k(g_k): the median positive of every list is lifted by ``lift`` = δ > 0.
+    """λ = (α + δ) / median_k(g_k): the median positive of every list moves up by ``lift`` = α + δ.
 
     With a fixed λ the step λ·g shrinks as ``1/N²`` of the list's length and soon ends before the
     next negative, where the blackbox gradient is exactly zero. This rule keeps the step at a given
-    length in units of score. The median of an even number is the lower one.
+    length in units of score: it takes back the margin α, which holds all positives below where they
+    are scored, and goes on by δ. The median of an even number is the lower one.
 
     With ``log`` it is the rule for ``-log AP`` in place of ``1 - AP``: g is divided by the list's
     AP, so λ is multiplied by it. The step, λ·g, stays the same, but the gradient does not fade

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import detectron2.utils.comm as comm
 from detectron2.engine import HookBase
@@ -18,6 +18,26 @@ from .checkpointer import AtomicCheckpointer
 from .files import whole_file
 
 logger = logging.getLogger(__name__)
+
+
+class BestKeys(NamedTuple):
+    """How a kind of config calls what :class:`BestModel` is told, and what is evaluated."""
+
+    keep: str
+    metric: str
+    patience: str
+    period: str
+    tests: str
+
+
+YAML_KEYS = BestKeys(
+    "RAMBO_TRAIN.KEEP_BEST", "RAMBO_TRAIN.BEST_METRIC", "RAMBO_TRAIN.PATIENCE",
+    "TEST.EVAL_PERIOD", "DATASETS.TEST",
+)  # fmt: skip
+LAZY_KEYS = BestKeys(
+    "train.keep_best", "train.best_metric", "train.patience", "train.eval_period",
+    "dataloader.test.dataset.names",
+)  # fmt: skip
 
 
 class StoppedEarly(BaseException):
@@ -44,14 +64,15 @@ class BestModel(HookBase):
         period: of the evaluations, in iterations, > 0.
         checkpointer: of the run.
         evaluate: evaluates and calls :meth:`evaluated`; for an evaluation that was cut off.
+        keys: names for messages.
     """
 
     def __init__(
         self, metric: str, keep: bool, patience: int, period: int,
-        checkpointer: AtomicCheckpointer, evaluate: Callable[[], Any],
+        checkpointer: AtomicCheckpointer, evaluate: Callable[[], Any], keys: BestKeys = YAML_KEYS,
     ) -> None:  # fmt: skip
         self._metric, self._keep, self._patience, self._period = metric, keep, patience, period
-        self._checkpointer, self._evaluate = checkpointer, evaluate
+        self._checkpointer, self._evaluate, self._keys = checkpointer, evaluate, keys
         self._file = Path(checkpointer.save_dir) / "best.json"
         self._values: dict[int, float] = {}
 
@@ -73,7 +94,7 @@ class BestModel(HookBase):
         metrics = comm.all_gather(flatten_results_dict(results or {}))[0]
         if self._metric not in metrics:
             raise InputError(
-                f"RAMBO_TRAIN.BEST_METRIC {self._metric!r} is not among the metrics of the "
+                f"{self._keys.metric} {self._metric!r} is not among the metrics of the "
                 f"evaluation: {', '.join(sorted(metrics))}"
             )
         iteration = min(self.trainer.iter, self.trainer.max_iter - 1)

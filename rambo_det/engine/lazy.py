@@ -8,14 +8,16 @@ import pydoc
 from typing import Any
 
 import detectron2.utils.comm as comm
-from detectron2.config import instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import inference_on_dataset
 
+from ..config import add_rambo_config
 from ..data.mapper import NamingMapper
 from ..errors import InputError
+from .best import LAZY_KEYS, BestModel, StoppedEarly
 from .checkpointer import AtomicCheckpointer, earlier_seed, last_checkpoint, load_whole_model
 from .files import drop_unfinished_line
 from .loader import train_loader
@@ -44,22 +46,39 @@ def settle_seed(cfg: Any, resume: bool, eval_only: bool = False) -> int:
     return int(cfg.train.seed)
 
 
+def own_keys() -> dict[str, Any]:
+    """The keys of ``train`` that Detectron2's LazyConfigs do not have, and their defaults."""
+    cfg = CfgNode({"MODEL": CfgNode()})
+    add_rambo_config(cfg)
+    node = cfg.RAMBO_TRAIN
+    # A seed Detectron2 does know.
+    return {
+        "seed": -1, "keep_best": node.KEEP_BEST, "best_metric": node.BEST_METRIC,
+        "patience": node.PATIENCE,
+    }  # fmt: skip
+
+
 class LazyRun:
     """A run of Detectron2's trainers on what a LazyConfig instantiates.
 
     Args:
         cfg: with ``model``, ``dataloader.{train,test,evaluator}``, ``optimizer``,
-            ``lr_multiplier`` and ``train``, as in Detectron2's ``configs/common``.
+            ``lr_multiplier`` and ``train``, as in Detectron2's ``configs/common``; what is missing
+            of :func:`own_keys` is set.
 
     Attributes:
         checkpoint: the file that holds the weights, once trained or evaluated.
         trainer: Detectron2's trainer, once trained.
+        best: the hook that keeps the best evaluation; None where none is kept.
     """
 
     def __init__(self, cfg: Any) -> None:
         self._cfg = cfg
+        for key, value in own_keys().items():
+            cfg.train.setdefault(key, value)
         self._model = instantiate(cfg.model).to(cfg.train.device)
         self.checkpoint = ""
+        self.best: BestModel | None = None
 
     def evaluate(self, model: Any = None) -> dict[str, Any]:
         """Metrics of the model on the test set, by the names of its evaluator."""
@@ -89,7 +108,8 @@ class LazyRun:
 
         What is drawn and the order of the data follow from the seed, ``train.seed`` (absent or
         below 0: any), and the iteration: a run that was killed and is resumed is the one that was
-        not. Only of a loader other than ``build_detection_train_loader`` the data start anew.
+        not. Only of a loader other than ``build_detection_train_loader`` the data start anew. It
+        ends early if ``train.patience`` says so.
 
         Raises:
             InputError: ``resume``, and the last checkpoint cannot be read.
@@ -113,7 +133,15 @@ class LazyRun:
             results.append(self.evaluate(model))
             progress.evaluated(results[-1])
             scalars.evaluated()
+            if self.best is not None:
+                self.best.evaluated(results[-1])
             return results[-1]
+
+        if train.eval_period > 0 and (train.keep_best or train.patience):
+            self.best = BestModel(
+                train.best_metric, train.keep_best, train.patience, train.eval_period,
+                checkpointer, evaluate, LAZY_KEYS,
+            )  # fmt: skip
 
         progress = ProgressBar()
         writers = []
@@ -132,13 +160,17 @@ class LazyRun:
                 hooks.PeriodicWriter(writers, period=train.log_period) if main else None,
                 progress,
                 scalars,
+                self.best,
             ]
         )
         checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
         start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-        trainer.train(start, train.max_iter)
+        try:
+            trainer.train(start, train.max_iter)
+        except StoppedEarly as stopped:
+            logging.getLogger(__name__).info("%s", stopped)
         self.checkpoint = os.path.join(train.output_dir, "model_final.pth")
-        return results[-1] if results else evaluate()
+        return results[-1] if results else self.evaluate(model)
 
     def _loader(self, seed: int) -> Any:
         """The training batches; those of Detectron2's own loader can be gone on with."""

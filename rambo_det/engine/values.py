@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from torch import nn
 
 from ..errors import InputError
+from .best import YAML_KEYS, BestKeys
 
 _REGISTRIES = {
     "META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -70,34 +72,50 @@ def check_training(cfg: CfgNode) -> None:
 
 def _check_following(cfg: CfgNode) -> None:
     node = cfg.RAMBO_TRAIN
-    for key in ("PATIENCE", "IMAGES"):
-        if node[key] < 0:
-            raise InputError(f"RAMBO_TRAIN.{key} must be >= 0, got {node[key]}")
+    if node.IMAGES < 0:
+        raise InputError(f"RAMBO_TRAIN.IMAGES must be >= 0, got {node.IMAGES}")
     if not 0 < node.CLS_WEIGHT < float("inf"):
         raise InputError(f"RAMBO_TRAIN.CLS_WEIGHT must be > 0, got {node.CLS_WEIGHT}")
-    if cfg.TEST.EVAL_PERIOD < 1:
-        if node.PATIENCE:
+    check_best(
+        node.KEEP_BEST, node.BEST_METRIC, node.PATIENCE, cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST,
+        YAML_KEYS,
+    )  # fmt: skip
+
+
+def check_best(
+    keep: bool, metric: str, patience: int, period: int, tests: Sequence[str], keys: BestKeys
+) -> None:
+    """Raises InputError if the best evaluation cannot be known from such values.
+
+    Args:
+        keep, metric, patience, period: of :class:`.best.BestModel`; a period < 1: never.
+        tests: names of the data sets that are evaluated on.
+        keys: what the config calls them.
+    """
+    if patience < 0:
+        raise InputError(f"{keys.patience} must be >= 0, got {patience}")
+    if period < 1:
+        if patience:
             raise InputError(
-                "RAMBO_TRAIN.PATIENCE needs evaluations to wait for: set TEST.EVAL_PERIOD, which "
-                f"is {cfg.TEST.EVAL_PERIOD}, to a number of iterations"
+                f"{keys.patience} needs evaluations to wait for: set {keys.period}, which "
+                f"is {period}, to a number of iterations"
             )
         return
-    if not (node.KEEP_BEST or node.PATIENCE):
+    if not (keep or patience):
         return
-    metric, tests = node.BEST_METRIC, cfg.DATASETS.TEST
     if not tests:
-        raise InputError("DATASETS.TEST is empty: name a data set to evaluate on, ('NAME',)")
-    if len(tests) > 1:
-        name, _, metric = metric.partition("/")
-        if name not in tests:
-            raise InputError(
-                f"RAMBO_TRAIN.BEST_METRIC {node.BEST_METRIC!r} does not say on which of the data "
-                f"sets of DATASETS.TEST: write {tests[0]}/bbox/AP"
-            )
+        raise InputError(f"{keys.tests} is empty: name a data set to evaluate on, ('NAME',)")
     task, _, name = metric.partition("/")
+    if len(tests) > 1:
+        if task not in tests:
+            raise InputError(
+                f"{keys.metric} {metric!r} does not say on which of the data "
+                f"sets of {keys.tests}: write {tests[0]}/bbox/AP"
+            )
+        task, _, name = name.partition("/")
     # "AP-<class>" can only be told from a mistake once there is an evaluation.
     if task not in ("bbox", "segm", "keypoints", "voc") or not name.startswith("AP"):
         raise InputError(
-            f"RAMBO_TRAIN.BEST_METRIC {node.BEST_METRIC!r}: there are bbox/AP, bbox/AP50, "
+            f"{keys.metric} {metric!r}: there are bbox/AP, bbox/AP50, "
             "bbox/AP75, bbox/AP-<class>, voc/AP50, and the same for segm and keypoints"
         )

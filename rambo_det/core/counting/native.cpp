@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int kBlock = 128;              // scores that are looked at together
+constexpr int kBlock = 128;             // scores that are looked at together
 constexpr int kAtOnce = 2;              // thresholds of a cell that are compared without a branch
 constexpr int64_t kPerThreshold = 2;    // cells of a group for each of its thresholds
 constexpr int64_t kMaxCells = 1 << 16;  // of a group
@@ -72,18 +72,6 @@ struct Groups {
     // A block of columns is looked at as a whole, also where it ends after the last one.
     for (auto* of_group : {&low, &scale, &top}) of_group->resize(num_groups + kBlock);
     start.resize(num_groups + kBlock);
-  }
-
-  // The list of all scores is that of the class where there is one class: a look at the thresholds
-  // of the first group settles those of the second, if they are the same.
-  void join_twins() {
-    if (num.size() != 2 || num[0] != num[1] ||
-        !std::equal(at.begin(), at.begin() + offset[1], at.begin() + offset[1]))
-      return;
-    for (int64_t k = 0; k < int64_t(values.size()) - offset[1]; ++k)
-      values[k] += values[offset[1] + k];
-    offset[1] = 0;
-    floor[1] = kInfinity;
   }
 
   int32_t cell_of(int64_t g, float x) const {
@@ -328,8 +316,7 @@ void rambo_count(const float* values, int64_t rows, int64_t columns, int64_t row
                  const int64_t* bounds, int max_threads, int64_t* above) {
   const Scores s{values, rows, columns, row_stride, column_stride, gt};
   const Thresholds thresholds{at, bounds, nullptr};
-  Groups groups(thresholds, nullptr, nullptr, nullptr, columns + 1, high);
-  groups.join_twins();
+  const Groups groups(thresholds, nullptr, nullptr, nullptr, columns + 1, high);
   Bins bins(threads_for(rows * columns, max_threads), std::vector<int64_t>(groups.at.size()));
   s.by_row() ? count<true>(s, groups, bins) : count<false>(s, groups, bins);
   from_bins(groups, thresholds, bins, above);
@@ -363,8 +350,7 @@ void rambo_write(const float* values, int64_t rows, int64_t columns, int64_t row
                  int64_t grad_column_stride, int max_threads, int64_t* above) {
   const Scores s{values, rows, columns, row_stride, column_stride, gt};
   const Thresholds before{at, bounds, through}, after{moved, moved_bounds, moved_through};
-  Groups groups(before, &after, divisor, weight, columns + 1, high);
-  groups.join_twins();
+  const Groups groups(before, &after, divisor, weight, columns + 1, high);
   Bins bins(threads_for(rows * columns, max_threads), std::vector<int64_t>(groups.at.size()));
   if (is_double)
     write<double>(s, groups, {static_cast<double*>(grad), grad_row_stride, grad_column_stride},
