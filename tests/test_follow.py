@@ -184,6 +184,8 @@ def test_it_ends_early_and_stays_ended(arguments, tmp_path, capsys, catalogs):
     assert run(*stopped_run(arguments, out), flags=["--resume"]) == 0
     text = capsys.readouterr().out
     assert "Stopped early, after iteration 5" in text and (out / "best.json").read_bytes() == before
+    saved = torch.load(out / "model_final.pth", weights_only=True)
+    assert saved["trainer"]["iteration"] == 5, "the next resume would leave out an iteration"
     patient = ["RAMBO_TRAIN.PATIENCE", "3"]
     # With more of it it goes on, and remembers.
     assert run(*stopped_run(arguments, out, *patient), flags=["--resume"]) == 0
