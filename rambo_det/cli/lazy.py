@@ -64,11 +64,12 @@ def load_config(args: argparse.Namespace) -> Any:
         for name in _names(cfg.dataloader[split].dataset.names):
             check_dataset(f"dataloader.{split}.dataset.names", name)
     node = cfg.train
-    check_best(
-        node.keep_best, node.best_metric, node.patience, node.eval_period,
-        _names(cfg.dataloader.test.dataset.names)[:1],  # they are evaluated as one
-        LAZY_KEYS,
-    )  # fmt: skip
+    if not args.eval_only:
+        check_best(
+            node.keep_best, node.best_metric, node.patience, node.eval_period,
+            _names(cfg.dataloader.test.dataset.names)[:1],  # they are evaluated as one
+            LAZY_KEYS,
+        )  # fmt: skip
     return cfg
 
 
