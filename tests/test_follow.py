@@ -82,6 +82,11 @@ def test_a_bar_in_a_terminal_and_whole_files(arguments, tmp_path):
     assert not periodic_lines(text)
     log = (out / "log.txt").read_text()
     assert periodic_lines(log) == [19, 21]
+    # The file has config and model, hundreds of lines; all else is in both, and once.
+    for dump in ("Contents of args.config_file=", "Running with full config:", "(rambo_loss): "):
+        assert dump not in text and dump in log
+    for line in ("Environment info:", "Full config saved to", "Starting training from"):
+        assert text.count(line) == log.count(line) == 1, line
     # All that is logged or printed while the bar is there stands in a line of its own.
     during = text[text.index("train:   0%") : text.rindex("train: 100%")]
     assert "Start inference on" in during and "Average Precision" in during

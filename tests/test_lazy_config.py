@@ -132,6 +132,7 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
     data, keys = arguments
     assert main(["--config", FCOS, *data, *keys, "train.max_iter=2"]) == 0
     trained = capsys.readouterr().out
+    assert "Contents of args.config_file" not in trained and "Environment info" in trained
     memory = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
     assert int(memory._metadata["rambo_loss.memory"]["memory"]["written"]) == 2
     (tmp_path / "out" / "copy.pth").write_bytes((tmp_path / "out" / "model_final.pth").read_bytes())
