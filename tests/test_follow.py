@@ -82,6 +82,11 @@ def test_a_bar_in_a_terminal_and_whole_files(arguments, tmp_path):
     assert not periodic_lines(text)
     log = (out / "log.txt").read_text()
     assert periodic_lines(log) == [19, 21]
+    # The file has config and model, hundreds of lines; all else is in both, and once.
+    for dump in ("Contents of args.config_file=", "Running with full config:", "(rambo_loss): "):
+        assert dump not in text and dump in log
+    for line in ("Environment info:", "Full config saved to", "Starting training from"):
+        assert text.count(line) == log.count(line) == 1, line
     # All that is logged or printed while the bar is there stands in a line of its own.
     during = text[text.index("train:   0%") : text.rindex("train: 100%")]
     assert "Start inference on" in during and "Average Precision" in during
@@ -113,6 +118,12 @@ def run(*arguments, flags=()):
     return main([str(a) for a in [*flags, *arguments]])
 
 
+def evaluations_in(folder):
+    """The iterations with an AP in metrics.json."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [line["iteration"] for line in lines if "bbox/AP" in line]
+
+
 def best_of(folder):
     return json.loads((folder / "best.json").read_text())
 
@@ -132,6 +143,7 @@ def test_plain_lines_without_a_terminal_and_the_best_kept(arguments, tmp_path, c
     lines = re.findall(r"copypaste: ([\d.]+|nan),", (out / "log.txt").read_text())
     values = [float(value) for value in lines]
     assert list(state["evaluations"]) == ["1", "3", "5", "7"]
+    assert evaluations_in(out) == [1, 3, 5, 8], "the last one is written after the training"
     known = [-1 if v is None else v for v in state["evaluations"].values()]
     assert known == pytest.approx([-1 if math.isnan(v) else v for v in values], abs=1e-4)
     best = state["best"]["iteration"]
@@ -177,11 +189,14 @@ def test_it_ends_early_and_stays_ended(arguments, tmp_path, capsys, catalogs):
     assert run(*stopped_run(arguments, out), flags=["--resume"]) == 0
     text = capsys.readouterr().out
     assert "Stopped early, after iteration 5" in text and (out / "best.json").read_bytes() == before
+    saved = torch.load(out / "model_final.pth", weights_only=True)
+    assert saved["trainer"]["iteration"] == 5, "the next resume would leave out an iteration"
     patient = ["RAMBO_TRAIN.PATIENCE", "3"]
     # With more of it it goes on, and remembers.
     assert run(*stopped_run(arguments, out, *patient), flags=["--resume"]) == 0
     assert list(best_of(out)["evaluations"]) == ["1", "3", "5", "7"]
     assert best_of(out)["best"]["iteration"] == 1
+    assert evaluations_in(out) == [1, 3, 5, 7]
 
 
 def test_an_evaluation_that_a_kill_cut_off_is_made_again(arguments, tmp_path):
@@ -210,6 +225,7 @@ def test_an_evaluation_that_a_kill_cut_off_is_made_again(arguments, tmp_path):
     assert start(out, "--resume").wait(TIMEOUT) == 0
     assert whole.wait(TIMEOUT) == 0
     assert best_of(out) == best_of(tmp_path / "whole")
+    assert evaluations_in(out) == evaluations_in(tmp_path / "whole") == [1, 3, 5, 8]
     assert same_weights(out / "model_best.pth", tmp_path / "whole" / "model_best.pth")
     assert not list(out.glob("*.part"))
 

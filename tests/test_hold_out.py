@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,15 @@ from detectron2.utils.events import EventStorage
 from rambo_det.cli.train import main
 from rambo_det.data.holdout import hold_out
 from rambo_det.data.register import register_datasets
+from rambo_det.engine.saved import load_truth, read_data
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
+from rambo_det.evaluation.ranking import rank_detections
 
 from .models import THIN, small_cfg, training_inputs, write_coco
 from .voc_folder import write_voc
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -79,6 +85,18 @@ def test_what_cannot_be_split_is_named(number, message, tmp_path):
     assert "all_fit" not in DatasetCatalog.list()
 
 
+def tool(name, *arguments):
+    """A tool in a process of its own, which has registered nothing yet; what it prints."""
+    command = [sys.executable, REPOSITORY / "tools" / name, *arguments]
+    done = subprocess.run(list(map(str, command)), cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    return done.stdout
+
+
+def ranking_of(run):
+    return json.loads((run / "ranking" / "ranking.json").read_text())
+
+
 def test_a_training_is_evaluated_on_what_was_set_aside(tmp_path, capsys):
     file, images = write_coco(tmp_path, 6)
     out = tmp_path / "out"
@@ -91,6 +109,20 @@ def test_a_training_is_evaluated_on_what_was_set_aside(tmp_path, capsys):
         record["image_id"] for record in DatasetCatalog.get("own_heldout")
     }
     assert "own_heldout" in (out / "config.yaml").read_text()
+    # The other tools find it by the run's folder alone.
+    truth = load_truth(read_data(out).annotations["own_heldout"])
+    aps = {k.name: 100 * k.ap for k in rank_detections(truth, found) if k.num_objects}
+    ranking = tool("visualize_ranking.py", "--run", out)
+    rows = {row["name"]: row["ap"] for row in ranking_of(out)["classes"]}
+    assert ranking_of(out)["dataset"] == "own_heldout" and "| mean or sum" in ranking
+    assert {name: rows[name] for name in aps} == pytest.approx(aps, abs=0.01)
+    assert len(rows) == len(aps) + 1
+    tool("visualize_ranking.py", "--run", out, "--dataset", "own_fit", "--overwrite")
+    assert ranking_of(out)["dataset"] == "own_fit"
+    tool("predict.py", images, "--run", out, "--output", tmp_path / "predictions")
+    evaluated = tool("train_net.py", "--eval-only", *words)
+    assert "checkpoint: " in evaluated
+    assert json.loads((out / "inference" / "coco_instances_results.json").read_text()) == found
     shutil.rmtree(out)
     words[words.index("3")] = "no"
     assert main(list(map(str, words))) == 2

@@ -132,6 +132,7 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
     data, keys = arguments
     assert main(["--config", FCOS, *data, *keys, "train.max_iter=2"]) == 0
     trained = capsys.readouterr().out
+    assert "Contents of args.config_file" not in trained and "Environment info" in trained
     memory = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
     assert int(memory._metadata["rambo_loss.memory"]["memory"]["written"]) == 2
     (tmp_path / "out" / "copy.pth").write_bytes((tmp_path / "out" / "model_final.pth").read_bytes())
@@ -189,6 +190,8 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
     run(3).train(resume=True)
     kept = json.loads((tmp_path / "out/best.json").read_text())
     assert list(kept["evaluations"]) == ["1", "3", "5", "7"]
+    lines = map(json.loads, (tmp_path / "out/metrics.json").read_text().splitlines())
+    assert [line["iteration"] for line in lines if "bbox/AP" in line] == [1, 3, 5, 7]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +200,8 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
         (["train.patience=3", "train.eval_period=0"], "train.patience needs evaluations to wait"),
         (["train.patience=-1"], "train.patience must be >= 0, got -1"),
         (["train.best_metric=AP", "train.eval_period=5"], "train.best_metric 'AP': there are"),
+        (["train.best_metric=5", "train.eval_period=5"], "train.best_metric 5: there are"),
+        (["--eval-only", "train.patience=3", "train.eval_period=0"], "no checkpoint in train.out"),
         (["train.max_itr=5"], "unknown config key train.max_itr"),
         (["modle.num_classes=5"], "unknown config key modle.num_classes"),
         (["train.max_iter"], "config keys come as KEY=VALUE, got 'train.max_iter'"),

@@ -64,11 +64,12 @@ def load_config(args: argparse.Namespace) -> Any:
         for name in _names(cfg.dataloader[split].dataset.names):
             check_dataset(f"dataloader.{split}.dataset.names", name)
     node = cfg.train
-    check_best(
-        node.keep_best, node.best_metric, node.patience, node.eval_period,
-        _names(cfg.dataloader.test.dataset.names)[:1],  # they are evaluated as one
-        LAZY_KEYS,
-    )  # fmt: skip
+    if not args.eval_only:
+        check_best(
+            node.keep_best, node.best_metric, node.patience, node.eval_period,
+            _names(cfg.dataloader.test.dataset.names)[:1],  # they are evaluated as one
+            LAZY_KEYS,
+        )  # fmt: skip
     return cfg
 
 
@@ -103,9 +104,8 @@ def _override(cfg: Any, opts: list[str]) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One process of a run: training and evaluation, or evaluation alone."""
     import detectron2.utils.comm as comm
-    from detectron2.engine import default_setup
-    from detectron2.utils.logger import setup_logger
 
+    from ..engine.console import set_up
     from ..engine.lazy import LazyRun, settle_seed
     from ..engine.saved import write_data
     from ..engine.setup import prepare_folder
@@ -122,8 +122,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if comm.is_main_process() and not args.eval_only:
         aside = prepare_folder(Path(folder), args.resume, args.fresh, "train.output_dir=FOLDER")
     comm.synchronize()
-    default_setup(cfg, args)
-    logger = setup_logger(folder, distributed_rank=comm.get_rank(), name="rambo_det")
+    logger = set_up(cfg, args, folder)
     if aside:
         logger.info("The earlier run in %s is now in %s", folder, aside)
     lazy = LazyRun(cfg)

@@ -101,10 +101,9 @@ def result_table(results: dict[str, Any]) -> str:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One process of a run: training and evaluation, or evaluation alone."""
     import detectron2.utils.comm as comm
-    from detectron2.engine import default_setup
-    from detectron2.utils.logger import setup_logger
 
     from ..engine.checkpointer import load_whole_model
+    from ..engine.console import set_up
     from ..engine.saved import write_data
     from ..engine.setup import build_config, prepare_output, with_seed
     from ..engine.trainer import RamboTrainer
@@ -119,8 +118,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if comm.is_main_process() and not args.eval_only:
         aside = prepare_output(cfg, args.resume, args.fresh)
     comm.synchronize()
-    default_setup(cfg, args)
-    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rambo_det")
+    logger = set_up(cfg, args, cfg.OUTPUT_DIR)
     if aside:
         logger.info("The earlier run in %s is now in %s", cfg.OUTPUT_DIR, aside)
     logger.info("Device: %s", _device_name(cfg.MODEL.DEVICE))

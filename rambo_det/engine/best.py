@@ -108,15 +108,16 @@ class BestModel(HookBase):
         start = self.trainer.start_iter
         self._values = comm.all_gather(self._read(start))[0]
         missed = start > 0 and start % self._period == 0 and start - 1 not in self._values
+        storage = self.trainer.storage
+        # As after the step that was the last one, which a checkpoint tells to be done.
+        self.trainer.iter = storage.iter = start - 1
         if missed and start < self.trainer.max_iter:
             logger.info("Evaluating iteration %d, which the earlier process did not", start - 1)
-            storage = self.trainer.storage
-            self.trainer.iter = storage.iter = start - 1
             results = self._evaluate()
             storage.put_scalars(**flatten_results_dict(results or {}), smoothing_hint=False)
-            self.trainer.iter = storage.iter = start
         if start - 1 in self._values:
             self._end_if_it_is_time(start - 1)
+        self.trainer.iter = storage.iter = start
 
     def after_step(self) -> None:
         if self.trainer.iter in self._values:

@@ -23,6 +23,7 @@ from .files import drop_unfinished_line
 from .loader import train_loader
 from .memories import CollectMemories
 from .progress import ProgressBar
+from .scalars import WriteEvaluations
 from .seeds import ORDER, run_seed, seeded
 from .steps import SeededSteps
 
@@ -131,6 +132,7 @@ class LazyRun:
         def evaluate() -> dict[str, Any]:
             results.append(self.evaluate(model))
             progress.evaluated(results[-1])
+            scalars.evaluated()
             if self.best is not None:
                 self.best.evaluated(results[-1])
             return results[-1]
@@ -146,6 +148,7 @@ class LazyRun:
         if main:
             drop_unfinished_line(os.path.join(train.output_dir, "metrics.json"))
             writers = default_writers(train.output_dir, train.max_iter)
+        scalars = WriteEvaluations(writers)
         trainer.register_hooks(
             [
                 SeededSteps(seed, loader),
@@ -156,6 +159,7 @@ class LazyRun:
                 hooks.EvalHook(train.eval_period, evaluate),
                 hooks.PeriodicWriter(writers, period=train.log_period) if main else None,
                 progress,
+                scalars,
                 self.best,
             ]
         )

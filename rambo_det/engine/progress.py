@@ -16,6 +16,8 @@ from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from .console import to_terminal
+
 _LOGGERS = ("detectron2", "fvcore", "rambo_det")
 #: What Detectron2 logs every 20 iterations, and the bar tells too.
 _PERIODIC = "detectron2.utils.events"
@@ -56,9 +58,9 @@ class ProgressBar(HookBase):
             return
         self._bar = bar
         loggers = [logging.getLogger(name) for name in _LOGGERS]
-        loggers = [logger for logger in loggers if _to_terminal(logger)]
+        loggers = [logger for logger in loggers if to_terminal(logger)]
         for logger in loggers:
-            for handler in _to_terminal(logger):
+            for handler in to_terminal(logger):
                 handler.addFilter(_is_not_periodic)
                 self._undo.callback(handler.removeFilter, _is_not_periodic)
         self._undo.enter_context(logging_redirect_tqdm(loggers))
@@ -83,11 +85,6 @@ class ProgressBar(HookBase):
             self._undo.close()
             self._bar.close()
             self._bar = None
-
-
-def _to_terminal(logger: logging.Logger) -> list[logging.Handler]:
-    streams = (sys.stdout, sys.stderr)
-    return [h for h in logger.handlers if getattr(h, "stream", None) in streams]
 
 
 def _is_not_periodic(record: logging.LogRecord) -> bool:

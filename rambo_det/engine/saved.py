@@ -30,13 +30,16 @@ def write_data(
 
     Args:
         folder: of the run.
-        args: ``register_coco``, ``register_voc``.
+        args: ``register_coco``, ``register_voc``, ``hold_out``.
         train, test: names of the data sets, which are registered.
     """
+    # What --hold-out made of the training data: nobody else could register it again.
+    parts = [MetadataCatalog.get(n) for n in [*train, *test]] if args.hold_out is not None else []
+    coco = [*args.register_coco, *([p.name, p.json_file, p.image_root] for p in parts)]
     files = {name: MetadataCatalog.get(name).get("json_file") for name in test}
     content = {
         "classes": list(MetadataCatalog.get(train[0]).get("thing_classes") or ()),
-        "register_coco": [[n, *map(os.path.abspath, paths)] for n, *paths in args.register_coco],
+        "register_coco": [[n, *map(os.path.abspath, paths)] for n, *paths in coco],
         "register_voc": [[n, os.path.abspath(root), s] for n, root, s in args.register_voc],
         "annotations": {name: os.path.abspath(file) for name, file in files.items() if file},
     }
@@ -50,7 +53,8 @@ class SavedData:
 
     Attributes:
         classes: their names, in the order of the model's outputs.
-        register_coco, register_voc: as the options of the command line.
+        register_coco, register_voc: as the options of the command line; the former with the parts
+            that ``--hold-out`` made.
         annotations: data set of DATASETS.TEST -> its annotations in COCO's format.
     """
 

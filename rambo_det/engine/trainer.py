@@ -28,6 +28,7 @@ from .loader import ResumableLoader, train_loader
 from .memories import CollectMemories
 from .pictures import Pictures
 from .progress import ProgressBar
+from .scalars import WriteEvaluations
 from .seeds import ORDER, run_seed, seeded
 from .steps import SeededSteps
 
@@ -86,7 +87,9 @@ class RamboTrainer(DefaultTrainer):
             hooks.EvalHook(period, self.evaluate) if isinstance(hook, hooks.EvalHook) else hook
             for hook in super().build_hooks()
         ]
-        return [*first, self.pictures, *stock, self.progress, self.best]
+        periodic = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
+        self.scalars = WriteEvaluations([w for hook in periodic for w in hook._writers])
+        return [*first, self.pictures, *stock, self.progress, self.scalars, self.best]
 
     def evaluate(self) -> Any:
         """Metrics of the model as it is now on ``DATASETS.TEST``; whoever follows the run is told.
@@ -96,6 +99,7 @@ class RamboTrainer(DefaultTrainer):
         self._last_eval_results = self.test(self.cfg, self.model)
         self.pictures.evaluated()
         self.progress.evaluated(self._last_eval_results)
+        self.scalars.evaluated()
         if self.best is not None:
             self.best.evaluated(self._last_eval_results)
         return self._last_eval_results

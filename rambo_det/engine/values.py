@@ -105,7 +105,7 @@ def check_best(
         return
     if not tests:
         raise InputError(f"{keys.tests} is empty: name a data set to evaluate on, ('NAME',)")
-    task, _, name = metric.partition("/")
+    task, _, name = str(metric).partition("/")  # a LazyConfig may hold anything
     if len(tests) > 1:
         if task not in tests:
             raise InputError(
