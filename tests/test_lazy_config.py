@@ -166,6 +166,7 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
 def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
     """Without a learning rate no evaluation is better than the first."""
     register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))
+    (tmp_path / "out").mkdir()  # as default_setup does
 
     def run(patience):
         cfg = lazy_twin("faster_rcnn_rambo.py", "lazy_shapes", tmp_path / "out")
