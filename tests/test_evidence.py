@@ -62,3 +62,26 @@ def test_a_file_that_is_no_comparison_is_refused(tool, tmp_path):
         with pytest.raises(InputError, match=f"{name} is no results.json"):
             tool["keep"]("x", tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_mean_of_the_sets_is_that_of_the_seeds_differences(tool):
+    def comparison(differences):
+        runs = []
+        for data, values in differences.items():
+            for seed, value in enumerate(values):
+                for variant, ap in (("rambo", 40.0 + seed), ("ce_0.5", 40.0 + seed + value)):
+                    run = {"data": data, "variant": variant, "seed": seed, "metrics": {"AP": ap}}
+                    runs.append(run)
+        variants = {"rambo": {}, "ce_0.5": {}}
+        data = {name: {} for name in differences}
+        return {"reference": "rambo", "variants": variants, "data": data, "runs": runs}
+
+    stored = {"a": comparison({"x": [1.0, 2.0, 3.0]}), "b": comparison({"y": [5.0, 5.0, 8.0]})}
+    found = tool["pooled"](stored, "ce_0.5")
+    # Means 2 and 6; squares 2 and 6 on 4 degrees of freedom, so a deviation of 2^(1/2); t is 2.776.
+    half = 2.776 * 2**0.5 * (1 / 3 + 1 / 3) ** 0.5 / 2
+    assert found["mean"] == pytest.approx(4.0)
+    assert found["low"] == pytest.approx(4 - half, abs=0.02)
+    assert found["high"] == pytest.approx(4 + half, abs=0.02)
+    stored["b"]["data"]["z"] = {}  # a set on which it has not been trained
+    assert tool["pooled"](stored, "ce_0.5") is None

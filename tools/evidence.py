@@ -5,8 +5,8 @@
     python tools/evidence.py
 
 The first keeps what a comparison found, without its folders; the second writes the page. Which
-comparison goes where follows from the name: main, tuning_DATA, best, lambda_DATA, ablation_DATA,
-retinanet_tuning, retinanet.
+comparison goes where follows from the name: main, longer, tuning_NAME, best, lambda_NAME,
+ablation_NAME, retinanet_tuning, retinanet.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jinja2  # noqa: E402
 import matplotlib  # noqa: E402
+import numpy as np  # noqa: E402
 
 from rambo_det.cli.failures import status_of  # noqa: E402
 from rambo_det.compare.losses import TITLES  # noqa: E402
@@ -39,6 +40,7 @@ TEMPLATE = Path(__file__).with_name("evidence.md.jinja")
 #: What is kept of a run: not where it was made.
 KEPT = ("data", "variant", "seed", "status", "source", "metrics")
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f")
+RULES = {"lift": "our rule: λ = (α + δ) / median slope", "fixed": "the paper's constant λ"}
 Results = dict[str, Any]
 
 
@@ -107,23 +109,33 @@ def draw_differences(results: Results, file: Path) -> None:
     _finish(figure, axis, file)
 
 
-def draw_lambda(results: Results, data: str, file: Path) -> None:
-    """AP over the factor by which the one parameter of each rule is multiplied."""
-    figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-    labels = {"lift": "our rule: λ = (α + δ) / median slope", "fixed": "the paper's constant λ"}
-    for colour, (rule, label) in zip(COLOURS, labels.items(), strict=False):
-        points = []
-        for run in results["runs"]:
-            kind, factor = rule_of(run["variant"])
-            if kind == rule and run["metrics"]:
-                points.append((float(factor), run["metrics"]["AP"]))
-        factors = sorted({factor for factor, _ in points})
-        means = [sum(v) / len(v) for f in factors for v in [[ap for g, ap in points if g == f]]]
-        axis.plot(factors, means, color=colour, lw=2, label=label)
-        axis.plot(*zip(*points, strict=True), "o", color=colour, ms=5)
-    axis.set(xscale="log", xlabel="δ, or λ, as a multiple of its default", ylabel=f"AP on {data}")
-    axis.legend(frameon=False)
-    _finish(figure, axis, file)
+def draw_lambda(results: Results, file: Path) -> None:
+    """AP over the factor by which the one parameter of each rule is multiplied; a panel a set."""
+    sets = list(results["data"])
+    width = 6.5 if len(sets) == 1 else 3.6 * len(sets)
+    figure, axes = plt.subplots(
+        1, len(sets), figsize=(width, 3.8), squeeze=False, layout="constrained"
+    )
+    for axis, data in zip(axes[0], sets, strict=True):
+        for colour, (rule, label) in zip(COLOURS, RULES.items(), strict=False):
+            points = [
+                (float(factor), run["metrics"]["AP"])
+                for run in results["runs"]
+                for kind, factor in [rule_of(run["variant"])]
+                if kind == rule and run["data"] == data and run["metrics"]
+            ]
+            if not points:
+                continue
+            factors = sorted({factor for factor, _ in points})
+            means = [sum(v) / len(v) for f in factors for v in [[ap for g, ap in points if g == f]]]
+            axis.plot(factors, means, color=colour, lw=2, label=label)
+            axis.plot(*zip(*points, strict=True), "o", color=colour, ms=5)
+        axis.set(xscale="log", ylabel=f"AP on {data}")
+        _bare(axis)
+    figure.supxlabel("δ, or λ, as a multiple of its default", fontsize="medium")
+    if len(axes[0][0].lines) > 2:
+        axes[0][0].legend(frameon=False)
+    _save(figure, file)
 
 
 def draw_ablation(stored: dict[str, Results], file: Path) -> None:
@@ -140,9 +152,10 @@ def draw_ablation(stored: dict[str, Results], file: Path) -> None:
         rows, columns, figsize=(11, 2.5 * rows), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (group, variants) in zip(axes.flat, groups.items(), strict=False):
-        cells = [(r, d) for r in stored.values() for d in r["data"]]
-        for index, (results, data) in enumerate(cells):
-            offset = (index - (len(cells) - 1) / 2) * 0.22
+        sets = sets_of(stored)
+        for results, data in ((r, d) for r in stored.values() for d in r["data"]):
+            index = sets.index(data)
+            offset = (index - (len(sets) - 1) / 2) * 0.22
             for place, variant in enumerate(variants):
                 found = difference(results, data, variant)
                 if found:
@@ -189,7 +202,8 @@ def page(stored: dict[str, Results]) -> str:
     environment.globals.update(
         spread_of=spread, of_kind=of_kind, losses_of=losses_of, settings_of=settings_of,
         tuned=tuned, earlier=earlier, factors_of=factors_of, at_factor=at_factor,
-        range_of=range_of, changes=changes, seeds_of=seeds_of,
+        range_of=range_of, changes=changes, seeds_of=seeds_of, sets_of=sets_of,
+        variants_of=variants_of, on_set=on_set, pooled=pooled,
         names={results["command"]: name for name, results in stored.items()},
     )  # fmt: skip
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -245,11 +259,11 @@ def at_factor(results: Results, data: str, rule: str, factor: str) -> Any:
     return next((spread(results, data, name) for name in names), None)
 
 
-def range_of(results: Results, data: str, rule: str) -> float:
-    """The highest less the lowest mean AP of a rule over its factors."""
+def range_of(results: Results, data: str, rule: str) -> float | None:
+    """The highest less the lowest mean AP of a rule over its factors; None: not trained."""
     found = [at_factor(results, data, rule, factor) for factor in factors_of(results)]
     means = [value["mean"] for value in found if value]
-    return max(means) - min(means)
+    return max(means) - min(means) if means else None
 
 
 def changes(results: Results, variant: str) -> str:
@@ -272,6 +286,56 @@ def earlier(data: str) -> dict[str, tuple[int, list[str]]]:
     return found
 
 
+def sets_of(stored: dict[str, Results]) -> list[str]:
+    """The data of several comparisons."""
+    return list(dict.fromkeys(data for results in stored.values() for data in results["data"]))
+
+
+def variants_of(stored: dict[str, Results]) -> dict[str, Results]:
+    """The variants of several comparisons but the references, and one that has each."""
+    found: dict[str, Results] = {}
+    for results in stored.values():
+        for variant in results["variants"]:
+            if variant != results["reference"]:
+                found.setdefault(variant, results)
+    return found
+
+
+def on_set(stored: dict[str, Results], data: str, variant: str, metric: str = "AP") -> Any:
+    """:func:`difference` in the first comparison that has one; None: none has."""
+    found = (difference(r, data, variant, metric) for r in stored.values() if data in r["data"])
+    return next((value for value in found if value), None)
+
+
+def pooled(stored: dict[str, Results], variant: str, metric: str = "AP") -> Any:
+    """The mean over the data sets of a variant less the reference, seed by seed, with its interval.
+
+    The sets are given and alike in their deviation; the seeds are a sample. So the interval is
+    Student's t with the deviation within the sets, of all of them together. None where a variant
+    was not trained on all sets of the comparisons, with two seeds and more on one.
+    """
+    of_set: dict[str, list[float]] = {}
+    for results in stored.values():
+        values = {
+            (run["data"], run["seed"], run["variant"]): run["metrics"][metric]
+            for run in results["runs"]
+            if run["metrics"]
+        }
+        for (data, seed, name), value in values.items():
+            reference = values.get((data, seed, results["reference"]))
+            if name == variant and reference is not None:
+                of_set.setdefault(data, []).append(value - reference)
+    freedom = sum(len(differences) - 1 for differences in of_set.values())
+    if of_set.keys() != set(sets_of(stored)) or freedom < 1:
+        return None
+    squares = sum(np.var(d) * len(d) for d in of_set.values()) / freedom
+    error = (squares * sum(1 / len(d) for d in of_set.values())) ** 0.5 / len(of_set)
+    mean = float(np.mean([np.mean(d) for d in of_set.values()]))
+    # Drawn, as the intervals of the comparisons themselves are (compare.bootstrap).
+    t = np.quantile(np.abs(np.random.default_rng(0).standard_t(freedom, 100_000)), 0.95)
+    return {"mean": mean, "low": mean - float(t * error), "high": mean + float(t * error)}
+
+
 def of_kind(stored: dict[str, Results], kind: str) -> dict[str, Results]:
     """The comparisons of a kind: ``kind`` itself and ``kind_…``."""
     return {n: r for n, r in stored.items() if n == kind or n.startswith(f"{kind}_")}
@@ -279,11 +343,11 @@ def of_kind(stored: dict[str, Results], kind: str) -> dict[str, Results]:
 
 def draw(stored: dict[str, Results]) -> None:
     """All figures of the page."""
-    for name in ("main", "best", "retinanet"):
+    for name in ("main", "longer", "best", "retinanet"):
         if name in stored:
             draw_differences(stored[name], FIGURES / f"{name}.png")
     for name, results in of_kind(stored, "lambda").items():
-        draw_lambda(results, name.partition("_")[2], FIGURES / f"{name}.png")
+        draw_lambda(results, FIGURES / f"{name}.png")
     ablations = of_kind(stored, "ablation")
     if ablations:
         draw_ablation(ablations, FIGURES / "ablation.png")
