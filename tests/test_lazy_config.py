@@ -223,6 +223,21 @@ def test_a_users_mistake_is_one_line(extra, message, arguments, capsys):
     assert message in error
 
 
+@pytest.mark.parametrize("line", ["train.patience = 'many'", "train.eval_period = None"])
+def test_text_for_a_number_in_the_file_is_one_line(line, tmp_path, arguments, capsys):
+    data, keys = arguments
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from detectron2.config import LazyConfig\n"
+        f"cfg = LazyConfig.load({str(CONFIGS / 'lazy/retinanet_rambo.py')!r})\n"
+        "model, dataloader, train = cfg.model, cfg.dataloader, cfg.train\n"
+        f"optimizer, lr_multiplier = cfg.optimizer, cfg.lr_multiplier\n{line}\n"
+    )
+    assert main(["--config", str(file), *data, *keys]) == 2
+    key, _, value = line.partition(" = ")
+    assert capsys.readouterr().err == f"error: {key} must be an integer, got {value}\n"
+
+
 def test_nothing_else_is_printed(tmp_path):
     """Of a process of its own, in which modules warn as they are imported for the first time."""
     done = subprocess.run(

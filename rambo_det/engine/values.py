@@ -92,6 +92,9 @@ def check_best(
         tests: names of the data sets that are evaluated on.
         keys: what the config calls them.
     """
+    for key, value in ((keys.patience, patience), (keys.period, period)):
+        if not isinstance(value, int):  # a LazyConfig may hold anything
+            raise InputError(f"{key} must be an integer, got {value!r}")
     if patience < 0:
         raise InputError(f"{keys.patience} must be >= 0, got {patience}")
     if period < 1:
@@ -105,7 +108,7 @@ def check_best(
         return
     if not tests:
         raise InputError(f"{keys.tests} is empty: name a data set to evaluate on, ('NAME',)")
-    task, _, name = str(metric).partition("/")  # a LazyConfig may hold anything
+    task, _, name = str(metric).partition("/")
     if len(tests) > 1:
         if task not in tests:
             raise InputError(
