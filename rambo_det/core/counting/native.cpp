@@ -30,6 +30,8 @@ struct Thresholds {
   }
 };
 
+using Bins = std::vector<std::vector<int64_t>>;  // what each thread has counted in each bin
+
 // The rising thresholds of each group cut the scores into bins. A coarse table over their range
 // settles most scores at one look: the cell of a score is a rising function of it, so all
 // thresholds of lower cells are below it and all of higher ones above. Exact wherever a cell ends.
@@ -79,6 +81,8 @@ struct Groups {
     place = place < top[g] ? place : top[g];  // NaN: the highest cell
     return start[g] + int32_t(place > 0 ? place : 0);
   }
+
+  Bins bins(int threads) const { return Bins(threads, std::vector<int64_t>(at.size())); }
 
   int32_t bin_of(int32_t cell, float x) const {
     const int32_t first = cells[cell];
@@ -228,8 +232,6 @@ struct Near {
   }
 };
 
-using Bins = std::vector<std::vector<int64_t>>;  // of each thread
-
 // From scores in each bin to scores at or above each of the thresholds, which are among those that
 // cut the bins.
 void from_bins(const Groups& groups, const Thresholds& thresholds, const Bins& bins,
@@ -247,7 +249,7 @@ void from_bins(const Groups& groups, const Thresholds& thresholds, const Bins& b
 }
 
 template <bool kByRow>
-void count(const Scores& s, const Groups& groups, Bins& bins) {
+void count_as(const Scores& s, const Groups& groups, Bins& bins) {
   visit<kByRow>(
       s, int(bins.size()),
       [&](int thread, const Block& block) {
@@ -262,6 +264,24 @@ void count(const Scores& s, const Groups& groups, Bins& bins) {
       [](int64_t) {});
 }
 
+void count(const Scores& s, const Groups& groups, Bins& bins) {
+  s.by_row() ? count_as<true>(s, groups, bins) : count_as<false>(s, groups, bins);
+}
+
+// Counts all that is in the bins besides, each value in the group that it names.
+void count_listed(const float* values, const int32_t* lists, int64_t number, const Groups& groups,
+                  Bins& bins) {
+  const int threads = std::min(int(bins.size()), threads_for(number, int(bins.size())));
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int thread = 0; thread < threads; ++thread) {
+    int64_t* bin = bins[thread].data();
+    for (int64_t i = number * thread / threads; i < number * (thread + 1) / threads; ++i) {
+      if (!(values[i] >= groups.floor[lists[i]])) continue;
+      ++bin[groups.bin_of(groups.cell_of(lists[i], values[i]), values[i])];
+    }
+  }
+}
+
 // Where the gradient goes, with strides in elements.
 template <class Out>
 struct Gradient {
@@ -270,7 +290,7 @@ struct Gradient {
 };
 
 template <bool kByRow, class Out>
-void write(const Scores& s, const Groups& groups, const Gradient<Out>& grad, Bins& bins) {
+void write_as(const Scores& s, const Groups& groups, const Gradient<Out>& grad, Bins& bins) {
   const int64_t stride = kByRow ? grad.column_stride : grad.row_stride;
   visit<kByRow>(
       s, int(bins.size()),
@@ -301,9 +321,21 @@ void write(const Scores& s, const Groups& groups, const Gradient<Out>& grad, Bin
       });
 }
 
+// The gradient, (rows, columns) with strides in elements.
+struct AnyGradient {
+  bool is_double;
+  void* values;
+  int64_t row_stride, column_stride;
+};
+
 template <class Out>
-void write(const Scores& s, const Groups& groups, const Gradient<Out>& grad, Bins& bins) {
-  s.by_row() ? write<true>(s, groups, grad, bins) : write<false>(s, groups, grad, bins);
+void write_of(const Scores& s, const Groups& groups, const AnyGradient& grad, Bins& bins) {
+  const Gradient<Out> out{static_cast<Out*>(grad.values), grad.row_stride, grad.column_stride};
+  s.by_row() ? write_as<true>(s, groups, out, bins) : write_as<false>(s, groups, out, bins);
+}
+
+void write(const Scores& s, const Groups& groups, const AnyGradient& grad, Bins& bins) {
+  grad.is_double ? write_of<double>(s, groups, grad, bins) : write_of<float>(s, groups, grad, bins);
 }
 
 }  // namespace
@@ -317,8 +349,8 @@ void rambo_count(const float* values, int64_t rows, int64_t columns, int64_t row
   const Scores s{values, rows, columns, row_stride, column_stride, gt};
   const Thresholds thresholds{at, bounds, nullptr};
   const Groups groups(thresholds, nullptr, nullptr, nullptr, columns + 1, high);
-  Bins bins(threads_for(rows * columns, max_threads), std::vector<int64_t>(groups.at.size()));
-  s.by_row() ? count<true>(s, groups, bins) : count<false>(s, groups, bins);
+  Bins bins = groups.bins(threads_for(rows * columns, max_threads));
+  count(s, groups, bins);
   from_bins(groups, thresholds, bins, above);
 }
 
@@ -328,16 +360,8 @@ void rambo_count_listed(const float* values, const int32_t* lists, int64_t numbe
                         int64_t* above) {
   const Thresholds thresholds{at, bounds, nullptr};
   const Groups groups(thresholds, nullptr, nullptr, nullptr, num_groups, highest(values, number));
-  const int threads = threads_for(number, max_threads);
-  Bins bins(threads, std::vector<int64_t>(groups.at.size()));
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int thread = 0; thread < threads; ++thread) {
-    int64_t* bin = bins[thread].data();
-    for (int64_t i = number * thread / threads; i < number * (thread + 1) / threads; ++i) {
-      if (!(values[i] >= groups.floor[lists[i]])) continue;
-      ++bin[groups.bin_of(groups.cell_of(lists[i], values[i]), values[i])];
-    }
-  }
+  Bins bins = groups.bins(threads_for(number, max_threads));
+  count_listed(values, lists, number, groups, bins);
   from_bins(groups, thresholds, bins, above);
 }
 
@@ -351,12 +375,8 @@ void rambo_write(const float* values, int64_t rows, int64_t columns, int64_t row
   const Scores s{values, rows, columns, row_stride, column_stride, gt};
   const Thresholds before{at, bounds, through}, after{moved, moved_bounds, moved_through};
   const Groups groups(before, &after, divisor, weight, columns + 1, high);
-  Bins bins(threads_for(rows * columns, max_threads), std::vector<int64_t>(groups.at.size()));
-  if (is_double)
-    write<double>(s, groups, {static_cast<double*>(grad), grad_row_stride, grad_column_stride},
-                  bins);
-  else
-    write<float>(s, groups, {static_cast<float*>(grad), grad_row_stride, grad_column_stride}, bins);
+  Bins bins = groups.bins(threads_for(rows * columns, max_threads));
+  write(s, groups, {is_double != 0, grad, grad_row_stride, grad_column_stride}, bins);
   from_bins(groups, after, bins, above);
 }
 
@@ -461,16 +481,16 @@ double rambo_average_precision(
   rambo_rank(keys, number, lists_of_all, margin, order.data(), lists.data(), rank.data(),
              start.data(), at, bounds);
 
-  const auto count_stored = [&](const float* thresholds) {
-    if (!num_stored) return;
-    std::vector<int64_t> part(number);
-    rambo_count_listed(stored, stored_lists, num_stored, thresholds, bounds, lists_of_all,
-                       max_threads, part.data());
-    for (int64_t i = 0; i < number; ++i) counted[i] += part[i];
-  };
-  rambo_count(values, rows, columns, row_stride, column_stride, gt, high, at, bounds, max_threads,
-              counted.data());
-  count_stored(at);
+  const Scores s{values, rows, columns, row_stride, column_stride, gt};
+  const Thresholds before{at, bounds, nullptr}, after{moved_at.data(), bounds, nullptr};
+  const int threads = threads_for(rows * columns, max_threads);
+  {
+    const Groups groups(before, nullptr, nullptr, nullptr, lists_of_all, high);
+    Bins bins = groups.bins(threads);
+    count(s, groups, bins);
+    count_listed(stored, stored_lists, num_stored, groups, bins);
+    from_bins(groups, before, bins, counted.data());
+  }
 
   int64_t present = 0;
   for (int64_t g = 0; g < columns; ++g) present += bounds[g + 1] > bounds[g];
@@ -500,10 +520,13 @@ double rambo_average_precision(
 
   rambo_move(start.data(), slope.data(), lambda.data(), bounds, lists_of_all, moved.data(),
              moved_at.data());
-  rambo_write(values, rows, columns, row_stride, column_stride, gt, high, at, bounds, nullptr,
-              moved_at.data(), bounds, nullptr, divisor.data(), weight.data(), is_double, grad,
-              grad_row_stride, grad_column_stride, max_threads, counted.data());
-  count_stored(moved_at.data());
+  {
+    const Groups groups(before, &after, divisor.data(), weight.data(), lists_of_all, high);
+    Bins bins = groups.bins(threads);
+    write(s, groups, {is_double != 0, grad, grad_row_stride, grad_column_stride}, bins);
+    count_listed(stored, stored_lists, num_stored, groups, bins);
+    from_bins(groups, after, bins, counted.data());
+  }
   for (int64_t i = 0; i < number; ++i) {
     const int64_t entry = order[moved[i]], g = lists[i];
     change[entry] = rank[i] + counted[i] - (rank[moved[i]] + above[entry]);
