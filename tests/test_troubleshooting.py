@@ -11,6 +11,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from fvcore.nn import sigmoid_focal_loss
 
 import rambo_det
 from rambo_det import RamboLoss
@@ -48,6 +49,7 @@ def test_every_section_is_tested():
         "The loss is 0 from the start",
         "All scores alike",
         "No detections, or AP drops at a score threshold",
+        "A class has an AP of 0",
         "NaN",
         "It learns, then AP falls after a resume",
         "Errors at the start",
@@ -136,6 +138,25 @@ def test_threshold_hides_detections_in_good_order():
     assert get_cfg().MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.05
 
 
+def test_a_class_that_lies_lower_is_out_of_reach_and_among_no_detections():
+    scores, gt_classes = drawn(400, 2, 40, std=0.5)
+    gt_classes[:36], gt_classes[36:40] = 0, 1
+    low = gt_classes == 1
+    scores[:, 1] -= 10
+    scores[gt_classes == 0, 0] += 5
+    scores[low, 1] += 5  # above all of its own class, below the background of the other
+    assert (scores.flatten().topk(100).indices % 2 == 0).all()  # those of an image's detections
+    leaf = scores.requires_grad_()
+    loss = RamboLoss(2, **defaults(lift=0.2))
+    loss(leaf, gt_classes).backward()
+    assert loss.stats.class_ap.tolist() == [1.0, 1.0]
+    assert not leaf.grad[low, 1].any()
+    leaf.grad = None
+    target = torch.nn.functional.one_hot(gt_classes, 3)[:, :2].float()
+    sigmoid_focal_loss(leaf, target, reduction="sum").backward()  # CE_WEIGHT of a RetinaNet
+    assert (leaf.grad[low, 1] < 0).all()
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_nan_does_not_come_from_the_loss(scale):
     """Bounded, and with a finite gradient, whatever the finite scores."""
@@ -185,6 +206,7 @@ def test_after_a_resume_the_memory_is_empty_where_it_no_longer_fits():
 REGISTRY = """
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from fvcore.nn import sigmoid_focal_loss
 cfg = get_cfg()
 cfg.MODEL.DEVICE, cfg.MODEL.ROI_HEADS.NAME = "cpu", "RamboROIHeads"
 build_model(cfg)

@@ -6,7 +6,7 @@
 
 The first keeps what a comparison found, without its folders; the second writes the page. Which
 comparison goes where follows from the name: main, longer, tuning_NAME, best, lambda_NAME,
-ablation_NAME, retinanet_tuning, retinanet.
+ablation_NAME, retinanet_tuning, retinanet, retinanet_quickstart, retinanet_tried.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def page(stored: dict[str, Results]) -> str:
         spread_of=spread, of_kind=of_kind, losses_of=losses_of, settings_of=settings_of,
         tuned=tuned, earlier=earlier, factors_of=factors_of, at_factor=at_factor,
         range_of=range_of, changes=changes, seeds_of=seeds_of, sets_of=sets_of,
-        variants_of=variants_of, on_set=on_set, pooled=pooled,
+        variants_of=variants_of, on_set=on_set, pooled=pooled, lost_classes=lost_classes,
         names={results["command"]: name for name, results in stored.items()},
     )  # fmt: skip
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -266,12 +266,12 @@ def range_of(results: Results, data: str, rule: str) -> float | None:
     return max(means) - min(means) if means else None
 
 
-def changes(results: Results, variant: str) -> str:
-    """The keys of a variant, without MODEL, and its loss if it is another."""
+def changes(results: Results, variant: str, always: bool = False) -> str:
+    """The keys of a variant, without MODEL, and its loss, if it is another or always."""
     opts, loss = (results["variants"][variant][key] for key in ("opts", "loss"))
     pairs = zip(opts[::2], opts[1::2], strict=True)
     parts = [f"`{key.removeprefix('MODEL.')} {value}`" for key, value in pairs]
-    other = results["variants"][results["reference"]]["loss"] != loss
+    other = always or results["variants"][results["reference"]]["loss"] != loss
     return ", ".join([TITLES[loss]] * other + parts)
 
 
@@ -284,6 +284,12 @@ def earlier(data: str) -> dict[str, tuple[int, list[str]]]:
         spreads = [{"mean": statistics.mean(v), "std": statistics.stdev(v)} for v in values]
         found[loss] = (len(runs), [spread_text(value) for value in spreads])
     return found
+
+
+def lost_classes(results: Results, data: str, variant: str) -> int:
+    """How many classes a variant does not detect at all: their AP is 0 in every run."""
+    found = results["data"][data]["losses"][variant]["metrics"]
+    return sum(value["mean"] == 0 for name, value in found.items() if name.startswith("AP-"))
 
 
 def sets_of(stored: dict[str, Results]) -> list[str]:
@@ -343,7 +349,7 @@ def of_kind(stored: dict[str, Results], kind: str) -> dict[str, Results]:
 
 def draw(stored: dict[str, Results]) -> None:
     """All figures of the page."""
-    for name in ("main", "longer", "best", "retinanet"):
+    for name in ("main", "longer", "best", "retinanet", "retinanet_quickstart"):
         if name in stored:
             draw_differences(stored[name], FIGURES / f"{name}.png")
     for name, results in of_kind(stored, "lambda").items():
