@@ -6,7 +6,7 @@
 
 The first keeps what a comparison found, without its folders; the second writes the page. Which
 comparison goes where follows from the name: main, longer, tuning_NAME, best, lambda_NAME,
-ablation_NAME, retinanet_tuning, retinanet, retinanet_quickstart, retinanet_tried.
+ablation_NAME, margin, retinanet_tuning, retinanet, retinanet_quickstart, retinanet_tried.
 """
 
 from __future__ import annotations
