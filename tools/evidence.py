@@ -165,7 +165,7 @@ def draw_ablation(stored: dict[str, Results], file: Path) -> None:
         axis.axhline(0, color="#444", lw=1)
         axis.set_title(group)
         axis.set_xticks(range(len(variants)), [v.partition("_")[2] for v in variants])
-        axis.margins(x=0.25)
+        axis.set_xlim(-0.6, len(variants) - 0.4)
         _bare(axis)
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
@@ -203,7 +203,8 @@ def page(stored: dict[str, Results]) -> str:
         spread_of=spread, of_kind=of_kind, losses_of=losses_of, settings_of=settings_of,
         tuned=tuned, earlier=earlier, factors_of=factors_of, at_factor=at_factor,
         range_of=range_of, changes=changes, seeds_of=seeds_of, sets_of=sets_of,
-        variants_of=variants_of, on_set=on_set, pooled=pooled, lost_classes=lost_classes,
+        variants_of=variants_of, on_set=on_set, seeds_on=seeds_on, pooled=pooled,
+        lost_classes=lost_classes,
         names={results["command"]: name for name, results in stored.items()},
     )  # fmt: skip
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -311,6 +312,12 @@ def on_set(stored: dict[str, Results], data: str, variant: str, metric: str = "A
     """:func:`difference` in the first comparison that has one; None: none has."""
     found = (difference(r, data, variant, metric) for r in stored.values() if data in r["data"])
     return next((value for value in found if value), None)
+
+
+def seeds_on(stored: dict[str, Results], data: str, variant: str) -> int:
+    """How many seeds the difference of :func:`on_set` is of; 0: there is none."""
+    parts = [r["data"][data]["differences"] for r in stored.values() if data in r["data"]]
+    return next((len(part[variant]["seeds"]) for part in parts if variant in part), 0)
 
 
 def pooled(stored: dict[str, Results], variant: str, metric: str = "AP") -> Any:
