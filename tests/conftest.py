@@ -10,6 +10,16 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def heard_by_caplog() -> None:
+    """What earlier tests of this process, whose runs set logging up, have left does not matter."""
+    logging.disable(logging.NOTSET)
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "rambo_det":
+            logger = logging.getLogger(name)
+            logger.disabled, logger.propagate = False, True
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder of the real data sets; the test is skipped where it is absent."""
