@@ -206,7 +206,6 @@ def test_after_a_resume_the_memory_is_empty_where_it_no_longer_fits():
 REGISTRY = """
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from fvcore.nn import sigmoid_focal_loss
 cfg = get_cfg()
 cfg.MODEL.DEVICE, cfg.MODEL.ROI_HEADS.NAME = "cpu", "RamboROIHeads"
 build_model(cfg)
