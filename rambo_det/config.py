@@ -17,7 +17,7 @@ def add_rambo_config(cfg: CN) -> None:
     # "logits": the class outputs, scored by a sigmoid at inference.
     rambo.SCORE = "log_odds"
     # Margin α >= 0, in units of score: a positive has to beat a negative by more than it.
-    rambo.MARGIN = 1.0
+    rambo.MARGIN = 0.5
     # How λ, the strength of the blackbox interpolation, is chosen. "lift": for each list of scores
     # such that its median positive moves up by MARGIN + LIFT; "fixed": LAMBDA, as in the paper.
     rambo.LAMBDA_RULE = "lift"

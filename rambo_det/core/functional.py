@@ -48,7 +48,7 @@ def class_ap_loss(
     *,
     lambda_: float | None = None,
     lift: float = 2.0,
-    margin: float = 1.0,
+    margin: float = 0.5,
 ) -> Tensor:
     """L_APC: the mean of L_AP over the classes that have a positive, one list a class.
 
@@ -70,7 +70,7 @@ def interclass_ap_loss(
     *,
     lambda_: float | None = None,
     lift: float = 2.0,
-    margin: float = 1.0,
+    margin: float = 0.5,
 ) -> Tensor:
     """L_AP over the scores of all classes in one list; arguments as :func:`class_ap_loss`."""
     how = Ranking(False, True, 1.0, average_precision, make_step(lambda_, lift, margin), margin)
@@ -92,7 +92,7 @@ def ap_loss(
     *,
     lambda_: float | None = None,
     lift: float = 2.0,
-    margin: float = 1.0,
+    margin: float = 0.5,
 ) -> Tensor:
     """L_AP = 1 - (1/P) Σ_{i positive} r⁺_i / r_i of one list (RaMBO, Eq. 6).
 
@@ -114,7 +114,7 @@ def recall_loss(
     weighting: str = "log",
     lambda_: float | None = None,
     lift: float = 2.0,
-    margin: float = 1.0,
+    margin: float = 0.5,
 ) -> Tensor:
     """Recall loss of one list: the mean over positives of ``w(r - r⁺)`` (RaMBO, Eq. 9).
 

@@ -83,7 +83,7 @@ class RamboLoss(nn.Module):
         self,
         num_classes: int,
         *,
-        margin: float = 1.0,
+        margin: float = 0.5,
         lambda_: float | None = None,
         lift: float = 2.0,
         beta: float = 0.5,
