@@ -12,12 +12,16 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def heard_by_caplog() -> None:
-    """What earlier tests of this process, whose runs set logging up, have left does not matter."""
-    logging.disable(logging.NOTSET)
+    """What earlier tests of this process have set at loggers of ours does not matter.
+
+    Detectron2's set-up of a run keeps them from the root's handlers, among which is caplog's, and
+    the prediction tool quiets one of them.
+    """
     for name in list(logging.root.manager.loggerDict):
         if name.partition(".")[0] == "rambo_det":
             logger = logging.getLogger(name)
-            logger.disabled, logger.propagate = False, True
+            logger.propagate = True
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
