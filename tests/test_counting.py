@@ -124,13 +124,14 @@ def test_native_is_plain(threads, case):
             assert torch.equal(got, want)
         keys = after.at.double().flip(0)
         assert torch.equal(native.argsort(keys, after.bounds), plain.argsort(keys, after.bounds))
-        floor = step[1].float()[:-1]
-        for size in (0, 5, len(gt), 1 << 20):
-            heights = []
-            for found in (native, plain):
-                kept, columns = found.highest(scores, gt, floor, size)
-                heights.append((kept - floor[columns]).sort().values)
-            assert torch.equal(*heights)
+        for above in (before, None):
+            base = torch.zeros(scores.shape[1]) if above is None else above.base()
+            for size in (0, 5, len(gt), 1 << 20):
+                heights = []
+                for found in (native, plain):
+                    kept, columns = found.highest(scores, gt, above, size)
+                    heights.append((kept - base[columns]).sort().values)
+                assert torch.equal(*heights)
     finally:
         torch.set_num_threads(before_threads)
 

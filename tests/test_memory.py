@@ -95,9 +95,10 @@ def test_a_batch_larger_than_the_memory_keeps_its_highest():
     gt[50:60] = 0
     memory.write(scores, gt)
     stored = memory.stored()
-    assert decode(stored.positives).tolist() == [50.0, 52.0, 55.0, 57.0]
-    assert sorted(stored.scores.tolist()) == list(range(84, 100))
-    assert set(stored.lists.tolist()) == {0}
+    assert decode(stored.keys()).tolist() == [50.0, 52.0, 55.0, 57.0]
+    scores, lists = stored.negatives()
+    assert sorted(scores.tolist()) == list(range(84, 100))
+    assert set(lists.tolist()) == {0}
     assert sum(b.numel() * b.element_size() for b in memory.buffers()) == 8 * (16 + 4 + 1 + 1 + 1)
 
 

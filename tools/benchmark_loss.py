@@ -158,12 +158,12 @@ def passes(case: dict) -> dict[str, Any]:
 
     with torch.no_grad():
         columns = gt[gt < case["c"]]
-        found = make_keys(columns, leaf[gt < case["c"], columns] - 1.0)
+        found = make_keys(columns, leaf[gt < case["c"], columns] - loss.margin)
         keys = torch.cat([found, found + ((case["c"] - columns) << 32)])
     ranked = native.rank(keys, case["c"] + 1, 0.0)
     before = Thresholds(ranked.at, ranked.bounds)
-    # As at the default: the median positive moves up by 3.
-    after = Thresholds(ranked.at + 3.0, ranked.bounds)
+    # As at the default: the median positive moves up by the margin and 2.
+    after = Thresholds(ranked.at + loss.margin + 2.0, ranked.bounds)
     ones = torch.ones(case["c"] + 1, dtype=torch.float64)
     flat = leaf.detach()
     for _ in range(15):

@@ -113,30 +113,23 @@ def rank_lists(
         dtype: of the gradient, float32 or float64: computed in float64, rounded once.
     """
     num_classes, here = scores.shape[1], found.keys.shape[0]
+    counting = counting_for(scores.device)
+    if (step := _fusible(how)) and processes.size == 1 and isinstance(counting, NativeCounting):
+        fused = counting.average_precision(
+            scores, gt_classes, high, (found.keys, own[0]), stored, (how.per_class, how.interclass),
+            step, how.margin, how.beta, dtype,
+        )  # fmt: skip
+        if fused is None:
+            return _nothing(num_classes, here, how.num_lists, scores.device)
+        loss, losses, present, above, change, thresholds, grad = fused
+        return ListResult(loss, losses, present, above[None], change[None], thresholds, grad)
     # One after the other: the groups of the classes, the memory, the group of all classes.
-    keys = [found.keys] * how.per_class + ([stored.positives] if stored else [])
+    keys = [found.keys] * how.per_class + ([stored.keys()] if stored else [])
     if how.interclass:
         keys.append(found.keys + ((num_classes - list_of(found.keys)) << 32))
     entries = Entries(torch.cat(keys), how.levels)
     if entries.keys.shape[0] == 0:
         return _nothing(num_classes, here, how.num_lists, scores.device)
-    counting = counting_for(scores.device)
-    if (step := _fusible(how)) and processes.size == 1 and isinstance(counting, NativeCounting):
-        remembered = (stored.scores, stored.lists) if stored else None
-        first = (0 if how.per_class else -1, len(entries.keys) - here if how.interclass else -1)
-        fused = counting.average_precision(
-            scores, gt_classes, high, entries.keys, remembered, step, how.margin, how.beta,
-            own[0], first, dtype,
-        )  # fmt: skip
-        return ListResult(
-            loss=fused.loss,
-            losses=fused.losses,
-            present=fused.thresholds.bounds.diff() > 0,
-            above=fused.above[None, :here],
-            change=fused.change[None, :here],
-            thresholds=fused.thresholds,
-            grad=fused.grad,
-        )
     ranked = counting.rank(entries.keys, (num_classes + 1) * how.num_lists, how.margin)
     negatives = Negatives(
         counting, scores, gt_classes, high, stored, entries, ranked.bounds, processes

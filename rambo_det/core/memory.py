@@ -2,8 +2,7 @@
 
 # No `from __future__ import annotations`: torch.jit.script reads the buffers' as they are.
 import logging
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +17,30 @@ _LOWEST = -1e38
 _OF_PROCESS = ("positives", "scores", "lists", "counts")
 
 
-@dataclass
-class Stored:
-    """What a memory holds.
+class Stored(NamedTuple):
+    """What a memory holds, batch by batch: its buffers, until the next batch is written.
 
     Attributes:
-        positives: ``(M,)`` int64, keys (:mod:`.keys`).
-        scores: ``(K,)`` float32, of the negatives; below all others where there is none.
-        lists: ``(K,)`` int32, the classes of the negatives.
+        positives: ``(τ, size // 4)`` int64, keys (:mod:`.keys`); below 0: none.
+        scores: ``(τ, size)`` float32, of the negatives.
+        lists: ``(τ, size)`` int32, the classes of the negatives.
+        counts: ``(τ,)`` int64, how many negatives there are of each batch.
     """
 
     positives: Tensor
     scores: Tensor
     lists: Tensor
+    counts: Tensor
+
+    def keys(self) -> Tensor:
+        """``(M,)`` int64, of all positives."""
+        return self.positives[self.positives != _EMPTY]
+
+    def negatives(self) -> tuple[Tensor, Tensor]:
+        """Scores and classes ``(K,)`` of all negatives; below all others where there is none."""
+        # Up to the longest row: no work for what was never filled.
+        used = int(self.counts.max())
+        return self.scores[:, :used].flatten(), self.lists[:, :used].flatten()
 
 
 class ScoreMemory(nn.Module):
@@ -137,10 +147,7 @@ class ScoreMemory(nn.Module):
         """All that is remembered; None where τ is 0."""
         if self.length == 0:
             return None
-        # Up to the longest row: no work for what was never filled.
-        used = int(self.counts.max())
-        scores, lists = self.scores[:, :used].flatten(), self.lists[:, :used].flatten()
-        return Stored(self.positives[self.positives != _EMPTY], scores, lists)
+        return Stored(self.positives, self.scores, self.lists, self.counts)
 
     @torch.no_grad()
     def write(
@@ -163,7 +170,7 @@ class ScoreMemory(nn.Module):
         if self._lost:  # told here, as who loads a model to evaluate it loses nothing
             self._tell_of_loss()
         slot = int(self.written) % self.length
-        num_classes, gt_classes = scores.shape[1], gt_classes.long().contiguous()
+        gt_classes = gt_classes.long().contiguous()
         if positives is None:
             positives = counting_for(scores.device).find(scores, gt_classes)[2]
         row = self.positives[slot].fill_(_EMPTY)
@@ -172,11 +179,9 @@ class ScoreMemory(nn.Module):
             place = torch.arange(row.shape[0], device=row.device) * positives.shape[0]
             positives = positives.index_select(0, place // row.shape[0])
         row[: positives.shape[0]] = positives
-        size = self.scores.shape[1]
-        base = _base(thresholds, num_classes, scores.device)
-        highest = counting_for(scores.device).highest(scores, gt_classes, base, size)
-        self._put_negatives(slot, *highest)
-        self.written += 1
+        counting, size = counting_for(scores.device), self.scores.shape[1]
+        self._put_negatives(slot, *counting.highest(scores, gt_classes, thresholds, size))
+        self.written.add_(1)
 
     def _tell_of_loss(self) -> None:
         if Processes().rank == 0:
@@ -227,13 +232,3 @@ def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
         there = scores > _LOWEST
         mine._put_negatives(slot, scores[there], lists[there])
     return {**{name: mine.get_buffer(name) for name in _OF_PROCESS}, "positives": positives}
-
-
-def _base(thresholds: Thresholds | None, num_classes: int, device: torch.device) -> Tensor:
-    """``(C,)`` float32, from where the height of a class's negatives is measured."""
-    if thresholds is None:
-        return torch.zeros(num_classes, device=device)
-    floor = thresholds.floor()
-    lowest = floor.min()  # for a class without a positive the lowest threshold of any other
-    lowest = torch.where(lowest.isfinite(), lowest, torch.zeros_like(lowest))
-    return torch.where(floor[:-1].isfinite(), floor[:-1], lowest)

@@ -107,8 +107,7 @@ class Negatives:
 
     def _complete(self, above: Tensor, compared: Compared) -> Tensor:
         if self._stored is not None:
-            scores, classes = self._stored.scores, self._stored.lists
-            above += self._counting.count_listed(scores, classes, compared.groups)
+            above += self._counting.count_listed(*self._stored.negatives(), compared.groups)
         above = self._processes.sum(above)
         if compared.merged is None:
             return above

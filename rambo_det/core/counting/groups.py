@@ -33,6 +33,14 @@ class Thresholds(NamedTuple):
         lowest = self.at.index_select(0, first.clamp(max=self.at.shape[0] - 1))
         return lowest.masked_fill_(first == self.bounds[1:], torch.inf)
 
+    def base(self) -> Tensor:
+        """``(G - 1,)`` float32: of each group but the last its :meth:`floor`, where it has none the
+        lowest of any group, 0 if no group has one."""
+        floor = self.floor()
+        lowest = floor.min()
+        lowest = torch.where(lowest.isfinite(), lowest, torch.zeros_like(lowest))
+        return torch.where(floor[:-1].isfinite(), floor[:-1], lowest)
+
 
 class Ranked(NamedTuple):
     """Positives by list, then by rising score, the last one first in a tie.
@@ -121,7 +129,8 @@ class Counting(Protocol):
         each segment ``bounds[g]:bounds[g + 1]``."""
 
     def highest(
-        self, scores: Tensor, gt_classes: Tensor, floor: Tensor, size: int
+        self, scores: Tensor, gt_classes: Tensor, thresholds: Thresholds | None, size: int
     ) -> tuple[Tensor, Tensor]:
         """Scores ``(S,)`` float32 and columns ``(S,)`` int32 of the ``size`` negatives that lie
-        highest above the ``(C,)`` floor of their column; of all where there are fewer."""
+        highest above the :meth:`Thresholds.base` of their column, above 0 without thresholds; of
+        all negatives where there are fewer."""

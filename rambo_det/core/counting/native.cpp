@@ -6,12 +6,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace {
 
 constexpr int kBlock = 128;             // scores that are looked at together
+constexpr int kFew = 16;                // of them, what a processor may do in one instruction
 constexpr int kAtOnce = 2;              // thresholds of a cell that are compared without a branch
 constexpr int64_t kPerThreshold = 2;    // cells of a group for each of its thresholds
 constexpr int64_t kMaxCells = 1 << 16;  // of a group
@@ -159,9 +162,12 @@ int threads_for(int64_t scores, int most) {
 // Up to kBlock scores that lie side by side: of row n from column c on, or the other way round.
 struct Block {
   float x[kBlock];
-  bool negative[kBlock];
+  uint8_t negative[kBlock];  // 1, or 0; 0 for what is beyond the number
   int number;
   int64_t n, c;
+
+  // With what fills the last few up.
+  int padded() const { return (number + kFew - 1) / kFew * kFew; }
 };
 
 // Calls see(thread, block) for all scores but the rows that are in no list: skip(n).
@@ -193,11 +199,15 @@ void visit(const Scores& s, int threads, See see, Skip skip) {
           for (int i = 0; i < number; ++i) block.x[i] = values[(start + i) * stride];
         const int64_t* gt = s.gt + block.n;
         if (kByRow) {
-          std::memset(block.negative, 1, sizeof block.negative);
+          std::memset(block.negative, 0, sizeof block.negative);
+          std::memset(block.negative, 1, number);
           const int64_t positive = *gt - start;
-          if (positive >= 0 && positive < number) block.negative[positive] = false;
+          if (positive >= 0 && positive < number) block.negative[positive] = 0;
         } else {
-          for (int i = 0; i < number; ++i) block.negative[i] = gt[i] != c && gt[i] >= 0;
+          int32_t negative[kBlock];
+          for (int i = 0; i < number; ++i) negative[i] = (gt[i] != c) & (gt[i] >= 0);
+          for (int i = 0; i < number; ++i) block.negative[i] = uint8_t(negative[i]);
+          std::memset(block.negative + number, 0, kBlock - number);
         }
         see(thread, block);
       }
@@ -205,11 +215,43 @@ void visit(const Scores& s, int threads, See see, Skip skip) {
   }
 }
 
+// For each byte the places of its bits, each in a byte of its own, and their number.
+struct Places {
+  uint64_t of[256] = {};
+  uint8_t number[256] = {};
+
+  constexpr Places() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int bit = 0; bit < 8; ++bit)
+        if (mask >> bit & 1) of[mask] |= uint64_t(bit) << 8 * number[mask]++;
+  }
+};
+constexpr Places kPlaces;
+
+// Of the negatives in a block those that are marked, by their places; returns how many. Eight at a
+// time, as a loop with a step that depends on each mark takes most of a pass over the scores.
+// `places` has room for eight more than a block.
+int pick(const Block& block, const int32_t* marks, uint8_t* places) {
+  uint8_t picked[kBlock];
+  const int padded = block.padded();
+  for (int i = 0; i < padded; ++i) picked[i] = uint8_t(marks[i]) & block.negative[i];
+  int number = 0;
+  for (int i = 0; i < padded; i += 8) {
+    uint64_t bytes;
+    std::memcpy(&bytes, picked + i, 8);
+    const auto mask = uint8_t((bytes * 0x0102040810204080u) >> 56);  // a bit of each byte
+    const uint64_t found = kPlaces.of[mask] + i * 0x0101010101010101u;
+    std::memcpy(places + number, &found, 8);
+    number += kPlaces.number[mask];
+  }
+  return number;
+}
+
 // The scores of a block that matter to groups: to g + i the i-th of them (kStride 1), all to g (0).
 template <int kStride>
 struct Near {
   int number = 0;
-  uint8_t places[kBlock];  // in the block: negatives at or above the floor
+  uint8_t places[kBlock + 8];  // in the block: negatives at or above the floor
   int32_t cells[kBlock];   // of every score of the block
 
   Near(const Block& block, const Groups& groups, int64_t g) {
@@ -219,16 +261,15 @@ struct Near {
     int any = 0;
     for (int i = 0; i < block.number; ++i) any |= block.x[i] >= floor[i * kStride];
     if (!any) return;
-    const int padded = (block.number + 15) / 16 * 16;
+    const int padded = block.padded();
     for (int i = 0; i < padded; ++i) {  // Groups::cell_of, for several at a time
       float place = (block.x[i] - low[i * kStride]) * scale[i * kStride] + 1;
       place = place < top[i * kStride] ? place : top[i * kStride];
       cells[i] = start[i * kStride] + int32_t(place > 0 ? place : 0);
     }
-    for (int i = 0; i < block.number; ++i) {
-      places[number] = uint8_t(i);
-      number += (block.x[i] >= floor[i * kStride]) & block.negative[i];
-    }
+    int32_t reaches[kBlock];
+    for (int i = 0; i < padded; ++i) reaches[i] = block.x[i] >= floor[i * kStride];
+    number = pick(block, reaches, places);
   }
 };
 
@@ -268,16 +309,28 @@ void count(const Scores& s, const Groups& groups, Bins& bins) {
   s.by_row() ? count_as<true>(s, groups, bins) : count_as<false>(s, groups, bins);
 }
 
+// Rows of values that each name their group, `counts` of them in use, `size` from row to row.
+struct Listed {
+  const float* values;
+  const int32_t* lists;
+  const int64_t* counts;
+  int64_t rows, size;
+};
+
 // Counts all that is in the bins besides, each value in the group that it names.
-void count_listed(const float* values, const int32_t* lists, int64_t number, const Groups& groups,
-                  Bins& bins) {
-  const int threads = std::min(int(bins.size()), threads_for(number, int(bins.size())));
+void count_listed(const Listed& listed, const Groups& groups, Bins& bins) {
+  const int threads = threads_for(listed.rows * listed.size, int(bins.size()));
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int thread = 0; thread < threads; ++thread) {
     int64_t* bin = bins[thread].data();
-    for (int64_t i = number * thread / threads; i < number * (thread + 1) / threads; ++i) {
-      if (!(values[i] >= groups.floor[lists[i]])) continue;
-      ++bin[groups.bin_of(groups.cell_of(lists[i], values[i]), values[i])];
+    for (int64_t row = 0; row < listed.rows; ++row) {
+      const float* values = listed.values + row * listed.size;
+      const int32_t* lists = listed.lists + row * listed.size;
+      const int64_t number = listed.counts[row];
+      for (int64_t i = number * thread / threads; i < number * (thread + 1) / threads; ++i) {
+        if (!(values[i] >= groups.floor[lists[i]])) continue;
+        ++bin[groups.bin_of(groups.cell_of(lists[i], values[i]), values[i])];
+      }
     }
   }
 }
@@ -361,7 +414,7 @@ void rambo_count_listed(const float* values, const int32_t* lists, int64_t numbe
   const Thresholds thresholds{at, bounds, nullptr};
   const Groups groups(thresholds, nullptr, nullptr, nullptr, num_groups, highest(values, number));
   Bins bins = groups.bins(threads_for(number, max_threads));
-  count_listed(values, lists, number, groups, bins);
+  count_listed({values, lists, &number, 1, number}, groups, bins);
   from_bins(groups, thresholds, bins, above);
 }
 
@@ -382,15 +435,26 @@ void rambo_write(const float* values, int64_t rows, int64_t columns, int64_t row
 
 // Rows whose class is one of the columns, it, and the key of their score there; returns how many.
 int64_t rambo_find(const float* values, int64_t rows, int64_t columns, int64_t row_stride,
-                   int64_t column_stride, const int64_t* gt, int64_t* found_rows,
+                   int64_t column_stride, const int64_t* gt, int max_threads, int64_t* found_rows,
                    int64_t* found_columns, int64_t* keys) {
+  const int threads = threads_for(rows, max_threads);
+  std::vector<std::vector<int64_t>> parts(threads);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int thread = 0; thread < threads; ++thread) {
+    const int64_t last = rows * (thread + 1) / threads;
+    std::vector<int64_t> part;
+    for (int64_t start = rows * thread / threads; start < last; start += kBlock) {
+      const int64_t end = std::min(start + kBlock, last);
+      int any = 0;
+      for (int64_t n = start; n < end; ++n) any |= uint64_t(gt[n]) < uint64_t(columns);
+      for (int64_t n = start; any && n < end; ++n)
+        if (uint64_t(gt[n]) < uint64_t(columns)) part.push_back(n);
+    }
+    parts[thread] = std::move(part);
+  }
   int64_t found = 0;
-  for (int64_t start = 0; start < rows; start += kBlock) {
-    const int64_t end = std::min(start + kBlock, rows);
-    int any = 0;
-    for (int64_t n = start; n < end; ++n) any |= uint64_t(gt[n]) < uint64_t(columns);
-    for (int64_t n = start; any && n < end; ++n) {
-      if (uint64_t(gt[n]) >= uint64_t(columns)) continue;
+  for (const auto& part : parts)
+    for (const int64_t n : part) {
       const float score = values[n * row_stride + gt[n] * column_stride] + 0.0f;
       int32_t bits;
       std::memcpy(&bits, &score, sizeof bits);
@@ -398,7 +462,6 @@ int64_t rambo_find(const float* values, int64_t rows, int64_t columns, int64_t r
       found_rows[found] = n, found_columns[found] = gt[n];
       keys[found++] = (gt[n] << 32) + int64_t(bits) + (int64_t(1) << 31);
     }
-  }
   return found;
 }
 
@@ -463,23 +526,36 @@ void rambo_argsort(const double* values, const int64_t* bounds, int64_t segments
 
 // lists.rank_lists in one go, for the average precision of one list a group and a single process:
 // what takes many small operations there costs more than the counting where scores are few.
-// Positives are those of the classes, the remembered ones, then those of the list of all classes;
-// this process's own are `own`, from class_first and joined_first on (below 0: not ranked).
-// `lift` is that of step.MedianLift or, if `fixed`, the λ of step.FixedStep.
+// `found` are the keys of the batch's positives, in rows `found_rows`; of those remembered, some
+// are below 0: none. `lift` is that of step.MedianLift or, if `fixed`, the λ of step.FixedStep.
+// `at` has room for the positives of all lists, `above` and `change` for those found.
 double rambo_average_precision(
     const float* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
-    const int64_t* gt, float high, const int64_t* keys, int64_t number, const float* stored,
-    const int32_t* stored_lists, int64_t num_stored, double margin, double lift, int fixed, int log,
-    double beta, const int64_t* own_rows, int64_t own, int64_t class_first, int64_t joined_first,
-    int is_double, void* grad, int64_t grad_row_stride, int64_t grad_column_stride, int max_threads,
-    float* at, int64_t* bounds, double* losses, int64_t* above, int64_t* change) {
+    const int64_t* gt, float high, const int64_t* found, const int64_t* found_rows, int64_t here,
+    const int64_t* stored_keys, int64_t num_stored_keys, const float* stored,
+    const int32_t* stored_lists, const int64_t* stored_counts, int64_t stored_rows,
+    int64_t stored_size, int per_class, int interclass, double margin, double lift, int fixed,
+    int log, double beta, int is_double, void* grad, int64_t grad_row_stride,
+    int64_t grad_column_stride, int max_threads, float* at, int64_t* bounds, double* losses,
+    uint8_t* present, int64_t* above, int64_t* change) {
   const int64_t lists_of_all = columns + 1;
+  std::vector<int64_t> keys;
+  if (per_class) keys.assign(found, found + here);
+  for (int64_t i = 0; i < num_stored_keys; ++i)
+    if (stored_keys[i] >= 0) keys.push_back(stored_keys[i]);
+  const int64_t joined_first = int64_t(keys.size());
+  for (int64_t i = 0; interclass && i < here; ++i)
+    keys.push_back((found[i] & 0xFFFFFFFF) + (columns << 32));
+
+  const int64_t number = int64_t(keys.size());
   std::vector<int64_t> order(number), lists(number), rank(number), counted(number), moved(number);
+  std::vector<int64_t> entry_above(number), entry_change(number);
   std::vector<double> start(number), slope(number), value(number), sorted;
   std::vector<double> lambda(lists_of_all), divisor(lists_of_all), weight(lists_of_all);
   std::vector<float> moved_at(number);
-  rambo_rank(keys, number, lists_of_all, margin, order.data(), lists.data(), rank.data(),
+  rambo_rank(keys.data(), number, lists_of_all, margin, order.data(), lists.data(), rank.data(),
              start.data(), at, bounds);
+  const Listed listed{stored, stored_lists, stored_counts, stored_rows, stored_size};
 
   const Scores s{values, rows, columns, row_stride, column_stride, gt};
   const Thresholds before{at, bounds, nullptr}, after{moved_at.data(), bounds, nullptr};
@@ -488,23 +564,24 @@ double rambo_average_precision(
     const Groups groups(before, nullptr, nullptr, nullptr, lists_of_all, high);
     Bins bins = groups.bins(threads);
     count(s, groups, bins);
-    count_listed(stored, stored_lists, num_stored, groups, bins);
+    count_listed(listed, groups, bins);
     from_bins(groups, before, bins, counted.data());
   }
 
-  int64_t present = 0;
-  for (int64_t g = 0; g < columns; ++g) present += bounds[g + 1] > bounds[g];
+  int64_t classes = 0;
+  for (int64_t g = 0; g < columns; ++g) classes += bounds[g + 1] > bounds[g];
   double loss = 0;
   for (int64_t g = 0; g < lists_of_all; ++g) {
     const int64_t first = bounds[g], last = bounds[g + 1];
     losses[g] = 0;
+    present[g] = first != last;
     if (first == last) continue;
     const double num = double(last - first);
     for (int64_t i = first; i < last; ++i) {  // objectives.average_precision
       const double r_pos = double(rank[i]), r = double(rank[i] + counted[i]);
       losses[g] += (1 - r_pos / r) / num;
       slope[i] = r_pos / (num * r * r);
-      above[order[i]] = counted[i];
+      entry_above[order[i]] = counted[i];
     }
     lambda[g] = lift;
     if (!fixed) {
@@ -514,7 +591,7 @@ double rambo_average_precision(
       lambda[g] = lift / *middle;
     }
     divisor[g] = !fixed && log ? lambda[g] * (1 - losses[g]) : lambda[g];
-    weight[g] = g < columns ? 1.0 / double(present) * (1 - beta) : beta;
+    weight[g] = g < columns ? 1.0 / double(classes) * (1 - beta) : beta;
     loss += losses[g] * weight[g];
   }
 
@@ -524,18 +601,20 @@ double rambo_average_precision(
     const Groups groups(before, &after, divisor.data(), weight.data(), lists_of_all, high);
     Bins bins = groups.bins(threads);
     write(s, groups, {is_double != 0, grad, grad_row_stride, grad_column_stride}, bins);
-    count_listed(stored, stored_lists, num_stored, groups, bins);
+    count_listed(listed, groups, bins);
     from_bins(groups, after, bins, counted.data());
   }
   for (int64_t i = 0; i < number; ++i) {
     const int64_t entry = order[moved[i]], g = lists[i];
-    change[entry] = rank[i] + counted[i] - (rank[moved[i]] + above[entry]);
-    value[entry] = double(change[entry]) / divisor[g] * weight[g];
+    entry_change[entry] = rank[i] + counted[i] - (rank[moved[i]] + entry_above[entry]);
+    value[entry] = double(entry_change[entry]) / divisor[g] * weight[g];
   }
-  for (int64_t k = 0; k < own; ++k) {
-    const double of_class = class_first < 0 ? 0 : value[class_first + k];
-    const double of_all = joined_first < 0 ? 0 : value[joined_first + k];
-    const int64_t n = own_rows[k], place = n * grad_row_stride + gt[n] * grad_column_stride;
+  std::copy_n(entry_above.begin(), number ? here : 0, above);
+  std::copy_n(entry_change.begin(), number ? here : 0, change);
+  for (int64_t k = 0; k < here; ++k) {
+    const double of_class = per_class ? value[k] : 0;
+    const double of_all = interclass ? value[joined_first + k] : 0;
+    const int64_t n = found_rows[k], place = n * grad_row_stride + gt[n] * grad_column_stride;
     if (is_double)
       static_cast<double*>(grad)[place] = of_class + of_all;
     else
@@ -544,32 +623,116 @@ double rambo_average_precision(
   return loss;
 }
 
-// Negatives whose score less their column's floor reaches the cutoff, the first `most` of them;
-// returns how many there are.
-int64_t rambo_collect(const float* values, int64_t rows, int64_t columns, int64_t row_stride,
-                      int64_t column_stride, const int64_t* gt, const float* floor, float cutoff,
-                      int64_t most, int max_threads, float* scores, int32_t* lists) {
+// The `size` negatives that lie highest above the lowest threshold of their column or, where that
+// has none, of any; above 0 where there is no threshold. Returns how many there are.
+int64_t rambo_highest(const float* values, int64_t rows, int64_t columns, int64_t row_stride,
+                      int64_t column_stride, const int64_t* gt, const float* at,
+                      const int64_t* bounds, int64_t size, int max_threads, float* scores,
+                      int32_t* lists) {
+  if (size == 0) return 0;
   const Scores s{values, rows, columns, row_stride, column_stride, gt};
-  std::vector<std::vector<std::pair<float, int32_t>>> found(
-      threads_for(rows * columns, max_threads));
-  const bool by_row = s.by_row();
-  const auto collect = [&](int thread, const Block& block) {
-    for (int i = 0; i < block.number; ++i) {
-      const int64_t c = block.c + by_row * i;
-      if (block.x[i] - floor[c] >= cutoff && block.negative[i])
-        found[thread].emplace_back(block.x[i], int32_t(c));
+  // A block of columns is looked at as a whole, also where it ends after the last one.
+  std::vector<float> base(columns + kBlock);
+  float lowest = kInfinity;
+  for (int64_t g = 0; at && g <= columns; ++g)
+    if (bounds[g + 1] > bounds[g]) lowest = std::min(lowest, at[bounds[g]]);
+  for (int64_t c = 0; c < columns; ++c) {
+    const bool own = at && bounds[c + 1] > bounds[c];
+    base[c] = own ? at[bounds[c]] : lowest < kInfinity ? lowest : 0;
+  }
+
+  // What is below a thread's cutoff is not among the highest. A sample guesses the first one,
+  // low enough that more than `size` are nearly always above it. If fewer are, all are looked at
+  // again without: the guess costs time, never exactness.
+  const int64_t number = rows * columns;
+  float guess = -kInfinity;
+  constexpr int64_t kReach = 64;  // of the sample, how many reach the guess
+  const double share = 1.6 * double(size) / double(number);
+  if (const int64_t runs = int64_t(kReach / share) / kFew; share < 0.5 && runs * kFew <= number) {
+    // Runs of what lies side by side: a single score costs as much as a few.
+    std::vector<float> sample;
+    const int64_t length = s.by_row() ? columns : rows;
+    for (int64_t run = 0; run < runs; ++run) {
+      const int64_t first = number / runs * run;
+      int64_t outer = first / length, inner = first % length;
+      for (int i = 0; i < kFew; ++i) {
+        const int64_t n = s.by_row() ? outer : inner, c = s.by_row() ? inner : outer;
+        if (gt[n] >= 0 && gt[n] != c)
+          sample.push_back(values[n * row_stride + c * column_stride] - base[c]);
+        if (++inner == length) inner = 0, ++outer;
+      }
     }
+    if (int64_t(sample.size()) > kReach) {
+      const auto place = sample.end() - kReach;
+      std::nth_element(sample.begin(), place, sample.end());
+      guess = *place;
+    }
+  }
+
+  struct Found {
+    float height, score;
+    int32_t list;
   };
-  const auto skip = [](int64_t) {};
-  by_row ? visit<true>(s, int(found.size()), collect, skip)
-         : visit<false>(s, int(found.size()), collect, skip);
-  int64_t total = 0;
-  for (const auto& part : found)
-    for (const auto& [score, list] : part) {
-      if (total < most) scores[total] = score, lists[total] = list;
-      ++total;
-    }
-  return total;
+  struct alignas(128) Part {  // of a thread, which shares no line of the cache with another's
+    std::vector<Found> found;
+    float cutoff;
+  };
+  const auto higher = [](const Found& a, const Found& b) { return a.height > b.height; };
+  const int threads = threads_for(number, max_threads);
+  std::vector<Found> all;
+  for (bool again = true; again; guess = -kInfinity) {
+    std::vector<Part> parts(threads);
+    for (Part& part : parts) part.cutoff = guess;
+    const auto collect = [&](int thread, const Block& block, auto by_row) {
+      constexpr int kStride = decltype(by_row)::value;
+      const float* floor = base.data() + block.c;
+      std::vector<Found>& part = parts[thread].found;
+      const float least = parts[thread].cutoff;
+      float height[kBlock];
+      int32_t reaches[kBlock];
+      uint8_t places[kBlock + 8];
+      for (int i = 0; i < block.padded(); ++i) {
+        height[i] = block.x[i] - floor[i * kStride];
+        reaches[i] = height[i] >= least;
+      }
+      const int found = pick(block, reaches, places);
+      for (int j = 0; j < found; ++j) {
+        const int i = places[j];
+        part.push_back({height[i], block.x[i], int32_t(block.c + i * kStride)});
+      }
+      if (int64_t(part.size()) >= 4 * size + kBlock) {
+        std::nth_element(part.begin(), part.begin() + size - 1, part.end(), higher);
+        part.resize(size);
+        parts[thread].cutoff = std::nextafter(part.back().height, kInfinity);
+      }
+    };
+    const auto skip = [](int64_t) {};
+    if (s.by_row())
+      visit<true>(s, threads, [&](int t, const Block& b) { collect(t, b, std::true_type()); }, skip);
+    else
+      visit<false>(s, threads, [&](int t, const Block& b) { collect(t, b, std::false_type()); },
+                   skip);
+    all.clear();
+    for (const Part& part : parts) all.insert(all.end(), part.found.begin(), part.found.end());
+    again = int64_t(all.size()) < size && guess > -kInfinity;
+  }
+  // Those above the height that the last of them has, and as many that have it as there is room.
+  float last = -kInfinity;
+  int64_t level = size;
+  if (int64_t(all.size()) > size) {
+    std::vector<float> heights(all.size());
+    for (size_t i = 0; i < all.size(); ++i) heights[i] = all[i].height;
+    const auto place = heights.begin() + size - 1;
+    std::nth_element(heights.begin(), place, heights.end(), std::greater<float>());
+    last = *place;
+    level -= std::count_if(heights.begin(), place, [&](float height) { return height > last; });
+  }
+  int64_t kept = 0;
+  for (const Found& one : all) {
+    if (one.height < last || (one.height == last && level-- <= 0)) continue;
+    scores[kept] = one.score, lists[kept++] = one.list;
+  }
+  return kept;
 }
 
 }  // extern "C"

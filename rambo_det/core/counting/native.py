@@ -16,12 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import plain
 from .build import compiled_library
 from .groups import Ranked, Thresholds
-
-#: Scores that are looked at to guess how high the highest are.
-_SAMPLE = 1 << 12
 
 _TYPES = {
     "-": None, "p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float,
@@ -32,30 +28,31 @@ _FUNCTIONS = {
     "count": ("-", "pllll p f pp i p"),
     "count_listed": ("-", "ppl ppl i p"),
     "write": ("-", "pllll p f ppp ppp pp ipll i p"),
-    "find": ("l", "pllll p ppp"),
+    "find": ("l", "pllll p i ppp"),
     "rank": ("-", "pll d pppppp"),
     "move": ("-", "pppp l pp"),
     "argsort": ("-", "pp l i p"),
-    "average_precision": ("d", "pllll p f pl ppl ddii d plll ipll i ppppp"),
-    "collect": ("l", "pllll p pf l i pp"),
+    "average_precision": ("d", "pllll p f ppl pl pppll ii ddii d ipll i pppppp"),
+    "highest": ("l", "pllll p pp l i pp"),
 }
 
 _logger = logging.getLogger(__name__)
 
 
 class Fused(NamedTuple):
-    """What :meth:`NativeCounting.average_precision` gives; by group or by key.
+    """What :meth:`NativeCounting.average_precision` gives.
 
     Attributes:
-        loss, losses, thresholds, grad: as those of :class:`..lists.ListResult`.
-        above, change: ``(P,)`` int64, of each key.
+        loss, losses, present, thresholds, grad: as those of :class:`..lists.ListResult`.
+        above, change: ``(P,)`` int64, of each positive found.
     """
 
     loss: Tensor
     losses: Tensor
-    thresholds: Thresholds
+    present: Tensor
     above: Tensor
     change: Tensor
+    thresholds: Thresholds
     grad: Tensor
 
 
@@ -117,57 +114,61 @@ class NativeCounting:
         scores: Tensor,
         gt_classes: Tensor,
         high: float,
-        keys: Tensor,
-        stored: tuple[Tensor, Tensor] | None,
+        found: tuple[Tensor, Tensor],
+        stored: tuple[Tensor, Tensor, Tensor, Tensor] | None,
+        lists: tuple[bool, bool],
         step: tuple[float, bool, bool],
         margin: float,
         beta: float,
-        own_rows: Tensor,
-        own_first: tuple[int, int],
         dtype: torch.dtype,
-    ) -> Fused:
+    ) -> Fused | None:
         """All of :func:`..lists.rank_lists` for one list a group and a single process.
 
         Args:
             scores, gt_classes, high, margin, beta, dtype: as there.
-            keys: ``(P,)`` int64 of the positives: those of the classes, the remembered ones, those
-                of the list of all classes.
-            stored: scores and classes of remembered negatives.
+            found: keys and rows ``(P,)`` int64 of the positives.
+            stored: the fields of a :class:`..memory.Stored`.
+            lists: whether those of the classes are ranked, and that of all classes.
             step: δ or λ, whether it is a fixed λ, whether the loss is -log AP.
-            own_rows: ``(Q,)`` int64, the rows of the batch's own positives.
-            own_first: where these begin in ``keys``, in the lists of their classes and in that of
-                all classes; below 0: they are not there.
+
+        Returns:
+            None where nothing is positive.
         """
-        number, lists = keys.shape[0], scores.shape[1] + 1
+        keys, rows = found
+        here, num_lists = keys.shape[0], scores.shape[1] + 1
+        ring: tuple[int | None, ...] = (None, 0, None, None, None, 0, 0)
+        remembered = 0
+        if stored is not None:
+            positives, remembered = stored[0], stored[0].numel()
+            ring = (
+                positives.data_ptr(), remembered, *(part.data_ptr() for part in stored[1:]),
+                *stored[1].shape,
+            )  # fmt: skip
         grad = torch.empty_like(scores, dtype=dtype)
-        at = torch.empty(number, dtype=torch.float32)
-        losses = torch.empty(lists, dtype=torch.float64)
-        bounds = torch.empty(lists + 1, dtype=torch.int64)
-        above = torch.empty(number, dtype=torch.int64)
+        at = torch.empty(here * sum(lists) + remembered, dtype=torch.float32)
+        losses = torch.empty(num_lists, dtype=torch.float64)
+        present = torch.empty(num_lists, dtype=torch.bool)
+        bounds = torch.empty(num_lists + 1, dtype=torch.int64)
+        above = torch.empty(here, dtype=torch.int64)
         change = torch.empty_like(above)
-        values, classes = stored or (None, None)
         loss = self._native.average_precision(
-            *_view(scores), gt_classes.data_ptr(), high, keys.data_ptr(), number, _pointer(values),
-            _pointer(classes), 0 if values is None else values.shape[0], margin, *step, beta,
-            own_rows.data_ptr(), own_rows.shape[0], *own_first, dtype == torch.float64,
-            grad.data_ptr(), *grad.stride(), torch.get_num_threads(), at.data_ptr(),
-            bounds.data_ptr(), losses.data_ptr(), above.data_ptr(), change.data_ptr(),
+            *_view(scores), gt_classes.data_ptr(), high, keys.data_ptr(), rows.data_ptr(), here,
+            *ring, *lists, margin, *step, beta, dtype == torch.float64, grad.data_ptr(),
+            *grad.stride(), torch.get_num_threads(), at.data_ptr(), bounds.data_ptr(),
+            losses.data_ptr(), present.data_ptr(), above.data_ptr(), change.data_ptr(),
         )  # fmt: skip
-        return Fused(
-            torch.tensor(loss, dtype=torch.float64),
-            losses,
-            Thresholds(at, bounds),
-            above,
-            change,
-            grad,
-        )
+        number = int(bounds[-1])
+        if number == 0:
+            return None
+        value = torch.tensor(loss, dtype=torch.float64)
+        return Fused(value, losses, present, above, change, Thresholds(at[:number], bounds), grad)
 
     def find(self, scores: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows = torch.empty_like(gt_classes)
         columns, keys = torch.empty_like(rows), torch.empty_like(rows)
         found = self._native.find(
-            *_view(scores), gt_classes.data_ptr(), rows.data_ptr(), columns.data_ptr(),
-            keys.data_ptr(),
+            *_view(scores), gt_classes.data_ptr(), torch.get_num_threads(), rows.data_ptr(),
+            columns.data_ptr(), keys.data_ptr(),
         )  # fmt: skip
         return rows[:found], columns[:found], keys[:found]
 
@@ -201,36 +202,17 @@ class NativeCounting:
         return order
 
     def highest(
-        self, scores: Tensor, gt_classes: Tensor, floor: Tensor, size: int
+        self, scores: Tensor, gt_classes: Tensor, thresholds: Thresholds | None, size: int
     ) -> tuple[Tensor, Tensor]:
-        number, share = scores.numel(), 1.6 * size / max(scores.numel(), 1)
-        while 0 < share < 0.5:
-            # A sample guesses a height that more than `size` reach, so many more that one look at
-            # the scores is nearly always enough. If fewer do, they are looked at again: the guess
-            # costs time, never exactness.
-            place = torch.linspace(0, number - 1, _SAMPLE, dtype=torch.float64).long()
-            row, column = place // scores.shape[1], place % scores.shape[1]
-            heights = scores[row, column] - floor[column]
-            cutoff = heights.kthvalue(max(int(_SAMPLE * (1 - share)), 1)).values
-            values, columns, found = self._collect_above(
-                scores, gt_classes, floor, float(cutoff), int(2 * share * number)
-            )
-            if size <= found <= values.shape[0]:
-                return plain.top(values[:found], columns[:found], floor, size)
-            share *= 2
-        values, columns, found = self._collect_above(scores, gt_classes, floor, -torch.inf, number)
-        return plain.top(values[:found], columns[:found], floor, size)
-
-    def _collect_above(
-        self, scores: Tensor, gt_classes: Tensor, floor: Tensor, cutoff: float, room: int
-    ) -> tuple[Tensor, Tensor, int]:
+        room = min(size, scores.numel())
         values = torch.empty(room, dtype=torch.float32)
         columns = torch.empty(room, dtype=torch.int32)
-        found = self._native.collect(
-            *_view(scores), gt_classes.data_ptr(), floor.data_ptr(), cutoff, room,
+        at, bounds = (None, None) if thresholds is None else thresholds[:2]
+        number = self._native.highest(
+            *_view(scores), gt_classes.data_ptr(), _pointer(at), _pointer(bounds), size,
             torch.get_num_threads(), values.data_ptr(), columns.data_ptr(),
         )  # fmt: skip
-        return values, columns, found
+        return values[:number], columns[:number]
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

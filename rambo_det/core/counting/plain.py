@@ -148,21 +148,18 @@ def _through(below: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
     return thresholds.through.index_select(0, below + groups)
 
 
-def highest(scores: Tensor, gt_classes: Tensor, floor: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def highest(
+    scores: Tensor, gt_classes: Tensor, thresholds: Thresholds | None, size: int
+) -> tuple[Tensor, Tensor]:
     """See :meth:`.groups.Counting.highest`."""
+    base = scores.new_zeros(scores.shape[1]) if thresholds is None else thresholds.base()
     values, columns = scores.new_empty(0), gt_classes.new_empty(0).int()
     for part, classes in _chunks(scores, gt_classes):
         row, column = _negatives(part, classes).nonzero(as_tuple=True)
         values = torch.cat([values, part[row, column]])
         columns = torch.cat([columns, column.int()])
-        values, columns = top(values, columns, floor, size)
-    return values, columns
-
-
-def top(values: Tensor, columns: Tensor, floor: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Of ``(M,)`` values and their columns the ``size`` highest above their column's floor."""
-    if values.shape[0] > size:
-        above = values - floor.index_select(0, columns)
-        kept = above.topk(size, sorted=False).indices
-        values, columns = values.index_select(0, kept), columns.index_select(0, kept)
+        if values.shape[0] > size:
+            above = values - base.index_select(0, columns)
+            kept = above.topk(size, sorted=False).indices
+            values, columns = values.index_select(0, kept), columns.index_select(0, kept)
     return values, columns
