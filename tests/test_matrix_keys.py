@@ -23,7 +23,7 @@ KEYS = [
         {"margin": 0.25, "lambda_": 7.0, "beta": 0.125, "memory_length": 2, "memory_size": 16},
     ),
     ({"LIFT": 0.5, "BETA": 1.0, "MEMORY_LENGTH": 0, "LOSS_WEIGHT": 5.0},
-     {"lift": 0.5, "beta": 1.0, "memory_length": 0, "margin": 1.0}),
+     {"lift": 0.5, "beta": 1.0, "memory_length": 0, "margin": 0.5}),
 ]  # fmt: skip
 
 
