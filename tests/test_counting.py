@@ -15,6 +15,7 @@ from rambo_det.core import RamboLoss, lists, memory
 from rambo_det.core import batch as batch_module
 from rambo_det.core.counting import Thresholds, plain
 from rambo_det.core.counting.native import native_counting
+from rambo_det.core.keys import make_keys
 
 from .test_against_oracle import VALUES, batches, margins, steps
 
@@ -134,6 +135,27 @@ def test_native_is_plain(threads, case):
                 assert torch.equal(*heights)
     finally:
         torch.set_num_threads(before_threads)
+
+
+@pytest.mark.parametrize("digits", [0, 9])
+@pytest.mark.parametrize("number", [127, 128, 5000])
+def test_native_sorts_many_as_plain_does(number, digits):
+    """From 128 on it does so byte by byte; with few digits there are ties."""
+    native = native_counting()
+    if native is None:
+        pytest.skip("there is no C++ compiler here")
+    g = torch.Generator().manual_seed(number)
+    scores = (30 * torch.randn(number, generator=g)).round(decimals=digits)
+    keys = make_keys(torch.randint(3, (number,), generator=g), scores)
+    ranked = native.rank(keys, 3, 0.3)
+    for got, want in zip(ranked, plain.rank(keys, 3, 0.3), strict=True):
+        assert torch.equal(got, want)
+    slope = torch.rand(number, generator=g).double().round(decimals=digits)
+    lambda_ = torch.tensor([1.0, 30.0, 1e9], dtype=torch.float64)
+    moved, want = (way.move(ranked, lambda_, slope) for way in (native, plain))
+    assert torch.equal(moved[0], want[0]) and torch.equal(moved[1], want[1])
+    falling, bounds = -slope, ranked.bounds
+    assert torch.equal(native.argsort(falling, bounds), plain.argsort(falling, bounds))
 
 
 @settings(max_examples=150, deadline=None)

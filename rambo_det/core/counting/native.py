@@ -164,8 +164,7 @@ class NativeCounting:
         return Fused(value, losses, present, above, change, Thresholds(at[:number], bounds), grad)
 
     def find(self, scores: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = torch.empty_like(gt_classes)
-        columns, keys = torch.empty_like(rows), torch.empty_like(rows)
+        rows, columns, keys = torch.empty((3, len(gt_classes)), dtype=torch.int64)
         found = self._native.find(
             *_view(scores), gt_classes.data_ptr(), torch.get_num_threads(), rows.data_ptr(),
             columns.data_ptr(), keys.data_ptr(),
