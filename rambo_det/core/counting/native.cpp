@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -257,6 +256,7 @@ struct Places {
   }
 };
 constexpr Places kPlaces;
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first byte is the lowest");
 
 // Of the negatives in a block those that are marked, by their places; returns how many. Eight at a
 // time, as a loop with a step that depends on each mark takes most of a pass over the scores.
@@ -282,7 +282,7 @@ template <int kStride>
 struct Near {
   int number = 0;
   uint8_t places[kBlock + 8];  // in the block: negatives at or above the floor
-  int32_t cells[kBlock];   // of every score of the block
+  int32_t cells[kBlock];       // of every score of the block
 
   Near(const Block& block, const Groups& groups, int64_t g) {
     const float *floor = groups.floor.data() + g, *low = groups.low.data() + g;
@@ -419,6 +419,99 @@ void write_of(const Scores& s, const Groups& groups, const AnyGradient& grad, Bi
 
 void write(const Scores& s, const Groups& groups, const AnyGradient& grad, Bins& bins) {
   grad.is_double ? write_of<double>(s, groups, grad, bins) : write_of<float>(s, groups, grad, bins);
+}
+
+// From where the height of each column's scores is measured, see rambo_highest.
+std::vector<float> bases(int64_t columns, const float* at, const int64_t* bounds) {
+  // A block of columns is looked at as a whole, also where it ends after the last one.
+  std::vector<float> base(columns + kBlock);
+  float lowest = kInfinity;
+  for (int64_t g = 0; at && g <= columns; ++g)
+    if (bounds[g + 1] > bounds[g]) lowest = std::min(lowest, at[bounds[g]]);
+  for (int64_t c = 0; c < columns; ++c) {
+    const bool own = at && bounds[c + 1] > bounds[c];
+    base[c] = own ? at[bounds[c]] : lowest < kInfinity ? lowest : 0;
+  }
+  return base;
+}
+
+// A height that nearly always more than `size` negatives reach, though not many more: from a sample
+// of them. Below all if there are too few to take one.
+float guess_cutoff(const Scores& s, const std::vector<float>& base, int64_t size) {
+  constexpr int64_t kReach = 64;  // of the sample, how many reach the guess
+  const int64_t number = s.rows * s.columns, length = s.by_row() ? s.columns : s.rows;
+  const double share = 1.6 * double(size) / double(number);
+  const int64_t runs = int64_t(kReach / share) / kFew;
+  if (share >= 0.5 || runs * kFew > number) return -kInfinity;
+  // In runs of what lies side by side: a single score costs as much as a few.
+  std::vector<float> sample;
+  for (int64_t run = 0; run < runs; ++run) {
+    const int64_t first = number / runs * run;
+    int64_t outer = first / length, inner = first % length;
+    for (int i = 0; i < kFew; ++i) {
+      const int64_t n = s.by_row() ? outer : inner, c = s.by_row() ? inner : outer;
+      if (s.gt[n] >= 0 && s.gt[n] != c)
+        sample.push_back(s.values[n * s.row_stride + c * s.column_stride] - base[c]);
+      if (++inner == length) inner = 0, ++outer;
+    }
+  }
+  if (int64_t(sample.size()) <= kReach) return -kInfinity;
+  const auto place = sample.end() - kReach;
+  std::nth_element(sample.begin(), place, sample.end());
+  return *place;
+}
+
+struct Found {
+  float height, score;
+  int32_t list;
+};
+
+// What a thread has found, which shares no line of the cache with another's.
+struct alignas(128) Part {
+  std::vector<Found> found;
+  float cutoff;
+};
+
+template <bool kByRow>
+void collect_as(const Scores& s, const std::vector<float>& base, int64_t size,
+                std::vector<Part>& parts) {
+  visit<kByRow>(
+      s, int(parts.size()),
+      [&](int thread, const Block& block) {
+        const float* floor = base.data() + block.c;
+        std::vector<Found>& found = parts[thread].found;
+        const float least = parts[thread].cutoff;
+        const int padded = block.padded();
+        float height[kBlock];
+        int32_t reaches[kBlock];
+        uint8_t places[kBlock + 8];
+        for (int i = 0; i < padded; ++i) {
+          height[i] = block.x[i] - floor[i * kByRow];
+          reaches[i] = height[i] >= least;
+        }
+        const int number = pick(block, reaches, places);
+        for (int j = 0; j < number; ++j) {
+          const int i = places[j];
+          found.push_back({height[i], block.x[i], int32_t(block.c + i * kByRow)});
+        }
+        if (int64_t(found.size()) < 4 * size + kBlock) return;
+        std::nth_element(found.begin(), found.begin() + size - 1, found.end(),
+                         [](const Found& a, const Found& b) { return a.height > b.height; });
+        found.resize(size);
+        parts[thread].cutoff = std::nextafter(found.back().height, kInfinity);
+      },
+      [](int64_t) {});
+}
+
+// Negatives that reach the cutoff, not all of them: the `size` highest are among them.
+std::vector<Found> collect(const Scores& s, const std::vector<float>& base, float cutoff,
+                           int64_t size, int threads) {
+  std::vector<Part> parts(threads);
+  for (Part& part : parts) part.cutoff = cutoff;
+  s.by_row() ? collect_as<true>(s, base, size, parts) : collect_as<false>(s, base, size, parts);
+  std::vector<Found> all;
+  for (const Part& part : parts) all.insert(all.end(), part.found.begin(), part.found.end());
+  return all;
 }
 
 }  // namespace
@@ -661,104 +754,27 @@ int64_t rambo_highest(const float* values, int64_t rows, int64_t columns, int64_
                       int32_t* lists) {
   if (size == 0) return 0;
   const Scores s{values, rows, columns, row_stride, column_stride, gt};
-  // A block of columns is looked at as a whole, also where it ends after the last one.
-  std::vector<float> base(columns + kBlock);
-  float lowest = kInfinity;
-  for (int64_t g = 0; at && g <= columns; ++g)
-    if (bounds[g + 1] > bounds[g]) lowest = std::min(lowest, at[bounds[g]]);
-  for (int64_t c = 0; c < columns; ++c) {
-    const bool own = at && bounds[c + 1] > bounds[c];
-    base[c] = own ? at[bounds[c]] : lowest < kInfinity ? lowest : 0;
-  }
+  const std::vector<float> base = bases(columns, at, bounds);
+  const int threads = threads_for(rows * columns, max_threads);
+  const float cutoff = guess_cutoff(s, base, size);
+  std::vector<Found> found = collect(s, base, cutoff, size, threads);
+  // The guess costs time where it is too high, never exactness.
+  if (int64_t(found.size()) < size && cutoff > -kInfinity)
+    found = collect(s, base, -kInfinity, size, threads);
 
-  // What is below a thread's cutoff is not among the highest. A sample guesses the first one,
-  // low enough that more than `size` are nearly always above it. If fewer are, all are looked at
-  // again without: the guess costs time, never exactness.
-  const int64_t number = rows * columns;
-  float guess = -kInfinity;
-  constexpr int64_t kReach = 64;  // of the sample, how many reach the guess
-  const double share = 1.6 * double(size) / double(number);
-  if (const int64_t runs = int64_t(kReach / share) / kFew; share < 0.5 && runs * kFew <= number) {
-    // Runs of what lies side by side: a single score costs as much as a few.
-    std::vector<float> sample;
-    const int64_t length = s.by_row() ? columns : rows;
-    for (int64_t run = 0; run < runs; ++run) {
-      const int64_t first = number / runs * run;
-      int64_t outer = first / length, inner = first % length;
-      for (int i = 0; i < kFew; ++i) {
-        const int64_t n = s.by_row() ? outer : inner, c = s.by_row() ? inner : outer;
-        if (gt[n] >= 0 && gt[n] != c)
-          sample.push_back(values[n * row_stride + c * column_stride] - base[c]);
-        if (++inner == length) inner = 0, ++outer;
-      }
-    }
-    if (int64_t(sample.size()) > kReach) {
-      const auto place = sample.end() - kReach;
-      std::nth_element(sample.begin(), place, sample.end());
-      guess = *place;
-    }
-  }
-
-  struct Found {
-    float height, score;
-    int32_t list;
-  };
-  struct alignas(128) Part {  // of a thread, which shares no line of the cache with another's
-    std::vector<Found> found;
-    float cutoff;
-  };
-  const auto higher = [](const Found& a, const Found& b) { return a.height > b.height; };
-  const int threads = threads_for(number, max_threads);
-  std::vector<Found> all;
-  for (bool again = true; again; guess = -kInfinity) {
-    std::vector<Part> parts(threads);
-    for (Part& part : parts) part.cutoff = guess;
-    const auto collect = [&](int thread, const Block& block, auto by_row) {
-      constexpr int kStride = decltype(by_row)::value;
-      const float* floor = base.data() + block.c;
-      std::vector<Found>& part = parts[thread].found;
-      const float least = parts[thread].cutoff;
-      float height[kBlock];
-      int32_t reaches[kBlock];
-      uint8_t places[kBlock + 8];
-      for (int i = 0; i < block.padded(); ++i) {
-        height[i] = block.x[i] - floor[i * kStride];
-        reaches[i] = height[i] >= least;
-      }
-      const int found = pick(block, reaches, places);
-      for (int j = 0; j < found; ++j) {
-        const int i = places[j];
-        part.push_back({height[i], block.x[i], int32_t(block.c + i * kStride)});
-      }
-      if (int64_t(part.size()) >= 4 * size + kBlock) {
-        std::nth_element(part.begin(), part.begin() + size - 1, part.end(), higher);
-        part.resize(size);
-        parts[thread].cutoff = std::nextafter(part.back().height, kInfinity);
-      }
-    };
-    const auto skip = [](int64_t) {};
-    if (s.by_row())
-      visit<true>(s, threads, [&](int t, const Block& b) { collect(t, b, std::true_type()); }, skip);
-    else
-      visit<false>(s, threads, [&](int t, const Block& b) { collect(t, b, std::false_type()); },
-                   skip);
-    all.clear();
-    for (const Part& part : parts) all.insert(all.end(), part.found.begin(), part.found.end());
-    again = int64_t(all.size()) < size && guess > -kInfinity;
-  }
   // Those above the height that the last of them has, and as many that have it as there is room.
   float last = -kInfinity;
   int64_t level = size;
-  if (int64_t(all.size()) > size) {
-    std::vector<float> heights(all.size());
-    for (size_t i = 0; i < all.size(); ++i) heights[i] = all[i].height;
+  if (int64_t(found.size()) > size) {
+    std::vector<float> heights(found.size());
+    for (size_t i = 0; i < found.size(); ++i) heights[i] = found[i].height;
     const auto place = heights.begin() + size - 1;
     std::nth_element(heights.begin(), place, heights.end(), std::greater<float>());
     last = *place;
     level -= std::count_if(heights.begin(), place, [&](float height) { return height > last; });
   }
   int64_t kept = 0;
-  for (const Found& one : all) {
+  for (const Found& one : found) {
     if (one.height < last || (one.height == last && level-- <= 0)) continue;
     scores[kept] = one.score, lists[kept++] = one.list;
   }
