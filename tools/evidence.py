@@ -5,8 +5,9 @@
     python tools/evidence.py
 
 The first keeps what a comparison found, without its folders; the second writes the page. Which
-comparison goes where follows from the name: main, longer, tuning_NAME, best, lambda_NAME,
-ablation_NAME, margin, retinanet_tuning, retinanet, retinanet_quickstart, retinanet_tried.
+comparison goes where follows from the name: main, seeds, longer, weight, tuning_NAME, best,
+lambda_NAME, ablation_NAME, margin, margin_1, retinanet_tuning, retinanet, retinanet_quickstart,
+retinanet_tried_NAME.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -204,7 +206,7 @@ def page(stored: dict[str, Results]) -> str:
         tuned=tuned, earlier=earlier, factors_of=factors_of, at_factor=at_factor,
         range_of=range_of, changes=changes, seeds_of=seeds_of, sets_of=sets_of,
         variants_of=variants_of, on_set=on_set, seeds_on=seeds_on, pooled=pooled,
-        lost_classes=lost_classes,
+        lost_classes=lost_classes, title_of=title_of, keys_of=keys_of, less_margin_1=less_margin_1,
         names={results["command"]: name for name, results in stored.items()},
     )  # fmt: skip
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -274,6 +276,36 @@ def changes(results: Results, variant: str, always: bool = False) -> str:
     parts = [f"`{key.removeprefix('MODEL.')} {value}`" for key, value in pairs]
     other = always or results["variants"][results["reference"]]["loss"] != loss
     return ", ".join([TITLES[loss]] * other + parts)
+
+
+def keys_of(results: Results) -> dict[str, str]:
+    """The keys at the end of the command, which all trainings had, without MODEL."""
+    words = shlex.split(results["command"])
+    last = max(place for place, word in enumerate(words) if word.startswith("--"))
+    given = words[last + 2 :]
+    return dict(zip([key.removeprefix("MODEL.") for key in given[::2]], given[1::2], strict=True))
+
+
+def title_of(results: Results, variant: str) -> str:
+    """The title of a loss, with the margin that it had if that is not the default of today."""
+    found = results["variants"][variant]
+    margin = keys_of(results).get("RAMBO.MARGIN")
+    if margin and found["loss"] == "rambo" and "MODEL.RAMBO.MARGIN" not in found["opts"]:
+        return f"{found['title']}, margin {float(margin):g}"
+    title: str = found["title"]
+    return title
+
+
+def less_margin_1(stored: dict[str, Results]) -> Any:
+    """:func:`pooled` of the first comparison less that with a margin of 1, seed by seed."""
+    before = [
+        {**run, "variant": "before"}
+        for run in stored["margin_1"]["runs"]
+        if run["variant"] == "rambo"
+    ]
+    now = stored["main"]
+    both = {"runs": now["runs"] + before, "data": now["data"], "reference": "before"}
+    return pooled({"both": both}, "rambo")
 
 
 def earlier(data: str) -> dict[str, tuple[int, list[str]]]:
