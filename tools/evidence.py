@@ -6,8 +6,8 @@
 
 The first keeps what a comparison found, without its folders; the second writes the page. Which
 comparison goes where follows from the name: main, seeds, longer, weight, tuning_NAME, best,
-lambda_NAME, ablation_NAME, margin, margin_1, retinanet_tuning, retinanet, retinanet_quickstart,
-retinanet_tried_NAME.
+lambda_NAME, ablation_NAME, margin, margin_1, retinanet_tuning, retinanet, retinanet_margin_1,
+retinanet_quickstart, retinanet_tried_NAME.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ STORED, PAGE, FIGURES = ROOT / "results/evidence", ROOT / "docs/evidence.md", RO
 TEMPLATE = Path(__file__).with_name("evidence.md.jinja")
 #: What is kept of a run: not where it was made.
 KEPT = ("data", "variant", "seed", "status", "source", "metrics")
+#: Comparisons of RetinaNets on test images.
+RETINANETS = ("retinanet", "retinanet_margin_1", "retinanet_quickstart")
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f")
 RULES = {"lift": "our rule: λ = (α + δ) / median slope", "fixed": "the paper's constant λ"}
 Results = dict[str, Any]
@@ -207,6 +209,7 @@ def page(stored: dict[str, Results]) -> str:
         range_of=range_of, changes=changes, seeds_of=seeds_of, sets_of=sets_of,
         variants_of=variants_of, on_set=on_set, seeds_on=seeds_on, pooled=pooled,
         lost_classes=lost_classes, title_of=title_of, keys_of=keys_of, less_margin_1=less_margin_1,
+        retinanets=RETINANETS,
         names={results["command"]: name for name, results in stored.items()},
     )  # fmt: skip
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -388,7 +391,7 @@ def of_kind(stored: dict[str, Results], kind: str) -> dict[str, Results]:
 
 def draw(stored: dict[str, Results]) -> None:
     """All figures of the page."""
-    for name in ("main", "longer", "best", "retinanet", "retinanet_quickstart"):
+    for name in ("main", "longer", "best", *RETINANETS):
         if name in stored:
             draw_differences(stored[name], FIGURES / f"{name}.png")
     for name, results in of_kind(stored, "lambda").items():
