@@ -26,6 +26,7 @@ from rambo_det.data.drawing import CLASSES, draw
 from rambo_det.engine.detector import Detector
 from rambo_det.engine.saved import find_model
 from rambo_det.errors import InputError
+from rambo_det.evaluation.pictures import interrupted_after
 
 from .models import CONFIGS, small_cfg
 
@@ -126,6 +127,18 @@ def test_a_video_becomes_a_video(run, tmp_path, capsys, catalogs):
     assert [i.get("frame") for i in truth.dataset["images"]] == [0, 1, 2, None, None]
     assert {r["image_id"] for r in results} == {1, 2, 3, 4, 5}
     assert not list(out.glob(".*")), "a part of a video was left"
+
+
+def test_ctrl_c_while_a_picture_is_drawn_comes_after_it():
+    # What runs in the background of a script ignores Ctrl-C.
+    before, done = signal.signal(signal.SIGINT, signal.default_int_handler), []
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupted_after():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("drawn")
+        assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_stream_until_ctrl_c(run, tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -28,6 +31,25 @@ def class_colors(classes: Sequence[int], metadata: Metadata) -> list[Any]:
     return [palette[k % len(palette)] for k in classes]
 
 
+@contextlib.contextmanager
+def interrupted_after() -> Iterator[None]:
+    """Ctrl-C within comes at the end: matplotlib's C++ would make a ValueError of it."""
+    handler = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if handler is not signal.default_int_handler or not in_main_thread:
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+@interrupted_after()
 def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> np.ndarray:
     """The image with boxes, masks and keypoints, labelled with class and score in percent.
 
