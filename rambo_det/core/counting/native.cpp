@@ -356,7 +356,7 @@ void count_listed(const Listed& listed, const Groups& groups, Bins& bins) {
     for (int64_t row = 0; row < listed.rows; ++row) {
       const float* values = listed.values + row * listed.size;
       const int32_t* lists = listed.lists + row * listed.size;
-      const int64_t number = listed.counts[row];
+      const int64_t number = std::min(listed.counts[row], listed.size);
       for (int64_t i = number * thread / threads; i < number * (thread + 1) / threads; ++i) {
         if (!(values[i] >= groups.floor[lists[i]])) continue;
         ++bin[groups.bin_of(groups.cell_of(lists[i], values[i]), values[i])];
