@@ -61,7 +61,7 @@ def run(scores, gt, per_class, margin, step):
     result = batch.rank(Ranking(per_class, not per_class, beta, average_precision, rule, margin))
     loss = batch.lose(result)
     loss.backward()
-    return loss.detach(), result, leaf.grad.numpy()
+    return loss.detach(), result, leaf.grad.cpu().numpy()
 
 
 @settings(max_examples=400, deadline=None)

@@ -1,0 +1,97 @@
+"""The loss on a GPU, where the passes are those of plain PyTorch: against the oracle, and a CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rambo_det.core import RamboLoss
+
+from . import oracle
+from .test_against_oracle import assert_same_gradient, batches, margins, run, steps
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches(), margins, steps)
+def test_class_lists_equal_the_oracle(batch, margin, step):
+    scores, gt = batch
+    loss, result, grad = run(scores.cuda(), gt.cuda(), True, margin, step)
+    want, present, want_grad = oracle.class_lists(
+        scores.double().numpy(), gt.numpy(), margin=margin, **step
+    )
+    share = 1 / max(present.sum(), 1)
+    assert_same_gradient(grad, want_grad * share, step)
+    np.testing.assert_allclose(result.losses.cpu().numpy(), [*want, 0], rtol=1e-12, atol=1e-15)
+    assert loss.item() == pytest.approx(want.sum() * share, rel=1e-6, abs=1e-7)
+
+
+THRESHOLDS = tuple(np.arange(0.5, 1, 0.05).tolist())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([0, 3]), st.sampled_from([(), THRESHOLDS]),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)  # fmt: skip
+def test_a_gpu_gives_what_a_cpu_gives(seed, memory_length, thresholds, dtype):
+    """Loss, gradient and memory over some batches, more negatives than are remembered."""
+    rng = torch.Generator().manual_seed(seed)
+    losses = [
+        RamboLoss(3, memory_length=memory_length, memory_size=40, iou_thresholds=thresholds)
+        for _ in range(2)
+    ]
+    losses[1].cuda()
+    for _ in range(5):
+        scores = torch.randn(50, 3, generator=rng).to(dtype)
+        gt = torch.randint(-1, 8, (50,), generator=rng).clamp(max=3)
+        ious = torch.rand(50, generator=rng) if thresholds else None
+        found = []
+        for loss, device in zip(losses, ("cpu", "cuda"), strict=True):
+            leaf = scores.to(device, copy=True).requires_grad_()
+            value = loss(leaf, gt.to(device), None if ious is None else ious.to(device))
+            value.backward()
+            assert leaf.grad.dtype == dtype
+            found.append((value.item(), leaf.grad.float().cpu().numpy()))
+        (value, grad), (other, other_grad) = found
+        assert other == pytest.approx(value, rel=1e-6, abs=1e-7)
+        np.testing.assert_allclose(other_grad, grad, rtol=1e-2 if dtype != torch.float32 else 1e-5)
+    if memory_length:
+        for ours, theirs in zip(*(loss.memory.stored() for loss in losses), strict=True):
+            assert ours.device.type == "cpu" and theirs.device.type == "cuda"
+        kept, theirs = (loss.memory.scores.sort().values.tolist() for loss in losses)
+        assert kept == theirs
+        assert losses[0].memory.positives.tolist() == losses[1].memory.positives.cpu().tolist()
+
+
+@pytest.mark.parametrize("model", ["faster_rcnn", "retinanet"])
+def test_a_training_in_half_precision_goes_on_where_it_was(tmp_path, model):
+    pytest.importorskip("detectron2")
+    from .models import write_coco
+
+    train, val = (write_coco(tmp_path, n, s) for n, s in ((8, "train"), (3, "val")))
+    command = [
+        sys.executable, "-m", "rambo_det.cli.train",
+        "--config", f"configs/quickstart/{model}_rambo.yaml",
+        "--register-coco", "own_train", *train, "--register-coco", "own_val", *val,
+        "DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)",
+        "MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", "True", "SEED", "3",
+        "OUTPUT_DIR", tmp_path / "out",
+    ]  # fmt: skip
+    for iterations in (3, 6):
+        resume = ["--resume"] if iterations > 3 else []
+        words = [*command[:3], *resume, *command[3:], "SOLVER.MAX_ITER", iterations]
+        done = subprocess.run(
+            [str(word) for word in words], cwd=Path(__file__).resolve().parents[1],
+            capture_output=True, text=True, env={**os.environ, "RAMBO_DET_CACHE": str(tmp_path)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert "Device: cuda" in done.stdout
+    assert (tmp_path / "out" / "model_final.pth").is_file()
