@@ -31,7 +31,7 @@ class _GivenGradient(torch.autograd.Function):
     ) -> Tensor:
         ctx.grad, ctx.factor = grad, factor
         ctx.shape, ctx.dtype, ctx.device = scores.shape, scores.dtype, scores.device
-        return (loss * factor if math.isnan(factor) else loss).float()
+        return (loss * factor if math.isnan(factor) else loss).to(scores.device, torch.float32)
 
     @staticmethod
     @once_differentiable
@@ -95,7 +95,7 @@ class Batch:
         processes = processes or Processes(together=False)
         ranked, gt_classes = scores.detach().float(), gt_classes.long().contiguous()
         rows, columns, keys = counting_for(scores.device).find(ranked, gt_classes)
-        low, high = map(float, ranked.aminmax()) if scores.numel() else (0.0, 0.0)
+        low, high = torch.stack(ranked.aminmax()).tolist() if scores.numel() else (0.0, 0.0)
         finite = math.isfinite(low) and math.isfinite(high)
         if missed is not None:
             keys = add_missed(keys, missed.index_select(0, rows))

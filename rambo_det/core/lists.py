@@ -1,5 +1,7 @@
 """Blackbox gradients of rank-based losses on many lists at once, by counting.
 
+Whatever has one entry a positive, a list or a group is on the CPU, wherever the N scores are.
+
 Only the ranks of positives carry a gradient, so nothing is sorted but the P positives. With the
 positives of a list sorted, ``t_k`` the score of the k-th less the margin α, ``b`` the negatives:
 
@@ -120,7 +122,7 @@ def rank_lists(
             step, how.margin, how.beta, dtype,
         )  # fmt: skip
         if fused is None:
-            return _nothing(num_classes, here, how.num_lists, scores.device)
+            return _nothing(num_classes, here, how.num_lists)
         loss, losses, present, above, change, thresholds, grad = fused
         return ListResult(loss, losses, present, above[None], change[None], thresholds, grad)
     # One after the other: the groups of the classes, the memory, the group of all classes.
@@ -129,7 +131,7 @@ def rank_lists(
         keys.append(found.keys + ((num_classes - list_of(found.keys)) << 32))
     entries = Entries(torch.cat(keys), how.levels)
     if entries.keys.shape[0] == 0:
-        return _nothing(num_classes, here, how.num_lists, scores.device)
+        return _nothing(num_classes, here, how.num_lists)
     ranked = counting.rank(entries.keys, (num_classes + 1) * how.num_lists, how.margin)
     negatives = Negatives(
         counting, scores, gt_classes, high, stored, entries, ranked.bounds, processes
@@ -142,7 +144,7 @@ def rank_lists(
     summand, slope = how.objective(
         rank.double(), ranked.rank.double(), num.index_select(0, lists).double()
     )
-    losses = torch.zeros(num.shape[0], dtype=torch.float64, device=scores.device)
+    losses = torch.zeros(num.shape[0], dtype=torch.float64)
     losses.index_add_(0, lists, summand)
     lambda_, divisor = how.step(Slopes(slope, ranked.bounds, losses, counting.argsort))
     losses, present, weight = _weigh(losses, num, how)
@@ -176,9 +178,9 @@ def _fusible(how: Ranking) -> tuple[float, bool, bool] | None:
     return (how.step.lift, False, how.step.log) if type(how.step) is MedianLift else None
 
 
-def _nothing(num_classes: int, here: int, levels: int, device: torch.device) -> ListResult:
-    losses = torch.zeros(num_classes + 1, dtype=torch.float64, device=device)
-    counts = torch.zeros((levels, here), dtype=torch.int64, device=device)
+def _nothing(num_classes: int, here: int, levels: int) -> ListResult:
+    losses = torch.zeros(num_classes + 1, dtype=torch.float64)
+    counts = torch.zeros((levels, here), dtype=torch.int64)
     return ListResult(losses.sum(), losses, losses > 0, counts, counts, None, None)
 
 
@@ -216,4 +218,4 @@ def _put_own(
     if how.per_class and how.interclass:
         start = items.shape[0] - here + first
         value = value + items[start : start + number]
-    grad[own] = value.to(grad.dtype)
+    grad[own] = value.to(grad.device, grad.dtype)

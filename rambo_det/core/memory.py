@@ -33,13 +33,14 @@ class Stored(NamedTuple):
     counts: Tensor
 
     def keys(self) -> Tensor:
-        """``(M,)`` int64, of all positives."""
-        return self.positives[self.positives != _EMPTY]
+        """``(M,)`` int64 on the CPU, of all positives."""
+        positives = self.positives.cpu()
+        return positives[positives != _EMPTY]
 
     def negatives(self) -> tuple[Tensor, Tensor]:
         """Scores and classes ``(K,)`` of all negatives; below all others where there is none."""
-        # Up to the longest row: no work for what was never filled.
-        used = int(self.counts.max())
+        # Up to the longest row: no work for what was never filled. A GPU would be waited for.
+        used = self.scores.shape[1] if self.scores.is_cuda else int(self.counts.max())
         return self.scores[:, :used].flatten(), self.lists[:, :used].flatten()
 
 
@@ -176,7 +177,7 @@ class ScoreMemory(nn.Module):
         row = self.positives[slot].fill_(_EMPTY)
         if positives.shape[0] > row.shape[0]:
             # Evenly over the batch: the highest alone would have too good a precision.
-            place = torch.arange(row.shape[0], device=row.device) * positives.shape[0]
+            place = torch.arange(row.shape[0], device=positives.device) * positives.shape[0]
             positives = positives.index_select(0, place // row.shape[0])
         row[: positives.shape[0]] = positives
         counting, size = counting_for(scores.device), self.scores.shape[1]

@@ -19,7 +19,7 @@ class Gathered:
     """Positives of all processes.
 
     Attributes:
-        keys: ``(P,)`` int64 (:mod:`.keys`), those of process 0 first.
+        keys: ``(P,)`` int64 (:mod:`.keys`) on the CPU, those of process 0 first.
         first: where this process's own begin.
         finite: whether all scores of all processes are.
     """
@@ -48,11 +48,13 @@ class Processes:
         self.size = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
         self.bytes_sent = 0
+        self._device = torch.device("cpu")  # where the scores are; NCCL exchanges nothing else
 
     def gather(self, keys: Tensor, finite: bool) -> Gathered:
         """The positives of all processes; ``keys`` ``(P of this process,)`` int64 are its own."""
         if self.size == 1:
-            return Gathered(keys, 0, finite)
+            return Gathered(keys.cpu(), 0, finite)
+        self._device = keys.device
         header = torch.tensor([keys.shape[0], finite], dtype=torch.int64, device=keys.device)
         headers = torch.stack(self._all(header)).tolist()
         counts = [count for count, _ in headers]
@@ -60,13 +62,15 @@ class Processes:
         padded = torch.nn.functional.pad(keys, (0, longest - keys.shape[0]))
         found = self._all(padded) if longest else [keys] * self.size
         keys = torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
-        return Gathered(keys, sum(counts[: self.rank]), all(fine for _, fine in headers))
+        return Gathered(keys.cpu(), sum(counts[: self.rank]), all(fine for _, fine in headers))
 
     def sum(self, counts: Tensor) -> Tensor:
-        """The sum over the processes of int64 ``counts``, in place."""
+        """The sum over the processes of int64 ``counts``, on the CPU."""
         if self.size > 1 and counts.numel():
             self.bytes_sent += counts.numel() * counts.element_size()
-            dist.all_reduce(counts)
+            sums = counts.to(self._device)
+            dist.all_reduce(sums)
+            return sums.cpu()
         return counts
 
     def stack(self, tensor: Tensor) -> Tensor:

@@ -65,6 +65,9 @@ class Ranked(NamedTuple):
 class Counting(Protocol):
     """The passes over all scores, and the sorting of positives.
 
+    Scores, their classes and a gradient are on one device; all that has an entry for each positive,
+    threshold or group is on the CPU but the rows, columns and keys of :meth:`find`.
+
     A negative of a batch is a score of a row whose class is >= 0 and not the score's column.
     """
 

@@ -2,7 +2,7 @@
 
 Negatives meet thresholds by ``searchsorted`` into the few thresholds, then ``bincount`` and a
 cumulative sum: nothing of N is sorted. Those below every threshold of their group are dropped
-before any of it.
+before any of it. Thresholds and counts are on the CPU, wherever the scores are.
 """
 
 from __future__ import annotations
@@ -56,6 +56,13 @@ def _segments(bounds: Tensor, number: int) -> Tensor:
     return torch.searchsorted(bounds[1:], places, right=True)
 
 
+def _moved(thresholds: Thresholds, device: torch.device) -> Thresholds:
+    at, bounds, through = thresholds
+    return Thresholds(
+        at.to(device), bounds.to(device), None if through is None else through.to(device)
+    )
+
+
 def _keys(thresholds: Thresholds) -> Tensor:
     return make_keys(_segments(thresholds.bounds, thresholds.at.shape[0]), thresholds.at)
 
@@ -76,8 +83,9 @@ def _at_or_above(below: Tensor, groups: Tensor, thresholds: Thresholds) -> Tenso
 
 def count_listed(values: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
     """See :meth:`.groups.Counting.count_listed`."""
+    thresholds = _moved(thresholds, values.device)
     below = at_or_below(values, groups, thresholds)
-    return _at_or_above(below, groups, thresholds)
+    return _at_or_above(below, groups, thresholds).cpu()
 
 
 def _negatives(scores: Tensor, gt_classes: Tensor) -> Tensor:
@@ -103,11 +111,13 @@ def _chunks(scores: Tensor, gt_classes: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def count(scores: Tensor, gt_classes: Tensor, high: float, thresholds: Thresholds) -> Tensor:
     """See :meth:`.groups.Counting.count`."""
+    thresholds = _moved(thresholds, scores.device)
     above = torch.zeros_like(thresholds.at, dtype=torch.int64)
     for part, classes in _chunks(scores, gt_classes):
         _, groups, values = _near(part, classes, thresholds.floor())
-        above += count_listed(values, groups, thresholds)
-    return above
+        below = at_or_below(values, groups, thresholds)
+        above += _at_or_above(below, groups, thresholds)
+    return above.cpu()
 
 
 def write(
@@ -121,7 +131,10 @@ def write(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """See :meth:`.groups.Counting.write`."""
-    grad = torch.empty(scores.shape, dtype=dtype, device=scores.device)
+    device = scores.device
+    before, after = _moved(before, device), _moved(after, device)
+    divisor, weight = divisor.to(device), weight.to(device)
+    grad = torch.empty(scores.shape, dtype=dtype, device=device)
     above = torch.zeros_like(after.at, dtype=torch.int64)
     start = 0
     for part, classes in _chunks(scores, gt_classes):
@@ -130,7 +143,7 @@ def write(
         now = at_or_below(values, groups, after)
         moved = _through(was, groups, before) - _through(now, groups, after)
         moved = moved / divisor.index_select(0, groups) * weight.index_select(0, groups)
-        flat = torch.zeros(part.numel(), dtype=torch.float64, device=scores.device)
+        flat = torch.zeros(part.numel(), dtype=torch.float64, device=device)
         # A score is in one group of a column and in that of all: each place once for each of them.
         joined = groups == scores.shape[1]
         for of in (~joined, joined):
@@ -139,7 +152,7 @@ def write(
         grad[start : start + len(part)] = flat.view(part.shape)
         start += len(part)
         above += _at_or_above(now, groups, after)
-    return grad, above
+    return grad, above.cpu()
 
 
 def _through(below: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
@@ -152,7 +165,9 @@ def highest(
     scores: Tensor, gt_classes: Tensor, thresholds: Thresholds | None, size: int
 ) -> tuple[Tensor, Tensor]:
     """See :meth:`.groups.Counting.highest`."""
-    base = scores.new_zeros(scores.shape[1]) if thresholds is None else thresholds.base()
+    base = scores.new_zeros(scores.shape[1])
+    if thresholds is not None:
+        base = thresholds.base().to(scores.device)
     values, columns = scores.new_empty(0), gt_classes.new_empty(0).int()
     for part, classes in _chunks(scores, gt_classes):
         row, column = _negatives(part, classes).nonzero(as_tuple=True)
