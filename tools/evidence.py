@@ -7,7 +7,7 @@
 The first keeps what a comparison found, without its folders; the second writes the page. Which
 comparison goes where follows from the name: main, seeds, longer, weight, tuning_NAME, best,
 lambda_NAME, ablation_NAME, margin, margin_1, retinanet_tuning, retinanet, retinanet_margin_1,
-retinanet_quickstart, retinanet_tried_NAME.
+retinanet_quickstart, retinanet_quickstart_margins, r50_retinanet, retinanet_tried_NAME.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ TEMPLATE = Path(__file__).with_name("evidence.md.jinja")
 #: What is kept of a run: not where it was made.
 KEPT = ("data", "variant", "seed", "status", "source", "metrics")
 #: Comparisons of RetinaNets on test images.
-RETINANETS = ("retinanet", "retinanet_margin_1", "retinanet_quickstart")
+RETINANETS = (
+    "retinanet", "retinanet_quickstart", "r50_retinanet", "retinanet_margin_1",
+    "retinanet_quickstart_margins",
+)  # fmt: skip
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f")
 RULES = {"lift": "our rule: λ = (α + δ) / median slope", "fixed": "the paper's constant λ"}
 Results = dict[str, Any]
@@ -209,7 +212,7 @@ def page(stored: dict[str, Results]) -> str:
         range_of=range_of, changes=changes, seeds_of=seeds_of, sets_of=sets_of,
         variants_of=variants_of, on_set=on_set, seeds_on=seeds_on, pooled=pooled,
         lost_classes=lost_classes, title_of=title_of, keys_of=keys_of, less_margin_1=less_margin_1,
-        retinanets=RETINANETS,
+        retinanets=RETINANETS, lowest_class=lowest_class,
         names={results["command"]: name for name, results in stored.items()},
     )  # fmt: skip
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -326,6 +329,24 @@ def lost_classes(results: Results, data: str, variant: str) -> int:
     """How many classes a variant does not detect at all: their AP is 0 in every run."""
     found = results["data"][data]["losses"][variant]["metrics"]
     return sum(value["mean"] == 0 for name, value in found.items() if name.startswith("AP-"))
+
+
+def lowest_class(results: Results, data: str, variant: str) -> dict[str, Any]:
+    """The class and the seed with a variant's lowest AP, and what the reference has there."""
+    at = {
+        (run["variant"], run["seed"]): run["metrics"]
+        for run in results["runs"]
+        if run["data"] == data and run["metrics"]
+    }
+    aps = (
+        (ap, name.removeprefix("AP-"), seed)
+        for (kind, seed), metrics in at.items()
+        for name, ap in metrics.items()
+        if kind == variant and name.startswith("AP-") and ap is not None
+    )
+    ap, name, seed = min(aps)
+    reference = at[results["reference"], seed][f"AP-{name}"]
+    return {"ap": ap, "class": name, "seed": seed, "reference": reference}
 
 
 def sets_of(stored: dict[str, Results]) -> list[str]:

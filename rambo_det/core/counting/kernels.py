@@ -4,6 +4,8 @@ One program looks at a block of columns and goes over blocks of rows. Each score
 the lowest and the highest threshold of its two groups; one that lies between is looked up by
 bisection. What lies above all thresholds of a group is summed up in registers, what lies between
 in several copies of the bins, so that few additions meet at one place in memory.
+
+Triton starts a kernel on the current device, whatever the device of the tensors, hence device_of.
 """
 
 from __future__ import annotations
@@ -272,10 +274,11 @@ def count(scores: Tensor, gt_classes: Tensor, high: float, thresholds: Threshold
     if scores.numel() and number:
         bounds, at = _sent(bounds, at, device=scores.device)
         grid, blocks = _tiles(scores)
-        _count_kernel[grid](
-            scores, gt_classes, *scores.shape, *scores.stride(), at, bounds, bins, number,
-            COPIES=copies, **blocks,
-        )  # fmt: skip
+        with torch.cuda.device_of(scores):
+            _count_kernel[grid](
+                scores, gt_classes, *scores.shape, *scores.stride(), at, bounds, bins, number,
+                COPIES=copies, **blocks,
+            )  # fmt: skip
     return _at_or_above(bins, thresholds.bounds)
 
 
@@ -286,9 +289,10 @@ def count_listed(values: Tensor, groups: Tensor, thresholds: Thresholds) -> Tens
     bins = torch.zeros((1, at.shape[0]), dtype=torch.int64, device=values.device)
     if values.shape[0] and at.shape[0]:
         bounds, at = _sent(bounds, at, device=values.device)
-        _listed_kernel[(-(-values.shape[0] // 256),)](
-            values, groups, values.shape[0], at, bounds, bins, BLOCK=256
-        )
+        with torch.cuda.device_of(values):
+            _listed_kernel[(-(-values.shape[0] // 256),)](
+                values, groups, values.shape[0], at, bounds, bins, BLOCK=256
+            )
     return _at_or_above(bins, thresholds.bounds)
 
 
@@ -320,10 +324,11 @@ def write(
             *tables, before.bounds, before.at, after.at, device=scores.device
         )
         grid, blocks = _tiles(scores)
-        _write_kernel[grid](
-            scores, gt_classes, *scores.shape, *scores.stride(), at, after_at, bounds, *tables,
-            grad, *grad.stride(), bins, number, WEIGHTED=weighted, COPIES=copies, **blocks,
-        )  # fmt: skip
+        with torch.cuda.device_of(scores):
+            _write_kernel[grid](
+                scores, gt_classes, *scores.shape, *scores.stride(), at, after_at, bounds, *tables,
+                grad, *grad.stride(), bins, number, WEIGHTED=weighted, COPIES=copies, **blocks,
+            )  # fmt: skip
     return grad, _at_or_above(bins, after.bounds)
 
 
@@ -374,9 +379,10 @@ def _above_guess(
     columns = torch.empty(room, dtype=torch.int32, device=scores.device)
     counter = torch.zeros(1, dtype=torch.int64, device=scores.device)
     grid, blocks = _tiles(scores)
-    _highest_kernel[grid](
-        scores, gt_classes, *scores.shape, *scores.stride(), base, cut, room, counter, values,
-        columns, **blocks,
-    )  # fmt: skip
+    with torch.cuda.device_of(scores):
+        _highest_kernel[grid](
+            scores, gt_classes, *scores.shape, *scores.stride(), base, cut, room, counter, values,
+            columns, **blocks,
+        )  # fmt: skip
     found = int(counter)
     return (values[:found], columns[:found]) if found <= room else (values[:0], columns[:0])
