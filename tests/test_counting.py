@@ -158,6 +158,21 @@ def test_native_sorts_many_as_plain_does(number, digits):
     assert torch.equal(native.argsort(falling, bounds), plain.argsort(falling, bounds))
 
 
+@pytest.mark.parametrize("few", [4, 8, 16, 32])
+def test_the_highest_are_found_whatever_the_sample_says(few):
+    """Scores that are high where native.cpp looks for its guess, in runs of so many, and nowhere
+    else: above the guess there are fewer than are wanted."""
+    native = native_counting()
+    if native is None:
+        pytest.skip("there is no C++ compiler here")
+    size, number = 1000, 200_000
+    scores = torch.randn(number, 1, generator=torch.Generator().manual_seed(few))
+    scores[:: few * size // 40] += 10
+    gt = torch.ones(number, dtype=torch.int64)
+    found, want = (way.highest(scores, gt, None, size)[0] for way in (native, plain))
+    assert torch.equal(found.sort().values, want.sort().values)
+
+
 @settings(max_examples=150, deadline=None)
 @given(batches(60), batches(30), margins, steps, st.sampled_from([0.0, 0.3, 1.0]))
 def test_every_way_to_the_loss_is_the_same(batch, earlier, margin, step, beta):
