@@ -1,4 +1,4 @@
-"""The loss on a GPU, where the passes are those of plain PyTorch: against the oracle, and a CPU."""
+"""The loss on a GPU, with Triton's kernels and in plain PyTorch, against the oracle and a CPU."""
 
 import os
 import subprocess
@@ -11,12 +11,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rambo_det.core import RamboLoss
+from rambo_det.core import RamboLoss, counting
 
 from . import oracle
 from .test_against_oracle import assert_same_gradient, batches, margins, run, steps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+@pytest.fixture(params=["1", "0"], ids=["kernels", "plain"], scope="module", autouse=True)
+def passes(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAMBO_DET_TRITON", request.param)
+        counting._passes.cache_clear()
+        yield
+    counting._passes.cache_clear()
 
 
 @settings(max_examples=100, deadline=None)

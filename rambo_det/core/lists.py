@@ -144,7 +144,7 @@ def rank_lists(
     summand, slope = how.objective(
         rank.double(), ranked.rank.double(), num.index_select(0, lists).double()
     )
-    losses = torch.zeros(num.shape[0], dtype=torch.float64)
+    losses = torch.zeros_like(num, dtype=torch.float64)
     losses.index_add_(0, lists, summand)
     lambda_, divisor = how.step(Slopes(slope, ranked.bounds, losses, counting.argsort))
     losses, present, weight = _weigh(losses, num, how)
@@ -179,8 +179,8 @@ def _fusible(how: Ranking) -> tuple[float, bool, bool] | None:
 
 
 def _nothing(num_classes: int, here: int, levels: int) -> ListResult:
-    losses = torch.zeros(num_classes + 1, dtype=torch.float64)
-    counts = torch.zeros((levels, here), dtype=torch.int64)
+    losses = torch.zeros(num_classes + 1, dtype=torch.float64, device="cpu")
+    counts = torch.zeros((levels, here), dtype=torch.int64, device="cpu")
     return ListResult(losses.sum(), losses, losses > 0, counts, counts, None, None)
 
 

@@ -18,7 +18,7 @@ from .processes import Processes
 
 
 class LossStats:
-    """What the last call of :class:`RamboLoss` saw; tensors, so that reading is what costs.
+    """What the last call of :class:`RamboLoss` saw; tensors on the CPU.
 
     Attributes:
         class_ap: ``(C,)`` float64, batch AP of each class, margin and memory included.
@@ -136,6 +136,11 @@ class RamboLoss(nn.Module):
         processes = Processes(self.global_ranking and learning)
         batch = Batch.of(scores, gt_classes, processes, self._missed(ious, len(scores)))
         stored = self.memory.stored()
+        if stored is not None and stored.scores.device != scores.device:
+            raise InputError(
+                f"scores are on {scores.device}, the memory of RamboLoss on "
+                f"{stored.scores.device}: move it there with .to(...)"
+            )
         # With one class and no memory, the list of all classes is that of the class.
         interclass = self.beta > 0 and (self.num_classes > 1 or stored is not None)
         beta = self.beta if interclass else 0.0

@@ -21,7 +21,6 @@ def log_scalars(loss: RamboLoss, class_names: Sequence[str], prefix: str = "ramb
     storage = current_storage()
     if stats is None or storage is None:
         return
-    # One transfer from the device for all of them.
     scalars = torch.stack([stats.zero_gradient, stats.starved])
     zero_gradient, starved, *rest = torch.cat(
         [scalars, stats.class_ap, stats.present.double()]

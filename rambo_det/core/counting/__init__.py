@@ -42,8 +42,8 @@ def _passes(device: torch.device) -> ModuleType:
     except Exception as error:  # of Triton, of the compilers that it calls, of the driver
         _logger.warning(
             "The loss takes many times as long on this GPU as it could: its Triton kernels do not "
-            "run (%s: %s). Installing triton and a C compiler mends that; RAMBO_DET_TRITON=0 "
-            "silences this line.",
+            "run (%s: %s). The triton that fits this torch and a C compiler mend that; "
+            "RAMBO_DET_TRITON=0 silences this line.",
             type(error).__name__, " ".join(str(error).split())[:200],
         )  # fmt: skip
         return plain

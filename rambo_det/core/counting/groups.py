@@ -103,7 +103,8 @@ class Counting(Protocol):
         ``Σ over its two groups of (W_before(b) - W_after(b)) / divisor · weight``, in float64.
 
         Args:
-            before, after: C + 1 groups each; no group's floor is higher before than after.
+            before, after: C + 1 groups each, of the same bounds; no group's floor and, without
+                weights, no threshold is higher before than after.
             divisor, weight: ``(C + 1,)`` float64.
             dtype: of the gradient, float32 or float64.
 

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import plain
 from .groups import Thresholds
 
 #: Scores of a block, and warps that share them.
@@ -84,7 +85,9 @@ def _count_kernel(
     for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         row = block * ROWS + tl.arange(0, ROWS)
         gt_class = tl.load(gt_classes + row, mask=row < rows, other=-1)[:, None]
-        place = row[:, None].to(tl.int64) * row_stride + column[None, :] * column_stride
+        place = (
+            row[:, None].to(tl.int64) * row_stride + column[None, :].to(tl.int64) * column_stride
+        )
         there = (row[:, None] < rows) & (column[None, :] < columns)
         value = tl.load(scores + place, mask=there, other=float("-inf"))
         negative = there & (gt_class >= 0) & (gt_class != column[None, :])
@@ -147,7 +150,9 @@ def _write_kernel(
     for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         row = block * ROWS + tl.arange(0, ROWS)
         gt_class = tl.load(gt_classes + row, mask=row < rows, other=-1)[:, None]
-        place = row[:, None].to(tl.int64) * row_stride + column[None, :] * column_stride
+        place = (
+            row[:, None].to(tl.int64) * row_stride + column[None, :].to(tl.int64) * column_stride
+        )
         there = (row[:, None] < rows) & (column[None, :] < columns)
         value = tl.load(scores + place, mask=there, other=float("-inf"))
         negative = there & (gt_class >= 0) & (gt_class != column[None, :])
@@ -177,7 +182,10 @@ def _write_kernel(
             part += _moved(
                 was, now, first_all, columns, columns, before, after, factors, near_all, WEIGHTED
             )
-        place = row[:, None].to(tl.int64) * grad_row_stride + column[None, :] * grad_column_stride
+        place = (
+            row[:, None].to(tl.int64) * grad_row_stride
+            + column[None, :].to(tl.int64) * grad_column_stride
+        )
         tl.store(grad + place, part.to(grad.dtype.element_ty), mask=there)
     some = (column[None, :] < columns) & (number > 0)
     above = tl.sum(above.to(tl.int64), axis=0)[None, :]
@@ -201,8 +209,8 @@ def _listed_kernel(values, groups, number, at, bounds, bins, BLOCK: tl.constexpr
 
 @triton.jit(do_not_specialize=["rows", "columns", "room"])
 def _highest_kernel(
-    scores, gt_classes, rows, columns, row_stride, column_stride, base, cut, room, counter, values,
-    places, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    scores, gt_classes, rows, columns, row_stride, column_stride, base, cut, room, counter, places,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     lowest = tl.load(base + column, mask=column < columns, other=float("inf"))[None, :]
@@ -210,15 +218,16 @@ def _highest_kernel(
     for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         row = block * ROWS + tl.arange(0, ROWS)
         gt_class = tl.load(gt_classes + row, mask=row < rows, other=-1)[:, None]
-        place = row[:, None].to(tl.int64) * row_stride + column[None, :] * column_stride
+        place = (
+            row[:, None].to(tl.int64) * row_stride + column[None, :].to(tl.int64) * column_stride
+        )
         there = (row[:, None] < rows) & (column[None, :] < columns)
         value = tl.load(scores + place, mask=there, other=float("-inf"))
         negative = there & (gt_class >= 0) & (gt_class != column[None, :])
         kept = negative & (value - lowest >= least)
         to = tl.atomic_add(counter + kept.to(tl.int32) * 0, kept.to(tl.int64), mask=kept)
         kept = kept & (to < room)
-        tl.store(values + to, value, mask=kept)
-        tl.store(places + to, column[None, :] + (row * 0)[:, None], mask=kept)
+        tl.store(places + to, row[:, None].to(tl.int64) * columns + column[None, :], mask=kept)
 
 
 def _tiles(scores: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
@@ -235,10 +244,17 @@ def _tiles(scores: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
 
 
 def _sent(*tensors: Tensor, device: torch.device) -> list[Tensor]:
-    """On the device, all in one transfer; those of 8 bytes an item come first."""
+    """On the device, all in one transfer, each at a multiple of 16 bytes.
+
+    Triton compiles a kernel anew for an address that is none.
+    """
     given = [tensor.contiguous().view(torch.uint8) for tensor in tensors]
+    given = [torch.nn.functional.pad(part, (0, -part.shape[0] % 16)) for part in given]
     there = torch.cat(given).to(device).split([part.shape[0] for part in given])
-    return [part.view(tensor.dtype) for part, tensor in zip(there, tensors, strict=True)]
+    return [
+        part.view(tensor.dtype)[: tensor.shape[0]]
+        for part, tensor in zip(there, tensors, strict=True)
+    ]
 
 
 def _copies(number: int) -> int:
@@ -255,17 +271,29 @@ def _at_or_above(bins: Tensor, bounds: Tensor) -> Tensor:
 
 
 def try_out(device: torch.device) -> None:
-    """Runs each kernel once; raises whatever keeps them from it."""
-    scores = torch.zeros((2, 2), device=device)
-    gt_classes = torch.zeros(2, dtype=torch.int64, device=device)
-    thresholds = Thresholds(torch.zeros(3), torch.arange(4))
-    count(scores, gt_classes, 0.0, thresholds)
-    count_listed(scores[0], gt_classes.int(), thresholds)
-    ones = torch.ones(3, dtype=torch.float64)
-    write(scores, gt_classes, 0.0, thresholds, thresholds, ones, ones, torch.float32)
-    _above_guess(scores, gt_classes, scores[0], 1)
+    """Runs each kernel; raises whatever keeps it from that, RuntimeError if a result is wrong."""
+    scores = torch.tensor([[0.0, 1.0], [2.0, 0.5], [1.0, 2.0]], device=device)
+    gt_classes = torch.tensor([0, 2, 1], device=device)
+    at, through = (
+        torch.tensor([0.25, 0.75, 0.5, 1.5], device="cpu"),
+        torch.arange(7.0, dtype=torch.float64, device="cpu"),
+    )
+    bounds = torch.tensor([0, 2, 2, 4], device="cpu")
+    factors = torch.tensor([3.0, 1.0, 7.0], dtype=torch.float64, device="cpu")
+    for weights, dtype in ((None, torch.float32), (through, torch.float64)):
+        before = Thresholds(at, bounds, weights)
+        after = Thresholds(at + 0.5, bounds, weights)
+        asked = scores, gt_classes, 2.0, before, after, factors, factors, dtype
+        listed = scores[0], gt_classes[:2].int(), before
+        got = (*write(*asked), count(*asked[:4]), count_listed(*listed))
+        want = (*plain.write(*asked), plain.count(*asked[:4]), plain.count_listed(*listed))
+        if not all(torch.equal(*pair) for pair in zip(got, want, strict=True)):
+            raise RuntimeError("they give other numbers than plain PyTorch")
+    if _above_guess(scores, gt_classes, scores.new_zeros(2), 1).tolist() != [1, 2, 3, 4]:
+        raise RuntimeError("they find other negatives than there are")
 
 
+@torch.compiler.disable
 def count(scores: Tensor, gt_classes: Tensor, high: float, thresholds: Thresholds) -> Tensor:
     """See :meth:`.groups.Counting.count`."""
     at, bounds, _ = thresholds
@@ -282,6 +310,7 @@ def count(scores: Tensor, gt_classes: Tensor, high: float, thresholds: Threshold
     return _at_or_above(bins, thresholds.bounds)
 
 
+@torch.compiler.disable
 def count_listed(values: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
     """See :meth:`.groups.Counting.count_listed`."""
     at, bounds, _ = thresholds
@@ -296,6 +325,7 @@ def count_listed(values: Tensor, groups: Tensor, thresholds: Thresholds) -> Tens
     return _at_or_above(bins, thresholds.bounds)
 
 
+@torch.compiler.disable
 def write(
     scores: Tensor,
     gt_classes: Tensor,
@@ -306,18 +336,15 @@ def write(
     weight: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """See :meth:`.groups.Counting.write`; ``before`` and ``after`` have the same bounds.
-
-    Without weights of their own no group's threshold is lower after than before.
-    """
+    """See :meth:`.groups.Counting.write`."""
     grad = torch.empty_like(scores, dtype=dtype)
     number, copies = after.at.shape[0], _copies(after.at.shape[0])
     if number == 0:
-        return grad.zero_(), torch.empty(0, dtype=torch.int64)
+        return grad.zero_(), torch.empty_like(after.at, dtype=torch.int64)
     bins = torch.zeros((copies, number), dtype=torch.int64, device=scores.device)
     if scores.numel():
         if before.through is None or after.through is None:
-            weighted, tables = False, [_multiples(before.bounds, divisor, weight)] * 3
+            weighted, tables = False, [_multiples(before.bounds, divisor, weight)]
         else:
             weighted, tables = True, [before.through, after.through, torch.cat([divisor, weight])]
         *tables, bounds, at, after_at = _sent(
@@ -326,8 +353,9 @@ def write(
         grid, blocks = _tiles(scores)
         with torch.cuda.device_of(scores):
             _write_kernel[grid](
-                scores, gt_classes, *scores.shape, *scores.stride(), at, after_at, bounds, *tables,
-                grad, *grad.stride(), bins, number, WEIGHTED=weighted, COPIES=copies, **blocks,
+                scores, gt_classes, *scores.shape, *scores.stride(), at, after_at, bounds,
+                *(tables if weighted else tables * 3), grad, *grad.stride(), bins, number,
+                WEIGHTED=weighted, COPIES=copies, **blocks,
             )  # fmt: skip
     return grad, _at_or_above(bins, after.bounds)
 
@@ -337,11 +365,12 @@ def _multiples(bounds: Tensor, divisor: Tensor, weight: Tensor) -> Tensor:
     number = bounds.diff() + 1
     total = int(bounds[-1]) + number.shape[0]
     group = torch.repeat_interleave(number, output_size=total)
-    first = bounds[:-1] + torch.arange(number.shape[0])
-    multiples = (torch.arange(total) - first[group]).double()
+    first = bounds[:-1] + torch.arange(number.shape[0], device=bounds.device)
+    multiples = (torch.arange(total, device=bounds.device) - first[group]).double()
     return multiples / divisor[group] * weight[group]
 
 
+@torch.compiler.disable
 def highest(
     scores: Tensor, gt_classes: Tensor, thresholds: Thresholds | None, size: int
 ) -> tuple[Tensor, Tensor]:
@@ -350,10 +379,12 @@ def highest(
     if thresholds is not None:
         base = thresholds.base().to(scores.device)
     if scores.numel() > _SORTED:
-        values, columns = _above_guess(scores, gt_classes, base, size)
-        if size <= values.shape[0]:
-            kept = (values - base.index_select(0, columns)).topk(size, sorted=False).indices
-            return values.index_select(0, kept), columns.index_select(0, kept)
+        places = _above_guess(scores, gt_classes, base, size)
+        if size <= places.shape[0]:
+            row, column = places // scores.shape[1], places % scores.shape[1]
+            values = scores[row, column]
+            kept = (values - base.index_select(0, column)).topk(size, sorted=False).indices
+            return values.index_select(0, kept), column.index_select(0, kept).int()
     above = scores - base
     column = torch.arange(scores.shape[1], device=scores.device)
     above.masked_fill_((gt_classes[:, None] == column) | (gt_classes[:, None] < 0), -torch.inf)
@@ -363,26 +394,28 @@ def highest(
     return scores[row, column], column.int()
 
 
-def _above_guess(
-    scores: Tensor, gt_classes: Tensor, base: Tensor, size: int
-) -> tuple[Tensor, Tensor]:
-    """All negatives above what a sample of rows makes one expect twice ``size`` of them to be.
+def _above_guess(scores: Tensor, gt_classes: Tensor, base: Tensor, size: int) -> Tensor:
+    """Places in the flattened scores, rising, of all negatives that are above a guess.
 
-    Fewer than there are if the guess is poor: none.
+    Of a sample of rows twice ``size`` are expected there, in proportion, and some more. There may
+    be fewer; none are given if there are far too many.
     """
-    apart = max(scores.numel() // _SAMPLE, 1)
+    # So many are looked at that the few more, 32 of the sample, are fewer than size. Anchors have
+    # a period, of twos and threes as a rule, that the sample must not have.
+    apart = max(min(scores.numel() // _SAMPLE, size // 32), 1) // 6 * 6 + 1
     sample = (scores[::apart] - base).masked_fill_((gt_classes[::apart] < 0)[:, None], -torch.inf)
     wanted = min(2 * size * sample.numel() // scores.numel() + 32, sample.numel())
     cut = sample.reshape(-1).topk(wanted, sorted=False).values.min()
     room = 4 * size + 4096
-    values = torch.empty(room, dtype=torch.float32, device=scores.device)
-    columns = torch.empty(room, dtype=torch.int32, device=scores.device)
+    places = torch.empty(room, dtype=torch.int64, device=scores.device)
     counter = torch.zeros(1, dtype=torch.int64, device=scores.device)
     grid, blocks = _tiles(scores)
     with torch.cuda.device_of(scores):
         _highest_kernel[grid](
-            scores, gt_classes, *scores.shape, *scores.stride(), base, cut, room, counter, values,
-            columns, **blocks,
+            scores, gt_classes, *scores.shape, *scores.stride(), base, cut, room, counter, places,
+            **blocks,
         )  # fmt: skip
     found = int(counter)
-    return (values[:found], columns[:found]) if found <= room else (values[:0], columns[:0])
+    # In the order in which they lie, not that of the threads: which of tied ones are kept may
+    # depend on it.
+    return places[: found if found <= room else 0].sort().values

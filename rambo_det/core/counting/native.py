@@ -70,7 +70,7 @@ class NativeCounting:
     def count(
         self, scores: Tensor, gt_classes: Tensor, high: float, thresholds: Thresholds
     ) -> Tensor:
-        above = torch.empty(thresholds.at.shape[0], dtype=torch.int64)
+        above = torch.empty(thresholds.at.shape[0], dtype=torch.int64, device="cpu")
         self._native.count(
             *_view(scores), gt_classes.data_ptr(), high, thresholds.at.data_ptr(),
             thresholds.bounds.data_ptr(), torch.get_num_threads(), above.data_ptr(),
@@ -78,7 +78,7 @@ class NativeCounting:
         return above
 
     def count_listed(self, values: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
-        above = torch.empty(thresholds.at.shape[0], dtype=torch.int64)
+        above = torch.empty(thresholds.at.shape[0], dtype=torch.int64, device="cpu")
         values, groups = values.contiguous(), groups.contiguous()
         self._native.count_listed(
             values.data_ptr(), groups.data_ptr(), values.shape[0], thresholds.at.data_ptr(),
@@ -99,7 +99,7 @@ class NativeCounting:
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         grad = torch.empty_like(scores, dtype=dtype)
-        above = torch.empty(after.at.shape[0], dtype=torch.int64)
+        above = torch.empty(after.at.shape[0], dtype=torch.int64, device="cpu")
         self._native.write(
             *_view(scores), gt_classes.data_ptr(), high, before.at.data_ptr(),
             before.bounds.data_ptr(), _pointer(before.through), after.at.data_ptr(),
@@ -145,11 +145,11 @@ class NativeCounting:
                 *stored[1].shape,
             )  # fmt: skip
         grad = torch.empty_like(scores, dtype=dtype)
-        at = torch.empty(here * sum(lists) + remembered, dtype=torch.float32)
-        losses = torch.empty(num_lists, dtype=torch.float64)
-        present = torch.empty(num_lists, dtype=torch.bool)
-        bounds = torch.empty(num_lists + 1, dtype=torch.int64)
-        above = torch.empty(here, dtype=torch.int64)
+        at = torch.empty(here * sum(lists) + remembered, dtype=torch.float32, device="cpu")
+        losses = torch.empty(num_lists, dtype=torch.float64, device="cpu")
+        present = torch.empty(num_lists, dtype=torch.bool, device="cpu")
+        bounds = torch.empty(num_lists + 1, dtype=torch.int64, device="cpu")
+        above = torch.empty(here, dtype=torch.int64, device="cpu")
         change = torch.empty_like(above)
         loss = self._native.average_precision(
             *_view(scores), gt_classes.data_ptr(), high, keys.data_ptr(), rows.data_ptr(), here,
@@ -160,11 +160,11 @@ class NativeCounting:
         number = int(bounds[-1])
         if number == 0:
             return None
-        value = torch.tensor(loss, dtype=torch.float64)
+        value = torch.tensor(loss, dtype=torch.float64, device="cpu")
         return Fused(value, losses, present, above, change, Thresholds(at[:number], bounds), grad)
 
     def find(self, scores: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows, columns, keys = torch.empty((3, len(gt_classes)), dtype=torch.int64)
+        rows, columns, keys = torch.empty((3, len(gt_classes)), dtype=torch.int64, device="cpu")
         found = self._native.find(
             *_view(scores), gt_classes.data_ptr(), torch.get_num_threads(), rows.data_ptr(),
             columns.data_ptr(), keys.data_ptr(),
@@ -173,11 +173,11 @@ class NativeCounting:
 
     def rank(self, keys: Tensor, num_lists: int, margin: float) -> Ranked:
         number = keys.shape[0]
-        order = torch.empty(number, dtype=torch.int64)
+        order = torch.empty(number, dtype=torch.int64, device="cpu")
         lists, rank = torch.empty_like(order), torch.empty_like(order)
-        start = torch.empty(number, dtype=torch.float64)
-        at = torch.empty(number, dtype=torch.float32)
-        bounds = torch.empty(num_lists + 1, dtype=torch.int64)
+        start = torch.empty(number, dtype=torch.float64, device="cpu")
+        at = torch.empty(number, dtype=torch.float32, device="cpu")
+        bounds = torch.empty(num_lists + 1, dtype=torch.int64, device="cpu")
         self._native.rank(
             keys.data_ptr(), number, num_lists, margin, order.data_ptr(),
             lists.data_ptr(), rank.data_ptr(), start.data_ptr(), at.data_ptr(), bounds.data_ptr(),
@@ -193,7 +193,7 @@ class NativeCounting:
         return order, at
 
     def argsort(self, values: Tensor, bounds: Tensor) -> Tensor:
-        order = torch.empty(values.shape[0], dtype=torch.int64)
+        order = torch.empty(values.shape[0], dtype=torch.int64, device="cpu")
         self._native.argsort(
             values.data_ptr(), bounds.data_ptr(), bounds.shape[0] - 1, torch.get_num_threads(),
             order.data_ptr(),
@@ -204,8 +204,8 @@ class NativeCounting:
         self, scores: Tensor, gt_classes: Tensor, thresholds: Thresholds | None, size: int
     ) -> tuple[Tensor, Tensor]:
         room = min(size, scores.numel())
-        values = torch.empty(room, dtype=torch.float32)
-        columns = torch.empty(room, dtype=torch.int32)
+        values = torch.empty(room, dtype=torch.float32, device="cpu")
+        columns = torch.empty(room, dtype=torch.int32, device="cpu")
         at, bounds = (None, None) if thresholds is None else thresholds[:2]
         number = self._native.highest(
             *_view(scores), gt_classes.data_ptr(), _pointer(at), _pointer(bounds), size,
@@ -231,8 +231,8 @@ def native_counting() -> NativeCounting | None:
         return NativeCounting(ctypes.CDLL(str(compiled_library())))
     except (OSError, subprocess.SubprocessError) as error:
         _logger.warning(
-            "The loss takes several times as long on this CPU as it could: its C++ part cannot be "
-            "compiled or loaded (%s). A C++ compiler, which CXX may name, mends that; "
+            "The loss takes longer than it could, on a CPU several times as long: its C++ part "
+            "cannot be compiled or loaded (%s). A C++ compiler, which CXX may name, mends that; "
             "RAMBO_DET_NATIVE=0 silences this line.",
             " ".join(str(error).split()),
         )
