@@ -5,9 +5,10 @@
     python tools/evidence.py
 
 The first keeps what a comparison found, without its folders; the second writes the page. Which
-comparison goes where follows from the name: main, seeds, longer, weight, tuning_NAME, best,
-lambda_NAME, ablation_NAME, margin, margin_1, retinanet_tuning, retinanet, retinanet_margin_1,
-retinanet_quickstart, retinanet_quickstart_margins, r50_retinanet, retinanet_tried_NAME.
+comparison goes where follows from the name: main, seeds, focal, longer, weight, tuning_NAME,
+best_NAME, lambda_NAME, ablation_NAME, margin, margin_1, retinanet_tuning, retinanet,
+retinanet_margin_1, retinanet_quickstart, retinanet_quickstart_margins, r50_retinanet,
+retinanet_tried_NAME.
 """
 
 from __future__ import annotations
@@ -412,7 +413,7 @@ def of_kind(stored: dict[str, Results], kind: str) -> dict[str, Results]:
 
 def draw(stored: dict[str, Results]) -> None:
     """All figures of the page."""
-    for name in ("main", "longer", "best", *RETINANETS):
+    for name in ("main", "longer", *of_kind(stored, "best"), *RETINANETS):
         if name in stored:
             draw_differences(stored[name], FIGURES / f"{name}.png")
     for name, results in of_kind(stored, "lambda").items():
