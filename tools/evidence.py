@@ -270,10 +270,10 @@ def at_factor(results: Results, data: str, rule: str, factor: str) -> Any:
 
 
 def range_of(results: Results, data: str, rule: str) -> float | None:
-    """The highest less the lowest mean AP of a rule over its factors; None: not trained."""
+    """The highest less the lowest mean AP of a rule over its factors; None: of one at most."""
     found = [at_factor(results, data, rule, factor) for factor in factors_of(results)]
     means = [value["mean"] for value in found if value]
-    return max(means) - min(means) if means else None
+    return max(means) - min(means) if len(means) > 1 else None
 
 
 def changes(results: Results, variant: str, always: bool = False) -> str:
