@@ -19,9 +19,11 @@ def add_rambo_config(cfg: CN) -> None:
     # Margin α >= 0, in units of score: a positive has to beat a negative by more than it.
     rambo.MARGIN = 0.5
     # How λ, the strength of the blackbox interpolation, is chosen. "lift": for each list of scores
-    # such that its median positive moves up by MARGIN + LIFT; "fixed": LAMBDA, as in the paper.
+    # such that its median positive moves up by MARGIN + LIFT; "each": for every positive such that
+    # it moves up by MARGIN + LIFT, and its gradient is its share of the loss (LOSS_WEIGHT 0.4 with
+    # it is about as strong as 1 is with "lift"); "fixed": LAMBDA, as in the paper.
     rambo.LAMBDA_RULE = "lift"
-    # δ > 0, in units of score, for LAMBDA_RULE "lift": how far past the margin.
+    # δ > 0, in units of score, for LAMBDA_RULE "lift" and "each": how far past the margin.
     rambo.LIFT = 2.0
     # λ > 0 for LAMBDA_RULE "fixed"; it acts on ranks that are not divided by their number.
     rambo.LAMBDA = 1000.0

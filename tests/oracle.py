@@ -32,7 +32,21 @@ def recall_loglog_objective(r, r_pos, p):
     return np.sum(np.log1p(inner)) / p, 1 / ((1 + inner) * (1 + (r - r_pos)) * p)
 
 
-def list_loss(scores, positive, *, margin, lambda_=None, lift=2.0, objective=ap_objective):
+def pulled_by_loss(y, positive, summand, reach):
+    """The gradient where each positive in turn, alone, moves up by ``reach``: it gets its summand
+    of the loss, in equal parts from the negatives that it passes; nothing if it passes none."""
+    grad = np.zeros(len(y))
+    for k, of_loss in zip(np.flatnonzero(positive), summand, strict=True):
+        passed = ~positive & (y >= y[k]) & (y < y[k] + reach)
+        if passed.any():
+            grad[passed] += of_loss / passed.sum()
+            grad[k] -= of_loss
+    return grad
+
+
+def list_loss(
+    scores, positive, *, margin, lambda_=None, lift=2.0, each=False, objective=ap_objective
+):
     """(loss, gradient (N,), λ) of one list of scores."""
     y = np.asarray(scores, dtype=np.float64).copy()
     positive = np.asarray(positive, dtype=bool)
@@ -44,6 +58,10 @@ def list_loss(scores, positive, *, margin, lambda_=None, lift=2.0, objective=ap_
     rk_pos = np.zeros(len(y), dtype=int)
     rk_pos[positive] = ranks(y[positive], np.ones(num_pos, dtype=bool))
     loss, slope = objective(rk[positive].astype(float), rk_pos[positive].astype(float), num_pos)
+    if each:
+        r, r_pos = rk[positive].astype(float), rk_pos[positive].astype(float)
+        summand = np.array([objective(*one, num_pos)[0] for one in zip(r, r_pos, strict=True)])
+        return loss, pulled_by_loss(y, positive, summand, margin + lift), None
     divisor = lambda_
     if lambda_ is None:
         lambda_ = divisor = (margin + lift) / np.sort(slope)[(num_pos - 1) // 2]

@@ -7,6 +7,8 @@ Arguments they share:
     lift: δ > 0, in units of score: without ``lambda_``, λ is chosen for each list so that its
         median positive is moved up by the margin and δ more, and the gradient of an AP loss is that
         of ``-log AP`` (:class:`.step.MedianLift`).
+    each: without ``lambda_``: every positive is moved so far, and its gradient is the loss it has
+        (:class:`.step.EachLift`).
     margin: α >= 0, in units of score: in training a positive counts as ranked above a negative only
         if it beats it by more than α.
 """
@@ -19,12 +21,14 @@ from ..errors import InputError
 from .batch import Batch
 from .lists import Ranking
 from .objectives import Objective, average_precision, recall_log, recall_loglog
-from .step import FixedStep, MedianLift, Step
+from .step import EachLift, FixedStep, MedianLift, Step
 
 _RECALL: dict[str, Objective] = {"log": recall_log, "loglog": recall_loglog}
 
 
-def make_step(lambda_: float | None, lift: float, margin: float, log: bool = True) -> Step:
+def make_step(
+    lambda_: float | None, lift: float, margin: float, log: bool = True, each: bool = False
+) -> Step | EachLift:
     """The λ rule from its parameters; raises InputError if they are out of range."""
     if not margin >= 0:
         raise InputError(f"margin (α) must be >= 0, got {margin}")
@@ -34,7 +38,7 @@ def make_step(lambda_: float | None, lift: float, margin: float, log: bool = Tru
         return FixedStep(lambda_)
     if not lift > 0:
         raise InputError(f"lift (δ) must be > 0, got {lift}")
-    return MedianLift(margin + lift, log)
+    return EachLift(margin + lift) if each else MedianLift(margin + lift, log)
 
 
 def _lose(scores: Tensor, gt_classes: Tensor, how: Ranking) -> Tensor:
@@ -48,6 +52,7 @@ def class_ap_loss(
     *,
     lambda_: float | None = None,
     lift: float = 2.0,
+    each: bool = False,
     margin: float = 0.5,
 ) -> Tensor:
     """L_APC: the mean of L_AP over the classes that have a positive, one list a class.
@@ -55,12 +60,14 @@ def class_ap_loss(
     Args:
         scores: ``(N, C)``, any floating dtype.
         gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
-        lambda_, lift, margin: see the module.
+        lambda_, lift, each, margin: see the module.
 
     Returns:
         Scalar float32 in [0, 1); 0, still connected to ``scores``, if there is no positive.
     """
-    how = Ranking(True, False, 0.0, average_precision, make_step(lambda_, lift, margin), margin)
+    how = Ranking(
+        True, False, 0.0, average_precision, make_step(lambda_, lift, margin, each=each), margin
+    )
     return _lose(scores, gt_classes, how)
 
 
@@ -70,10 +77,13 @@ def interclass_ap_loss(
     *,
     lambda_: float | None = None,
     lift: float = 2.0,
+    each: bool = False,
     margin: float = 0.5,
 ) -> Tensor:
     """L_AP over the scores of all classes in one list; arguments as :func:`class_ap_loss`."""
-    how = Ranking(False, True, 1.0, average_precision, make_step(lambda_, lift, margin), margin)
+    how = Ranking(
+        False, True, 1.0, average_precision, make_step(lambda_, lift, margin, each=each), margin
+    )
     return _lose(scores, gt_classes, how)
 
 
@@ -92,6 +102,7 @@ def ap_loss(
     *,
     lambda_: float | None = None,
     lift: float = 2.0,
+    each: bool = False,
     margin: float = 0.5,
 ) -> Tensor:
     """L_AP = 1 - (1/P) Σ_{i positive} r⁺_i / r_i of one list (RaMBO, Eq. 6).
@@ -99,12 +110,14 @@ def ap_loss(
     Args:
         scores: ``(N,)``, any floating dtype.
         targets: ``(N,)``, bool or number; not 0 is positive.
-        lambda_, lift, margin: see the module.
+        lambda_, lift, each, margin: see the module.
 
     Returns:
         Scalar float32 in [0, 1); 0, still connected to ``scores``, if there is no positive.
     """
-    return class_ap_loss(*_one_list(scores, targets), lambda_=lambda_, lift=lift, margin=margin)
+    return class_ap_loss(
+        *_one_list(scores, targets), lambda_=lambda_, lift=lift, each=each, margin=margin
+    )
 
 
 def recall_loss(
@@ -114,6 +127,7 @@ def recall_loss(
     weighting: str = "log",
     lambda_: float | None = None,
     lift: float = 2.0,
+    each: bool = False,
     margin: float = 0.5,
 ) -> Tensor:
     """Recall loss of one list: the mean over positives of ``w(r - r⁺)`` (RaMBO, Eq. 9).
@@ -121,14 +135,14 @@ def recall_loss(
     Args:
         scores, targets: as :func:`ap_loss`.
         weighting: ``"log"``: w(k) = log(1 + k); ``"loglog"``: w(k) = log(1 + log(1 + k)).
-        lambda_, lift, margin: see the module.
+        lambda_, lift, each, margin: see the module.
 
     Returns:
         Scalar float32 >= 0; 0, still connected to ``scores``, if there is no positive.
     """
     if weighting not in _RECALL:
         raise InputError(f"weighting must be one of {sorted(_RECALL)}, got {weighting!r}")
-    step = make_step(lambda_, lift, margin, log=False)
+    step = make_step(lambda_, lift, margin, log=False, each=each)
     return _lose(
         *_one_list(scores, targets), Ranking(True, False, 0.0, _RECALL[weighting], step, margin)
     )

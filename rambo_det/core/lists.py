@@ -32,7 +32,8 @@ from .memory import Stored
 from .negatives import Negatives
 from .objectives import Objective, average_precision
 from .processes import Gathered, Processes
-from .step import FixedStep, MedianLift, Slopes, Step
+from .pull import Before, pull
+from .step import EachLift, FixedStep, MedianLift, Step
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Ranking:
     interclass: bool
     beta: float
     objective: Objective
-    step: Step
+    step: Step | EachLift
     margin: float
     levels: int = 0
 
@@ -138,33 +139,29 @@ def rank_lists(
     )
     lists, num = ranked.lists, ranked.bounds.diff()
 
-    before = negatives.thresholds(ranked.at)
-    above = negatives.count(before)
+    compared = negatives.thresholds(ranked.at)
+    above = negatives.count(compared)
     rank = above + ranked.rank
     summand, slope = how.objective(
         rank.double(), ranked.rank.double(), num.index_select(0, lists).double()
     )
     losses = torch.zeros_like(num, dtype=torch.float64)
     losses.index_add_(0, lists, summand)
-    lambda_, divisor = how.step(Slopes(slope, ranked.bounds, losses, counting.argsort))
-    losses, present, weight = _weigh(losses, num, how)
+    weighed, present, weight = _weigh(losses, num, how)
+    before = Before(ranked, compared, above, summand, slope, losses, weight)
+    done = pull(before, how.step, counting, negatives, dtype)
 
-    order, at = counting.move(ranked, lambda_, slope)
-    after = negatives.thresholds(at)
-    grad, moved_above = negatives.write(before, after, divisor, weight, dtype)
-    change = torch.empty_like(rank).index_copy_(0, order, moved_above.add_(ranked.rank)).sub_(rank)
-
-    above = entries.grid(ranked, above)
-    change = entries.grid(ranked, change, negatives.demotion(before, after))
-    _put_own(grad, change, divisor, weight, entries, own, found.first, here, how)
+    change = entries.grid(ranked, done.change, done.demoted_change)
+    items = entries.grid(ranked, done.positives, done.demoted)
+    _put_own(done.grad, items.sum(dim=0), own, found.first, here, how)
     return ListResult(
-        loss=(losses * weight).sum(),
-        losses=losses.view(-1, how.levels).mean(dim=1) if how.levels else losses,
+        loss=(weighed * weight).sum(),
+        losses=weighed.view(-1, how.levels).mean(dim=1) if how.levels else weighed,
         present=present,
-        above=above[:, :here],
+        above=entries.grid(ranked, above)[:, :here],
         change=change[:, :here],
-        thresholds=before.groups,
-        grad=grad,
+        thresholds=compared.groups,
+        grad=done.grad,
     )
 
 
@@ -199,20 +196,9 @@ def _weigh(losses: Tensor, num: Tensor, how: Ranking) -> tuple[Tensor, Tensor, T
 
 
 def _put_own(
-    grad: Tensor,
-    change: Tensor,
-    divisor: Tensor,
-    weight: Tensor,
-    entries: Entries,
-    own: tuple[Tensor, Tensor],
-    first: int,
-    here: int,
-    how: Ranking,
+    grad: Tensor, items: Tensor, own: tuple[Tensor, Tensor], first: int, here: int, how: Ranking
 ) -> None:
-    """Puts the gradient of this process's positives in its place."""
-    lists = entries.lists
-    part = change.view(-1) / divisor.index_select(0, lists) * weight.index_select(0, lists)
-    items = part.view(how.num_lists, -1).sum(dim=0) if how.levels else part
+    """Puts the gradient of this process's positives in its place, from ``(I,)`` of all entries."""
     number = own[0].shape[0]
     value = items[first : first + number]
     if how.per_class and how.interclass:

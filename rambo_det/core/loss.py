@@ -62,6 +62,8 @@ class RamboLoss(nn.Module):
         lambda_: λ > 0, fixed as in the paper; None: the rule with ``lift``.
         lift: δ > 0, in units of score: how far past the margin the median positive of a list is
             moved.
+        each: without ``lambda_``: move every positive so far, and pull it by the loss it has
+            (:class:`.step.EachLift`).
         beta: β in [0, 1], the share of the interclass term.
         memory_length: τ >= 0, the number of batches whose scores join the lists of L_APC.
         memory_size: negatives kept of a batch, see :class:`.memory.ScoreMemory`.
@@ -86,6 +88,7 @@ class RamboLoss(nn.Module):
         margin: float = 0.5,
         lambda_: float | None = None,
         lift: float = 2.0,
+        each: bool = False,
         beta: float = 0.5,
         memory_length: int = 0,
         memory_size: int = 1 << 13,
@@ -112,7 +115,7 @@ class RamboLoss(nn.Module):
         self.margin = margin
         self.beta = beta
         self.global_ranking = global_ranking
-        self._step = make_step(lambda_, lift, margin)
+        self._step = make_step(lambda_, lift, margin, each=each)
         self.memory = ScoreMemory(memory_length, memory_size, persistent, num_classes)
         self.stats: LossStats | None = None
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .counting import Counting, Thresholds
-from .counting.plain import at_or_below
+from .counting.plain import at_or_below, through
 from .entries import Entries
 from .memory import Stored
 from .processes import Processes
@@ -24,16 +24,23 @@ class Compared:
     def __init__(self, lists: Thresholds, groups: Thresholds, merged: Tensor | None) -> None:
         self.lists, self.groups, self.merged = lists, groups, merged
 
-    def weighted(self, weights: Tensor) -> Thresholds:
-        """Those of the groups with ``(P,)`` float64 weights, given by list."""
-        assert self.merged is not None
-        at, bounds, _ = self.groups
-        sums = torch.nn.functional.pad(weights.index_select(0, self.merged).cumsum(0), (1, 0))
-        num = bounds.diff() + 1
-        group = torch.repeat_interleave(num)
-        place = torch.arange(group.shape[0], device=group.device) - group
-        through = sums.index_select(0, place) - sums.index_select(0, bounds[:-1])[group]
-        return Thresholds(at, bounds, through)
+    def weighted(self, weights: Tensor) -> Compared:
+        """The same with ``(P,)`` float64 weights of the thresholds, given by list."""
+        lists = _weighted(self.lists, weights)
+        if self.merged is None:
+            return Compared(lists, lists, None)
+        groups = _weighted(self.groups, weights.index_select(0, self.merged))
+        return Compared(lists, groups, self.merged)
+
+
+def _weighted(thresholds: Thresholds, weights: Tensor) -> Thresholds:
+    at, bounds, _ = thresholds
+    sums = torch.nn.functional.pad(weights.cumsum(0), (1, 0))
+    num = bounds.diff() + 1
+    group = torch.repeat_interleave(num)
+    place = torch.arange(group.shape[0], device=group.device) - group
+    through = sums.index_select(0, place) - sums.index_select(0, bounds[:-1])[group]
+    return Thresholds(at, bounds, through)
 
 
 class Negatives:
@@ -86,24 +93,25 @@ class Negatives:
         """The gradient ``(N, C)`` of the batch's negatives, and :meth:`count` of ``after``.
 
         Args:
-            divisor, weight: ``(L,)`` float64, of each list.
+            before, after: both with weights or both without.
+            divisor, weight: ``(G,)`` float64, of each group.
         """
-        was, now = before.groups, after.groups
-        if before.merged is not None:
-            factors = (weight / divisor).masked_fill_(weight == 0, 0)
-            factor = factors.repeat_interleave(self._bounds.diff())
-            was, now = before.weighted(factor), after.weighted(factor)
-            divisor = weight = torch.ones_like(was.bounds[1:], dtype=torch.float64)
-        grad, above = self._counting.write(*self._batch, was, now, divisor, weight, dtype)
+        grad, above = self._counting.write(
+            *self._batch, before.groups, after.groups, divisor, weight, dtype
+        )
         return grad, self._complete(above, after)
 
     def demotion(self, before: Compared, after: Compared) -> Tensor | None:
-        """``(D,)`` int64, change of rank of the positives that miss a threshold; None: none do."""
+        """``(D,)``, of each positive that misses a threshold those that pass it: how many, int64;
+        where they have weights the sum of these, float64. None: none misses one."""
         if before.merged is None:
             return None
         scores, lists = self._entries.demoted_scores, self._entries.demoted_lists
-        was, now = (at_or_below(scores, lists, part.lists) for part in (before, after))
-        return was - now
+        was, now = (
+            through(at_or_below(scores, lists, part.lists), lists, part.lists)
+            for part in (before, after)
+        )
+        return was - now if before.lists.through is not None else (was - now).long()
 
     def _complete(self, above: Tensor, compared: Compared) -> Tensor:
         if self._stored is not None:

@@ -70,3 +70,19 @@ class MedianLift:
         # A scalar over a tensor would be reciprocal times scalar: two roundings.
         lambda_ = torch.full_like(median, self.lift) / median
         return lambda_, lambda_ * (1 - slopes.losses) if self.log else lambda_
+
+
+@dataclass
+class EachLift:
+    """λ_k for every positive: each moves up by ``lift`` = α + δ, and is pulled by the loss it has.
+
+    Where the step of :class:`MedianLift` is proportional to g_k, and so ends before the next
+    negative for a positive that ranks low, here ``λ_k g_k`` is the same length for all. The change
+    of rank of positive k is divided by what makes its gradient its own summand of the loss,
+    ``(1 - r⁺_k / r_k) / P`` for AP, and each negative that it passes gets an equal share of that:
+    the step decides which negatives are pushed down, not how hard. With δ to infinity those are all
+    above it, and the gradient is that of the error-driven update of AP-Loss (Chen et al.,
+    CVPR 2019, Eq. 10).
+    """
+
+    lift: float

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 from ..errors import InputError
 
-_RULES = ("lift", "fixed")
+_RULES = ("lift", "each", "fixed")
 
 
 def loss_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def loss_arguments(cfg: CfgNode) -> dict[str, Any]:
         "margin": rambo.MARGIN,
         "lambda_": rambo.LAMBDA if rambo.LAMBDA_RULE == "fixed" else None,
         "lift": rambo.LIFT,
+        "each": rambo.LAMBDA_RULE == "each",
         "beta": rambo.BETA,
         "memory_length": rambo.MEMORY_LENGTH,
         "memory_size": rambo.MEMORY_SIZE,

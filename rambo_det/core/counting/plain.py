@@ -141,7 +141,7 @@ def write(
         position, groups, values = _near(part, classes, before.floor())
         was = at_or_below(values, groups, before)
         now = at_or_below(values, groups, after)
-        moved = _through(was, groups, before) - _through(now, groups, after)
+        moved = through(was, groups, before) - through(now, groups, after)
         moved = moved / divisor.index_select(0, groups) * weight.index_select(0, groups)
         flat = torch.zeros(part.numel(), dtype=torch.float64, device=device)
         # A score is in one group of a column and in that of all: each place once for each of them.
@@ -155,7 +155,8 @@ def write(
     return grad, above.cpu()
 
 
-def _through(below: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
+def through(below: Tensor, groups: Tensor, thresholds: Thresholds) -> Tensor:
+    """``(M,)`` float64: weights of its group at or below each value, from :func:`at_or_below`."""
     if thresholds.through is None:
         return (below - thresholds.bounds.index_select(0, groups)).double()
     return thresholds.through.index_select(0, below + groups)
