@@ -67,7 +67,7 @@ def test_margin_is_what_a_positive_must_win_by():
     assert class_ap_loss(scores, gt, margin=1.0).item() == 0.5  # a tie after the margin
 
 
-@pytest.mark.parametrize("step", [{"lambda_": 50.0}, {"lift": 3.0}])
+@pytest.mark.parametrize("step", [{"lambda_": 50.0}, {"lift": 3.0}, {"each": True}])
 @pytest.mark.parametrize("weight", [1e-3, 10.0, 65536.0])
 def test_gradient_is_linear_in_the_loss_weight(step, weight):
     """Trap 1: a backward that perturbs with grad_output changes λ with every weight."""
@@ -78,7 +78,7 @@ def test_gradient_is_linear_in_the_loss_weight(step, weight):
     )
 
 
-@pytest.mark.parametrize("step", [{"lambda_": 50.0}, {"lift": 3.0}])
+@pytest.mark.parametrize("step", [{"lambda_": 50.0}, {"lift": 3.0}, {"each": True}])
 def test_irrelevant_negatives_change_nothing(step):
     """Trap 2: with ranks divided by N, λ depends on the length of the list."""
     scores, gt = batch()

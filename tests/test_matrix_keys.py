@@ -24,6 +24,8 @@ KEYS = [
     ),
     ({"LIFT": 0.5, "BETA": 1.0, "MEMORY_LENGTH": 0, "LOSS_WEIGHT": 5.0},
      {"lift": 0.5, "beta": 1.0, "memory_length": 0, "margin": 0.5}),
+    ({"LAMBDA_RULE": "each", "LIFT": 4.0, "LOSS_WEIGHT": 5.0}, {"each": True, "lift": 4.0,
+     "memory_length": 4}),
 ]  # fmt: skip
 
 
@@ -39,7 +41,7 @@ def assert_same(criterion, want):
         torch.testing.assert_close(scores[0].grad, scores[1].grad)
 
 
-@pytest.mark.parametrize("keys, arguments", KEYS, ids=["fixed", "lift"])
+@pytest.mark.parametrize("keys, arguments", KEYS, ids=["fixed", "lift", "each"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_keys_of_the_config(name, keys, arguments):
     pairs = [x for key, value in keys.items() for x in (f"MODEL.RAMBO.{key}", value)]

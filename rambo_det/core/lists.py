@@ -165,14 +165,16 @@ def rank_lists(
     )
 
 
-def _fusible(how: Ranking) -> tuple[float, bool, bool] | None:
-    """δ or λ, whether it is a fixed λ, whether the loss is -log AP; None: there is no fused way."""
+def _fusible(how: Ranking) -> tuple[float, int, bool] | None:
+    """Lift or λ, number of the rule, whether the loss is -log AP; None: there is no fused way."""
     if how.levels or how.objective is not average_precision:
         return None
     # Of these types alone: a subclass may have a rule of its own.
     if type(how.step) is FixedStep:
-        return how.step.lambda_, True, False
-    return (how.step.lift, False, how.step.log) if type(how.step) is MedianLift else None
+        return how.step.lambda_, 1, False
+    if type(how.step) is EachLift:
+        return how.step.lift, 2, False
+    return (how.step.lift, 0, how.step.log) if type(how.step) is MedianLift else None
 
 
 def _nothing(num_classes: int, here: int, levels: int) -> ListResult:

@@ -650,14 +650,15 @@ void rambo_argsort(const double* values, const int64_t* bounds, int64_t segments
 // lists.rank_lists in one go, for the average precision of one list a group and a single process:
 // what takes many small operations there costs more than the counting where scores are few.
 // `found` are the keys of the batch's positives, in rows `found_rows`; of those remembered, some
-// are below 0: none. `lift` is that of step.MedianLift or, if `fixed`, the λ of step.FixedStep.
+// are below 0: none. `rule` says what `lift` is: that of step.MedianLift (0), the λ of
+// step.FixedStep (1), that of step.EachLift (2).
 // `at` has room for the positives of all lists, `above` and `change` for those found.
 double rambo_average_precision(
     const float* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
     const int64_t* gt, float high, const int64_t* found, const int64_t* found_rows, int64_t here,
     const int64_t* stored_keys, int64_t num_stored_keys, const float* stored,
     const int32_t* stored_lists, const int64_t* stored_counts, int64_t stored_rows,
-    int64_t stored_size, int per_class, int interclass, double margin, double lift, int fixed,
+    int64_t stored_size, int per_class, int interclass, double margin, double lift, int rule,
     int log, double beta, int is_double, void* grad, int64_t grad_row_stride,
     int64_t grad_column_stride, int max_threads, float* at, int64_t* bounds, double* losses,
     uint8_t* present, int64_t* above, int64_t* change) {
@@ -672,10 +673,12 @@ double rambo_average_precision(
 
   const int64_t number = int64_t(keys.size());
   std::vector<int64_t> order(number), lists(number), rank(number), counted(number), moved(number);
-  std::vector<int64_t> entry_above(number), entry_change(number);
+  std::vector<int64_t> still(number), entry_above(number), entry_change(number);
   std::vector<double> start(number), slope(number), value(number), sorted;
-  std::vector<double> lambda(lists_of_all), divisor(lists_of_all), weight(lists_of_all);
+  std::vector<double> lambda(lists_of_all), divisor(lists_of_all, 1), weight(lists_of_all);
+  std::vector<double> summand(number), through(number + lists_of_all);
   std::vector<float> moved_at(number);
+  const bool each = rule == 2, fixed = rule == 1;
   rambo_rank(keys.data(), number, lists_of_all, margin, order.data(), lists.data(), rank.data(),
              start.data(), at, bounds);
   const Listed listed{stored, stored_lists, stored_counts, stored_rows, stored_size};
@@ -683,12 +686,15 @@ double rambo_average_precision(
   const Scores s{values, rows, columns, row_stride, column_stride, gt};
   const Thresholds before{at, bounds, nullptr}, after{moved_at.data(), bounds, nullptr};
   const int threads = threads_for(rows * columns, max_threads);
+  for (int64_t i = 0; each && i < number; ++i) moved_at[i] = up_to_float(start[i] + lift);
   {
-    const Groups groups(before, nullptr, nullptr, nullptr, lists_of_all, high);
+    const Groups groups(before, each ? &after : nullptr, divisor.data(), divisor.data(),
+                        lists_of_all, high);
     Bins bins = groups.bins(threads);
     count(s, groups, bins);
     count_listed(listed, groups, bins);
     from_bins(groups, before, bins, counted.data());
+    if (each) from_bins(groups, after, bins, still.data());
   }
 
   int64_t classes = 0;
@@ -702,10 +708,13 @@ double rambo_average_precision(
     const double num = double(last - first);
     for (int64_t i = first; i < last; ++i) {  // objectives.average_precision
       const double r_pos = double(rank[i]), r = double(rank[i] + counted[i]);
-      losses[g] += (1 - r_pos / r) / num;
+      losses[g] += summand[i] = (1 - r_pos / r) / num;
       slope[i] = r_pos / (num * r * r);
       entry_above[order[i]] = counted[i];
     }
+    weight[g] = g < columns ? 1.0 / double(classes) * (1 - beta) : beta;
+    loss += losses[g] * weight[g];
+    if (each) continue;
     lambda[g] = lift;
     if (!fixed) {
       sorted.assign(slope.begin() + first, slope.begin() + last);
@@ -714,20 +723,32 @@ double rambo_average_precision(
       lambda[g] = lift / *middle;
     }
     divisor[g] = !fixed && log ? lambda[g] * (1 - losses[g]) : lambda[g];
-    weight[g] = g < columns ? 1.0 / double(classes) * (1 - beta) : beta;
-    loss += losses[g] * weight[g];
   }
 
-  rambo_move(start.data(), slope.data(), lambda.data(), bounds, lists_of_all, moved.data(),
-             moved_at.data());
-  {
+  const AnyGradient out{is_double != 0, grad, grad_row_stride, grad_column_stride};
+  if (each) {
+    for (int64_t i = 0; i < number; ++i) {
+      const int64_t g = lists[i], passed = counted[i] - still[i], bin = i + g;
+      const double pulled = passed ? summand[i] * weight[g] : 0;
+      entry_change[order[i]] = -passed;
+      value[order[i]] = -pulled;
+      through[bin + 1] = (i == bounds[g] ? 0 : through[bin]) + (passed ? pulled / passed : 0);
+    }
+    const Thresholds was{at, bounds, through.data()}, is{moved_at.data(), bounds, through.data()};
+    const std::vector<double> one(lists_of_all, 1);
+    const Groups groups(was, &is, one.data(), one.data(), lists_of_all, high);
+    Bins bins = groups.bins(threads);
+    write(s, groups, out, bins);
+  } else {
+    rambo_move(start.data(), slope.data(), lambda.data(), bounds, lists_of_all, moved.data(),
+               moved_at.data());
     const Groups groups(before, &after, divisor.data(), weight.data(), lists_of_all, high);
     Bins bins = groups.bins(threads);
-    write(s, groups, {is_double != 0, grad, grad_row_stride, grad_column_stride}, bins);
+    write(s, groups, out, bins);
     count_listed(listed, groups, bins);
     from_bins(groups, after, bins, counted.data());
   }
-  for (int64_t i = 0; i < number; ++i) {
+  for (int64_t i = 0; !each && i < number; ++i) {
     const int64_t entry = order[moved[i]], g = lists[i];
     entry_change[entry] = rank[i] + counted[i] - (rank[moved[i]] + entry_above[entry]);
     value[entry] = double(entry_change[entry]) / divisor[g] * weight[g];

@@ -117,7 +117,7 @@ class NativeCounting:
         found: tuple[Tensor, Tensor],
         stored: tuple[Tensor, Tensor, Tensor, Tensor] | None,
         lists: tuple[bool, bool],
-        step: tuple[float, bool, bool],
+        step: tuple[float, int, bool],
         margin: float,
         beta: float,
         dtype: torch.dtype,
@@ -129,7 +129,8 @@ class NativeCounting:
             found: keys and rows ``(P,)`` int64 of the positives.
             stored: the fields of a :class:`..memory.Stored`.
             lists: whether those of the classes are ranked, and that of all classes.
-            step: δ or λ, whether it is a fixed λ, whether the loss is -log AP.
+            step: lift or λ, the rule (0: ``MedianLift``, 1: ``FixedStep``, 2: ``EachLift`` of
+                :mod:`..step`), whether the loss is -log AP.
 
         Returns:
             None where nothing is positive.
