@@ -48,7 +48,11 @@ RETINANETS = (
     "retinanet_quickstart_margins",
 )  # fmt: skip
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8d6a9f")
-RULES = {"lift": "our rule: λ = (α + δ) / median slope", "fixed": "the paper's constant λ"}
+RULES = {
+    "lift": "our rule: λ = (α + δ) / median slope",
+    "each": "a λ for each positive",
+    "fixed": "the paper's constant λ",
+}
 Results = dict[str, Any]
 
 

@@ -82,7 +82,7 @@ class EachLift:
     ``(1 - r⁺_k / r_k) / P`` for AP, and each negative that it passes gets an equal share of that:
     the step decides which negatives are pushed down, not how hard. With δ to infinity those are all
     above it, and the gradient is that of the error-driven update of AP-Loss (Chen et al.,
-    CVPR 2019, Eq. 10).
+    CVPR 2019).
     """
 
     lift: float
