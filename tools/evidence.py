@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shlex
 import statistics
@@ -214,7 +215,7 @@ def page(stored: dict[str, Results]) -> str:
     environment.globals.update(
         spread_of=spread, of_kind=of_kind, losses_of=losses_of, settings_of=settings_of,
         tuned=tuned, earlier=earlier, factors_of=factors_of, at_factor=at_factor,
-        range_of=range_of, changes=changes, seeds_of=seeds_of, sets_of=sets_of,
+        range_of=range_of, chance_of=chance_of, changes=changes, seeds_of=seeds_of, sets_of=sets_of,
         variants_of=variants_of, on_set=on_set, seeds_on=seeds_on, pooled=pooled,
         lost_classes=lost_classes, title_of=title_of, keys_of=keys_of, less_margin_1=less_margin_1,
         retinanets=RETINANETS, lowest_class=lowest_class,
@@ -278,6 +279,24 @@ def range_of(results: Results, data: str, rule: str) -> float | None:
     found = [at_factor(results, data, rule, factor) for factor in factors_of(results)]
     means = [value["mean"] for value in found if value]
     return max(means) - min(means) if len(means) > 1 else None
+
+
+def chance_of(results: Results, data: str, rule: str) -> float | None:
+    """The :func:`range_of` to expect of a rule whose parameter has no effect at all, from the
+    deviation over the seeds; None where there is one seed or one factor."""
+    found = [at_factor(results, data, rule, factor) for factor in factors_of(results)]
+    found = [value for value in found if value]
+    seeds = results["data"][data]["losses"]
+    number = max(len(loss["seeds"]) for loss in seeds.values())
+    if number < 2 or len(found) < 2:
+        return None
+    deviation = math.sqrt(statistics.mean(value["std"] ** 2 for value in found))
+    # The mean range of k numbers drawn from a normal distribution of deviation 1.
+    x = np.linspace(-8, 8, 2001)
+    below = np.array([0.5 + math.erf(value / math.sqrt(2)) / 2 for value in x])
+    k = len(found)
+    mean_range = float(np.sum(1 - below**k - (1 - below) ** k) * (x[1] - x[0]))
+    return deviation / math.sqrt(number) * mean_range
 
 
 def changes(results: Results, variant: str, always: bool = False) -> str:
