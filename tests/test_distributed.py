@@ -1,6 +1,7 @@
 """One batch over several processes: real ones, with gloo, against one process with all of it."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -99,16 +100,16 @@ def alone(rank, world):
 def bytes_sent(rank, world):
     """O(P): the same however many negatives there are."""
     sent = []
-    for rows in (100, 10_000):
+    for rows, each in itertools.product((100, 10_000), (False, True)):
         g = torch.Generator().manual_seed(rank)
         gt = torch.full((rows,), CLASSES)
         gt[:10] = torch.randint(0, CLASSES, (10,), generator=g)
-        loss = RamboLoss(CLASSES, memory_length=2)
+        loss = RamboLoss(CLASSES, memory_length=2, each=each)
         loss(torch.randn(rows, CLASSES, generator=g).requires_grad_(), gt)
         sent.append(loss.stats.bytes_sent)
     positives = 10 * world
     # A header of two numbers, the keys, and two sums over both terms' positives.
-    assert sent == [16 + 8 * 10 + 2 * 2 * 8 * positives] * 2
+    assert sent == [16 + 8 * 10 + 2 * 2 * 8 * positives] * 4
 
 
 def not_finite(rank, world):

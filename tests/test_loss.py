@@ -198,6 +198,7 @@ def test_strided_scores():
         ({"lambda_": 0.0}, "lambda_"),
         ({"lambda_": float("nan")}, "lambda_"),
         ({"lift": -1.0}, "lift"),
+        ({"lambda_": 1.0, "each": True}, "lambda_"),
         ({"margin": -0.1}, "margin"),
         ({"beta": 1.5}, "beta"),
         ({"memory_length": -1}, "memory_length"),

@@ -283,7 +283,7 @@ def range_of(results: Results, data: str, rule: str) -> float | None:
 
 def chance_of(results: Results, data: str, rule: str) -> float | None:
     """The :func:`range_of` to expect of a rule whose parameter has no effect at all, from the
-    deviation over the seeds; None where there is one seed or one factor."""
+    deviation over the seeds, were all runs independent; None for one seed or one factor."""
     found = [at_factor(results, data, rule, factor) for factor in factors_of(results)]
     found = [value for value in found if value]
     seeds = results["data"][data]["losses"]

@@ -4,11 +4,11 @@ Arguments they share:
     lambda_: λ > 0 of the blackbox rule, fixed, on ranks that are not divided by the list's length
         (the authors divide: their λ is ours divided by N); or None for the rule that follows the
         scale of each list's scores, see ``lift``.
-    lift: δ > 0, in units of score: without ``lambda_``, λ is chosen for each list so that its
-        median positive is moved up by the margin and δ more, and the gradient of an AP loss is that
-        of ``-log AP`` (:class:`.step.MedianLift`).
-    each: without ``lambda_``: every positive is moved so far, and its gradient is the loss it has
-        (:class:`.step.EachLift`).
+    lift: δ > 0, in units of score: without ``lambda_`` and ``each``, λ is chosen for each list so
+        that its median positive is moved up by the margin and δ more, and the gradient of an AP
+        loss is that of ``-log AP`` (:class:`.step.MedianLift`).
+    each: without ``lambda_``: every positive is moved up by the margin and δ, and if it passes a
+        negative then its gradient is the loss it has (:class:`.step.EachLift`).
     margin: α >= 0, in units of score: in training a positive counts as ranked above a negative only
         if it beats it by more than α.
 """
@@ -33,6 +33,8 @@ def make_step(
     if not margin >= 0:
         raise InputError(f"margin (α) must be >= 0, got {margin}")
     if lambda_ is not None:
+        if each:
+            raise InputError(f"lambda_ (λ) must be None with each, got {lambda_}")
         if not lambda_ > 0:
             raise InputError(f"lambda_ (λ) must be > 0, got {lambda_}")
         return FixedStep(lambda_)

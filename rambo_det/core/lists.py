@@ -9,8 +9,9 @@ positives of a list sorted, ``t_k`` the score of the k-th less the margin α, ``
     t'_k = t_k + λ g_k    r'_k its rank likewise
     ∂L/∂a_k = (r'_k - r_k) / λ              ∂L/∂b = (#{k: t'_k > b} - #{k: t_k > b}) / λ
 
-which is ``(rk(y + λg) - rk(y)) / λ`` of the blackbox rule to the last digit. A negative that ties
-with a positive ranks above it; positives that tie rank in order of position, before and after.
+which is ``(rk(y + λg) - rk(y)) / λ`` of the blackbox rule to the last digit;
+:class:`.step.EachLift` says what it has instead. A negative that ties with a positive ranks above
+it; positives that tie rank in order of position, before and after.
 
 There is a group of lists for the scores of each class and one for those of all classes. A group has
 J lists, one for each IoU threshold (a single one where there are none): the background is negative
@@ -27,12 +28,12 @@ from torch import Tensor
 
 from .counting import NativeCounting, Thresholds, counting_for
 from .entries import Entries
-from .keys import list_of
+from .keys import ceil_float32, list_of
 from .memory import Stored
 from .negatives import Negatives
 from .objectives import Objective, average_precision
 from .processes import Gathered, Processes
-from .pull import Before, pull
+from .pull import Before, Moved, pull
 from .step import EachLift, FixedStep, MedianLift, Step
 
 
@@ -45,7 +46,7 @@ class Ranking:
         interclass: rank the scores of all classes as one group.
         beta: β in [0, 1], the share of the interclass term in the loss.
         objective: value and slope of the loss for each positive, see :mod:`.objectives`.
-        step: the rule that gives λ for each list, see :mod:`.step`.
+        step: the rule that says how far positives move in the second ranking, see :mod:`.step`.
         margin: α >= 0, in units of score: a positive must beat a negative by more than it.
         levels: the number J of IoU thresholds; 0: there are none, and J is 1.
     """
@@ -139,8 +140,13 @@ def rank_lists(
     )
     lists, num = ranked.lists, ranked.bounds.diff()
 
-    compared = negatives.thresholds(ranked.at)
-    above = negatives.count(compared)
+    compared, moved = negatives.thresholds(ranked.at), None
+    if type(how.step) is EachLift:
+        after = negatives.moved(compared, ceil_float32(ranked.start + how.step.lift))
+        above, still = negatives.count_both(compared, after)
+        moved = Moved(after, still)
+    else:
+        above = negatives.count(compared)
     rank = above + ranked.rank
     summand, slope = how.objective(
         rank.double(), ranked.rank.double(), num.index_select(0, lists).double()
@@ -148,7 +154,7 @@ def rank_lists(
     losses = torch.zeros_like(num, dtype=torch.float64)
     losses.index_add_(0, lists, summand)
     weighed, present, weight = _weigh(losses, num, how)
-    before = Before(ranked, compared, above, summand, slope, losses, weight)
+    before = Before(ranked, compared, above, summand, slope, losses, weight, moved)
     done = pull(before, how.step, counting, negatives, dtype)
 
     change = entries.grid(ranked, done.change, done.demoted_change)

@@ -59,11 +59,11 @@ class RamboLoss(nn.Module):
     Args:
         num_classes: C.
         margin: α >= 0, in units of score.
-        lambda_: λ > 0, fixed as in the paper; None: the rule with ``lift``.
+        lambda_: λ > 0, fixed as in the paper; None: a rule with ``lift``.
         lift: δ > 0, in units of score: how far past the margin the median positive of a list is
             moved.
-        each: without ``lambda_``: move every positive so far, and pull it by the loss it has
-            (:class:`.step.EachLift`).
+        each: without ``lambda_``: move every positive up by the margin and ``lift``, and pull those
+            that pass a negative by the loss they have (:class:`.step.EachLift`).
         beta: β in [0, 1], the share of the interclass term.
         memory_length: τ >= 0, the number of batches whose scores join the lists of L_APC.
         memory_size: negatives kept of a batch, see :class:`.memory.ScoreMemory`.

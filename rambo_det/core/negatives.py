@@ -77,10 +77,31 @@ class Negatives:
         merged = self._counting.argsort(at.double(), bounds)
         return Compared(lists, Thresholds(at.index_select(0, merged), bounds), merged)
 
+    def moved(self, compared: Compared, at: Tensor) -> Compared:
+        """The same where the move is one and the same for all, so that their order stays."""
+        lists = Thresholds(at, compared.lists.bounds)
+        if compared.merged is None:
+            return Compared(lists, lists, None)
+        groups = Thresholds(at.index_select(0, compared.merged), compared.groups.bounds)
+        return Compared(lists, groups, compared.merged)
+
     def count(self, compared: Compared) -> Tensor:
         """``(P,)`` int64: negatives of its list at or above each threshold; a collective."""
         above = self._counting.count(*self._batch, compared.groups)
-        return self._complete(above, compared)
+        return self.complete(above, compared)
+
+    def count_both(self, was: Compared, now: Compared) -> tuple[Tensor, Tensor]:
+        """:meth:`count` of ``was`` and of what it :meth:`moved` to, by one pass; one collective."""
+        places = torch.repeat_interleave(was.groups.bounds.diff()).repeat(2)
+        order = places.argsort(stable=True)
+        at, bounds = torch.cat([was.groups.at, now.groups.at]), was.groups.bounds * 2
+        rising = self._counting.argsort(at.index_select(0, order).double(), bounds)
+        order = order.index_select(0, rising)
+        both = Thresholds(at.index_select(0, order), bounds)
+        found = self._everywhere(self._counting.count(*self._batch, both), both)
+        above = torch.empty_like(found).index_copy_(0, order, found)
+        first, second = above.chunk(2)
+        return self._by_list(first, was), self._by_list(second, now)
 
     def write(
         self,
@@ -90,16 +111,16 @@ class Negatives:
         weight: Tensor,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        """The gradient ``(N, C)`` of the batch's negatives, and :meth:`count` of ``after``.
+        """The gradient ``(N, C)`` of the batch's negatives and, once it is :meth:`complete`,
+        :meth:`count` of ``after``.
 
         Args:
             before, after: both with weights or both without.
             divisor, weight: ``(G,)`` float64, of each group.
         """
-        grad, above = self._counting.write(
+        return self._counting.write(
             *self._batch, before.groups, after.groups, divisor, weight, dtype
         )
-        return grad, self._complete(above, after)
 
     def demotion(self, before: Compared, after: Compared) -> Tensor | None:
         """``(D,)``, of each positive that misses a threshold those that pass it: how many, int64;
@@ -113,10 +134,21 @@ class Negatives:
         )
         return was - now if before.lists.through is not None else (was - now).long()
 
-    def _complete(self, above: Tensor, compared: Compared) -> Tensor:
+    @property
+    def demoted_lists(self) -> Tensor:
+        """``(D,)`` int32, the lists of :meth:`demotion`."""
+        return self._entries.demoted_lists
+
+    def complete(self, above: Tensor, compared: Compared) -> Tensor:
+        """:meth:`count` from what is counted in the batch of this process; a collective."""
+        return self._by_list(self._everywhere(above, compared.groups), compared)
+
+    def _everywhere(self, above: Tensor, groups: Thresholds) -> Tensor:
         if self._stored is not None:
-            above += self._counting.count_listed(*self._stored.negatives(), compared.groups)
-        above = self._processes.sum(above)
+            above += self._counting.count_listed(*self._stored.negatives(), groups)
+        return self._processes.sum(above)
+
+    def _by_list(self, above: Tensor, compared: Compared) -> Tensor:
         if compared.merged is None:
             return above
         above = torch.empty_like(above).index_copy_(0, compared.merged, above)

@@ -1,4 +1,4 @@
-"""How λ, the length of the step that perturbs the ranking, is chosen for each list."""
+"""How far positives are moved in the second ranking: λ, by list or by positive."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ class EachLift:
     Where the step of :class:`MedianLift` is proportional to g_k, and so ends before the next
     negative for a positive that ranks low, here ``λ_k g_k`` is the same length for all. The change
     of rank of positive k is divided by what makes its gradient its own summand of the loss,
-    ``(1 - r⁺_k / r_k) / P`` for AP, and each negative that it passes gets an equal share of that:
-    the step decides which negatives are pushed down, not how hard. With δ to infinity those are all
-    above it, and the gradient is that of the error-driven update of AP-Loss (Chen et al.,
-    CVPR 2019).
+    ``(1 - r⁺_k / r_k) / P`` for AP, and each negative that it passes gets an equal share of that;
+    where it passes none, it has no gradient. So the step decides which negatives are pushed down,
+    not how hard. With δ to infinity those are all above it, and the gradient is that of the
+    error-driven update of AP-Loss (Chen et al., CVPR 2019).
     """
 
     lift: float

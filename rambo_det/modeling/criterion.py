@@ -35,8 +35,8 @@ class RamboCriterion(RamboLoss):
         checkpoint_period, max_iter: of a trainer that saves its model in the main process alone, as
             Detectron2's do: after which iterations. Then that has the memories of all processes.
             None: unknown.
-        **kwargs: of RamboLoss: ``margin``, ``lambda_``, ``lift``, ``beta``, ``memory_length``,
-            ``memory_size``, ``iou_thresholds``, ``global_ranking``.
+        **kwargs: of RamboLoss: ``margin``, ``lambda_``, ``lift``, ``each``, ``beta``,
+            ``memory_length``, ``memory_size``, ``iou_thresholds``, ``global_ranking``.
     """
 
     def __init__(

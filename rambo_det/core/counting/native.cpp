@@ -48,7 +48,8 @@ struct Groups {
   std::vector<int32_t> cells;   // the bin of a score below all thresholds of the cell
 
   // With thresholds `moved` the bins are those between both, and a score's value is what its rank
-  // changes by from one to the other, over the divisor, times the weight.
+  // changes by from one to the other, over the divisor, times the weight. To count alone, both at
+  // once, any divisor and weight will do.
   // `high`: no score is above it, so that no cell is spent on thresholds that are.
   Groups(const Thresholds& before, const Thresholds* moved, const double* divisor,
          const double* weight, int64_t num_groups, float high) {
@@ -675,7 +676,8 @@ double rambo_average_precision(
   std::vector<int64_t> order(number), lists(number), rank(number), counted(number), moved(number);
   std::vector<int64_t> still(number), entry_above(number), entry_change(number);
   std::vector<double> start(number), slope(number), value(number), sorted;
-  std::vector<double> lambda(lists_of_all), divisor(lists_of_all, 1), weight(lists_of_all);
+  std::vector<double> lambda(lists_of_all), divisor(lists_of_all), weight(lists_of_all);
+  const std::vector<double> one(lists_of_all, 1);
   std::vector<double> summand(number), through(number + lists_of_all);
   std::vector<float> moved_at(number);
   const bool each = rule == 2, fixed = rule == 1;
@@ -688,8 +690,8 @@ double rambo_average_precision(
   const int threads = threads_for(rows * columns, max_threads);
   for (int64_t i = 0; each && i < number; ++i) moved_at[i] = up_to_float(start[i] + lift);
   {
-    const Groups groups(before, each ? &after : nullptr, divisor.data(), divisor.data(),
-                        lists_of_all, high);
+    const Groups groups(before, each ? &after : nullptr, one.data(), one.data(), lists_of_all,
+                        high);
     Bins bins = groups.bins(threads);
     count(s, groups, bins);
     count_listed(listed, groups, bins);
@@ -732,10 +734,9 @@ double rambo_average_precision(
       const double pulled = passed ? summand[i] * weight[g] : 0;
       entry_change[order[i]] = -passed;
       value[order[i]] = -pulled;
-      through[bin + 1] = (i == bounds[g] ? 0 : through[bin]) + (passed ? pulled / passed : 0);
+      through[bin + 1] = through[bin] + (passed ? pulled / passed : 0);
     }
     const Thresholds was{at, bounds, through.data()}, is{moved_at.data(), bounds, through.data()};
-    const std::vector<double> one(lists_of_all, 1);
     const Groups groups(was, &is, one.data(), one.data(), lists_of_all, high);
     Bins bins = groups.bins(threads);
     write(s, groups, out, bins);
