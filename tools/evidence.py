@@ -144,6 +144,10 @@ def draw_lambda(results: Results, file: Path) -> None:
             axis.plot(factors, means, color=colour, lw=2, label=label)
             axis.plot(*zip(*points, strict=True), "o", color=colour, ms=5)
         axis.set(xscale="log", ylabel=f"AP on {data}")
+        # At least 10 AP high, so that what is noise does not look like a mountain.
+        low, high = axis.get_ylim()
+        room = max(10 - (high - low), 0) / 2
+        axis.set_ylim(low - room, high + room)
         _bare(axis)
     figure.supxlabel("δ, or λ, as a multiple of its default", fontsize="medium")
     if len(axes[0][0].lines) > 2:
