@@ -25,11 +25,14 @@ LOSSES = {
     "fixed": {"lambda_": 300.0, "beta": 0.0},
     "memory": {"memory_length": 2, "beta": 0.3},
     "each": {"each": True, "memory_length": 2},
+    "thresholds": {"iou_thresholds": (0.5, 0.75, 0.95), "memory_length": 2},
+    "each, thresholds": {"each": True, "iou_thresholds": (0.5, 0.75, 0.95), "memory_length": 2},
 }
 
 
 def parts(sizes, step):
-    """Features and classes of each process, with ties, ignored rows and every class somewhere."""
+    """Features, classes and IoUs of each process, with ties, ignored rows and every class
+    somewhere."""
     g = torch.Generator().manual_seed(step)
     found = []
     for rows, positives in sizes:
@@ -37,7 +40,7 @@ def parts(sizes, step):
         gt = torch.full((rows,), CLASSES)
         gt[:positives] = torch.randint(0, CLASSES, (positives,), generator=g)
         gt[positives : positives + rows // 10] = -1
-        found.append((x, gt))
+        found.append((x, gt, torch.randint(8, 21, (rows,), generator=g) / 20))
     return found
 
 
@@ -57,9 +60,9 @@ def one_process(kind, batches):
     model, loss = head(), RamboLoss(CLASSES, global_ranking=False, **LOSSES[kind])
     found = []
     for batch in batches:
-        x, gt = (torch.cat([p[i] for p in batch]) for i in (0, 1))
+        x, gt, ious = (torch.cat([p[i] for p in batch]) for i in range(3))
         model.zero_grad()
-        value = loss(scores_of(model, x), gt)
+        value = loss(scores_of(model, x), gt, ious)
         value.backward()
         found.append((value.item(), model.weight.grad.clone()))
     return found
@@ -74,9 +77,9 @@ def compare(rank, world):
             loss = RamboLoss(CLASSES, **LOSSES[kind])
             total = 0.0
             for batch, (value, grad) in zip(batches, one_process(kind, batches), strict=True):
-                x, gt = batch[rank]
+                x, gt, ious = batch[rank]
                 model.zero_grad()
-                got = loss(scores_of(model, x), gt)
+                got = loss(scores_of(model, x), gt, ious)
                 (got * 3).backward()  # a loss weight
                 assert abs(got.item() - value) <= 1e-6, (kind, sizes)
                 difference = (model.module.weight.grad - 3 * grad).norm()
@@ -87,9 +90,9 @@ def compare(rank, world):
 
 def alone(rank, world):
     """Without global ranking, in eval mode and without gradients nothing waits for the others."""
-    x, gt = parts(UNEVEN[world], 0)[rank]
+    x, gt, ious = parts(UNEVEN[world], 0)[rank]
     scores = scores_of(head(), x)
-    want = one_process("default", [[(x, gt)]])[0][0]
+    want = one_process("default", [[(x, gt, ious)]])[0][0]
     if rank == 0:
         with torch.no_grad():
             assert RamboLoss(CLASSES)(scores, gt).item() == want
