@@ -118,7 +118,7 @@ def test_memory_is_bounded_at_full_coco_size():
     memory = RamboCriterion.from_cfg(cfg, cfg.MODEL.RETINANET.NUM_CLASSES).memory
 
     def size():
-        return sum(b.numel() * b.element_size() for b in memory.buffers())
+        return sum(b.numel() * b.element_size() for b in memory.tensors().values())
 
     bound = 10 * node.MEMORY_LENGTH * node.MEMORY_SIZE
     counts = 8 * (node.MEMORY_LENGTH + 2)

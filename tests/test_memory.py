@@ -20,7 +20,7 @@ def fill(loss, times=1):
 
 
 def state(loss):
-    return [b.clone() for b in loss.memory.buffers()]
+    return [b.clone() for b in loss.memory.tensors().values()]
 
 
 def same(a, b):
@@ -99,7 +99,8 @@ def test_a_batch_larger_than_the_memory_keeps_its_highest():
     scores, lists = stored.negatives()
     assert sorted(scores.tolist()) == list(range(84, 100))
     assert set(lists.tolist()) == {0}
-    assert sum(b.numel() * b.element_size() for b in memory.buffers()) == 8 * (16 + 4 + 1 + 1 + 1)
+    kept = memory.tensors().values()
+    assert sum(b.numel() * b.element_size() for b in kept) == 8 * (16 + 4 + 1 + 1 + 1)
 
 
 @pytest.mark.parametrize("persistent", [True, False])

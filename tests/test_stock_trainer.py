@@ -31,7 +31,7 @@ class Remember(HookBase):
         self.memories = []
 
     def after_step(self):
-        self.memories.append({k: b.clone() for k, b in memory_of(self.trainer).named_buffers()})
+        self.memories.append({k: b.clone() for k, b in memory_of(self.trainer).tensors().items()})
         if self.trainer.iter == 0 and comm.is_main_process():
             self.trainer.checkpointer.save("out_of_turn", iteration=0)
 
@@ -58,7 +58,7 @@ def resumed(folder, checkpoint, *opts):
     comm.synchronize()
     trainer = trainer_of(folder, *opts)
     trainer.resume_or_load(resume=True)
-    return trainer, {k: b.clone() for k, b in memory_of(trainer).named_buffers()}
+    return trainer, {k: b.clone() for k, b in memory_of(trainer).tensors().items()}
 
 
 def equal(a, b):

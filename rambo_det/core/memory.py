@@ -1,6 +1,6 @@
 """Scores and targets of the last τ batches, kept to make each class's AP less biased."""
 
-# No `from __future__ import annotations`: torch.jit.script reads the buffers' as they are.
+# No `from __future__ import annotations`: torch.jit.script reads the tensors' as they are.
 import logging
 from typing import Any, NamedTuple
 
@@ -13,12 +13,14 @@ from .processes import Processes
 _EMPTY = -1
 #: Where there is no negative: below all that are, yet no product of it is NaN.
 _LOWEST = -1e38
-#: Buffers that differ from process to process.
+#: What differs from process to process.
 _OF_PROCESS = ("positives", "scores", "lists", "counts")
+#: What a checkpoint has.
+_SAVED = (*_OF_PROCESS, "written", "num_classes")
 
 
 class Stored(NamedTuple):
-    """What a memory holds, batch by batch: its buffers, until the next batch is written.
+    """What a memory holds, batch by batch: its tensors, until the next batch is written.
 
     Attributes:
         positives: ``(τ, size // 4)`` int64, keys (:mod:`.keys`); below 0: none.
@@ -48,8 +50,9 @@ class ScoreMemory(nn.Module):
     """A ring of the last τ batches' scores, without gradient (RaMBO, Sec. 4.3).
 
     Of each batch up to ``size // 4`` positives and ``size`` negatives, those that lie highest above
-    the lowest positive of their class. Buffers of a fixed shape with counts, so that a checkpoint
-    brings them back whole: ``τ · 10 size`` bytes.
+    the lowest positive of their class. Tensors of a fixed shape with counts, so that a checkpoint
+    brings them back whole: ``τ · 10 size`` bytes. They move with the module, but are no buffers:
+    DistributedDataParallel, unless told not to, gives those of process 0 to all before each step.
 
     Where processes rank their batches as one (:mod:`.processes`), all remember the same positives,
     and each the negatives of its own batches; else each its own of both.
@@ -57,7 +60,7 @@ class ScoreMemory(nn.Module):
     Args:
         length: τ >= 0, the number of batches; 0 keeps nothing.
         size: the number of negatives kept of one batch.
-        persistent: whether the buffers are entries of ``state_dict``. If not, they travel in the
+        persistent: whether the tensors are entries of ``state_dict``. If not, they travel in the
             state dict's metadata (``state_dict()._metadata``): saved and loaded with it, but no
             unexpected key to a model that has no such memory.
         num_classes: C. What was remembered of another number of classes is not taken over.
@@ -78,16 +81,16 @@ class ScoreMemory(nn.Module):
         self._persistent, self._classes = persistent, num_classes
         self._collected: tuple[int, dict[str, Tensor]] | None = None
         self._lost = 0
-        keys = torch.full((length, size // 4), _EMPTY, dtype=torch.int64)
-        for name, empty in {
-            "positives": keys,
-            "scores": torch.full((length, size), _LOWEST, dtype=torch.float32),
-            "lists": torch.zeros((length, size), dtype=torch.int32),
-            "counts": torch.zeros(length, dtype=torch.int64),
-            "written": torch.zeros((), dtype=torch.int64),
-            "num_classes": torch.tensor(num_classes),
-        }.items():
-            self.register_buffer(name, empty, persistent=persistent)
+        self.positives = torch.full((length, size // 4), _EMPTY, dtype=torch.int64)
+        self.scores = torch.full((length, size), _LOWEST, dtype=torch.float32)
+        self.lists = torch.zeros((length, size), dtype=torch.int32)
+        self.counts = torch.zeros(length, dtype=torch.int64)
+        self.written = torch.zeros((), dtype=torch.int64)
+        self.num_classes = torch.tensor(num_classes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is kept, by name, as it is."""
+        return {name: getattr(self, name) for name in _SAVED}
 
     def collect(self) -> None:
         """Has what all processes remember be part of the state dict that is taken next.
@@ -96,15 +99,15 @@ class ScoreMemory(nn.Module):
         """
         processes = Processes()
         if self.length and processes.size > 1:
-            shards = {name: processes.stack(self.get_buffer(name)) for name in _OF_PROCESS}
+            shards = {name: processes.stack(getattr(self, name)) for name in _OF_PROCESS}
             self._collected = int(self.written), shards
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self._as_buffers()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", None)
         if self._persistent or metadata is None:
             return
-        saved = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        saved = {name: value.clone() for name, value in self.tensors().items()}
         if self._collected and self._collected[0] == int(self.written):
             saved.update(self._collected[1])
         elif self.length:
@@ -114,11 +117,12 @@ class ScoreMemory(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        saved = local_metadata.get("memory", {})
-        own = dict(self.named_buffers())
+        entries = self._as_buffers()
+        entries._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        self._take(dict(entries.named_buffers()))
+        saved, own = local_metadata.get("memory", {}), self.tensors()
         if self._persistent and int(self.num_classes) != self._classes:
-            self.load_state_dict(_empty(self).state_dict())
+            self._take(_empty(self).tensors())
         if self._persistent or saved.keys() != own.keys():
             return
         if int(saved["num_classes"]) != self._classes:
@@ -127,16 +131,25 @@ class ScoreMemory(nn.Module):
         if any(saved[k].shape[-own[k].dim() :] != own[k].shape for k in own):
             return
         processes = Processes()
-        saved = {**saved, **_share(saved, processes.rank, processes.size)}
-        for name, buffer in own.items():
-            buffer.copy_(saved[name])
+        self._take({**saved, **_share(saved, processes.rank, processes.size)})
         self._lost = local_metadata.get("processes", 1) - 1 if self.written else 0
 
+    def _as_buffers(self) -> nn.Module:
+        """A module that saves and loads them, as torch does buffers."""
+        module = nn.Module()
+        for name, value in self.tensors().items():
+            module.register_buffer(name, value, persistent=self._persistent)
+        return module
+
+    def _take(self, saved: dict[str, Tensor]) -> None:
+        for name, own in self.tensors().items():
+            own.copy_(saved[name])
+
     def _apply(self, fn: Any, recurse: bool = True) -> "ScoreMemory":
-        scores = self.scores
         super()._apply(fn, recurse)
         # They move with the model to a device, but are never rounded with its weights.
-        self.scores = scores.to(self.scores.device)
+        for name, value in self.tensors().items():
+            setattr(self, name, value.to(fn(value).device))
         return self
 
     @property
@@ -232,4 +245,4 @@ def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
         scores, lists = theirs["scores"][:, slot].flatten(), theirs["lists"][:, slot].flatten()
         there = scores > _LOWEST
         mine._put_negatives(slot, scores[there], lists[there])
-    return {**{name: mine.get_buffer(name) for name in _OF_PROCESS}, "positives": positives}
+    return {**{name: getattr(mine, name) for name in _OF_PROCESS}, "positives": positives}
