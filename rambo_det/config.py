@@ -50,11 +50,11 @@ def add_rambo_config(cfg: CN) -> None:
     rambo.CE_WEIGHT = 0.0
     # >= 0: in so many iterations the stock loss, at first alone, passes over to this one.
     rambo.CE_WARMUP = 0
-    # Rank the RPN's anchors by objectness too, object against background, with a memory of their
-    # own. Only rambo-train and tools/train_net.py act on this key: in a script of your own set
-    # MODEL.PROPOSAL_GENERATOR.NAME "RamboRPN", which is all that it does. There this key is an
-    # error if a part of this plugin is built, and without effect if none is (stock ROI heads):
-    # Detectron2 then runs nothing that could read it.
+    # True: rank the RPN's anchors by objectness too, object against background, with a memory of
+    # their own; the other keys hold for it as well. For rambo-train and tools/train_net.py. In a
+    # script of your own leave it False and set MODEL.PROPOSAL_GENERATOR.NAME "RamboRPN", which is
+    # all that it does: there this key is an error if a part of this plugin is built, and without
+    # effect if none is (stock ROI heads), as Detectron2 then runs nothing that could read it.
     rambo.RPN = False
 
     # What RamboTrainer (rambo-train, tools/train_net.py) adds to Detectron2's trainer. A script of

@@ -77,6 +77,8 @@ def add_outlines(source: str | Path, target: Path, most_crowded: int | None = No
         t = np.linspace(0.1, 0.9, 17)
         points = np.stack([x + w * t, y + h * t, np.full(17, 2)], axis=1)
         annotation.update(keypoints=points.flatten().tolist(), num_keypoints=17)
+    for category in content["categories"]:
+        category["keypoints"] = [str(point) for point in range(17)]
     target.write_text(json.dumps(content))
     return str(target)
 

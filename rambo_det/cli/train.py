@@ -70,6 +70,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+#: What is evaluated beside boxes -> title and metric that the table has of it.
+_OTHERS = {
+    "segm": ("mask AP", "AP"),
+    "keypoints": ("key point AP", "AP"),
+    "voc": ("VOC AP50", "AP50"),
+}
+
+
 def result_table(results: dict[str, Any]) -> str:
     """A table of all metrics: a row a data set, first the averages, then AP of each class."""
     from tabulate import tabulate
@@ -77,21 +85,26 @@ def result_table(results: dict[str, Any]) -> str:
     by_set = results if "bbox" not in results else {"": results}
     lines = []
     for name, result in by_set.items():
-        bbox, voc = result["bbox"], result.get("voc", {})
+        bbox = result["bbox"]
+        others = [(*_OTHERS[task], result[task]) for task in _OTHERS if task in result]
         head = {k: bbox[k] for k in ("AP", "AP50", "AP75")}
-        if voc:
-            head["VOC AP50"] = voc["AP50"]
+        head.update({title: found[metric] for title, metric, found in others})
+        classes = [key.removeprefix("AP-") for key in bbox if key.startswith("AP-")]
+        # Detectron2 has no AP of the key points of each class.
+        others = [o for o in others if all(f"{o[1]}-{label}" in o[2] for label in classes)]
         per_class = [
-            (key.removeprefix("AP-"), value)
-            + ((voc[f"AP50-{key.removeprefix('AP-')}"],) if voc else ())
-            for key, value in bbox.items()
-            if key.startswith("AP-")
+            (
+                label,
+                bbox[f"AP-{label}"],
+                *(found[f"{metric}-{label}"] for _, metric, found in others),
+            )
+            for label in classes
         ]
         if name:
             lines.append(name)
         lines.append(tabulate([head], headers="keys", floatfmt=".3f", tablefmt="github"))
         if per_class:
-            headers = ["class", "AP"] + (["VOC AP50"] if voc else [])
+            headers = ["class", "AP", *(title for title, *_ in others)]
             lines.append(tabulate(per_class, headers, floatfmt=".3f", tablefmt="github"))
         if any(row[1] != row[1] for row in per_class):
             lines.append("nan: the data have no object of that class")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rambo_det.data.catalog import DataSource, register_sources
 from rambo_det.data.files import check_image
+from rambo_det.data.keypoints import keypoint_fields, keypoint_metadata
 from rambo_det.errors import InputError
 
 
@@ -43,6 +44,14 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
         if number in source.categories or label in source.categories.values():
             raise InputError(f"{where}: id {number} or name '{label}' is there twice")
         source.categories[number] = label
+        points = keypoint_metadata(category, where)
+        if (
+            points
+            and source.metadata.get("keypoint_names", points["keypoint_names"])
+            != (points["keypoint_names"])
+        ):
+            raise InputError(f"{where}: 'keypoints' must be the same for all categories")
+        source.metadata.update(points)
 
     for index, image in enumerate(content["images"]):
         where = f"{json_file}: images[{index}]"
@@ -110,6 +119,7 @@ def _add_annotation(source: DataSource, annotation: Any, where: str) -> None:
             f"{where}: 'segmentation' must be a list of polygons, [[x, y, ...], ...], or RLE, "
             "{'size', 'counts'}"
         )
+    fields.update(keypoint_fields(fields, source.metadata.get("keypoint_names", ()), where))
     source.add_box(image_id, category_id, box, {**fields, "iscrowd": int(crowd)})
 
 

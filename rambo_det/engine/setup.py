@@ -25,6 +25,7 @@ from ..modeling.architecture import check_architecture, resolve_rpn
 from ..modeling.build import loss_arguments
 from ..modeling.scores import score_function
 from .checkpointer import earlier_config, earlier_seed
+from .keypoints import set_keypoints
 from .seeds import run_seed
 from .values import check_model, check_training
 
@@ -53,6 +54,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     if classes is not None:
         for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
             node.NUM_CLASSES = len(classes)
+        set_keypoints(cfg, [n for key in ("TRAIN", "TEST") for n in cfg.DATASETS[key] if n in own])
     if args.hold_out is not None:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(cfg.DATASETS.TRAIN, args.hold_out)
     check_architecture(cfg)

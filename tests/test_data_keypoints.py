@@ -1,0 +1,101 @@
+"""Key points of one's own COCO data: their names, their number, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
+
+from rambo_det.cli.train import parse_args
+from rambo_det.data.coco import register_coco
+from rambo_det.engine.setup import build_config
+from rambo_det.errors import InputError
+
+from .models import write_coco
+
+pytestmark = pytest.mark.usefixtures("catalogs")
+
+POINTS = ["nose", "left_ear", "right_ear", "left_tail"]
+SIGMAS = ["TEST.KEYPOINT_OKS_SIGMAS", "(0.05, 0.05, 0.05, 0.05)"]
+
+
+def with_points(folder, points=POINTS, each=None, split="train", **fields):
+    """A drawn data set whose objects have ``each`` of these points, one of them not visible."""
+    file, images = write_coco(folder, 2, split)
+    content = read(file)
+    for category in content["categories"]:
+        category["keypoints"] = points
+    for annotation in content["annotations"]:
+        x, y = annotation["bbox"][:2]
+        each = len(POINTS) if each is None else each
+        annotation["keypoints"] = [x, y, 2] * (each - 1) + [0, 0, 0]
+        annotation.update(fields)
+    Path(file).write_text(json.dumps(content))
+    return file, images
+
+
+def read(file):
+    return json.loads(Path(file).read_text())
+
+
+def config(file, images, *opts, name="points"):
+    return build_config(parse_args([
+        "--config", "configs/quickstart/faster_rcnn_rambo.yaml",
+        "--register-coco", name, str(file), str(images),
+        "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)",
+        "MODEL.KEYPOINT_ON", "True", *opts,
+    ]))  # fmt: skip
+
+
+def test_names_number_and_mirror_images_are_those_of_the_json(tmp_path):
+    cfg = config(*with_points(tmp_path), *SIGMAS)
+    assert cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 4
+    metadata = MetadataCatalog.get("points")
+    assert metadata.keypoint_names == POINTS
+    # The left tail has no right one.
+    assert list(create_keypoint_hflip_indices(["points"])) == [0, 2, 1, 3]
+    counted = read(metadata.json_file)["annotations"]
+    assert counted and all(annotation["num_keypoints"] == 3 for annotation in counted)
+
+
+def test_a_count_that_is_there_is_kept(tmp_path):
+    register_coco("points", *with_points(tmp_path, num_keypoints=1))
+    content = read(MetadataCatalog.get("points").json_file)
+    assert all(annotation["num_keypoints"] == 1 for annotation in content["annotations"])
+
+
+@pytest.mark.parametrize(
+    "points, each, message",
+    [
+        ("nose", 4, r"categories\[0\]: 'keypoints' must be a list of names, not 'nose'"),
+        (["nose", "nose"], 2, r"categories\[0\]: 'keypoints' has a name twice: nose, nose"),
+        (POINTS, 3, r"annotations\[0\]: 'keypoints' must be 12 numbers"),
+    ],
+)
+def test_points_that_do_not_fit_are_named(tmp_path, points, each, message):
+    with pytest.raises(InputError, match=message):
+        register_coco("points", *with_points(tmp_path, points, each))
+
+
+def test_categories_have_the_same_points(tmp_path):
+    file, images = with_points(tmp_path)
+    content = read(file)
+    assert len(content["categories"]) > 1
+    content["categories"][1]["keypoints"] = POINTS[:2]
+    Path(file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"categories\[1\]: 'keypoints' must be the same for all"):
+        register_coco("points", file, images)
+
+
+def test_a_model_with_key_points_and_data_without(tmp_path):
+    with pytest.raises(InputError, match="KEYPOINT_ON is True, but points has no key points"):
+        config(*write_coco(tmp_path, 2))
+
+
+def test_tolerances_are_asked_for_where_there_are_none(tmp_path):
+    with pytest.raises(InputError, match="KEYPOINT_OKS_SIGMAS must be 4 numbers, .* not 0: COCO's"):
+        config(*with_points(tmp_path))
