@@ -39,7 +39,7 @@ else
 endif
 
 train: setup
-	$(RUN) tools/train_net.py --fresh --config configs/quickstart/faster_rcnn_rambo.yaml $(ARGS)
+	$(RUN) tools/train_net.py $(if $(filter --resume --eval-only,$(ARGS)),,--fresh) --config configs/quickstart/faster_rcnn_rambo.yaml $(ARGS)
 
 test: lint
 	$(RUN) -m pytest -q -ra $(ARGS)

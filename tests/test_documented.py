@@ -97,6 +97,14 @@ def test_every_make_target_is_documented_and_exists():
             assert made in targets, f"{page.name}: make {made}"
 
 
+@pytest.mark.parametrize("flag", ["", "--resume", "--eval-only"])
+def test_make_train_starts_anew_unless_it_is_to_go_on(flag):
+    command = ["make", "-n", "train", "PYTHON=python", f"ARGS={flag} SEED 1"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in shown.splitlines() if "train_net.py" in line]
+    assert line.endswith(f"{flag} SEED 1") and ("--fresh" in line) == (flag == "")
+
+
 def test_every_environment_variable_is_documented_and_exists():
     table = dict(sections(DOCS / "commands.md"))["Environment variables"]
     sources = "".join(text_of(file) for file in sorted((ROOT / "rambo_det").rglob("*.py")))
