@@ -10,11 +10,12 @@ pytest.importorskip("detectron2")
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 
-from rambo_det.cli.train import parse_args
+from rambo_det.cli.train import main, parse_args
 from rambo_det.data.coco import register_coco
 from rambo_det.engine.setup import build_config
 from rambo_det.errors import InputError
 
+from .architectures import ARCHITECTURES
 from .models import write_coco
 
 pytestmark = pytest.mark.usefixtures("catalogs")
@@ -99,3 +100,17 @@ def test_a_model_with_key_points_and_data_without(tmp_path):
 def test_tolerances_are_asked_for_where_there_are_none(tmp_path):
     with pytest.raises(InputError, match="KEYPOINT_OKS_SIGMAS must be 4 numbers, .* not 0: COCO's"):
         config(*with_points(tmp_path))
+
+
+def test_a_model_with_another_number_of_points_is_trained_and_evaluated(tmp_path, capsys):
+    file, images = with_points(tmp_path)
+    small = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "MODEL.DEVICE", "cpu"]
+    status = main([
+        "--config", "configs/quickstart/faster_rcnn_rambo.yaml",
+        "--register-coco", "points", file, images,
+        "DATASETS.TRAIN", "('points',)", "DATASETS.TEST", "('points',)",
+        "OUTPUT_DIR", str(tmp_path / "out"), *small, *SIGMAS,
+        *map(str, ARCHITECTURES["keypoint"].opts),
+    ])  # fmt: skip
+    assert status == 0
+    assert "key point AP" in capsys.readouterr().out

@@ -130,7 +130,9 @@ class RamboTrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-        evaluators: list[DatasetEvaluator] = [COCOEvaluator(dataset_name, output_dir=folder)]
+        sigmas = tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+        coco = COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
+        evaluators: list[DatasetEvaluator] = [coco]
         if has_voc_annotations(dataset_name):
             evaluators.append(VOCDetectionEvaluator(dataset_name))
         return DatasetEvaluators(evaluators)
