@@ -73,7 +73,8 @@ def test_the_mean_of_the_sets_is_that_of_the_seeds_differences(tool):
                     run = {"data": data, "variant": variant, "seed": seed, "metrics": {"AP": ap}}
                     runs.append(run)
         variants = {"rambo": {}, "ce_0.5": {}}
-        data = {name: {} for name in differences}
+        seeds = {name: list(range(len(values))) for name, values in differences.items()}
+        data = {n: {"differences": {"ce_0.5": {"seeds": s}}} for n, s in seeds.items()}
         return {"reference": "rambo", "variants": variants, "data": data, "runs": runs}
 
     stored = {"a": comparison({"x": [1.0, 2.0, 3.0]}), "b": comparison({"y": [5.0, 5.0, 8.0]})}
@@ -83,5 +84,7 @@ def test_the_mean_of_the_sets_is_that_of_the_seeds_differences(tool):
     assert found["mean"] == pytest.approx(4.0)
     assert found["low"] == pytest.approx(4 - half, abs=0.02)
     assert found["high"] == pytest.approx(4 + half, abs=0.02)
+    stored["c"] = comparison({"x": [9.0, 9.0]})  # fewer seeds of a set: not taken as well
+    assert tool["pooled"](stored, "ce_0.5") == found
     stored["b"]["data"]["z"] = {}  # a set on which it has not been trained
     assert tool["pooled"](stored, "ce_0.5") is None

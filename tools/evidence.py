@@ -6,7 +6,7 @@
 
 The first keeps what a comparison found, without its folders; the second writes the page. Which
 comparison goes where follows from the name: main, seeds, focal, longer, weight, tuning_NAME,
-best_NAME, lambda_NAME, ablation_NAME, margin, margin_1, retinanet_tuning, retinanet,
+best_NAME, lambda_NAME, ablation_NAME, margin, margin_1, margin_tested, retinanet_tuning, retinanet,
 retinanet_margin_1, retinanet_quickstart, retinanet_quickstart_margins, r50_retinanet,
 retinanet_tried_NAME.
 """
@@ -156,29 +156,30 @@ def draw_lambda(results: Results, file: Path) -> None:
 
 
 def draw_ablation(stored: dict[str, Results], file: Path) -> None:
-    """A panel for each thing that is changed: AP less that of the default."""
+    """A panel for each thing that is changed: AP less that of the default, a small dot a seed."""
     groups: dict[str, list[str]] = {}
     for results in stored.values():
         for variant in results["variants"]:
             if variant != results["reference"]:
                 names = groups.setdefault(variant.partition("_")[0], [])
                 names += [variant] * (variant not in names)
-    columns = 3
+    sets, columns = sets_of(stored), 3
     rows = -(-len(groups) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(11, 2.5 * rows), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (group, variants) in zip(axes.flat, groups.items(), strict=False):
-        sets = sets_of(stored)
-        for results, data in ((r, d) for r in stored.values() for d in r["data"]):
-            index = sets.index(data)
-            offset = (index - (len(sets) - 1) / 2) * 0.22
-            for place, variant in enumerate(variants):
-                found = difference(results, data, variant)
+        for place, variant in enumerate(variants):
+            for index, data in enumerate(sets):
+                found = seed_by_seed(stored, data, variant)
+                at, colour = [place + (index - len(sets) / 2) * 0.2], COLOURS[index]
+                axis.plot(at * len(found), found, "o", color=colour, ms=4, alpha=0.5)
                 if found:
-                    at, colour = place + offset, COLOURS[index]
-                    axis.plot([at, at], [found["low"], found["high"]], color=colour, lw=2)
-                    axis.plot(at, found["mean"], "o", color=colour, label=data, ms=6)
+                    axis.plot(at, statistics.mean(found), "o", color=colour, label=data, ms=7)
+            if mean := pooled(stored, variant):
+                at = [place + len(sets) * 0.1]
+                axis.plot(at * 2, [mean["low"], mean["high"]], color="#222", lw=2)
+                axis.plot(at, mean["mean"], "s", color="#222", label="mean of the sets", ms=6)
         axis.axhline(0, color="#444", lw=1)
         axis.set_title(group)
         axis.set_xticks(range(len(variants)), [v.partition("_")[2] for v in variants])
@@ -188,7 +189,8 @@ def draw_ablation(stored: dict[str, Results], file: Path) -> None:
         axis.set_visible(False)
     for line in axes[:, 0]:
         line.set_ylabel("AP less the default's")
-    found = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
+    handles = [axis.get_legend_handles_labels() for axis in axes.flat]
+    found = {label: line for lines in handles for line, label in zip(*lines, strict=True)}
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False)
     _save(figure, file)
 
@@ -392,16 +394,46 @@ def variants_of(stored: dict[str, Results]) -> dict[str, Results]:
     return found
 
 
+def comparison_of(stored: dict[str, Results], data: str, variant: str) -> Results | None:
+    """The comparison with the most seeds of a variant on a set; None: there is none."""
+
+    def seeds(results: Results) -> int:
+        found = results["data"].get(data, {}).get("differences", {}).get(variant, {})
+        return len(found.get("seeds", ()))
+
+    best = max(stored.values(), key=seeds)
+    return best if seeds(best) else None
+
+
 def on_set(stored: dict[str, Results], data: str, variant: str, metric: str = "AP") -> Any:
-    """:func:`difference` in the first comparison that has one; None: none has."""
-    found = (difference(r, data, variant, metric) for r in stored.values() if data in r["data"])
-    return next((value for value in found if value), None)
+    """:func:`difference` in :func:`comparison_of`; None: there is none."""
+    results = comparison_of(stored, data, variant)
+    return results and difference(results, data, variant, metric)
 
 
 def seeds_on(stored: dict[str, Results], data: str, variant: str) -> int:
     """How many seeds the difference of :func:`on_set` is of; 0: there is none."""
-    parts = [r["data"][data]["differences"] for r in stored.values() if data in r["data"]]
-    return next((len(part[variant]["seeds"]) for part in parts if variant in part), 0)
+    results = comparison_of(stored, data, variant)
+    return len(results["data"][data]["differences"][variant]["seeds"]) if results else 0
+
+
+def seed_by_seed(
+    stored: dict[str, Results], data: str, variant: str, metric: str = "AP"
+) -> list[float]:
+    """A variant less the reference, seed by seed, in :func:`comparison_of`; empty: none there."""
+    results = comparison_of(stored, data, variant)
+    if results is None:
+        return []
+    values = {
+        (run["seed"], run["variant"]): run["metrics"][metric]
+        for run in results["runs"]
+        if run["data"] == data and run["metrics"]
+    }
+    return [
+        value - values[seed, results["reference"]]
+        for (seed, name), value in values.items()
+        if name == variant and (seed, results["reference"]) in values
+    ]
 
 
 def pooled(stored: dict[str, Results], variant: str, metric: str = "AP") -> Any:
@@ -411,19 +443,10 @@ def pooled(stored: dict[str, Results], variant: str, metric: str = "AP") -> Any:
     Student's t with the deviation within the sets, of all of them together. None where a variant
     was not trained on all sets of the comparisons, with two seeds and more on one.
     """
-    of_set: dict[str, list[float]] = {}
-    for results in stored.values():
-        values = {
-            (run["data"], run["seed"], run["variant"]): run["metrics"][metric]
-            for run in results["runs"]
-            if run["metrics"]
-        }
-        for (data, seed, name), value in values.items():
-            reference = values.get((data, seed, results["reference"]))
-            if name == variant and reference is not None:
-                of_set.setdefault(data, []).append(value - reference)
+    found = {data: seed_by_seed(stored, data, variant, metric) for data in sets_of(stored)}
+    of_set = {data: differences for data, differences in found.items() if differences}
     freedom = sum(len(differences) - 1 for differences in of_set.values())
-    if of_set.keys() != set(sets_of(stored)) or freedom < 1:
+    if of_set.keys() != found.keys() or freedom < 1:
         return None
     squares = sum(np.var(d) * len(d) for d in of_set.values()) / freedom
     error = (squares * sum(1 / len(d) for d in of_set.values())) ** 0.5 / len(of_set)
