@@ -69,6 +69,22 @@ def test_a_count_that_is_there_is_kept(tmp_path):
     assert all(annotation["num_keypoints"] == 1 for annotation in content["annotations"])
 
 
+def test_an_object_without_points_has_none_that_is_seen(tmp_path):
+    file, images = with_points(tmp_path)
+    content = read(file)
+    del content["annotations"][0]["keypoints"]
+    Path(file).write_text(json.dumps(content))
+    register_coco("points", file, images)
+    first = read(MetadataCatalog.get("points").json_file)["annotations"][0]
+    assert first["keypoints"] == [0] * 12 and first["num_keypoints"] == 0
+
+
+def test_points_that_are_no_numbers_are_named(tmp_path):
+    file, images = with_points(tmp_path, keypoints=["a", 1, 2] * 4)
+    with pytest.raises(InputError, match=r"annotations\[0\]: 'keypoints' must be 12 numbers"):
+        register_coco("points", file, images)
+
+
 @pytest.mark.parametrize(
     "points, each, message",
     [

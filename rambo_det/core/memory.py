@@ -119,7 +119,7 @@ class ScoreMemory(nn.Module):
     ) -> None:
         entries = self._as_buffers()
         entries._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        self._take(dict(entries.named_buffers()))
+        self._take(dict(entries.named_buffers()))  # others with load_state_dict(assign=True)
         saved, own = local_metadata.get("memory", {}), self.tensors()
         if self._persistent and int(self.num_classes) != self._classes:
             self._take(_empty(self).tensors())

@@ -45,11 +45,8 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
             raise InputError(f"{where}: id {number} or name '{label}' is there twice")
         source.categories[number] = label
         points = keypoint_metadata(category, where)
-        if (
-            points
-            and source.metadata.get("keypoint_names", points["keypoint_names"])
-            != (points["keypoint_names"])
-        ):
+        known = source.metadata.get("keypoint_names")
+        if points and known and points["keypoint_names"] != known:
             raise InputError(f"{where}: 'keypoints' must be the same for all categories")
         source.metadata.update(points)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,19 +29,24 @@ def keypoint_metadata(category: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def keypoint_fields(annotation: dict[str, Any], names: Sequence[str], where: str) -> dict[str, Any]:
-    """``num_keypoints`` of an annotation that lacks it; empty where there is nothing to add.
+    """``keypoints`` and ``num_keypoints`` of an annotation, both of which an evaluation needs.
+
+    One without key points has zeros, as in COCO's own data. Empty if there are no ``names``.
 
     Raises:
         InputError: its ``keypoints`` are not (x, y, visibility) of each name.
     """
-    points = annotation.get("keypoints")
-    if not names or points is None:
+    if not names:
         return {}
-    if not isinstance(points, list) or len(points) != 3 * len(names):
+    points = annotation.get("keypoints", [0] * (3 * len(names)))
+    if (
+        not isinstance(points, list)
+        or len(points) != 3 * len(names)
+        or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in points)
+    ):
         raise InputError(
             f"{where}: 'keypoints' must be {3 * len(names)} numbers, x, y and visibility of each "
             f"of the {len(names)} that its category names"
         )
-    if "num_keypoints" in annotation:
-        return {}
-    return {"num_keypoints": sum(visibility > 0 for visibility in points[2::3])}
+    seen = sum(visibility > 0 for visibility in points[2::3])
+    return {"keypoints": points, "num_keypoints": annotation.get("num_keypoints", seen)}
