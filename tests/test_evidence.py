@@ -65,26 +65,27 @@ def test_a_file_that_is_no_comparison_is_refused(tool, tmp_path):
 
 
 def test_the_mean_of_the_sets_is_that_of_the_seeds_differences(tool):
-    def comparison(differences):
+    def comparison(differences, first=0):
         runs = []
         for data, values in differences.items():
-            for seed, value in enumerate(values):
+            for seed, value in enumerate(values, first):
                 for variant, ap in (("rambo", 40.0 + seed), ("ce_0.5", 40.0 + seed + value)):
                     run = {"data": data, "variant": variant, "seed": seed, "metrics": {"AP": ap}}
                     runs.append(run)
-        variants = {"rambo": {}, "ce_0.5": {}}
-        seeds = {name: list(range(len(values))) for name, values in differences.items()}
-        data = {n: {"differences": {"ce_0.5": {"seeds": s}}} for n, s in seeds.items()}
-        return {"reference": "rambo", "variants": variants, "data": data, "runs": runs}
+        return {"reference": "rambo", "data": dict.fromkeys(differences), "runs": runs}
 
-    stored = {"a": comparison({"x": [1.0, 2.0, 3.0]}), "b": comparison({"y": [5.0, 5.0, 8.0]})}
+    stored = {
+        "a": comparison({"x": [1.0, 2.0], "y": [5.0, 5.0, 8.0]}),
+        "b": comparison({"x": [3.0]}, first=2),
+    }
     found = tool["pooled"](stored, "ce_0.5")
     # Means 2 and 6; squares 2 and 6 on 4 degrees of freedom, so a deviation of 2^(1/2); t is 2.776.
     half = 2.776 * 2**0.5 * (1 / 3 + 1 / 3) ** 0.5 / 2
     assert found["mean"] == pytest.approx(4.0)
     assert found["low"] == pytest.approx(4 - half, abs=0.02)
     assert found["high"] == pytest.approx(4 + half, abs=0.02)
-    stored["c"] = comparison({"x": [9.0, 9.0]})  # fewer seeds of a set: not taken as well
+    assert tool["on_set"](stored, "y", "ce_0.5") == "+6.0; 3"
+    stored["c"] = comparison({"x": [9.0]}, first=1)  # a seed that another has: not taken twice
     assert tool["pooled"](stored, "ce_0.5") == found
-    stored["b"]["data"]["z"] = {}  # a set on which it has not been trained
+    stored["b"]["data"]["z"] = None  # a set on which it has not been trained
     assert tool["pooled"](stored, "ce_0.5") is None

@@ -222,7 +222,7 @@ def page(stored: dict[str, Results]) -> str:
         spread_of=spread, of_kind=of_kind, losses_of=losses_of, settings_of=settings_of,
         tuned=tuned, earlier=earlier, factors_of=factors_of, at_factor=at_factor,
         range_of=range_of, chance_of=chance_of, changes=changes, seeds_of=seeds_of, sets_of=sets_of,
-        variants_of=variants_of, on_set=on_set, seeds_on=seeds_on, pooled=pooled,
+        variants_of=variants_of, on_set=on_set, pooled=pooled,
         lost_classes=lost_classes, title_of=title_of, keys_of=keys_of, less_margin_1=less_margin_1,
         retinanets=RETINANETS, lowest_class=lowest_class,
         names={results["command"]: name for name, results in stored.items()},
@@ -394,46 +394,37 @@ def variants_of(stored: dict[str, Results]) -> dict[str, Results]:
     return found
 
 
-def comparison_of(stored: dict[str, Results], data: str, variant: str) -> Results | None:
-    """The comparison with the most seeds of a variant on a set; None: there is none."""
-
-    def seeds(results: Results) -> int:
-        found = results["data"].get(data, {}).get("differences", {}).get(variant, {})
-        return len(found.get("seeds", ()))
-
-    best = max(stored.values(), key=seeds)
-    return best if seeds(best) else None
-
-
-def on_set(stored: dict[str, Results], data: str, variant: str, metric: str = "AP") -> Any:
-    """:func:`difference` in :func:`comparison_of`; None: there is none."""
-    results = comparison_of(stored, data, variant)
-    return results and difference(results, data, variant, metric)
-
-
-def seeds_on(stored: dict[str, Results], data: str, variant: str) -> int:
-    """How many seeds the difference of :func:`on_set` is of; 0: there is none."""
-    results = comparison_of(stored, data, variant)
-    return len(results["data"][data]["differences"][variant]["seeds"]) if results else 0
-
-
 def seed_by_seed(
     stored: dict[str, Results], data: str, variant: str, metric: str = "AP"
 ) -> list[float]:
-    """A variant less the reference, seed by seed, in :func:`comparison_of`; empty: none there."""
-    results = comparison_of(stored, data, variant)
-    if results is None:
-        return []
-    values = {
-        (run["seed"], run["variant"]): run["metrics"][metric]
-        for run in results["runs"]
-        if run["data"] == data and run["metrics"]
-    }
-    return [
-        value - values[seed, results["reference"]]
-        for (seed, name), value in values.items()
-        if name == variant and (seed, results["reference"]) in values
-    ]
+    """A variant less the reference on a set, seed by seed, whichever comparisons the seeds are of;
+    a seed that several have is taken from the one with the most. Empty: there is none."""
+    of_each = []
+    for results in stored.values():
+        values = {
+            (run["seed"], run["variant"]): run["metrics"][metric]
+            for run in results["runs"]
+            if run["data"] == data and run["metrics"]
+        }
+        differences = {
+            seed: value - values[seed, results["reference"]]
+            for (seed, name), value in values.items()
+            if name == variant and (seed, results["reference"]) in values
+        }
+        of_each.append(differences)
+    found: dict[int, float] = {}
+    for differences in sorted(of_each, key=len):
+        found.update(differences)
+    return list(found.values())
+
+
+def on_set(stored: dict[str, Results], data: str, variant: str) -> str:
+    """Mean of :func:`seed_by_seed` and the number of its seeds, in words."""
+    found = seed_by_seed(stored, data, variant)
+    if not found:
+        return "–"
+    mean = statistics.mean(found)
+    return f"{'+' if mean > 0 else ''}{number(mean)}; {len(found)}"
 
 
 def pooled(stored: dict[str, Results], variant: str, metric: str = "AP") -> Any:
