@@ -116,6 +116,33 @@ def test_what_was_remembered_of_another_number_of_classes_is_dropped(persistent,
     assert other(scores, gt) == RamboLoss(classes, memory_length=3)(scores, gt)
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("thresholds", [(), (0.5, 0.9)])
+def test_what_was_remembered_with_more_iou_thresholds_is_dropped(persistent, thresholds):
+    """Its keys say how many thresholds each positive misses: more than there are here."""
+    loss = RamboLoss(4, memory_length=3, persistent=persistent, iou_thresholds=(0.5, 0.6, 0.7, 0.8))
+    scores, gt = batch(seed=1)
+    loss(scores.requires_grad_(), gt, torch.linspace(0, 1, len(scores)))
+    other = RamboLoss(4, memory_length=3, persistent=persistent, iou_thresholds=thresholds)
+    before = state(other)
+    other.load_state_dict(loss.state_dict())
+    assert same(state(other), before)
+    new = RamboLoss(4, memory_length=3, iou_thresholds=thresholds)
+    ious = torch.linspace(0, 1, len(scores)) if thresholds else None
+    assert other(scores, gt, ious) == new(scores, gt, ious)
+
+
+@pytest.mark.parametrize("changed", [{"memory_length": 2}, {"memory_size": 32}])
+def test_a_checkpointer_that_drops_what_does_not_fit_leaves_the_memory_empty(changed, tmp_path):
+    checkpoint = pytest.importorskip("fvcore.common.checkpoint")
+    arguments = {"memory_length": 4, "memory_size": 64}
+    checkpoint.Checkpointer(fill(RamboLoss(4, **arguments), 5), str(tmp_path)).save("model")
+    other = RamboLoss(4, **{**arguments, **changed})
+    before = state(other)
+    checkpoint.Checkpointer(other).load(str(tmp_path / "model.pth"))
+    assert same(state(other), before) and other.memory.fill == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_scores_are_kept_in_float32_whatever_the_model_or_the_default(dtype):
     loss, cast = RamboLoss(4, memory_length=2), RamboLoss(4, memory_length=2)

@@ -116,7 +116,9 @@ class RamboLoss(nn.Module):
         self.beta = beta
         self.global_ranking = global_ranking
         self._step = make_step(lambda_, lift, margin, each=each)
-        self.memory = ScoreMemory(memory_length, memory_size, persistent, num_classes)
+        self.memory = ScoreMemory(
+            memory_length, memory_size, persistent, num_classes, len(thresholds)
+        )
         self.stats: LossStats | None = None
 
     def forward(self, scores: Tensor, gt_classes: Tensor, ious: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .counting import Thresholds, counting_for
+from .keys import missed_of
 from .processes import Processes
 
 _EMPTY = -1
@@ -63,7 +64,11 @@ class ScoreMemory(nn.Module):
         persistent: whether the tensors are entries of ``state_dict``. If not, they travel in the
             state dict's metadata (``state_dict()._metadata``): saved and loaded with it, but no
             unexpected key to a model that has no such memory.
-        num_classes: C. What was remembered of another number of classes is not taken over.
+        num_classes: C.
+        most_missed: how many IoU thresholds a positive can miss.
+
+    What was remembered with another τ, size, number of classes or, as far as its positives show it,
+    of thresholds is not taken over from a state dict: it is of another run.
     """
 
     positives: Tensor
@@ -74,11 +79,16 @@ class ScoreMemory(nn.Module):
     num_classes: Tensor
 
     def __init__(
-        self, length: int, size: int = 1 << 13, persistent: bool = True, num_classes: int = 0
+        self,
+        length: int,
+        size: int = 1 << 13,
+        persistent: bool = True,
+        num_classes: int = 0,
+        most_missed: int = 0,
     ) -> None:
         super().__init__()
         self.length = length
-        self._persistent, self._classes = persistent, num_classes
+        self._persistent, self._classes, self._most_missed = persistent, num_classes, most_missed
         self._collected: tuple[int, dict[str, Tensor]] | None = None
         self._lost = 0
         self.positives = torch.full((length, size // 4), _EMPTY, dtype=torch.int64)
@@ -119,20 +129,29 @@ class ScoreMemory(nn.Module):
     ) -> None:
         entries = self._as_buffers()
         entries._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        self._take(dict(entries.named_buffers()))  # others with load_state_dict(assign=True)
-        saved, own = local_metadata.get("memory", {}), self.tensors()
-        if self._persistent and int(self.num_classes) != self._classes:
-            self._take(_empty(self).tensors())
-        if self._persistent or saved.keys() != own.keys():
+        if self._persistent:
+            found = [prefix + name in state_dict for name in _SAVED]
+            loaded = dict(entries.named_buffers())  # others with load_state_dict(assign=True)
+            # Some alone: who loads has dropped those that do not fit.
+            if any(found):
+                fits = all(found) and self._fits(loaded)
+                self._take(loaded if fits else _empty(self).tensors())
             return
-        if int(saved["num_classes"]) != self._classes:
-            return
-        # Of another τ, size or number of classes: of another run, which this one starts without.
-        if any(saved[k].shape[-own[k].dim() :] != own[k].shape for k in own):
+        saved = local_metadata.get("memory", {})
+        if saved.keys() != set(_SAVED) or not self._fits(saved):
             return
         processes = Processes()
         self._take({**saved, **_share(saved, processes.rank, processes.size)})
         self._lost = local_metadata.get("processes", 1) - 1 if self.written else 0
+
+    def _fits(self, saved: dict[str, Tensor]) -> bool:
+        own, missed = self.tensors(), missed_of(saved["positives"].cpu())
+        return (
+            all(saved[k].shape[-own[k].dim() :] == own[k].shape for k in own)
+            and int(saved["num_classes"]) == self._classes
+            # A key that misses more thresholds than there are would be of no list.
+            and not bool((missed > self._most_missed).any())
+        )
 
     def _as_buffers(self) -> nn.Module:
         """A module that saves and loads them, as torch does buffers."""

@@ -600,7 +600,7 @@ void rambo_rank(const int64_t* keys, int64_t number, int64_t num_lists, double m
   for (int64_t i = 0; i < number; ++i) {
     const int64_t key = items[i].key;
     order[i] = items[i].item;
-    lists[i] = key >> 32;
+    lists[i] = std::min(key >> 32, num_lists - 1);  // a key of no list writes to none either
     while (list < lists[i]) bounds[++list] = i;
     int32_t bits = int32_t((key & 0xFFFFFFFF) - (int64_t(1) << 31));
     bits ^= (bits >> 31) & 0x7FFFFFFF;
