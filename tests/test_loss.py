@@ -197,11 +197,15 @@ def test_strided_scores():
     [
         ({"lambda_": 0.0}, "lambda_"),
         ({"lambda_": float("nan")}, "lambda_"),
+        ({"lambda_": float("inf")}, "lambda_"),
         ({"lift": -1.0}, "lift"),
+        ({"lift": float("inf")}, "lift"),
         ({"lambda_": 1.0, "each": True}, "lambda_"),
         ({"margin": -0.1}, "margin"),
+        ({"margin": float("inf")}, "margin"),
         ({"beta": 1.5}, "beta"),
         ({"memory_length": -1}, "memory_length"),
+        ({"memory_size": 7}, "memory_size"),
         ({"num_classes": 0}, "num_classes"),
         ({"iou_thresholds": (0.7, 0.5)}, "iou_thresholds"),
         ({"iou_thresholds": [(i + 1) / 200 for i in range(150)]}, "iou_thresholds"),
@@ -270,3 +274,23 @@ def test_published_algorithm(case):
     flat.backward()
     assert flat.item() == pytest.approx(case["loss_flat"], abs=1e-5)
     torch.testing.assert_close(leaf.grad, torch.tensor(case["grad_flat"]), atol=1e-7, rtol=1e-5)
+
+
+def test_a_compiled_loss_is_run_as_it_is_whatever_the_number_of_scores():
+    plain, compiled = (RamboLoss(4, memory_length=2) for _ in range(2))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    call = torch.compile(lambda scores, gt: compiled(2 * scores, gt) / 2, backend=backend)
+    for number in (40, 55, 8):
+        scores, gt = torch.randn(number, 4), torch.arange(number) % 5
+        a, b = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+        want, got = plain(2 * a, gt) / 2, call(b, gt)
+        want.backward()
+        got.backward()
+        assert torch.equal(got, want) and torch.equal(b.grad, a.grad)
+    # What is before and behind it, once for one number of rows and once for any.
+    assert 2 <= len(graphs) <= 4

@@ -1,6 +1,7 @@
 """The Faster R-CNN adapter in real Detectron2 models."""
 
 import importlib
+from inspect import signature
 
 import pytest
 import torch
@@ -11,11 +12,15 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 import rambo_det
+from rambo_det import RamboCriterion, RamboFastRCNNOutputLayers
 from rambo_det.errors import InputError
 from rambo_det.modeling.scores import log_odds
 
@@ -123,6 +128,37 @@ def test_score_logits_predicts_by_sigmoid():
     logits = torch.randn(5, 5)
     (probs,) = predictor.predict_probs((logits, None), [range(5)])
     torch.testing.assert_close(probs, logits.sigmoid())
+
+
+@pytest.mark.parametrize("ce", [{"ce_weight": 0.5}, {"ce_warmup": 10}])
+def test_what_is_trained_and_what_boxes_are_scored_by_must_agree(ce):
+    box = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+    arguments = {"input_shape": ShapeSpec(channels=8), "num_classes": 3, "box2box_transform": box}
+    with pytest.raises(InputError, match="SCORE logits .* set .*USE_SIGMOID_CE to True"):
+        RamboFastRCNNOutputLayers(score="logits", rambo_loss=RamboCriterion(3, **ce), **arguments)
+    if "use_sigmoid_ce" not in signature(FastRCNNOutputLayers.__init__).parameters:
+        return  # Detectron2 v0.5
+    with pytest.raises(InputError, match="USE_SIGMOID_CE .*SCORE log_odds .* to logits"):
+        RamboFastRCNNOutputLayers(use_sigmoid_ce=True, **arguments)
+    layers = RamboFastRCNNOutputLayers(
+        score="logits", use_sigmoid_ce=True, rambo_loss=RamboCriterion(3, **ce), **arguments
+    )
+    assert layers.predict_probs((torch.zeros(2, 4), None), [range(2)])[0].eq(0.5).all()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"weight": 0.0}, "weight must be > 0"),
+        ({"weight": -1.0}, "weight must be > 0"),
+        ({"ce_weight": -2.0}, "ce_weight must be >= 0"),
+        ({"ce_warmup": -5}, "ce_warmup must be >= 0"),
+        ({"class_names": ["a"]}, "class_names must be 3, got 1"),
+    ],
+)
+def test_parameters_of_the_criterion_out_of_range(arguments, message):
+    with pytest.raises(InputError, match=message):
+        RamboCriterion(3, **arguments)
 
 
 def test_log_odds_against_float64():

@@ -15,6 +15,9 @@ Arguments they share:
 
 from __future__ import annotations
 
+from math import inf
+
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -30,19 +33,20 @@ def make_step(
     lambda_: float | None, lift: float, margin: float, log: bool = True, each: bool = False
 ) -> Step | EachLift:
     """The λ rule from its parameters; raises InputError if they are out of range."""
-    if not margin >= 0:
-        raise InputError(f"margin (α) must be >= 0, got {margin}")
+    if not 0 <= margin < inf:
+        raise InputError(f"margin (α) must be >= 0 and finite, got {margin}")
     if lambda_ is not None:
         if each:
             raise InputError(f"lambda_ (λ) must be None with each, got {lambda_}")
-        if not lambda_ > 0:
-            raise InputError(f"lambda_ (λ) must be > 0, got {lambda_}")
+        if not 0 < lambda_ < inf:
+            raise InputError(f"lambda_ (λ) must be > 0 and finite, got {lambda_}")
         return FixedStep(lambda_)
-    if not lift > 0:
-        raise InputError(f"lift (δ) must be > 0, got {lift}")
+    if not 0 < lift < inf:
+        raise InputError(f"lift (δ) must be > 0 and finite, got {lift}")
     return EachLift(margin + lift) if each else MedianLift(margin + lift, log)
 
 
+@torch.compiler.disable  # as RamboLoss.forward
 def _lose(scores: Tensor, gt_classes: Tensor, how: Ranking) -> Tensor:
     batch = Batch.of(scores, gt_classes)
     return batch.lose(batch.rank(how))

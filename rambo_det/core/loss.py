@@ -66,7 +66,7 @@ class RamboLoss(nn.Module):
             that pass a negative by the loss they have (:class:`.step.EachLift`).
         beta: β in [0, 1], the share of the interclass term.
         memory_length: τ >= 0, the number of batches whose scores join the lists of L_APC.
-        memory_size: negatives kept of a batch, see :class:`.memory.ScoreMemory`.
+        memory_size: >= 8, negatives kept of a batch, see :class:`.memory.ScoreMemory`.
         persistent: whether the memory is part of ``state_dict``: the negatives of the process that
             takes it. With several processes use False: the memory then travels in the metadata of
             the state dict, that of all of them after ``memory.collect()`` in each.
@@ -101,6 +101,8 @@ class RamboLoss(nn.Module):
             raise InputError(f"beta (β) must be in [0, 1], got {beta}")
         if memory_length < 0:
             raise InputError(f"memory_length (τ) must be >= 0, got {memory_length}")
+        if memory_size < 8:
+            raise InputError(f"memory_size must be >= 8, got {memory_size}")
         if num_classes < 1:
             raise InputError(f"num_classes must be >= 1, got {num_classes}")
         thresholds = tuple(iou_thresholds)
@@ -121,6 +123,7 @@ class RamboLoss(nn.Module):
         )
         self.stats: LossStats | None = None
 
+    @torch.compiler.disable  # counts in C++ or Triton: nothing in it that could be compiled
     def forward(self, scores: Tensor, gt_classes: Tensor, ious: Tensor | None = None) -> Tensor:
         """The loss of a batch; in training, with gradients on, the batch enters the memory.
 

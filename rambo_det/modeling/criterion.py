@@ -1,6 +1,7 @@
 """The one place where a detector's scores become a loss."""
 
 # No `from __future__ import annotations`: torch.jit.script reads unused methods' as they are.
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..config import add_rambo_config
 from ..core import RamboLoss
+from ..errors import InputError
 from .build import loss_arguments, rambo_node
 from .log_scalars import current_storage, log_scalars
 from .not_finite import not_finite
@@ -37,6 +39,9 @@ class RamboCriterion(RamboLoss):
             None: unknown.
         **kwargs: of RamboLoss: ``margin``, ``lambda_``, ``lift``, ``each``, ``beta``,
             ``memory_length``, ``memory_size``, ``iou_thresholds``, ``global_ranking``.
+
+    Raises:
+        InputError: a parameter out of its range.
     """
 
     def __init__(
@@ -64,6 +69,12 @@ class RamboCriterion(RamboLoss):
         self.name = name
         self._saved = checkpoint_period, max_iter
         self.class_names = list(class_names or map(str, range(num_classes)))
+        for key, least in (("weight", "> 0"), ("ce_weight", ">= 0"), ("ce_warmup", ">= 0")):
+            value = getattr(self, key)
+            if not (0 <= value < math.inf and (value or least == ">= 0")):
+                raise InputError(f"{key} must be {least} and finite, got {value}")
+        if len(self.class_names) != num_classes:
+            raise InputError(f"class_names must be {num_classes}, got {len(self.class_names)}")
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, num_classes: int, **kwargs: Any) -> "RamboCriterion":

@@ -11,6 +11,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ..errors import InputError
 from .build import rambo_node, refuse_fed_loss
 from .criterion import RamboCriterion
 from .placement import own_deltas, predicted_ious
@@ -40,13 +41,18 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
             rambo_loss: the loss; None: one with its defaults.
             score: name of what is ranked, see :mod:`.scores`.
             **kwargs: passed to FastRCNNOutputLayers.
+
+        Raises:
+            InputError: what is ranked, or the stock loss beside it, is not what boxes are scored by
+                at inference.
         """
         refuse_fed_loss(kwargs.get("use_fed_loss", False))
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
         self.rambo_loss = rambo_loss or RamboCriterion(num_classes)
         self.rambo_score = score
         self._score = score_function(score)
-        self._sigmoid = score == "logits" or kwargs.get("use_sigmoid_ce", False)
+        self._sigmoid = score == "logits"
+        _check_sigmoid(score, kwargs.get("use_sigmoid_ce", False), self.rambo_loss)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -95,3 +101,18 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         scores = predictions[0]
         probs = scores.sigmoid() if self._sigmoid else scores.softmax(dim=-1)
         return probs.split([len(p) for p in proposals], dim=0)
+
+
+def _check_sigmoid(score: str, use_sigmoid_ce: bool, loss: RamboCriterion) -> None:
+    key = "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"
+    if use_sigmoid_ce and score != "logits":
+        raise InputError(
+            f"{key} scores boxes by a sigmoid, MODEL.RAMBO.SCORE {score} ranks them by a softmax: "
+            "set one to False, or the other to logits"
+        )
+    if score == "logits" and not use_sigmoid_ce and (loss.ce_weight or loss.ce_warmup):
+        raise InputError(
+            "MODEL.RAMBO.SCORE logits scores boxes by a sigmoid, the cross entropy of "
+            f"MODEL.RAMBO.CE_WEIGHT and CE_WARMUP is that of a softmax: set {key} to True "
+            "(Detectron2 v0.5 has no such key)"
+        )
