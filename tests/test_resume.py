@@ -21,6 +21,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.file_io import PathManager
 
 from rambo_det.cli.train import main
+from rambo_det.engine.checkpointer import AtomicCheckpointer
 from rambo_det.engine.files import AtomicFiles, drop_unfinished_line
 from rambo_det.engine.loader import ResumableLoader
 
@@ -172,6 +173,17 @@ def test_batches_are_of_one_shape_or_in_the_order_of_the_sampler():
     assert all(len({index % 2 for index in batch}) == 1 for batch in indices)
     plain = [i for batch in islice(loader(grouping=False).batches(), 20) for i, _ in batch]
     assert plain == list(islice(iter(TrainingSampler(10, seed=1)), 60))
+
+
+def test_going_on_with_another_seed_is_said(tmp_path, caplog):
+    def checkpointer(seed):
+        return AtomicCheckpointer(torch.nn.Linear(2, 2), str(tmp_path), seed=seed)
+
+    checkpointer(7).save("model_0000000", iteration=0)
+    checkpointer(7).resume_or_load("", resume=True)
+    assert "SEED" not in caplog.text
+    checkpointer(8).resume_or_load("", resume=True)
+    assert "began with SEED 7, this one with 8" in caplog.text
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):

@@ -96,7 +96,15 @@ class AtomicCheckpointer(DetectionCheckpointer):
             remove_parts(self.save_dir)
         if resume and not self.has_checkpoint():
             self.logger.info("No checkpoint in %s yet: starting from the beginning", self.save_dir)
-        return super().resume_or_load(path, resume=resume)
+        checkpoint: dict[str, Any] = super().resume_or_load(path, resume=resume)
+        seed = checkpoint.get("seed")
+        if resume and self.has_checkpoint() and seed is not None and self._seed not in (None, seed):
+            self.logger.warning(
+                "The run in %s began with SEED %d, this one with %d: what it draws from here on is "
+                "not what it would have drawn",
+                self.save_dir, seed, self._seed,
+            )  # fmt: skip
+        return checkpoint
 
     def _load_file(self, filename: str) -> Any:
         try:

@@ -38,7 +38,8 @@ class ResumableLoader:
         mapper: from such a dict to what the model takes; if it gives None, another image is read.
         sampler: gives this process's share of an endless stream of indices; None: shuffled.
         total_batch_size: over all processes.
-        aspect_ratio_grouping: a batch is of images that are all wide or all not.
+        aspect_ratio_grouping: a batch is of images that are all wide or all not. For that a
+            dataset that is no list is read once, whole, for the sizes of its images.
         num_workers, collate_fn: as those of Detectron2's ``build_detection_train_loader``.
         seed: below 0: any.
         **kwargs: passed to DataLoader.
@@ -123,6 +124,12 @@ def train_loader(dataset: Any, *, seed: int, **kwargs: Any) -> Any:
 
 def _wide_images(dataset: Any) -> torch.Tensor:
     """``(N,)`` bool; an image whose dict does not tell its size counts as not wide."""
+    if not isinstance(dataset, (list, DatasetFromList)):
+        logging.getLogger(__name__).info(
+            "Reading the %d items of the training data for the sizes of their images; "
+            "aspect_ratio_grouping=False does without",
+            len(dataset),
+        )
     wide = (record.get("width", 0) > record.get("height", 0) for record in _all_of(dataset))
     return torch.tensor(list(wide), dtype=torch.bool)
 

@@ -57,7 +57,7 @@ class Fused(NamedTuple):
 
 
 class NativeCounting:
-    """:class:`.groups.Counting` on a CPU; ``library`` is what :func:`_compile` gives."""
+    """:class:`.groups.Counting` on a CPU; ``library``: the compiled native.cpp."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._native: Any = SimpleNamespace()
