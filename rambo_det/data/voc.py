@@ -64,6 +64,7 @@ def parse_voc(name: str, root: str | Path, split: str, check_images: bool = True
     source = DataSource(name, str(split_file), str(root / "JPEGImages"))
     # A set that is read by evaluators of VOC's metric needs to be found again.
     source.metadata = {"dirname": str(root), "split": split, "year": 2012}
+    source.metadata["without_mask"] = str(split_file)
     annotations = {}
     for stem in _image_names(split_file):
         annotations[stem] = _parse(root / "Annotations" / f"{stem}.xml", split_file)
