@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -232,6 +233,16 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
     assert predict(run, tmp_path / "in", "--output", tmp_path / "none") == 2
     assert "0.png is not an image" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_full_disk_is_one_line_without_advice_that_does_not_help(run, tmp_path, capsys, catalogs):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        assert predict(run, run / "val", "--output", tmp_path / "out") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err == "error: [Errno 27] File too large: make room\n"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """tools/train_net.py as a user runs it."""
 
+import functools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -14,7 +18,7 @@ pytest.importorskip("detectron2")
 
 from rambo_det.cli.train import main
 
-from .models import write_coco
+from .models import THIN, write_coco
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
@@ -135,6 +139,26 @@ def test_resume_of_another_model_is_refused(run, capsys, catalogs):
     args = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume"]
     assert main([str(a) for a in [*args, *keys]]) == 2
     assert "MODEL.ROI_HEADS.NAME" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
+    out = tmp_path / "out"
+    keys = ["DATASETS.TRAIN", "('tn_train',)", "DATASETS.TEST", "('tn_val',)", *THIN]
+    keys += ["SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5", "OUTPUT_DIR", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "tools/train_net.py", "--config", CONFIG, *data, *keys], cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # What runs in the background of a script ignores Ctrl-C, and what it starts does too.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    end = time.monotonic() + 120
+    while not (out / "last_checkpoint").is_file() and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: its data workers too
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert err.splitlines()[-1] == "interrupted; --resume goes on from the last checkpoint"
 
 
 @pytest.mark.parametrize(
