@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import re
 import signal
@@ -17,8 +18,9 @@ import torch
 pytest.importorskip("detectron2")
 
 from rambo_det.cli.train import main
+from rambo_det.engine.values import check_training
 
-from .models import THIN, write_coco
+from .models import THIN, small_cfg, write_coco
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
@@ -202,6 +204,15 @@ def test_a_config_that_is_not_yaml(tmp_path, capsys, catalogs):
     assert "bad.yaml" in capsys.readouterr().err
 
 
+def test_the_callers_level_of_logging_is_left():
+    logging.disable(logging.ERROR)
+    try:
+        check_training(small_cfg())
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def test_without_detectron2_the_error_names_the_command(tmp_path):
     """In a Python that cannot see Detectron2: the loss works, the rest says what to install."""
     code = (
@@ -217,6 +228,7 @@ def test_without_detectron2_the_error_names_the_command(tmp_path):
         "try: rambo_det.add_rambo_config\n"
         "except ImportError as e: assert 'pip install' in str(e), e\n"
         "else: raise SystemExit('no ImportError')\n"
+        "assert not hasattr(rambo_det, 'foo')\n"
         "from rambo_det.cli.train import main; raise SystemExit(main(['--config', 'x']))\n"
     )
     done = subprocess.run(
