@@ -103,10 +103,34 @@ def test_summary_of_runs(run, tmp_path):
 
 def test_figure_of_a_run(run, data, tmp_path):
     picture = tmp_path / "figure.png"
-    done = tool("make_figure.py", "--run", run[0], "--out", picture, "--images", "0", *data)
+    done = tool("make_figure.py", "--run", run[0], "--out", picture, *data)
     assert done.returncode == 0, done.stderr
     height, width = cv2.imread(str(picture)).shape[:2]
     assert width > height > 200
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "data set tn_val is not registered: name it with --register-coco"),
+        (["--register-coco", "tn_val", "none.json", "."], "none.json"),
+        (["--images", "4", "{data}"], "--images 4: those of tn_val are 0 to 3"),
+        (4 * ["--run", "{run}"], "--run: 4 can be told apart, not 5"),
+        (["--run", "none"], "--run none: no finished run there"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn(words, message, run, data, tmp_path, capsys, catalogs):
+    sys.path.insert(0, str(REPOSITORY / "tools"))
+    try:
+        from make_figure import main as make_figure
+    finally:
+        sys.path.remove(str(REPOSITORY / "tools"))
+    if "{data}" in words:
+        words = [*words[:-1], *data]
+    words = [str(run[0]) if word == "{run}" else word for word in words]
+    assert make_figure(["--run", str(run[0]), "--out", str(tmp_path / "f.png"), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
 
 
 def test_resume_goes_on_with_the_memory(run):
