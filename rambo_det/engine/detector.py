@@ -78,10 +78,10 @@ class Detector:
         found = output["instances"].to("cpu")
         return found[found.scores.argsort(descending=True)]
 
-    def category_ids(self) -> dict[int, int]:
-        """Class index -> category id in COCO's terms: the data set's own, else from 1 on."""
+    def category_id(self, index: int) -> int:
+        """The category id of a class in COCO's terms: the data set's own, else counted from 1."""
         own = self.metadata.get("thing_dataset_id_to_contiguous_id") or {}
-        return {index: number for number, index in own.items()}
+        return {k: number for number, k in own.items()}.get(index, index + 1)
 
 
 def needs_proposals(model: nn.Module) -> bool:
@@ -137,10 +137,10 @@ def _metadata(
         if number not in (None, len(classes)):
             raise InputError(f"--classes names {len(classes)} classes, the model has {number}")
         return class_metadata(classes)
-    if saved.data.classes:
-        return class_metadata(saved.data.classes)
+    noted = saved.data.classes
     for name in datasets:
         metadata = MetadataCatalog.get(name) if name in MetadataCatalog.list() else Metadata()
-        if len(metadata.get("thing_classes") or ()) == number:
+        names = list(metadata.get("thing_classes") or ())
+        if names == noted if noted else len(names) == number:
             return metadata
-    return class_metadata([f"class {k}" for k in range(number or 0)])
+    return class_metadata(noted or [f"class {k}" for k in range(number or 0)])
