@@ -163,3 +163,13 @@ def test_an_existing_environment_needs_the_tests_tools_for_tests_alone(tmp_path:
     for target in ("test", "torture", "matrix"):
         refused = make(target)
         assert refused.returncode != 0 and "cannot import pytest, hypothesis" in refused.stderr
+
+
+def test_continuous_integration_sums_up_though_a_set_up_fails(tmp_path: Path) -> None:
+    make = tmp_path / "make"
+    make.write_text('#!/bin/sh\n[ "$1" = clean ] || { echo no network; exit 1; }\n')
+    make.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([ROOT / ".ci" / "run"], env=env, capture_output=True, text=True)
+    end = done.stdout[done.stdout.index("=== what was run and what was skipped") :]
+    assert done.returncode == 1 and "FAILED" in end and "make test PYTHON=python3" in end
