@@ -25,11 +25,13 @@ help:
 	@echo 'make clean            remove .venv, builds and caches; output/ stays'
 	@echo 'PYTHON=/path/to/python with any of them: use that environment, install nothing'
 
+test torture matrix: TESTS := --tests # of their prerequisite setup too
+
 setup:
 ifdef PYTHON
 	@"$(PYTHON)" -c $(NEW_ENOUGH) 2>/dev/null || \
 		{ echo 'error: PYTHON=$(PYTHON) is not a Python of version 3.10 or newer' >&2; exit 2; }
-	@$(RUN) tools/setup_env.py --existing
+	@$(RUN) tools/setup_env.py --existing $(TESTS)
 else
 	@for python in $(CANDIDATES); do \
 		if "$$python" -c $(NEW_ENOUGH) 2>/dev/null; then exec "$$python" tools/setup_env.py; fi; \

@@ -12,13 +12,18 @@ from .version import __version__
 
 __all__ = ["RamboLoss", "__version__"]
 
+_OF_DETECTRON2 = [
+    "RamboCascadeROIHeads", "RamboCriterion", "RamboFastRCNNOutputLayers", "RamboROIHeads",
+    "RamboRPN", "RamboRes5ROIHeads", "RamboRetinaNet", "add_rambo_config",
+]  # fmt: skip
+
 if find_spec("detectron2") is not None:
     with warnings.catch_warnings():
         # Detectron2 scripts a few functions at import, which current torch calls deprecated.
         warnings.simplefilter("ignore", FutureWarning)
-        from .config import add_rambo_config
+        from .config import add_rambo_config  # noqa: F401
         from .data.shapes import register_shapes
-        from .modeling import (
+        from .modeling import (  # noqa: F401
             RamboCascadeROIHeads,
             RamboCriterion,
             RamboFastRCNNOutputLayers,
@@ -30,9 +35,7 @@ if find_spec("detectron2") is not None:
 
     register_shapes()  # the configs of the quickstart work in any script; drawn at first use
 
-    __all__ += ["RamboCascadeROIHeads", "RamboCriterion", "RamboFastRCNNOutputLayers"]
-    __all__ += ["RamboROIHeads", "RamboRPN", "RamboRes5ROIHeads", "RamboRetinaNet"]
-    __all__ += ["add_rambo_config"]
+    __all__ += _OF_DETECTRON2
 
     if find_spec("detectron2.modeling.meta_arch.fcos") is not None:  # v0.5 has none
         from .modeling.fcos import RamboFCOS  # noqa: F401
@@ -41,14 +44,11 @@ if find_spec("detectron2") is not None:
 
 
 def __getattr__(name: str) -> None:
-    if name.startswith("_"):
-        raise AttributeError(name)
-    if "add_rambo_config" not in __all__:
-        lacks = f"rambo_det.{name} needs Detectron2, which is not installed"
-    elif name == "RamboFCOS":
-        lacks = "rambo_det.RamboFCOS needs a Detectron2 with FCOS, which the one installed lacks"
-    else:
+    if name not in (*_OF_DETECTRON2, "RamboFCOS"):
         raise AttributeError(f"module 'rambo_det' has no attribute {name!r}")
+    lacks = f"rambo_det.{name} needs Detectron2, which is not installed"
+    if "add_rambo_config" in __all__:
+        lacks = f"rambo_det.{name} needs a Detectron2 with FCOS, which the one installed lacks"
     raise ImportError(
         f"{lacks}: pip install "
         "--no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"

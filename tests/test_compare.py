@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -181,6 +182,17 @@ def test_other_settings_are_refused(comparison, catalogs, capsys):
         capsys.readouterr().err,
     )
     assert (comparison.out / "results.json").read_bytes() == before
+
+
+def test_a_full_disk_is_one_line(comparison, catalogs, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        assert main(comparison.command()[2:]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = capsys.readouterr().err
+    assert error == "error: [Errno 27] File too large: make room; the same command goes on\n"
 
 
 def test_a_run_that_fails_leaves_the_others(comparison, catalogs, capsys):

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import pytest
 pytest.importorskip("detectron2")
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
+from rambo_det.cli.train import parse_args
 from rambo_det.data.coco import register_coco
 from rambo_det.data.files import check_image
 from rambo_det.data.register import register_datasets
+from rambo_det.engine.setup import build_config
+from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("catalogs")
@@ -142,6 +147,54 @@ def test_area_crowd_and_masks_are_kept(folder: Path) -> None:
     assert [item["iscrowd"] for item in stored] == [0, 1, 1]
     records = {record["image_id"]: record for record in DatasetCatalog.get("own")}
     assert records[7]["annotations"][0]["segmentation"] == mask
+
+
+def test_an_empty_mask_does_not_cost_the_box(folder: Path) -> None:
+    content = _content()
+    mask = [1, 2, 11, 2, 11, 14]
+    for annotation, empty in zip(
+        content["annotations"], ([], [[1, 2, 11, 14]], [[], mask]), strict=True
+    ):
+        annotation["segmentation"] = empty
+    register_coco("own", *_write(folder, content))
+    boxes = [a for record in DatasetCatalog.get("own") for a in record["annotations"]]
+    assert len(boxes) == 3
+    assert [a["segmentation"] for a in boxes if "segmentation" in a] == [[mask]]
+
+
+def _masks(folder: Path, *masks: Any) -> CfgNode:
+    """Config of a model with masks on data with these, the last one's object a crowd."""
+    content = _content()
+    for annotation, mask in zip(content["annotations"], masks, strict=True):
+        annotation["segmentation"] = mask
+    content["annotations"][-1]["iscrowd"] = 1
+    file, images = map(str, _write(folder, content))
+    return build_config(parse_args([
+        "--config", "configs/mask_rcnn_rambo.yaml", "--register-coco", "own", file, images,
+        "DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)", "MODEL.DEVICE", "cpu",
+        "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2",
+    ]))  # fmt: skip
+
+
+POLYGON = [[1, 2, 11, 2, 11, 14]]
+RLE = {"size": [30, 40], "counts": [100, 500, 600]}
+
+
+def test_rle_is_trained_on(folder: Path) -> None:
+    cfg = _masks(folder, POLYGON, RLE, RLE)
+    assert cfg.INPUT.MASK_FORMAT == "bitmask"
+    (batch,) = islice(RamboTrainer.build_train_loader(cfg), 1)
+    assert all(len(image["instances"].gt_masks) for image in batch)
+
+
+def test_a_crowd_as_rle_leaves_polygons(folder: Path) -> None:
+    assert _masks(folder, POLYGON, POLYGON, RLE).INPUT.MASK_FORMAT == "polygon"
+
+
+@pytest.mark.parametrize("empty", [[], [[]], [[1, 2, 11, 14]], None])
+def test_a_model_with_masks_and_a_box_without(folder: Path, empty: Any) -> None:
+    with pytest.raises(InputError, match=r"MASK_ON is True, but .*annotations\[1\] has no mask"):
+        _masks(folder, POLYGON, empty, RLE)
 
 
 def test_boxes_without_area_are_dropped_with_one_warning(
@@ -287,6 +340,26 @@ BAD = {
     "box with nan": (
         _edit("annotations", 0, bbox=[1, 2, 3, float("nan")]),
         r"annotations\[0\].*four numbers",
+    ),
+    "polygon of an odd number of numbers": (
+        _edit("annotations", 0, segmentation=[[1, 2, 11, 2, 11, 14, 1]]),
+        r"annotations\[0\]: 'segmentation' must be polygons",
+    ),
+    "polygon of text": (
+        _edit("annotations", 0, segmentation=[["1", "2", "11", "2", "11", "14"]]),
+        r"annotations\[0\]: 'segmentation' must be polygons",
+    ),
+    "RLE of another size": (
+        _edit("annotations", 0, segmentation={"size": [40, 30], "counts": [0, 1200]}),
+        r"annotations\[0\]: .*RLE as large as the image, {'size': \[30, 40\]",
+    ),
+    "RLE that is too short": (
+        _edit("annotations", 0, segmentation={"size": [30, 40], "counts": [0, 1199]}),
+        r"annotations\[0\]: .*RLE as large",
+    ),
+    "RLE with a number": (
+        _edit("annotations", 0, segmentation={"size": [30, 40], "counts": 5}),
+        r"annotations\[0\]: .*RLE as large",
     ),
     "no boxes": (lambda _: {**_content(), "annotations": []}, r"set\.json: .*'own' has no boxes"),
     "only boxes without area": (

@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from rambo_det.data.register import register_datasets
-from rambo_det.data.voc import register_voc
+from rambo_det.data.voc import read_voc, register_voc
 from rambo_det.errors import InputError
 
 from .voc_folder import write_voc
@@ -86,6 +86,14 @@ def test_files_of_other_tools(root: Path) -> None:
     assert records["a_2"]["file_name"].endswith("a_2.png")
     assert (records["a_2"]["width"], records["a_2"]["height"]) == (33, 22)
     assert _boxes([records["a_2"]])["a_2"] == [(1, 0, 1.5, 9, 9)]
+
+
+def test_names_with_spaces_and_a_byte_order_mark(tmp_path: Path) -> None:
+    images = {"my photo": TRAIN["a_2"], "other": []}
+    root = write_voc(tmp_path / "voc", "train", images)
+    for text in ("my photo\r\nother\r\n", "my photo -1\nother  1\n"):
+        (root / "ImageSets" / "Main" / "train.txt").write_bytes(text.encode("utf-8-sig"))
+        assert set(read_voc("own", root, "train").images) == set(images)
 
 
 def test_boxes_without_area_are_dropped_with_one_warning(

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import pickle
 import pty
 import re
 import signal
@@ -21,7 +22,12 @@ import torch
 
 pytest.importorskip("detectron2")
 
+from detectron2.engine import TrainerBase, hooks
+from detectron2.structures import BoxMode
+
+from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main
+from rambo_det.engine.best import BestModel
 from rambo_det.engine.checkpointer import AtomicCheckpointer
 
 from .models import CONFIGS, THIN, write_coco
@@ -228,6 +234,76 @@ def test_an_evaluation_that_a_kill_cut_off_is_made_again(arguments, tmp_path):
     assert evaluations_in(out) == evaluations_in(tmp_path / "whole") == [1, 3, 5, 8]
     assert same_weights(out / "model_best.pth", tmp_path / "whole" / "model_best.pth")
     assert not list(out.glob("*.part"))
+
+
+class Stepped(TrainerBase):
+    """Its weight is the last iteration."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.Linear(1, 1)
+
+    def run_step(self):
+        torch.nn.init.constant_(self.model.weight, self.iter)
+
+
+def best_after(folder, start, aps, keep=True):
+    """What keeps the best of a run that is evaluated every two iterations, with these APs."""
+    trainer = Stepped()
+    values = iter(aps)
+
+    def evaluate():
+        results = {"bbox": {"AP": next(values)}}
+        best.evaluated(results)
+        return results
+
+    checkpointer = AtomicCheckpointer(trainer.model, str(folder))
+    best = BestModel("bbox/AP", keep, 0, 2, checkpointer, evaluate)
+    trainer.register_hooks([hooks.EvalHook(2, evaluate), best])
+    trainer.train(start, start + 2 * len(aps))
+    return best
+
+
+def test_only_the_file_of_the_best_evaluation_is_named(tmp_path):
+    best = best_after(tmp_path, 0, [10.0, 11.0, 20.0])
+    assert best.summary() == f"best bbox/AP: 20.000, after iteration 5: {tmp_path}/model_best.pth"
+    # Resumed from a checkpoint before that evaluation, which came out otherwise this time.
+    best = best_after(tmp_path, 4, [10.5])
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 5
+    assert best.summary() == "best bbox/AP: 11.000, after iteration 3"
+    best = best_after(tmp_path, 6, [12.0])
+    assert best.summary() == f"best bbox/AP: 12.000, after iteration 7: {tmp_path}/model_best.pth"
+
+
+def test_a_file_that_was_never_written_is_not_named(tmp_path):
+    best_after(tmp_path, 0, [30.0, 29.0], keep=False)
+    assert best_after(tmp_path, 4, [20.0]).summary() == "best bbox/AP: 30.000, after iteration 1"
+
+
+def test_a_model_that_is_given_proposals(arguments, tmp_path, capsys, catalogs):
+    """No pictures of what it detects; and the prediction tool says what is wrong."""
+    keys = ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.LOAD_PROPOSALS", "True"]
+    for split in ("train", "val"):
+        content = json.loads((tmp_path / "data" / f"{split}.json").read_text())
+        found = {"ids": [], "boxes": [], "objectness_logits": [], "bbox_mode": BoxMode.XYWH_ABS}
+        for image in content["images"]:
+            there = [a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]]
+            found["ids"].append(image["id"])
+            found["boxes"].append(np.array(there, dtype=np.float32))
+            found["objectness_logits"].append(np.ones(len(there), dtype=np.float32))
+        file = tmp_path / f"{split}.pkl"
+        file.write_bytes(pickle.dumps(found))
+        name = "TRAIN" if split == "train" else "TEST"
+        keys += [f"DATASETS.PROPOSAL_FILES_{name}", f"('{file}',)"]
+    out = tmp_path / "out"
+    keys += ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1", "OUTPUT_DIR", out]
+    assert run(*arguments, *keys) == 0, capsys.readouterr()
+    assert set(images_of(out)) == {"train/inputs"}
+    capsys.readouterr()
+    image = tmp_path / "data" / "val" / "0.png"
+    assert predict(["--run", str(out), str(image), "--output", str(tmp_path / "found")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "PrecomputedProposals), and an image has none" in error
 
 
 @pytest.mark.parametrize(

@@ -140,3 +140,36 @@ def test_a_repair_with_nothing_to_repair_is_an_error(
     (tmp_path / name).write_text(text)
     with pytest.raises(RuntimeError, match=message):
         get_detectron2.repair(tmp_path)
+
+
+def test_an_existing_environment_needs_the_tests_tools_for_tests_alone(tmp_path: Path) -> None:
+    pytest.importorskip("detectron2")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u; found = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n in ('pytest', 'hypothesis') else found(n, *a)\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec "{sys.executable}" "$@"\n'
+    )
+    python.chmod(0o755)
+
+    def make(target: str, *more: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", target, f"PYTHON={python}", *more]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    trained = make("train", "ARGS=--help")
+    assert trained.returncode == 0 and "--register-coco" in trained.stdout, trained.stderr
+    for target in ("test", "torture", "matrix"):
+        refused = make(target)
+        assert refused.returncode != 0 and "cannot import pytest, hypothesis" in refused.stderr
+
+
+def test_continuous_integration_sums_up_though_a_set_up_fails(tmp_path: Path) -> None:
+    make = tmp_path / "make"
+    make.write_text('#!/bin/sh\n[ "$1" = clean ] || { echo no network; exit 1; }\n')
+    make.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([ROOT / ".ci" / "run"], env=env, capture_output=True, text=True)
+    end = done.stdout[done.stdout.index("=== what was run and what was skipped") :]
+    assert done.returncode == 1 and "FAILED" in end and "make test PYTHON=python3" in end

@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import torch
 
 pytest.importorskip("detectron2")
 
+from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
 from rambo_det.cli.predict import main, parse_args
@@ -206,6 +208,26 @@ def test_a_stock_checkpoint(run, tmp_path, capsys, catalogs):
     assert Detector(saved).metadata.thing_classes == list(CLASSES)
 
 
+def test_category_ids_are_the_data_sets_own(tmp_path):
+    config, weights = stock_checkpoint(
+        tmp_path, "DATASETS.TEST", "('coco_2017_val',)", "MODEL.ROI_HEADS.NUM_CLASSES", 80
+    )
+    names = MetadataCatalog.get("coco_2017_val").thing_classes
+    for classes, number in ((names, 13), (["first", *names[1:]], 12)):
+        (tmp_path / "data.json").write_text(json.dumps({"classes": classes}))
+        detector = Detector(find_model(None, str(config), str(weights)))
+        assert detector.metadata.thing_classes == classes
+        assert detector.category_id(names.index("stop sign")) == number
+
+
+def test_an_input_of_the_overviews_name(run, tmp_path, capsys, catalogs):
+    shutil.copytree(run / "val", tmp_path / "in")
+    (tmp_path / "in" / "0.png").rename(tmp_path / "in" / "overview.jpg")
+    assert predict(run, tmp_path / "in", "--output", tmp_path / "out") == 0
+    shapes = [cv2.imread(str(tmp_path / "out" / f"overview{n}.jpg")).shape for n in ("", "-2")]
+    assert shapes == [(384, 1152, 3), (480, 480, 3)]
+
+
 def test_weights_of_another_model_are_refused(run, tmp_path, capsys, catalogs):
     config, weights = stock_checkpoint(tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 7)
     assert predict(run, run / "val", "--weights", weights, "--output", tmp_path / "out") == 2
@@ -218,12 +240,16 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
     shutil.copytree(run / "val", tmp_path / "in")
     (tmp_path / "in" / "0.png").write_bytes(b"nothing of the kind")
     (tmp_path / "in" / "film.mp4").write_bytes(b"nothing of the kind")
+    empty = str(tmp_path / "in" / "no_frames.avi")
+    cv2.VideoWriter(empty, cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 96)).release()
+    assert cv2.VideoCapture(empty).isOpened()
     out = tmp_path / "out"
     assert predict(run, tmp_path / "in", "--output", out) == 1
     text, error = capsys.readouterr()
     lines = error.splitlines()
-    assert len(lines) == 3 and "0.png is not an image" in lines[0] and "film.mp4" in lines[1]
-    assert lines[2] == "error: 2 of 4 files were skipped, see above"
+    assert len(lines) == 4 and "0.png is not an image" in lines[0] and "film.mp4" in lines[1]
+    assert "no_frames.avi: OpenCV cannot read a frame" in lines[2]
+    assert lines[3] == "error: 3 of 5 files were skipped, see above"
     assert "2 pictures in" in text and {
         i["file_name"] for i in results_of(out)[0].imgs.values()
     } == {str(tmp_path / "in" / name) for name in ("1.png", "2.png")}
@@ -232,6 +258,16 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
     assert predict(run, tmp_path / "in", "--output", tmp_path / "none") == 2
     assert "0.png is not an image" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_full_disk_is_one_line_without_advice_that_does_not_help(run, tmp_path, capsys, catalogs):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        assert predict(run, run / "val", "--output", tmp_path / "out") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err == "error: [Errno 27] File too large: make room\n"
 
 
 @pytest.mark.parametrize(

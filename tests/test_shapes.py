@@ -29,6 +29,20 @@ def _times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="takes on the id of a user without a home")
+def test_a_user_without_a_home_has_a_cache(tmp_path: Path) -> None:
+    code = (
+        "import os, runpy; find = runpy.run_path('rambo_det/cache.py')['cache_folder']\n"
+        "os.setuid(54321); print(find())"
+    )
+    gone = ("HOME", "RAMBO_DET_CACHE")
+    env = {k: v for k, v in os.environ.items() if k not in gone} | {"TMPDIR": "/tmp"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=env, capture_output=True, text=True
+    )
+    assert done.stdout == "/tmp/rambo_det-54321\n", done.stderr
+
+
 def test_an_image_depends_only_on_its_split_and_index() -> None:
     image, objects = drawing.draw("train", 5)
     drawing.draw("val", 5)

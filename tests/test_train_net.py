@@ -1,9 +1,14 @@
 """tools/train_net.py as a user runs it."""
 
+import functools
 import json
+import logging
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -13,8 +18,9 @@ import torch
 pytest.importorskip("detectron2")
 
 from rambo_det.cli.train import main
+from rambo_det.engine.values import check_training
 
-from .models import write_coco
+from .models import THIN, small_cfg, write_coco
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
@@ -97,10 +103,34 @@ def test_summary_of_runs(run, tmp_path):
 
 def test_figure_of_a_run(run, data, tmp_path):
     picture = tmp_path / "figure.png"
-    done = tool("make_figure.py", "--run", run[0], "--out", picture, "--images", "0", *data)
+    done = tool("make_figure.py", "--run", run[0], "--out", picture, *data)
     assert done.returncode == 0, done.stderr
     height, width = cv2.imread(str(picture)).shape[:2]
     assert width > height > 200
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "data set tn_val is not registered: name it with --register-coco"),
+        (["--register-coco", "tn_val", "none.json", "."], "none.json"),
+        (["--images", "4", "{data}"], "--images 4: those of tn_val are 0 to 3"),
+        (4 * ["--run", "{run}"], "--run: 4 can be told apart, not 5"),
+        (["--run", "none"], "--run none: no finished run there"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn(words, message, run, data, tmp_path, capsys, catalogs):
+    sys.path.insert(0, str(REPOSITORY / "tools"))
+    try:
+        from make_figure import main as make_figure
+    finally:
+        sys.path.remove(str(REPOSITORY / "tools"))
+    if "{data}" in words:
+        words = [*words[:-1], *data]
+    words = [str(run[0]) if word == "{run}" else word for word in words]
+    assert make_figure(["--run", str(run[0]), "--out", str(tmp_path / "f.png"), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
 
 
 def test_resume_goes_on_with_the_memory(run):
@@ -135,6 +165,26 @@ def test_resume_of_another_model_is_refused(run, capsys, catalogs):
     args = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume"]
     assert main([str(a) for a in [*args, *keys]]) == 2
     assert "MODEL.ROI_HEADS.NAME" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
+    out = tmp_path / "out"
+    keys = ["DATASETS.TRAIN", "('tn_train',)", "DATASETS.TEST", "('tn_val',)", *THIN]
+    keys += ["SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5", "OUTPUT_DIR", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "tools/train_net.py", "--config", CONFIG, *data, *keys], cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # What runs in the background of a script ignores Ctrl-C, and what it starts does too.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    end = time.monotonic() + 120
+    while not (out / "last_checkpoint").is_file() and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: its data workers too
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert err.splitlines()[-1] == "interrupted; --resume goes on from the last checkpoint"
 
 
 @pytest.mark.parametrize(
@@ -178,6 +228,15 @@ def test_a_config_that_is_not_yaml(tmp_path, capsys, catalogs):
     assert "bad.yaml" in capsys.readouterr().err
 
 
+def test_the_callers_level_of_logging_is_left():
+    logging.disable(logging.ERROR)
+    try:
+        check_training(small_cfg())
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def test_without_detectron2_the_error_names_the_command(tmp_path):
     """In a Python that cannot see Detectron2: the loss works, the rest says what to install."""
     code = (
@@ -193,6 +252,7 @@ def test_without_detectron2_the_error_names_the_command(tmp_path):
         "try: rambo_det.add_rambo_config\n"
         "except ImportError as e: assert 'pip install' in str(e), e\n"
         "else: raise SystemExit('no ImportError')\n"
+        "assert not hasattr(rambo_det, 'foo')\n"
         "from rambo_det.cli.train import main; raise SystemExit(main(['--config', 'x']))\n"
     )
     done = subprocess.run(

@@ -4,7 +4,9 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -25,6 +27,15 @@ from rambo_det.evaluation.ranking import (
 from rambo_det.evaluation.ranking_figure import FALSE, TRUE, choose_crops, draw_class
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def import_tool():
+    sys.path.insert(0, str(REPOSITORY / "tools"))
+    try:
+        import visualize_ranking
+    finally:
+        sys.path.remove(str(REPOSITORY / "tools"))
+    return visualize_ranking
 
 
 def random_data(seed, tmp_path):
@@ -159,6 +170,18 @@ def test_the_picture_shows_true_and_false():
     draw_class(ranked_class([], 2), 0.5, look)
 
 
+def test_each_class_has_a_picture_of_its_own(tmp_path, capsys):
+    tool = import_tool()
+    names = ["é", "è", "ranking", "a/b", "a b"]
+    ranked = [replace(ranked_class([True, False], 2), name=name) for name in names]
+    image = np.zeros((96, 96, 3), dtype=np.uint8)
+    data = SimpleNamespace(name="own", look=lambda _: lambda _: (image, np.zeros((0, 4))))
+    tool.write(ranked, data, tool.parse_args([]), tmp_path, "run")
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {"é.png", "è.png", "ranking-2.png", "a_b.png", "a_b-2.png", "ranking.png"}
+    assert cv2.imread(str(tmp_path / "ranking.png")).shape[0] == 350 * len(names)
+
+
 def visualize(*arguments):
     done = subprocess.run(
         [sys.executable, "tools/visualize_ranking.py", *map(str, arguments)], cwd=REPOSITORY,
@@ -209,11 +232,7 @@ def test_the_tool_on_a_run(finished_run, monkeypatch):
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, message, finished_run, tmp_path, capsys, catalogs):
-    sys.path.insert(0, str(REPOSITORY / "tools"))
-    try:
-        from visualize_ranking import main
-    finally:
-        sys.path.remove(str(REPOSITORY / "tools"))
+    main = import_tool().main
     output = ["--output", str(tmp_path / "ranking")]
     assert main(["--run", str(finished_run / "out"), *output, *arguments]) == 2
     error = capsys.readouterr().err

@@ -31,11 +31,16 @@ from pycocotools.coco import COCO  # noqa: E402
 from pycocotools.cocoeval import COCOeval  # noqa: E402
 
 import rambo_det  # noqa: E402
+from rambo_det.cli.failures import status_of  # noqa: E402
 from rambo_det.cli.train import add_data_arguments  # noqa: E402
-from rambo_det.engine.setup import register_own  # noqa: E402
+from rambo_det.engine.setup import check_dataset, register_own  # noqa: E402
+from rambo_det.errors import InputError  # noqa: E402
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
+
+DETECTIONS = Path("inference", "coco_instances_results.json")
+STYLES = ("-", "--", ":", "-.")  # of the runs; colours are of the classes
 
 
 def load_config(run: Path) -> CfgNode:
@@ -53,7 +58,7 @@ def precision_curves(json_file: str, run: Path) -> tuple[np.ndarray, list[str]]:
     """Precision (101 recalls, K classes) at IoU 0.5, and the classes' names."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO(json_file)
-        found = truth.loadRes(str(run / "inference" / "coco_instances_results.json"))
+        found = truth.loadRes(str(run / DETECTIONS))
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -76,27 +81,45 @@ def draw_detections(cfg: CfgNode, name: str, index: int, threshold: float) -> np
     return picture
 
 
-def main() -> int:
-    """Command line entry."""
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, action="append", required=True, metavar="FOLDER")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
-    parser.add_argument("--images", type=int, nargs="+", default=[3, 11, 25], metavar="INDEX")
+    parser.add_argument("--images", type=int, nargs="+", metavar="INDEX", help="[3 11 25]")
     parser.add_argument("--threshold", type=float, default=0.5)
     add_data_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for run in args.run:
-        if not (run / "model_final.pth").is_file():
-            print(f"error: --run {run}: no finished run there", file=sys.stderr)
-            return 2
+        if not ((run / "model_final.pth").is_file() and (run / DETECTIONS).is_file()):
+            raise InputError(f"--run {run}: no finished run there")
+    if len(args.run) > len(STYLES):
+        raise InputError(f"--run: {len(STYLES)} can be told apart, not {len(args.run)}")
+    return args
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Draws the figure.
+
+    Raises:
+        InputError: whatever is wrong with runs, data or images.
+    """
     cfg = load_config(args.run[0])
     register_own(args, cfg.DATASETS.TRAIN)
+    if not cfg.DATASETS.TEST:
+        raise InputError(f"--run {args.run[0]}: DATASETS.TEST of its config.yaml is empty")
     name = cfg.DATASETS.TEST[0]
-    figure, axes = plt.subplots(1, len(args.images) + 1, figsize=(4 * len(args.images) + 4.5, 4))
-    for axis, index in zip(axes, args.images, strict=False):
+    check_dataset(f"--run {args.run[0]}", name)
+    number = len(DatasetCatalog.get(name))
+    images = args.images or [i for i in (3, 11, 25) if i < number] or [0]
+    for index in images:
+        if not 0 <= index < number:
+            raise InputError(f"--images {index}: those of {name} are 0 to {number - 1}")
+    figure, axes = plt.subplots(1, len(images) + 1, figsize=(4 * len(images) + 4.5, 4))
+    for axis, index in zip(axes[:-1], images, strict=True):
         axis.imshow(draw_detections(cfg, name, index, args.threshold))
         axis.set_axis_off()
-    for run, style in zip(args.run, ("-", "--", ":", "-."), strict=False):
+    for run, style in zip(args.run, STYLES, strict=False):
         curves, classes = precision_curves(MetadataCatalog.get(name).json_file, run)
         for k, label in enumerate(classes):
             text = label if len(args.run) == 1 else f"{label}, {run.name}"
@@ -107,7 +130,11 @@ def main() -> int:
     figure.tight_layout()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=80)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line entry; returns the exit status: 2 after a user's mistake."""
+    return status_of(lambda: draw(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Without arguments: the virtual environment .venv in the clone, with the pins of requirements.txt,
 Detectron2 (get_detectron2.py) and rambo_det itself. It is made once, brought up to date when what
 it was made from changes, and made again when a run was broken off in the middle.
-With --existing: check the Python that runs this file and install nothing.
+With --existing: check the Python that runs this file and install nothing. What only the tests need
+is asked for with --tests.
 """
 
 from __future__ import annotations
@@ -43,10 +44,9 @@ NEEDED = (
     "pycocotools",
     "cv2",
     "matplotlib",
-    "pytest",
-    "hypothesis",
     "detectron2",
 )
+NEEDED_BY_TESTS = ("pytest", "hypothesis")
 
 
 def stamp() -> str:
@@ -146,9 +146,10 @@ def own() -> None:
     print(f"[set-up] done. {line}")
 
 
-def existing() -> None:
+def existing(tests: bool) -> None:
     """Say which Python and Detectron2 are used; RuntimeError if something is missing."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    needed = NEEDED + NEEDED_BY_TESTS if tests else NEEDED
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise RuntimeError(
             f"{sys.executable} cannot import {', '.join(missing)}: install what is missing there "
@@ -166,9 +167,11 @@ def main() -> int:
     parser.add_argument(
         "--existing", action="store_true", help="check this Python, install nothing"
     )
+    parser.add_argument("--tests", action="store_true", help="with it: check for the tests' tools")
+    args = parser.parse_args()
     try:
-        if parser.parse_args().existing:
-            existing()
+        if args.existing:
+            existing(args.tests)
         else:
             own()
     except subprocess.CalledProcessError as error:

@@ -105,6 +105,7 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
     from PIL import Image
     from tabulate import tabulate
 
+    from rambo_det.engine.files import distinct
     from rambo_det.evaluation.ranking_figure import draw_class
 
     ranked = [k for k in ranked if k.num_objects]
@@ -121,11 +122,12 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
     mean = {key: float(np.mean([row[key] for row in rows])) for key in keys}
     total = {key: sum(row[key] for row in rows) for key in ("objects", "found", "outranked")}
     output.mkdir(parents=True, exist_ok=True)
-    pictures, encoded = [], []
+    pictures, encoded, taken = [], [], {Path("ranking.png")}
     for k in ranked[: args.shown]:
         pictures.append(draw_class(k, args.iou, data.look(k.name)))
         png = cv2.imencode(".png", pictures[-1][:, :, ::-1])[1].tobytes()
-        (output / f"{re.sub(r'[^-.0-9A-Za-z]', '_', k.name)}.png").write_bytes(png)
+        file = distinct(Path(re.sub(r"[^-.\w]", "_", k.name) + ".png"), taken)
+        (output / file).write_bytes(png)
         encoded.append({"name": k.name, "data": base64.b64encode(png).decode()})
     poster = Image.fromarray(np.concatenate(pictures))
     poster.quantize(256).save(output / "ranking.png", optimize=True)  # a third of the size

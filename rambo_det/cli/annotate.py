@@ -19,7 +19,7 @@ from ..engine.detector import Detector
 from ..engine.files import whole_file
 from ..errors import InputError
 from ..evaluation.pictures import draw_detections, grid
-from .sources import Source, frames, open_video
+from .sources import OVERVIEW, Source, frames, open_video
 
 _AT_A_GLANCE = 12  # pictures at most
 _FRAMES_PER_SECOND = 25.0  # of a camera that does not tell
@@ -46,7 +46,7 @@ class Annotator:
     def __init__(self, output: Path, sources: Sequence[Source], overwrite: bool) -> None:
         self._output, self._sources = output, sources
         self._results, self._index = output / "results.json", output / "images.json"
-        self._overview = output / "overview.jpg"
+        self._overview = output / OVERVIEW
         targets = [self._results, self._index, *(output / s.output for s in sources)]
         self._num_pictures = sum(not source.is_video for source in sources)
         if self._num_pictures > 1:
@@ -101,14 +101,16 @@ class Annotator:
             most: how many frames of each video; None: all.
 
         Raises:
-            InputError: a video has no frames.
+            InputError: a camera gives no frames.
         """
-        names, ids = detector.metadata.get("thing_classes") or (), detector.category_ids()
-        self._categories = [{"id": ids.get(k, k + 1), "name": name} for k, name in enumerate(names)]
+        names = detector.metadata.get("thing_classes") or ()
+        self._categories = [
+            {"id": detector.category_id(k), "name": name} for k, name in enumerate(names)
+        ]
         with tqdm(total=self._number_of_images(most), unit="image", disable=None) as bar:
 
             def annotated(image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
-                picture = self._annotate(image, about, detector, threshold, ids)
+                picture = self._annotate(image, about, detector, threshold)
                 bar.update()
                 return picture
 
@@ -138,15 +140,14 @@ class Annotator:
         return total
 
     def _annotate(
-        self, image: np.ndarray, about: dict[str, Any], detector: Detector, threshold: float,
-        ids: dict[int, int],
-    ) -> np.ndarray:  # fmt: skip
+        self, image: np.ndarray, about: dict[str, Any], detector: Detector, threshold: float
+    ) -> np.ndarray:
         found = detector(image)
         number = len(self._images) + 1
         size = {"height": image.shape[0], "width": image.shape[1]}
         self._images.append({"id": number, **about, **size})
         for item in instances_to_coco_json(found, number):
-            item["category_id"] = ids.get(item["category_id"], item["category_id"] + 1)
+            item["category_id"] = detector.category_id(item["category_id"])
             self._file.write((",\n" if self._found else "[\n") + json.dumps(item))
             self._found += 1
         shown = found[found.scores >= threshold]

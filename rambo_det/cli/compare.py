@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ..errors import InputError
-from .failures import explain
+from .failures import status_of
 from .train import add_data_arguments, add_hold_out
 
 _EPILOG = """\
@@ -162,17 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["rambo-compare", *(sys.argv[1:] if argv is None else argv)])
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        return run(parse_args(argv), command)
-    except KeyboardInterrupt:
-        print("\nstopped: the same command goes on from here", file=sys.stderr)
-        return 130
-    except Exception as error:
-        explained = explain(error)
-        if explained is None:
-            raise
-        status, line = explained
-        print(f"error: {line}", file=sys.stderr)
-        return status
+        return status_of(lambda: run(parse_args(argv), command), "the same command goes on")
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -14,19 +14,23 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _IN_ANOTHER_PROCESS = f"{InputError.__module__}.{InputError.__name__}: "
 
 
-def status_of(tool: Callable[[], Any]) -> int:
+def status_of(tool: Callable[[], Any], advice: str = "") -> int:
     """Runs a tool; the exit status, after a line on standard error if it failed.
 
     What the tool returns, None as 0; 2 for a user's mistake, 1 for what went wrong on the way, 130
     for Ctrl-C. A bug is raised.
+
+    Args:
+        tool: what is run.
+        advice: how a user goes on with what was cut off; empty: not at all.
     """
     try:
         return int(tool() or 0)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(_and("interrupted", advice), file=sys.stderr)
         return 130
     except Exception as error:
-        explained = explain(error)
+        explained = explain(error, advice)
         if explained is None:
             raise
         status, line = explained
@@ -34,8 +38,13 @@ def status_of(tool: Callable[[], Any]) -> int:
         return status
 
 
-def explain(error: BaseException) -> tuple[int, str] | None:
-    """The exit status, 2 for a user's mistake, and the line to print; None: a bug."""
+def explain(error: BaseException, advice: str = "") -> tuple[int, str] | None:
+    """The exit status, 2 for a user's mistake, and the line to print; None: a bug.
+
+    Args:
+        error: what the tool ended with.
+        advice: as for :func:`status_of`.
+    """
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "detectron2":
         return 2, (
             "Detectron2 is not installed: pip install --no-build-isolation "
@@ -47,20 +56,20 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         return 2, last.removeprefix(_IN_ANOTHER_PROCESS)
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
-            return 1, f"{cause}: make room; --resume goes on from the last checkpoint"
+            return 1, _and(f"{cause}: make room", advice)
         if _is_of_a_worker(cause):
             text = " ".join(str(cause).split())
-            return 1, (
-                f"a data worker died, perhaps for want of memory ({text}): --resume goes on from "
-                "the last checkpoint; DATALOADER.NUM_WORKERS sets how many there are"
-            )
+            line = f"a data worker died, perhaps for want of memory ({text})"
+            return 1, f"{_and(line, advice)}; DATALOADER.NUM_WORKERS sets how many there are"
         if _is_of_a_peer(cause):
             reason = " ".join(str(cause).split()).split(". ")[0]
-            return 1, (
-                f"another process of the run has ended, and may have said why ({reason}): "
-                "--resume goes on from the last checkpoint"
-            )
+            line = f"another process of the run has ended, and may have said why ({reason})"
+            return 1, _and(line, advice)
     return None
+
+
+def _and(line: str, advice: str) -> str:
+    return f"{line}; {advice}" if advice else line
 
 
 def _is_of_a_worker(error: BaseException) -> bool:

@@ -10,7 +10,11 @@ import cv2
 import numpy as np
 
 from ..data.files import image_size
+from ..engine.files import distinct
 from ..errors import InputError
+
+#: The pictures at a glance, in the folder of the output.
+OVERVIEW = "overview.jpg"
 
 _IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -67,7 +71,7 @@ def find_sources(
         video = path.suffix.lower() in _VIDEOS
         try:
             if video:
-                open_video(str(path)).release()
+                _check_video(str(path))
             else:
                 image_size(path, "to detect in")
         except InputError as error:
@@ -103,13 +107,17 @@ def _ending(path: Path, video: bool) -> str:
 
 
 def _make_distinct(sources: Sequence[Source]) -> None:
-    taken: set[Path] = set()
+    taken = {Path(OVERVIEW)}
     for source in sources:
-        name, number = source.output, 1
-        while source.output in taken:
-            number += 1
-            source.output = name.with_name(f"{name.stem}-{number}{name.suffix}")
-        taken.add(source.output)
+        source.output = distinct(source.output, taken)
+
+
+def _check_video(file: str) -> None:
+    video = open_video(file)
+    there, _ = video.read()
+    video.release()
+    if not there:
+        raise InputError(f"{file}: OpenCV cannot read a frame of this video")
 
 
 def open_video(place: str) -> cv2.VideoCapture:

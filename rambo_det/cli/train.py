@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from ..config_files import find_config
 from ..errors import InputError
-from .failures import explain
+from .failures import status_of
 
 Process = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -220,20 +220,15 @@ def main(argv: Sequence[str] | None = None, process: Process = run) -> int:
         process: what each process of the run does, see :func:`run`.
     """
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
-    try:
+
+    def launched() -> None:
         args = parse_args(argv)
         from ..engine.launch import launch
 
         _check_processes(args, process)
         launch(process, args)
-    except Exception as error:
-        explained = explain(error)
-        if explained is None:
-            raise
-        status, line = explained
-        print(f"error: {line}", file=sys.stderr)
-        return status
-    return 0
+
+    return status_of(launched, "--resume goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -45,18 +45,19 @@ class DataSource:
 
     def add_box(
         self, image_id: int | str, category_id: int, box: list[float], fields: Mapping[str, Any]
-    ) -> None:
-        """Append one annotation, unless its box has no area inside the image."""
+    ) -> bool:
+        """Append one annotation, unless its box has no area inside the image; whether it did."""
         x, y, width, height = box
         image = self.images[image_id]
         inside_x = min(x + width, image["width"]) - max(x, 0)
         inside_y = min(y + height, image["height"]) - max(y, 0)
         if min(width, height, inside_x, inside_y) <= 0:
             self.dropped += 1
-            return
+            return False
         required = {"image_id": image_id, "category_id": category_id, "bbox": box}
         number = {"id": len(self.annotations) + 1}
         self.annotations.append({"area": width * height, **fields, **required, **number})
+        return True
 
     def finish(self) -> None:
         """Say how many boxes were dropped; raise InputError if none is left."""

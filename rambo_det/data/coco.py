@@ -30,11 +30,13 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
     """Read a COCO json and check it and every image that it names.
 
     Boxes without any area inside their image are dropped, with one warning. Annotations are
-    numbered anew from 1 (pycocotools takes a match with annotation 0 for no match).
+    numbered anew from 1 (pycocotools takes a match with annotation 0 for no match). In the
+    metadata, `without_mask` is the first box without a mask, and `mask_format` is `bitmask` if
+    there is RLE to train on: what `INPUT.MASK_FORMAT` then has to be.
 
     Raises:
-        InputError: no COCO json; an annotation of an unknown image or category; a missing,
-            truncated or wrongly sized image; no boxes.
+        InputError: no COCO json; an annotation of an unknown image or category; a mask that is
+            none; a missing, truncated or wrongly sized image; no boxes.
     """
     content = _read_json(Path(json_file))
     source = DataSource(name, str(json_file), str(image_dir))
@@ -104,20 +106,22 @@ def _add_annotation(source: DataSource, annotation: Any, where: str) -> None:
         raise InputError(f"{where}: 'images' has no image_id {image_id!r}")
     if category_id not in source.categories:
         raise InputError(f"{where}: 'categories' has no category_id {category_id}")
-    if len(box) != 4 or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in box):
+    if len(box) != 4 or not _are_numbers(box):
         raise InputError(f"{where}: 'bbox' is {box}, but must be four numbers x, y, width, height")
     crowd = _flag(annotation, "iscrowd", where) or _flag(annotation, "ignore", where)
     # What is null, as some tools write it, is left out.
     fields = {k: v for k, v in annotation.items() if k != "ignore" and v is not None}
     if not math.isfinite(_get({"area": 0, **fields}, "area", (int, float), where)):
         raise InputError(f"{where}: 'area' cannot be {fields['area']!r}")
-    if not _is_mask(fields.get("segmentation", [])):
-        raise InputError(
-            f"{where}: 'segmentation' must be a list of polygons, [[x, y, ...], ...], or RLE, "
-            "{'size', 'counts'}"
-        )
+    mask = _mask(fields.pop("segmentation", []), source.images[image_id], where)
+    if mask:
+        fields["segmentation"] = mask
     fields.update(keypoint_fields(fields, source.metadata.get("keypoint_names", ()), where))
-    source.add_box(image_id, category_id, box, {**fields, "iscrowd": int(crowd)})
+    kept = source.add_box(image_id, category_id, box, {**fields, "iscrowd": int(crowd)})
+    if kept and not mask:
+        source.metadata.setdefault("without_mask", where)
+    if kept and isinstance(mask, dict) and not crowd:  # crowds are not trained on
+        source.metadata["mask_format"] = "bitmask"
 
 
 def _flag(annotation: Any, key: str, where: str) -> bool:
@@ -127,7 +131,36 @@ def _flag(annotation: Any, key: str, where: str) -> bool:
     return bool(value)
 
 
-def _is_mask(value: Any) -> bool:
-    if isinstance(value, dict):
-        return {"size", "counts"} <= value.keys()
-    return isinstance(value, list) and all(isinstance(polygon, list) for polygon in value)
+def _mask(value: Any, image: dict[str, Any], where: str) -> Any:
+    """RLE as it is, or the polygons of three points or more; an empty list means no mask.
+
+    Detectron2 would leave out the whole object where no such polygon is left, and pycocotools
+    writes past the end of RLE that is longer than its image.
+    """
+    size = [image["height"], image["width"]]
+    if isinstance(value, list):
+        value = [p for p in value if not (isinstance(p, list) and len(p) < 6)]
+        fits = all(_is_polygon(polygon) for polygon in value)
+    else:
+        fits = isinstance(value, dict) and value.get("size") == size
+        fits = fits and _are_counts(value.get("counts"), math.prod(size))
+    if not fits:
+        raise InputError(
+            f"{where}: 'segmentation' must be polygons, [[x, y, ...], ...], or "
+            f"RLE as large as the image, {{'size': {size}, 'counts': ...}}"
+        )
+    return value
+
+
+def _is_polygon(value: Any) -> bool:
+    return isinstance(value, list) and len(value) % 2 == 0 and _are_numbers(value)
+
+
+def _are_counts(value: Any, pixels: int) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(x, int) and x >= 0 for x in value) and sum(value) == pixels
+    return isinstance(value, str) and value != ""
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(x, (int, float)) and math.isfinite(x) for x in values)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ def parse_voc(name: str, root: str | Path, split: str, check_images: bool = True
     source = DataSource(name, str(split_file), str(root / "JPEGImages"))
     # A set that is read by evaluators of VOC's metric needs to be found again.
     source.metadata = {"dirname": str(root), "split": split, "year": 2012}
+    source.metadata["without_mask"] = str(split_file)
     annotations = {}
     for stem in _image_names(split_file):
         annotations[stem] = _parse(root / "Annotations" / f"{stem}.xml", split_file)
@@ -91,11 +93,11 @@ def _image_names(split_file: Path) -> list[str]:
         found = f"splits there: {', '.join(there)}" if there else "the folder has no splits"
         raise InputError(f"the VOC split file {split_file} does not exist ({found})")
     try:
-        lines = split_file.read_text(encoding="utf-8").splitlines()
+        lines = split_file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"the VOC split file {split_file} is not in UTF-8: {error}") from None
-    # Only the first word counts: class-wise split files have a flag behind the name.
-    names = [line.split()[0] for line in lines if line.strip()]
+    # Class-wise split files have a flag behind the name.
+    names = [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines if line.strip()]
     if not names:
         raise InputError(f"the VOC split file {split_file} names no image")
     if len(set(names)) < len(names):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import detectron2.utils.comm as comm
+import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 
@@ -164,9 +165,21 @@ class BestModel(HookBase):
             json.dump(content, file, indent=1)
 
     def summary(self) -> str | None:
-        """The best evaluation in one line; None if there is none."""
+        """The best evaluation in one line, with the file that has its weights; None: there is none.
+
+        A run that was killed and resumed may have no such file: the one that is there can be of an
+        evaluation after the checkpoint, which came out otherwise the second time.
+        """
         if self.best is None:
             return None
         iteration, value = self.best
-        place = f": {Path(self._checkpointer.save_dir) / 'model_best.pth'}" if self._keep else ""
+        file = Path(self._checkpointer.save_dir) / "model_best.pth"
+        place = f": {file}" if self._keep and _iteration_of(file) == iteration else ""
         return f"best {self._metric}: {value:.3f}, after iteration {iteration}{place}"
+
+
+def _iteration_of(checkpoint: Path) -> int | None:
+    if not checkpoint.is_file():
+        return None
+    iteration: int | None = torch.load(checkpoint, map_location="cpu", mmap=True).get("iteration")
+    return iteration

@@ -14,6 +14,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from torch import nn
 
 from ..config import add_rambo_config
 from ..errors import InputError
@@ -39,7 +40,8 @@ class Detector:
         datasets: names of the data sets that the config evaluates on.
 
     Raises:
-        InputError: the config is not one of a detector, or the weights are of another model.
+        InputError: the config is not one of a detector, the model needs proposals, or the weights
+            are of another model.
     """
 
     def __init__(
@@ -49,6 +51,11 @@ class Detector:
         cfg = _lazy_config(saved.config, opts) if lazy else _yaml_config(saved.config, opts)
         parts = _lazy_parts(cfg) if lazy else _yaml_parts(cfg)
         self._model, augmentations, self._channels, train, self.datasets = parts
+        if needs_proposals(self._model):
+            raise InputError(
+                f"{saved.config}: the model detects in proposals that are made beforehand "
+                "(MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals), and an image has none"
+            )
         self._augment = T.AugmentationList(augmentations)
         load_whole_model(self._model, saved.weights, saved.config)
         self._model.eval()
@@ -71,10 +78,15 @@ class Detector:
         found = output["instances"].to("cpu")
         return found[found.scores.argsort(descending=True)]
 
-    def category_ids(self) -> dict[int, int]:
-        """Class index -> category id in COCO's terms: the data set's own, else from 1 on."""
+    def category_id(self, index: int) -> int:
+        """The category id of a class in COCO's terms: the data set's own, else counted from 1."""
         own = self.metadata.get("thing_dataset_id_to_contiguous_id") or {}
-        return {index: number for number, index in own.items()}
+        return {k: number for number, k in own.items()}.get(index, index + 1)
+
+
+def needs_proposals(model: nn.Module) -> bool:
+    """Whether the model makes none itself, and cannot detect in an image alone."""
+    return getattr(model, "proposal_generator", model) is None
 
 
 def _yaml_config(file: str, opts: Sequence[str]) -> CfgNode:
@@ -125,10 +137,10 @@ def _metadata(
         if number not in (None, len(classes)):
             raise InputError(f"--classes names {len(classes)} classes, the model has {number}")
         return class_metadata(classes)
-    if saved.data.classes:
-        return class_metadata(saved.data.classes)
+    noted = saved.data.classes
     for name in datasets:
         metadata = MetadataCatalog.get(name) if name in MetadataCatalog.list() else Metadata()
-        if len(metadata.get("thing_classes") or ()) == number:
+        names = list(metadata.get("thing_classes") or ())
+        if names == noted if noted else len(names) == number:
             return metadata
-    return class_metadata([f"class {k}" for k in range(number or 0)])
+    return class_metadata(noted or [f"class {k}" for k in range(number or 0)])

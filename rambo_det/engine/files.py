@@ -48,6 +48,16 @@ def whole_file(path: str, mode: str, **kwargs: Any) -> Iterator[IO[Any]]:
         raise
 
 
+def distinct(path: Path, taken: set[Path]) -> Path:
+    """The path, with a number at the end of its name if it is ``taken``; now it is."""
+    found, number = path, 1
+    while found in taken:
+        number += 1
+        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    taken.add(found)
+    return found
+
+
 def remove_parts(folder: str) -> None:
     """Removes what killed processes of a run were writing through :class:`AtomicFiles`."""
     for name in ("*.pth", "last_checkpoint", "best.json", "data.json"):

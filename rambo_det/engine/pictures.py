@@ -16,6 +16,7 @@ from detectron2.evaluation import inference_context
 from detectron2.structures import Instances
 
 from ..evaluation.pictures import as_detections, draw_detections, grid, to_rgb
+from .detector import needs_proposals
 
 
 class Pictures(HookBase):
@@ -68,6 +69,8 @@ class Pictures(HookBase):
         if not (self._number and comm.is_main_process()):
             return
         model = getattr(self.trainer.model, "module", self.trainer.model)  # not DDP's
+        if needs_proposals(model):
+            return
         for name in self._cfg.DATASETS.TEST:
             metadata = MetadataCatalog.get(name)
             pictures = []

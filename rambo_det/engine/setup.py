@@ -26,6 +26,7 @@ from ..modeling.build import loss_arguments
 from ..modeling.scores import score_function
 from .checkpointer import earlier_config, earlier_seed
 from .keypoints import set_keypoints
+from .masks import set_masks
 from .seeds import run_seed
 from .values import check_model, check_training
 
@@ -54,7 +55,9 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     if classes is not None:
         for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
             node.NUM_CLASSES = len(classes)
-        set_keypoints(cfg, [n for key in ("TRAIN", "TEST") for n in cfg.DATASETS[key] if n in own])
+        used = [n for key in ("TRAIN", "TEST") for n in cfg.DATASETS[key] if n in own]
+        set_masks(cfg, used)
+        set_keypoints(cfg, used)
     if args.hold_out is not None:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(cfg.DATASETS.TRAIN, args.hold_out)
     check_architecture(cfg)

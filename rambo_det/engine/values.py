@@ -58,7 +58,8 @@ def check_training(cfg: CfgNode) -> None:
     if not 0 < cfg.SOLVER.BASE_LR < float("inf"):
         raise InputError(f"SOLVER.BASE_LR must be > 0, got {cfg.SOLVER.BASE_LR}")
     _check_following(cfg)
-    logging.disable(logging.WARNING)  # they come again when the run builds its own
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))  # they come again when the run builds its own
     try:
         build_lr_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
     except (ValueError, AssertionError) as error:
@@ -67,7 +68,7 @@ def check_training(cfg: CfgNode) -> None:
             f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME}: {message}"
         ) from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
 
 
 def _check_following(cfg: CfgNode) -> None:
