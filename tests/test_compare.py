@@ -13,10 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("detectron2")
 
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
+
 from rambo_det.cli.compare import main
+from rambo_det.compare.collect import collect
+from rambo_det.compare.losses import Variant
+from rambo_det.compare.plan import Plan, Run
+from rambo_det.compare.record import write_record
+from rambo_det.compare.report import write_report
+from rambo_det.compare.results import compare
+from rambo_det.compare.words import as_text
+from rambo_det.data.coco import register_coco
 
 from .models import write_coco
 
@@ -131,8 +144,8 @@ def test_results_are_those_of_the_runs(comparison):
         with open(comparison.folder(run["variant"]) / "metrics.json") as file:
             logged = [line for line in map(json.loads, file) if "bbox/AP" in line][-1]
         for name in ("AP", "AP50", "AP75", "AP-circle"):
-            expected = logged[f"bbox/{name}"]
-            assert run["metrics"][name] == (None if np.isnan(expected) else expected)
+            expected = np.nan_to_num(logged.get(f"bbox/{name}", 0))  # NaN: nothing is detected
+            assert run["metrics"][name] == pytest.approx(expected)
         assert run["command"][1:3] == ["-m", "rambo_det.cli.train"]
         assert 0 <= run["metrics"]["ECE"] <= 100 and run["source"]
     means = [
@@ -171,6 +184,64 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
     # Intervals, precision-recall curves, scores; AP over training only with several evaluations.
     assert sum("svg+xml" in source for source in page.sources) == 3
     assert "AP while training" not in said
+
+
+def evaluated(folder, finds, labels=("a", "b"), variants=None):
+    """A comparison of detectors that are evaluated but were not trained: plan, runs and results.
+
+    ``finds``: variant -> whether it finds the objects or nothing, seed by seed.
+    """
+    file, images = write_coco(folder, 4, "val")
+    content = json.loads(Path(file).read_text())
+    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(labels)]
+    for annotation in content["annotations"]:
+        annotation["category_id"] %= len(labels)
+    Path(file).write_text(json.dumps(content))
+    register_coco("compared", file, images)
+    rng, runs = np.random.default_rng(0), []
+    for variant, seeds in finds.items():
+        for seed, found in enumerate(seeds):
+            run = Run("drawn", variant, seed, folder / f"{variant}{seed}", ("x",), {}, 10)
+            write_record(run.folder, status="finished", settings={}, source="0", command=["x"])
+            evaluator = COCOEvaluator("compared", output_dir=str(run.folder / "inference"))
+            evaluator.reset()
+            for record in DatasetCatalog.get("compared"):
+                objects = record["annotations"] if found else []
+                boxes = [np.add(o["bbox"], rng.normal(0, 2, 4)) for o in objects]
+                instances = Instances((record["height"], record["width"]))
+                boxes = torch.tensor(np.reshape(boxes, (-1, 4)), dtype=torch.float32)
+                instances.pred_boxes = Boxes(
+                    torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+                )
+                instances.scores = torch.rand(len(objects))
+                instances.pred_classes = torch.tensor([o["category_id"] for o in objects])
+                evaluator.process([record], [{"instances": instances}])
+            metrics = {f"bbox/{k}": v for k, v in evaluator.evaluate()["bbox"].items()}
+            lines = [{"iteration": i, "time": 6.0, **metrics} for i in (4, 7)]
+            (run.folder / "metrics.json").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+            runs.append(run)
+    variants = variants or {name: Variant(name, name) for name in finds}
+    plan = Plan(variants, {"drawn": "compared"}, runs)
+    measured = collect(plan)
+    return plan, measured, compare(plan, measured, "rambo-compare", 100)
+
+
+@pytest.mark.parametrize(("ce", "labels"), [([False, False], ("a", "b")), ([False, True], ("a",))])
+def test_a_run_that_detects_nothing_has_an_ap_of_0(ce, labels, tmp_path, catalogs):
+    plan, measured, results = evaluated(tmp_path, {"ce": ce, "rambo": [True, True]}, labels)
+    for item, found in zip(measured, [*ce, True, True], strict=True):
+        names = ("AP", "AP50", "AP75", *(f"AP-{label}" for label in labels))
+        assert all((item.result["metrics"][name] > 0) == found for name in names)
+        assert [(e["AP"] > 0) == found for e in item.result["evaluations"]] == [True, True]
+    part = results["data"]["drawn"]
+    for name in names:
+        means = [loss["metrics"][name]["mean"] for loss in part["losses"].values()]
+        found = part["differences"]["rambo"]["metrics"][name]["mean"]
+        assert found == pytest.approx(means[1] - means[0])
+    (row,) = re.findall(r"^\| a .*$", as_text(results), re.M)
+    assert "–" not in row
+    write_report(plan, measured, results, tmp_path / "report.html")
+    assert "AP while training" in (tmp_path / "report.html").read_text()
 
 
 def test_other_settings_are_refused(comparison, catalogs, capsys):

@@ -109,7 +109,7 @@ def _part(
 def _chosen(results: dict[str, Any], data: str, names: list[str]) -> list[str]:
     """The losses in the plots: all, or the reference and those of the highest AP, in order."""
     losses = results["data"][data]["losses"]
-    ranked = sorted(names[1:], key=lambda name: -(losses[name]["metrics"]["AP"]["mean"]))
+    ranked = sorted(names[1:], key=lambda n: -losses[n]["metrics"].get("AP", {"mean": 0})["mean"])
     kept = {*names[:1], *ranked[: _MOST_LOSSES - 1]}
     return [name for name in names if name in kept]
 
