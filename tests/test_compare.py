@@ -157,7 +157,7 @@ def test_results_are_those_of_the_runs(comparison):
     assert {"torch", "detectron2", "rambo_det"} <= results["versions"].keys()
 
 
-class _Page(HTMLParser):
+class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.sources, self.text, self.open = [], [], []
@@ -169,13 +169,17 @@ class _Page(HTMLParser):
     def handle_data(self, data):
         self.text.append(data)
 
+    @property
+    def said(self):
+        return " ".join(" ".join(self.text).split())
+
 
 def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
     text = (comparison.out / "report.html").read_text()
-    page = _Page(text)
+    page = Page(text)
     assert all(source.startswith(("data:image/", "#")) for source in page.sources)
     assert "http" not in re.sub(r"data:image/[^\"]*", "", text)
-    said = " ".join(" ".join(page.text).split())
+    said = page.said
     expected = ["cross entropy or RaMBO?", "95 % interval of the difference", "circle", "ECE"]
     expected += ["Precision and recall", "Scores of right and wrong", "rambo_det.cli.train"]
     for words in [*expected, comparison.results()["versions"]["torch"]]:
@@ -186,7 +190,7 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
     assert "AP while training" not in said
 
 
-def evaluated(folder, finds, labels=("a", "b"), variants=None):
+def evaluated(folder, finds, labels=("a", "b"), variants=None, name="compared"):
     """A comparison of detectors that are evaluated but were not trained: plan, runs and results.
 
     ``finds``: variant -> whether it finds the objects or nothing, seed by seed.
@@ -197,15 +201,15 @@ def evaluated(folder, finds, labels=("a", "b"), variants=None):
     for annotation in content["annotations"]:
         annotation["category_id"] %= len(labels)
     Path(file).write_text(json.dumps(content))
-    register_coco("compared", file, images)
+    register_coco(name, file, images)
     rng, runs = np.random.default_rng(0), []
     for variant, seeds in finds.items():
         for seed, found in enumerate(seeds):
             run = Run("drawn", variant, seed, folder / f"{variant}{seed}", ("x",), {}, 10)
             write_record(run.folder, status="finished", settings={}, source="0", command=["x"])
-            evaluator = COCOEvaluator("compared", output_dir=str(run.folder / "inference"))
+            evaluator = COCOEvaluator(name, output_dir=str(run.folder / "inference"))
             evaluator.reset()
-            for record in DatasetCatalog.get("compared"):
+            for record in DatasetCatalog.get(name):
                 objects = record["annotations"] if found else []
                 boxes = [np.add(o["bbox"], rng.normal(0, 2, 4)) for o in objects]
                 instances = Instances((record["height"], record["width"]))
@@ -220,8 +224,8 @@ def evaluated(folder, finds, labels=("a", "b"), variants=None):
             lines = [{"iteration": i, "time": 6.0, **metrics} for i in (4, 7)]
             (run.folder / "metrics.json").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
             runs.append(run)
-    variants = variants or {name: Variant(name, name) for name in finds}
-    plan = Plan(variants, {"drawn": "compared"}, runs)
+    variants = variants or {loss: Variant(loss, loss) for loss in finds}
+    plan = Plan(variants, {"drawn": name}, runs)
     measured = collect(plan)
     return plan, measured, compare(plan, measured, "rambo-compare", 100)
 
@@ -240,8 +244,26 @@ def test_a_run_that_detects_nothing_has_an_ap_of_0(ce, labels, tmp_path, catalog
         assert found == pytest.approx(means[1] - means[0])
     (row,) = re.findall(r"^\| a .*$", as_text(results), re.M)
     assert "–" not in row
-    write_report(plan, measured, results, tmp_path / "report.html")
-    assert "AP while training" in (tmp_path / "report.html").read_text()
+    assert "AP while training" in report(plan, measured, results, tmp_path)
+
+
+def report(plan, measured, results, folder):
+    write_report(plan, measured, results, folder / "report.html")
+    return Page((folder / "report.html").read_text()).said
+
+
+def test_the_report_says_what_differs_and_what_an_interval_covers(tmp_path, catalogs):
+    keys = ("SOLVER.BASE_LR", "0.04", "MODEL.RESNETS.DEPTH", "50")
+    variants = {"ce": Variant("ce", "ce"), "wide": Variant("wide", "rambo", keys)}
+    found = evaluated(tmp_path / "keys", {"ce": [True], "wide": [True]}, variants=variants)
+    said = report(*found, tmp_path)
+    assert "and the settings listed below; but for these, model, starting weights" in said
+    assert f"wide RaMBO {' '.join(keys)} " in said
+    assert "where there are several, the seeds (by Student’s t)" in said
+    found = evaluated(tmp_path / "none", {"ce": [True, True], "rambo": [True, True]}, name="again")
+    said = report(*found, tmp_path)
+    assert "while it learns: model, starting weights" in said and "settings" not in said
+    assert "and the seeds (by Student’s t)." in said
 
 
 def test_other_settings_are_refused(comparison, catalogs, capsys):

@@ -125,6 +125,10 @@ def test_data_sets_with_keys_of_their_own(tmp_path, catalogs):
     [
         (["--losses", "ce,hinge"], "no loss 'hinge', only ce, focal, rambo"),
         (["--losses", "ce,ce"], "two variants are called ce"),
+        (
+            ["--losses", "rambo", "--variant", "RaMBO=ce"],
+            "rambo and RaMBO are both called RaMBO in",
+        ),
         (["--variant", "a=ce KEY"], "'KEY' has no value"),
         (["--variant", "a/b=ce"], "the name becomes a folder"),
         (["--variant", "just-a-name"], "NAME=LOSS KEY VALUE"),
