@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,11 +27,13 @@ from rambo_det.cli.compare import main
 from rambo_det.compare.collect import collect
 from rambo_det.compare.losses import Variant
 from rambo_det.compare.plan import Plan, Run
-from rambo_det.compare.record import write_record
+from rambo_det.compare.record import read_record, write_record
 from rambo_det.compare.report import write_report
 from rambo_det.compare.results import compare
+from rambo_det.compare.run import run_all
 from rambo_det.compare.words import as_text
 from rambo_det.data.coco import register_coco
+from rambo_det.errors import InputError
 
 from .models import write_coco
 
@@ -100,12 +104,12 @@ def comparison(tmp_path_factory):
     while not second.exists() and time.monotonic() < end:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
+    orphan = process_of(made.folder("rambo"))  # its output is there before it is
     process.send_signal(signal.SIGKILL)
     process.wait()
     made.killed = {name: made.record(name)["status"] for name in ("ce", "rambo")}
     made.first = (made.folder("ce") / "metrics.json").stat().st_mtime_ns
     # Its training lives on; it is held until the new one has met it.
-    orphan = process_of(made.folder("rambo"))
     os.kill(orphan, signal.SIGSTOP)
     with subprocess.Popen(
         made.command(), cwd=REPOSITORY, env=made.environment, stdout=subprocess.PIPE, text=True
@@ -264,6 +268,32 @@ def test_the_report_says_what_differs_and_what_an_interval_covers(tmp_path, cata
     said = report(*found, tmp_path)
     assert "while it learns: model, starting weights" in said and "settings" not in said
     assert "and the seeds (by Student’s t)." in said
+
+
+@pytest.mark.parametrize("keep", ["last", "none"])
+def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
+    """Whichever comes second waits for the first, and finds what that has finished."""
+    script = (
+        'echo started >> "$0/log"; echo \'{"iteration": 1}\' >> "$0/metrics.json"; '
+        "touch $0/model_{0000499,final}.pth $0/last_checkpoint; sleep 0.5"
+    )
+    folders = [tmp_path / "a", tmp_path / "b"]
+    runs = [
+        Run("drawn", "ce", 0, f, ("bash", "-c", script, str(f)), {"SOLVER.MAX_ITER": 2}, 2)
+        for f in folders
+    ]
+    with ThreadPoolExecutor() as pool:
+        ends = [pool.submit(run_all, runs, 1, 1, keep) for _ in range(2)]
+        for end in as_completed(ends):
+            assert end.result() == []
+            assert [read_record(f)["status"] for f in folders] == ["finished"] * 2
+    for f in folders:
+        assert (f / "log").read_text() == "started\n"
+        left = {file.name for file in f.glob("*") if "model" in file.name or "last" in file.name}
+        assert left == ({"last_checkpoint", "model_final.pth"} if keep == "last" else set())
+    other = replace(runs[0], settings={"SOLVER.MAX_ITER": 3})
+    with pytest.raises(InputError, match="was made with SOLVER.MAX_ITER 2, now it is 3"):
+        run_all([other], 1, 1)
 
 
 def test_other_settings_are_refused(comparison, catalogs, capsys):
