@@ -30,12 +30,14 @@ from .seeds import run_seed
 from .values import check_model, check_training
 
 
-def build_config(args: argparse.Namespace) -> CfgNode:
+def build_config(args: argparse.Namespace, registered: Sequence[str] | None = None) -> CfgNode:
     """Registers the data sets of the command line and gives the config of the run.
 
     Args:
         args: ``config_file``, ``opts``, ``register_coco``, ``register_voc``, ``classes``,
             ``hold_out``.
+        registered: the classes of these data sets if they are registered already, which
+            Detectron2's catalogs take only once.
 
     Raises:
         InputError: whatever is wrong with config, keys or data.
@@ -50,7 +52,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         for name in cfg.DATASETS[key]:
             if name not in own:
                 check_dataset(f"DATASETS.{key}", name)
-    classes = register_own(args, cfg.DATASETS.TRAIN)
+    classes = registered or register_own(args, cfg.DATASETS.TRAIN)
     if classes is not None:
         for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
             node.NUM_CLASSES = len(classes)
