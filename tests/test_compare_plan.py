@@ -8,7 +8,7 @@ pytest.importorskip("detectron2")
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
-from rambo_det.cli.compare import parse_args, plan_of
+from rambo_det.cli.compare import main, parse_args, plan_of
 from rambo_det.cli.train import parse_args as parse_train
 from rambo_det.engine.setup import merged_config
 from rambo_det.engine.trainer import RamboTrainer
@@ -118,6 +118,17 @@ def test_data_sets_with_keys_of_their_own(tmp_path, catalogs):
     assert len(classes) == 3  # both losses of a data set have as many
     assert found.runs[0].folder.parts[-4:] == ("runs", "c", "ce", "seed0")
     assert "data c_val" in found.runs[0].settings and "data x" not in found.runs[-1].settings
+
+
+@pytest.mark.parametrize(
+    ("out", "message"), [("file", "is not a folder"), ("file/out", "cannot be made: ")]
+)
+def test_an_out_that_is_no_folder_is_named(out, message, tmp_path, catalogs, capsys):
+    (tmp_path / "file").touch()
+    words = ["--config", QUICK + "faster_rcnn_ce.yaml", "--out", str(tmp_path / out)]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --out {tmp_path / out} {message}") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

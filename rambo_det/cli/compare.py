@@ -138,8 +138,10 @@ def run(args: argparse.Namespace, command: str) -> int:
     from ..compare.results import compare, save
     from ..compare.run import run_all
     from ..compare.words import as_text
+    from ..engine.setup import make_output
 
     plan = plan_of(args)
+    make_output(args.out, "--out")
     failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints)
     measured = collect(plan)
     results = compare(plan, measured, command, args.bootstrap)
