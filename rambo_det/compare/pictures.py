@@ -83,7 +83,7 @@ def _per_image(matches: Matches) -> np.ndarray:
     result = np.zeros(number)
     for start in range(0, number, 64):
         rows = np.arange(start, min(start + 64, number))
-        ap = average_precision(matches, np.eye(number, dtype=np.int32)[rows])[:, :, 0]
+        ap = average_precision(matches, np.eye(len(rows), number, start, np.int32))[:, :, 0]
         known = ~np.isnan(ap)
         total = np.where(known, ap, 0).sum(axis=1)
         result[rows] = 100 * total / np.maximum(known.sum(axis=1), 1)
