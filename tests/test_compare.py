@@ -241,6 +241,8 @@ def test_a_run_that_detects_nothing_has_an_ap_of_0(ce, labels, tmp_path, catalog
         names = ("AP", "AP50", "AP75", *(f"AP-{label}" for label in labels))
         assert all((item.result["metrics"][name] > 0) == found for name in names)
         assert [(e["AP"] > 0) == found for e in item.result["evaluations"]] == [True, True]
+        # 8 of 10 planned iterations of 6 s: it has ended early.
+        assert item.result["metrics"]["training minutes"] == pytest.approx(0.8)
     part = results["data"]["drawn"]
     for name in names:
         means = [loss["metrics"][name]["mean"] for loss in part["losses"].values()]
@@ -275,7 +277,7 @@ def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     """Whichever comes second waits for the first, and finds what that has finished."""
     script = (
         'echo started >> "$0/log"; echo \'{"iteration": 1}\' >> "$0/metrics.json"; '
-        "touch $0/model_{0000499,final}.pth $0/last_checkpoint; sleep 0.5"
+        "touch $0/model_{0000499,best,final}.pth $0/last_checkpoint; sleep 0.5"
     )
     folders = [tmp_path / "a", tmp_path / "b"]
     runs = [
@@ -290,7 +292,8 @@ def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     for f in folders:
         assert (f / "log").read_text() == "started\n"
         left = {file.name for file in f.glob("*") if "model" in file.name or "last" in file.name}
-        assert left == ({"last_checkpoint", "model_final.pth"} if keep == "last" else set())
+        last = {"last_checkpoint", "model_best.pth", "model_final.pth"}
+        assert left == (last if keep == "last" else set())
     other = replace(runs[0], settings={"SOLVER.MAX_ITER": 3})
     with pytest.raises(InputError, match="was made with SOLVER.MAX_ITER 2, now it is 3"):
         run_all([other], 1, 1)

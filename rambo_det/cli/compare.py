@@ -71,7 +71,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--checkpoints", choices=("all", "last", "none"), default="last",
-        help="which checkpoints of finished runs stay (default: last)",
+        help="which checkpoints of finished runs stay; with the last the best one, where that is "
+        "kept (default: last)",
     )  # fmt: skip
     parser.add_argument(
         "--bootstrap", type=int, default=2000, metavar="N", help="resamples (default: 2000)"

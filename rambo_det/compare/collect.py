@@ -84,7 +84,9 @@ def _measure(plan: Plan, run: Run) -> Measured:
     measured = {name: float(value[0]) for name, value in aps.items()}
     found = {**result["evaluations"][-1], **_without_nan({**measured, **calibration(matches)})}
     times = [line["time"] for line in read_metrics(run.folder) if line.get("time")]
-    found["training minutes"] = statistics.median(times) * run.iterations / 60 if times else None
+    # Of the iterations that were done: RAMBO_TRAIN.PATIENCE may have ended it before the last.
+    done = found["iteration"]
+    found["training minutes"] = statistics.median(times) * done / 60 if times else None
     classes = [name for name in found if name.startswith("AP-")]
     result["metrics"] = {name: found.get(name) for name in (*METRICS, *classes)}
     return Measured(run, result, matches)

@@ -36,7 +36,8 @@ def run_all(
         runs: to be done, in this order.
         jobs: how many at a time.
         threads: of each process.
-        keep: which checkpoints of a finished run stay: "all", "last" or "none".
+        keep: which checkpoints of a finished run stay: "all", "last", with the best one where that
+            is kept, or "none".
         progress: where to show it.
 
     Returns:
@@ -195,7 +196,8 @@ def _drop_checkpoints(folder: Path, keep: str) -> None:
     if keep == "all":
         return
     for file in folder.glob("model_*.pth"):
-        if keep == "none" or file.name != "model_final.pth":
+        # The best one is there because RAMBO_TRAIN.KEEP_BEST asked for it.
+        if keep == "none" or file.name not in ("model_final.pth", "model_best.pth"):
             file.unlink()
     if keep == "none":
         (folder / "last_checkpoint").unlink(missing_ok=True)
