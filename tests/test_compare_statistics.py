@@ -159,6 +159,15 @@ def test_interval_of_seeds_alone_is_students():
     assert found["high"] == pytest.approx(1.6 + half, abs=0.05)
 
 
+@pytest.mark.parametrize(("seeds", "t"), [(2, 12.706), (3, 4.303), (10, 2.262)])
+def test_interval_of_few_seeds_is_as_long_to_either_side(seeds, t):
+    values = np.arange(seeds, dtype=float)
+    found = difference(list(values), np.tile(values, (2000, 1)))
+    half = t * np.std(values, ddof=1) / seeds**0.5
+    assert found["mean"] - found["low"] == pytest.approx(half, rel=0.02)
+    assert found["high"] - found["mean"] == pytest.approx(half, rel=0.02)
+
+
 def test_interval_of_images_alone_is_the_percentile_one():
     rng = np.random.default_rng(0)
     resampled = rng.normal(2.0, 1.0, (20000, 1))
