@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
+from ..engine.saved import load_truth
 from ..errors import InputError
 from .calibration import calibration
-from .matches import Matches, load_truth, run_matches
+from .matches import Matches, run_matches
 from .plan import Plan, Run
 from .precision import average_precision, metrics
 from .record import read_metrics, read_record
