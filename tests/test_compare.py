@@ -9,15 +9,32 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("detectron2")
 
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
+
 from rambo_det.cli.compare import main
+from rambo_det.compare.collect import collect
+from rambo_det.compare.losses import Variant
+from rambo_det.compare.plan import Plan, Run
+from rambo_det.compare.record import read_record, write_record
+from rambo_det.compare.report import write_report
+from rambo_det.compare.results import compare
+from rambo_det.compare.run import run_all
+from rambo_det.compare.words import as_text
+from rambo_det.data.coco import register_coco
+from rambo_det.errors import InputError
 
 from .models import write_coco
 
@@ -88,12 +105,12 @@ def comparison(tmp_path_factory):
     while not second.exists() and time.monotonic() < end:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
+    orphan = process_of(made.folder("rambo"))  # its output is there before it is
     process.send_signal(signal.SIGKILL)
     process.wait()
     made.killed = {name: made.record(name)["status"] for name in ("ce", "rambo")}
     made.first = (made.folder("ce") / "metrics.json").stat().st_mtime_ns
     # Its training lives on; it is held until the new one has met it.
-    orphan = process_of(made.folder("rambo"))
     os.kill(orphan, signal.SIGSTOP)
     with subprocess.Popen(
         made.command(), cwd=REPOSITORY, env=made.environment, stdout=subprocess.PIPE, text=True
@@ -132,8 +149,8 @@ def test_results_are_those_of_the_runs(comparison):
         with open(comparison.folder(run["variant"]) / "metrics.json") as file:
             logged = [line for line in map(json.loads, file) if "bbox/AP" in line][-1]
         for name in ("AP", "AP50", "AP75", "AP-circle"):
-            expected = logged[f"bbox/{name}"]
-            assert run["metrics"][name] == (None if np.isnan(expected) else expected)
+            expected = np.nan_to_num(logged.get(f"bbox/{name}", 0))  # NaN: nothing is detected
+            assert run["metrics"][name] == pytest.approx(expected)
         assert run["command"][1:3] == ["-m", "rambo_det.cli.train"]
         assert 0 <= run["metrics"]["ECE"] <= 100 and run["source"]
     means = [
@@ -145,7 +162,7 @@ def test_results_are_those_of_the_runs(comparison):
     assert {"torch", "detectron2", "rambo_det"} <= results["versions"].keys()
 
 
-class _Page(HTMLParser):
+class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.sources, self.text, self.open = [], [], []
@@ -157,13 +174,17 @@ class _Page(HTMLParser):
     def handle_data(self, data):
         self.text.append(data)
 
+    @property
+    def said(self):
+        return " ".join(" ".join(self.text).split())
+
 
 def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
     text = (comparison.out / "report.html").read_text()
-    page = _Page(text)
+    page = Page(text)
     assert all(source.startswith(("data:image/", "#")) for source in page.sources)
     assert "http" not in re.sub(r"data:image/[^\"]*", "", text)
-    said = " ".join(" ".join(page.text).split())
+    said = page.said
     expected = ["cross entropy or RaMBO?", "95 % interval of the difference", "circle", "ECE"]
     expected += ["Precision and recall", "Scores of right and wrong", "rambo_det.cli.train"]
     for words in [*expected, comparison.results()["versions"]["torch"]]:
@@ -172,6 +193,111 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
     # Intervals, precision-recall curves, scores; AP over training only with several evaluations.
     assert sum("svg+xml" in source for source in page.sources) == 3
     assert "AP while training" not in said
+
+
+def evaluated(folder, finds, labels=("a", "b"), variants=None, name="compared"):
+    """A comparison of detectors that are evaluated but were not trained: plan, runs and results.
+
+    ``finds``: variant -> whether it finds the objects or nothing, seed by seed.
+    """
+    file, images = write_coco(folder, 4, "val")
+    content = json.loads(Path(file).read_text())
+    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(labels)]
+    for annotation in content["annotations"]:
+        annotation["category_id"] %= len(labels)
+    Path(file).write_text(json.dumps(content))
+    register_coco(name, file, images)
+    rng, runs = np.random.default_rng(0), []
+    for variant, seeds in finds.items():
+        for seed, found in enumerate(seeds):
+            run = Run("drawn", variant, seed, folder / f"{variant}{seed}", ("x",), {}, 10)
+            write_record(run.folder, status="finished", settings={}, source="0", command=["x"])
+            evaluator = COCOEvaluator(name, output_dir=str(run.folder / "inference"))
+            evaluator.reset()
+            for record in DatasetCatalog.get(name):
+                objects = record["annotations"] if found else []
+                boxes = [np.add(o["bbox"], rng.normal(0, 2, 4)) for o in objects]
+                instances = Instances((record["height"], record["width"]))
+                boxes = torch.tensor(np.reshape(boxes, (-1, 4)), dtype=torch.float32)
+                instances.pred_boxes = Boxes(
+                    torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+                )
+                instances.scores = torch.rand(len(objects))
+                instances.pred_classes = torch.tensor([o["category_id"] for o in objects])
+                evaluator.process([record], [{"instances": instances}])
+            metrics = {f"bbox/{k}": v for k, v in evaluator.evaluate()["bbox"].items()}
+            lines = [{"iteration": i, "time": 6.0, **metrics} for i in (4, 7)]
+            (run.folder / "metrics.json").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+            runs.append(run)
+    variants = variants or {loss: Variant(loss, loss) for loss in finds}
+    plan = Plan(variants, {"drawn": name}, runs)
+    measured = collect(plan)
+    return plan, measured, compare(plan, measured, "rambo-compare", 100)
+
+
+@pytest.mark.parametrize(("ce", "labels"), [([False, False], ("a", "b")), ([False, True], ("a",))])
+def test_a_run_that_detects_nothing_has_an_ap_of_0(ce, labels, tmp_path, catalogs):
+    plan, measured, results = evaluated(tmp_path, {"ce": ce, "rambo": [True, True]}, labels)
+    for item, found in zip(measured, [*ce, True, True], strict=True):
+        names = ("AP", "AP50", "AP75", *(f"AP-{label}" for label in labels))
+        assert all((item.result["metrics"][name] > 0) == found for name in names)
+        assert [(e["AP"] > 0) == found for e in item.result["evaluations"]] == [True, True]
+        # 8 of 10 planned iterations of 6 s: it has ended early.
+        assert item.result["metrics"]["training minutes"] == pytest.approx(0.8)
+    part = results["data"]["drawn"]
+    for name in names:
+        means = [loss["metrics"][name]["mean"] for loss in part["losses"].values()]
+        found = part["differences"]["rambo"]["metrics"][name]["mean"]
+        assert found == pytest.approx(means[1] - means[0])
+    (row,) = re.findall(r"^\| a .*$", as_text(results), re.M)
+    assert "–" not in row
+    assert "AP while training" in report(plan, measured, results, tmp_path)
+
+
+def report(plan, measured, results, folder):
+    write_report(plan, measured, results, folder / "report.html")
+    return Page((folder / "report.html").read_text()).said
+
+
+def test_the_report_says_what_differs_and_what_an_interval_covers(tmp_path, catalogs):
+    keys = ("SOLVER.BASE_LR", "0.04", "MODEL.RESNETS.DEPTH", "50")
+    variants = {"ce": Variant("ce", "ce"), "wide": Variant("wide", "rambo", keys)}
+    found = evaluated(tmp_path / "keys", {"ce": [True], "wide": [True]}, variants=variants)
+    said = report(*found, tmp_path)
+    assert "and the settings listed below; but for these, model, starting weights" in said
+    assert f"wide RaMBO {' '.join(keys)} " in said
+    assert "where there are several, the seeds (by Student’s t)" in said
+    found = evaluated(tmp_path / "none", {"ce": [True, True], "rambo": [True, True]}, name="again")
+    said = report(*found, tmp_path)
+    assert "while it learns: model, starting weights" in said and "settings" not in said
+    assert "and the seeds (by Student’s t)." in said
+
+
+@pytest.mark.parametrize("keep", ["last", "none"])
+def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
+    """Whichever comes second waits for the first, and finds what that has finished."""
+    script = (
+        'echo started >> "$0/log"; echo \'{"iteration": 1}\' >> "$0/metrics.json"; '
+        "touch $0/model_{0000499,best,final}.pth $0/last_checkpoint; sleep 0.5"
+    )
+    folders = [tmp_path / "a", tmp_path / "b"]
+    runs = [
+        Run("drawn", "ce", 0, f, ("bash", "-c", script, str(f)), {"SOLVER.MAX_ITER": 2}, 2)
+        for f in folders
+    ]
+    with ThreadPoolExecutor() as pool:
+        ends = [pool.submit(run_all, runs, 1, 1, keep) for _ in range(2)]
+        for end in as_completed(ends):
+            assert end.result() == []
+            assert [read_record(f)["status"] for f in folders] == ["finished"] * 2
+    for f in folders:
+        assert (f / "log").read_text() == "started\n"
+        left = {file.name for file in f.glob("*") if "model" in file.name or "last" in file.name}
+        last = {"last_checkpoint", "model_best.pth", "model_final.pth"}
+        assert left == (last if keep == "last" else set())
+    other = replace(runs[0], settings={"SOLVER.MAX_ITER": 3})
+    with pytest.raises(InputError, match="was made with SOLVER.MAX_ITER 2, now it is 3"):
+        run_all([other], 1, 1)
 
 
 def test_other_settings_are_refused(comparison, catalogs, capsys):

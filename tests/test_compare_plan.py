@@ -8,7 +8,7 @@ pytest.importorskip("detectron2")
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
-from rambo_det.cli.compare import parse_args, plan_of
+from rambo_det.cli.compare import main, parse_args, plan_of
 from rambo_det.cli.train import parse_args as parse_train
 from rambo_det.engine.setup import merged_config
 from rambo_det.engine.trainer import RamboTrainer
@@ -121,10 +121,25 @@ def test_data_sets_with_keys_of_their_own(tmp_path, catalogs):
 
 
 @pytest.mark.parametrize(
+    ("out", "message"), [("file", "is not a folder"), ("file/out", "cannot be made: ")]
+)
+def test_an_out_that_is_no_folder_is_named(out, message, tmp_path, catalogs, capsys):
+    (tmp_path / "file").touch()
+    words = ["--config", QUICK + "faster_rcnn_ce.yaml", "--out", str(tmp_path / out)]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --out {tmp_path / out} {message}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--losses", "ce,hinge"], "no loss 'hinge', only ce, focal, rambo"),
         (["--losses", "ce,ce"], "two variants are called ce"),
+        (
+            ["--losses", "rambo", "--variant", "RaMBO=ce"],
+            "rambo and RaMBO are both called RaMBO in",
+        ),
         (["--variant", "a=ce KEY"], "'KEY' has no value"),
         (["--variant", "a/b=ce"], "the name becomes a folder"),
         (["--variant", "just-a-name"], "NAME=LOSS KEY VALUE"),

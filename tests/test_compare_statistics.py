@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import io
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from rambo_det.compare.bootstrap import difference, image_weights, resampled_metrics
 from rambo_det.compare.calibration import calibration_error, refitted
 from rambo_det.compare.matches import find_matches
+from rambo_det.compare.pictures import _per_image
 from rambo_det.compare.precision import RECALLS, average_precision, metrics, precision_curve
 
 CLASSES = ["a", "b", "c"]
@@ -102,6 +105,20 @@ def test_average_precision_of_resamples_is_cocos(seed):
             assert ours[name][0] == pytest.approx(100 * evaluation.stats[index], abs=1e-7)
 
 
+def test_ap_of_each_image_needs_no_square_of_their_number():
+    dataset, detections = random_data(5)
+    small = find_matches(coco(dataset), detections)
+    matches = replace(small, positives=np.pad(small.positives, [(0, 0), (0, 3000)]))
+    tracemalloc.start()
+    found = _per_image(matches)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    each = average_precision(small, np.eye(IMAGES, dtype=np.int32))[:, :, 0]
+    expected = [100 * np.mean([v for v in row if v == v] or [0]) for row in each]
+    np.testing.assert_allclose(found[:IMAGES], expected)
+    assert not found[IMAGES:].any() and peak < 8e6  # 3012² integers take 36 MB
+
+
 def test_precision_curve_is_cocos():
     dataset, detections = random_data(7)
     matches = find_matches(coco(dataset), detections)
@@ -140,6 +157,15 @@ def test_interval_of_seeds_alone_is_students():
     assert found["mean"] == pytest.approx(1.6)
     assert found["low"] == pytest.approx(1.6 - half, abs=0.05)
     assert found["high"] == pytest.approx(1.6 + half, abs=0.05)
+
+
+@pytest.mark.parametrize(("seeds", "t"), [(2, 12.706), (3, 4.303), (10, 2.262)])
+def test_interval_of_few_seeds_is_as_long_to_either_side(seeds, t):
+    values = np.arange(seeds, dtype=float)
+    found = difference(list(values), np.tile(values, (2000, 1)))
+    half = t * np.std(values, ddof=1) / seeds**0.5
+    assert found["mean"] - found["low"] == pytest.approx(half, rel=0.02)
+    assert found["high"] - found["mean"] == pytest.approx(half, rel=0.02)
 
 
 def test_interval_of_images_alone_is_the_percentile_one():

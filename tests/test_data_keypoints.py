@@ -10,6 +10,8 @@ pytest.importorskip("detectron2")
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 
+from rambo_det.cli.compare import parse_args as parse_compare
+from rambo_det.cli.compare import plan_of
 from rambo_det.cli.train import main, parse_args
 from rambo_det.data.coco import register_coco
 from rambo_det.engine.setup import build_config
@@ -116,6 +118,17 @@ def test_a_model_with_key_points_and_data_without(tmp_path):
 def test_tolerances_are_asked_for_where_there_are_none(tmp_path):
     with pytest.raises(InputError, match="KEYPOINT_OKS_SIGMAS must be 4 numbers, .* not 0: COCO's"):
         config(*with_points(tmp_path))
+
+
+def test_every_loss_of_a_comparison_has_the_number_of_points(tmp_path):
+    file, images = with_points(tmp_path)
+    found = plan_of(parse_compare([
+        "--config", "configs/quickstart/faster_rcnn_rambo.yaml", "--losses", "ce,focal,rambo",
+        "--data", f"own=coco:{file}:{images}:{file}:{images}", "--seeds", "1",
+        "MODEL.KEYPOINT_ON", "True", *SIGMAS,
+    ]))  # fmt: skip
+    numbers = [run.settings["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] for run in found.runs]
+    assert numbers == [4, 4, 4]
 
 
 def test_a_model_with_another_number_of_points_is_trained_and_evaluated(tmp_path, capsys):

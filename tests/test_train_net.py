@@ -101,6 +101,19 @@ def test_summary_of_runs(run, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ")
 
 
+def test_summary_of_many_runs(tmp_path):
+    for seed in range(12):
+        folder = tmp_path / f"r{seed}"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(f"SEED: {seed}\n")
+        metrics = {f"bbox/{name}": 10.0 + seed for name in ("AP", "AP50", "AP75")}
+        (folder / "metrics.json").write_text(json.dumps(metrics) + "\n")
+    done = tool("summarize.py", f"ap={tmp_path}/r*")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Mean ± standard deviation over the runs, percent\n")
+    assert "| 15.5 ± 3.6 |" in done.stdout
+
+
 def test_figure_of_a_run(run, data, tmp_path):
     picture = tmp_path / "figure.png"
     done = tool("make_figure.py", "--run", run[0], "--out", picture, *data)

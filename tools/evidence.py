@@ -442,7 +442,7 @@ def pooled(stored: dict[str, Results], variant: str, metric: str = "AP") -> Any:
     squares = sum(np.var(d) * len(d) for d in of_set.values()) / freedom
     error = (squares * sum(1 / len(d) for d in of_set.values())) ** 0.5 / len(of_set)
     mean = float(np.mean([np.mean(d) for d in of_set.values()]))
-    # Drawn, as the intervals of the comparisons themselves are (compare.bootstrap).
+    # Drawn, as compare.bootstrap does: no package that is needed anyway has the quantile.
     t = np.quantile(np.abs(np.random.default_rng(0).standard_t(freedom, 100_000)), 0.95)
     return {"mean": mean, "low": mean - float(t * error), "high": mean + float(t * error)}
 

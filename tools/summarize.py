@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Mean and spread over the seeds of finished runs, as a table and as json.
+"""Mean and standard deviation over the seeds of finished runs, as a table and as json.
 
     python tools/summarize.py --out results/quickstart.json rambo=output/rambo_* ce=output/ce_*
 
@@ -19,9 +19,6 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-# Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom.
-T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-
 
 def read_run(folder: Path) -> dict[str, Any]:
     """Seed and final evaluation (percent) of one run; ValueError if it has none."""
@@ -39,12 +36,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     return {"folder": folder.name, "seed": config["SEED"], **metrics}
 
 
-def mean_interval(values: list[float]) -> str:
-    """``mean ± half width`` of the 95 % interval of the mean; the value itself if there is one."""
+def spread(values: list[float]) -> str:
+    """``mean ± standard deviation``; the value itself if there is one."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
-    half = T95[len(values) - 2] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.1f} ± {half:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def paired_difference(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -56,7 +52,7 @@ def paired_difference(results: dict[str, list[dict[str, Any]]]) -> list[dict[str
     row: dict[str, Any] = {"loss": " - ".join(results), "runs": len(seeds)}
     for key in ("AP", "AP50", "AP75"):
         name = f"bbox/{key}"
-        row[key] = mean_interval([first[seed][name] - second[seed][name] for seed in seeds])
+        row[key] = spread([first[seed][name] - second[seed][name] for seed in seeds])
     return [row]
 
 
@@ -81,12 +77,13 @@ def main() -> int:
     for label, runs in results.items():
         row: dict[str, Any] = {"loss": label, "runs": len(runs)}
         for key in ("AP", "AP50", "AP75"):
-            row[key] = mean_interval([run[f"bbox/{key}"] for run in runs])
+            row[key] = spread([run[f"bbox/{key}"] for run in runs])
         aps = [run["bbox/AP"] for run in runs]
         row["AP, lowest to highest"] = f"{min(aps):.1f} to {max(aps):.1f}"
         rows.append(row)
     if len(results) == 2:
         rows += paired_difference(results)
+    print("Mean ± standard deviation over the runs, percent")
     print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

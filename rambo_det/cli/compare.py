@@ -71,7 +71,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--checkpoints", choices=("all", "last", "none"), default="last",
-        help="which checkpoints of finished runs stay (default: last)",
+        help="which checkpoints of finished runs stay; with the last the best one, where that is "
+        "kept (default: last)",
     )  # fmt: skip
     parser.add_argument(
         "--bootstrap", type=int, default=2000, metavar="N", help="resamples (default: 2000)"
@@ -138,8 +139,10 @@ def run(args: argparse.Namespace, command: str) -> int:
     from ..compare.results import compare, save
     from ..compare.run import run_all
     from ..compare.words import as_text
+    from ..engine.setup import make_output
 
     plan = plan_of(args)
+    make_output(args.out, "--out")
     failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints)
     measured = collect(plan)
     results = compare(plan, measured, command, args.bootstrap)

@@ -6,12 +6,15 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 
+from ..engine.saved import load_truth
 from ..errors import InputError
 from .calibration import calibration
-from .matches import Matches, load_truth, run_matches
+from .matches import Matches, run_matches
 from .plan import Plan, Run
+from .precision import average_precision, metrics
 from .record import read_metrics, read_record
 
 #: Metrics in the order in which they are shown; those of classes follow.
@@ -76,9 +79,15 @@ def _measure(plan: Plan, run: Run) -> Measured:
     if result["status"] != "finished":
         return Measured(run, result, None)
     matches = run_matches(run.folder, truth_file(plan, run.data))
-    found = {**result["evaluations"][-1], **_without_nan(calibration(matches))}
+    # Not as the evaluator logs them: it has no AP for a single class, and none without a detection.
+    images = np.ones((1, matches.positives.shape[1]), np.int32)
+    aps = metrics(average_precision(matches, images), class_names(plan, run.data))
+    measured = {name: float(value[0]) for name, value in aps.items()}
+    found = {**result["evaluations"][-1], **_without_nan({**measured, **calibration(matches)})}
     times = [line["time"] for line in read_metrics(run.folder) if line.get("time")]
-    found["training minutes"] = statistics.median(times) * run.iterations / 60 if times else None
+    # Of the iterations that were done: RAMBO_TRAIN.PATIENCE may have ended it before the last.
+    done = found["iteration"]
+    found["training minutes"] = statistics.median(times) * done / 60 if times else None
     classes = [name for name in found if name.startswith("AP-")]
     result["metrics"] = {name: found.get(name) for name in (*METRICS, *classes)}
     return Measured(run, result, matches)
@@ -93,6 +102,8 @@ def _evaluations(run: Run) -> list[dict[str, Any]]:
             # The last one is written once training has ended, under the number of the next step.
             iteration = min(line["iteration"] + 1, run.iterations)
             found[iteration] = {"iteration": iteration, **_without_nan(values)}
+            for name in ("AP", "AP50", "AP75"):  # NaN: nothing was detected
+                found[iteration][name] = found[iteration].get(name) or 0.0
     return [found[iteration] for iteration in sorted(found)]
 
 

@@ -115,7 +115,8 @@ def score_distributions(cells: Cells) -> bytes:
             counts, _ = np.histogram(np.log(scores / (1 - scores)), bins=_ODDS)
             axis.stairs(counts / images, _ODDS, fill=right, alpha=0.65 if right else 1.0,
                         color=colour if right else "#5f6773", label=label)  # fmt: skip
-        axis.set_yscale("log")
+        if any(len(m.scores) for m in matches):  # else it warns that there is nothing to scale
+            axis.set_yscale("log")
         axis.set_title(title, fontsize=9)
         axis.set_xticks([np.log(p / (1 - p)) for p in _TICKS], [str(p) for p in _TICKS])
         axis.tick_params(axis="x", labelrotation=45)

@@ -106,9 +106,14 @@ def parse_variants(
             pairs = list(zip(keys, values, strict=True))
             label = "_".join([name, *(f"{k.rpartition('.')[2].lower()}-{v}" for k, v in pairs)])
             found.append(Variant(label, loss, tuple(itertools.chain(*pairs))))
-    for variant in found:
-        if sum(other.name == variant.name for other in found) > 1:
-            raise InputError(f"two variants are called {variant.name}: give them different names")
+    for one, other in itertools.combinations(found, 2):
+        if one.name == other.name:
+            raise InputError(f"two variants are called {one.name}: give them different names")
+        if one.title == other.title:
+            raise InputError(
+                f"variants {one.name} and {other.name} are both called {one.title} in tables: give "
+                "one another name"
+            )
     return found
 
 

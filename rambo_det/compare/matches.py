@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ..engine.files import AtomicFiles
+from ..engine.saved import load_truth
 from ..errors import InputError
 
 DETECTIONS = Path("inference", "coco_instances_results.json")
@@ -43,13 +43,6 @@ class Matches:
     ignored: np.ndarray
     positives: np.ndarray
     boxes: np.ndarray
-
-
-@lru_cache(maxsize=8)
-def load_truth(file: str) -> COCO:
-    """The annotations of a COCO json file."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(file)
 
 
 def find_matches(truth: COCO, detections: list[dict[str, Any]]) -> Matches:

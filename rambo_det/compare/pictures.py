@@ -10,8 +10,10 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.utils.visualizer import Visualizer
 
+from ..engine.saved import load_truth
+from ..evaluation.ranking import best_f1
 from .collect import Measured
-from .matches import Matches, load_truth
+from .matches import Matches
 from .precision import average_precision
 
 _SHORTEST = 300  # px that the longer side of a picture has at least
@@ -83,26 +85,19 @@ def _per_image(matches: Matches) -> np.ndarray:
     result = np.zeros(number)
     for start in range(0, number, 64):
         rows = np.arange(start, min(start + 64, number))
-        ap = average_precision(matches, np.eye(number, dtype=np.int32)[rows])[:, :, 0]
+        ap = average_precision(matches, np.eye(len(rows), number, start, np.int32))[:, :, 0]
         known = ~np.isnan(ap)
         total = np.where(known, ap, 0).sum(axis=1)
         result[rows] = 100 * total / np.maximum(known.sum(axis=1), 1)
     return result
 
 
-def best_threshold(matches: Matches) -> float:
-    """The score from which on detections are best by F1 at IoU 0.5, over all classes."""
-    order = np.argsort(-matches.scores, kind="stable")
-    counted = order[~matches.ignored[0, order]]
-    if not len(counted):
-        return 1.0
-    found = np.cumsum(matches.right[0, counted])
-    f1 = 2 * found / (np.arange(1, len(counted) + 1) + matches.positives.sum())
-    return float(matches.scores[counted[np.argmax(f1)]])
-
-
 def _detections(image: np.ndarray, matches: Matches, index: int, classes: list[str]) -> bytes:
-    shown = np.flatnonzero((matches.images == index) & (matches.scores >= best_threshold(matches)))
+    counted = ~matches.ignored[0]  # at IoU 0.5
+    right, objects = matches.right[0, counted], int(matches.positives.sum())
+    lowest = best_f1(matches.scores[counted], right, objects)
+    shown = matches.images == index
+    shown = np.flatnonzero(shown & (matches.scores >= (1.0 if lowest is None else lowest)))
     of_class = np.searchsorted(matches.offsets, shown, side="right") - 1
     names = [f"{classes[k]} {matches.scores[i]:.2f}" for i, k in zip(shown, of_class, strict=True)]
     colours = [_COLOURS["right" if matches.right[0, i] else "wrong"] for i in shown]

@@ -87,20 +87,22 @@ def make_plan(
     for item in data:
         args = ["--config", item.config, *item.options]
         given = [*opts, *item.opts]
-        classes: int | None = None
-        for variant in variants:
+        classes: list[str] | None = None
+        for index, variant in enumerate(variants):
             own = _own_opts(parse_args([*args, *given]), variant)
             _check_opts([*given, *own])
-            cfg = _checked_config(parse_args([*args, *given, *own]), classes)
+            parsed = parse_args([*args, *given, *own])
+            cfg = build_config(parsed, classes)
             if len(cfg.DATASETS.TEST) != 1:
                 raise InputError(
                     f"DATASETS.TEST is {cfg.DATASETS.TEST}: a run is measured on one set; repeat "
                     "--data for others"
                 )
             name = item.name or cfg.DATASETS.TEST[0]
-            if classes is None and name in test_sets:
+            if index == 0 and name in test_sets:
                 raise InputError(f"two data sets are called {name}: give them different names")
-            classes = len(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
+            for registered, *_ in (*parsed.register_coco, *parsed.register_voc):
+                classes = MetadataCatalog.get(registered).thing_classes  # the same for all
             test_sets[name] = cfg.DATASETS.TEST[0]
             cells.append((name, variant.name, [*args, *given, *own], _settings(cfg, item)))
     runs = [
@@ -136,21 +138,6 @@ def _check_opts(opts: list[str]) -> None:
     for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--out")):
         if key in opts[::2]:
             raise InputError(f"{key} differs from run to run: use {option}")
-
-
-def _checked_config(args: argparse.Namespace, classes: int | None) -> CfgNode:
-    """The config of a run.
-
-    Args:
-        args: of the training command.
-        classes: number of classes of its data if that is registered already, which Detectron2's
-            catalogs take only once; None: it is not.
-    """
-    if classes is not None and (args.register_coco or args.register_voc):
-        args.register_coco, args.register_voc, args.classes = [], [], None
-        for node in ("ROI_HEADS", "RETINANET"):
-            args.opts += [f"MODEL.{node}.NUM_CLASSES", str(classes)]
-    return build_config(args)
 
 
 def _settings(cfg: CfgNode, data: Data) -> dict[str, Any]:

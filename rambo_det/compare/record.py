@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..engine.files import AtomicFiles
+from ..engine.files import PART, AtomicFiles
 from ..errors import InputError
 from .plan import Run, default_settings
 
 _FILE = "compare.json"
+#: Held by who works in the folder; it may be there before the record.
+LOCK = ".lock"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -43,9 +45,11 @@ def write_record(folder: Path, **changes: Any) -> None:
 
 def check_same_run(run: Run) -> None:
     """Raises InputError if the folder of the run holds another one."""
+    # Looked at before the record, which another comparison may be about to write.
+    names = {file.name for file in run.folder.iterdir()} if run.folder.is_dir() else set()
     record = read_record(run.folder)
     if not record:
-        if run.folder.is_dir() and any(run.folder.iterdir()):
+        if names - {LOCK, _FILE + PART}:
             raise InputError(f"{run.folder} holds something else: name another folder with --out")
         return
     # A key that is new since then had no other value than its default.

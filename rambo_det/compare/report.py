@@ -45,6 +45,7 @@ def write_report(
         titles=[variant.title for variant in variants],
         losses=list(dict.fromkeys(variant.loss for variant in variants)),
         loss_titles=TITLES,
+        with_keys=any(variant.opts for variant in variants),
         seeds=sorted({run.seed for run in plan.runs}),
         verdicts=[
             {"data": data, **verdict(results, data, variant)}
@@ -52,6 +53,15 @@ def write_report(
             for variant in results["data"][data]["differences"]
         ],
         intervals=_uri(_intervals(results)),
+        fewest_seeds=min(
+            (
+                len(found["seeds"])
+                for part in results["data"].values()
+                for found in part["differences"].values()
+                if found["seeds"]
+            ),
+            default=0,
+        ),
         parts=[_part(plan, measured, results, data) for data in plan.test_sets],
         failed=[item.result for item in measured if item.result["status"] == "failed"],
     )
@@ -109,7 +119,7 @@ def _part(
 def _chosen(results: dict[str, Any], data: str, names: list[str]) -> list[str]:
     """The losses in the plots: all, or the reference and those of the highest AP, in order."""
     losses = results["data"][data]["losses"]
-    ranked = sorted(names[1:], key=lambda name: -(losses[name]["metrics"]["AP"]["mean"]))
+    ranked = sorted(names[1:], key=lambda n: -losses[n]["metrics"].get("AP", {"mean": 0})["mean"])
     kept = {*names[:1], *ranked[: _MOST_LOSSES - 1]}
     return [name for name in names if name in kept]
 

@@ -111,11 +111,12 @@ def _differences(
 
 
 def _best(plan: Plan, losses: dict[str, Any]) -> dict[str, str]:
-    """Loss -> its variant of the highest mean AP, where it has several."""
+    """Loss -> its variant of the highest mean AP, where several have one."""
     best: dict[str, str] = {}
     for loss in dict.fromkeys(variant.loss for variant in plan.variants.values()):
         mine = [v.name for v in plan.variants.values() if v.loss == loss]
-        known = {n: losses[n]["metrics"]["AP"]["mean"] for n in mine if losses[n]["metrics"]}
+        aps = {name: losses[name]["metrics"].get("AP") for name in mine}
+        known = {name: ap["mean"] for name, ap in aps.items() if ap}
         if len(known) > 1:
             best[loss] = max(known, key=lambda name: known[name])
     return best

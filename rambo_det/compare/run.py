@@ -14,7 +14,7 @@ import rambo_det
 
 from .plan import Run
 from .progress import Progress
-from .record import check_same_run, last_iteration, read_record, write_record
+from .record import LOCK, check_same_run, last_iteration, read_record, write_record
 from .versions import source_digest
 
 _POLL = 0.2  # seconds
@@ -36,7 +36,8 @@ def run_all(
         runs: to be done, in this order.
         jobs: how many at a time.
         threads: of each process.
-        keep: which checkpoints of a finished run stay: "all", "last" or "none".
+        keep: which checkpoints of a finished run stay: "all", "last", with the best one where that
+            is kept, or "none".
         progress: where to show it.
 
     Returns:
@@ -47,7 +48,7 @@ def run_all(
     """
     for run in runs:
         check_same_run(run)
-    finished = {run.folder for run in runs if read_record(run.folder).get("status") == "finished"}
+    finished = {run.folder for run in runs if _is_finished(run)}
     waiting = [run for run in runs if run.folder not in finished]
     total = sum(run.iterations for run in runs)
     own = progress or Progress(total, _iterations(runs, finished), len(runs), len(finished))
@@ -67,8 +68,7 @@ def run_all(
                 active.remove(process)
                 finished.add(process.run.folder)
                 if status == 0:
-                    write_record(process.run.folder, status="finished", error=None)
-                    _drop_checkpoints(process.run.folder, keep)
+                    process.finish(keep)
                 else:
                     failed.append(process.run)
                     own.say(f"FAILED {_name(process.run)}: {process.fail(status)}")
@@ -94,6 +94,10 @@ def _iterations(runs: Sequence[Run], finished: set[Path]) -> int:
     )
 
 
+def _is_finished(run: Run) -> bool:
+    return read_record(run.folder).get("status") == "finished"
+
+
 def _name(run: Run) -> str:
     return f"{run.data}, {run.variant}, seed {run.seed}"
 
@@ -102,29 +106,41 @@ class _Process:
     """One training. It waits until no other process works in the folder.
 
     A comparison that is killed leaves its trainings behind: they hold a lock as long as they live.
+    Another comparison that has the run too holds it until it has written down how the run ended.
     """
 
     def __init__(self, run: Run, threads: int, progress: Progress) -> None:
         self.run = run
         self._threads = threads
         self._progress = progress
-        write_record(
-            run.folder, status="started", settings=run.settings, command=list(run.command),
-            source=source_digest(), error=None,
-        )  # fmt: skip
-        self._lock: IO[str] = open(run.folder / ".lock", "w")  # noqa: SIM115
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self._lock: IO[str] = open(run.folder / LOCK, "w")  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = None
         self._told = False
         self.poll()
 
     def poll(self) -> int | None:
-        """The exit status; None: not ended yet."""
-        if self._process is None and self._locked():
+        """The exit status, 0 of a run that another comparison has finished; None: not ended yet.
+
+        Raises:
+            InputError: another comparison has begun another run in the folder.
+        """
+        if self._process is None:
+            if not self._locked():
+                return None
+            check_same_run(self.run)
+            if _is_finished(self.run):
+                return 0
             self._start()
-        status = None if self._process is None else self._process.poll()
-        if status is not None:
-            self._lock.close()
-        return status
+        assert self._process is not None
+        return self._process.poll()
+
+    def finish(self, keep: str) -> None:
+        """Writes down that it is finished, and removes the checkpoints that are not to be kept."""
+        if self._process is not None:
+            write_record(self.run.folder, status="finished", error=None)
+            _drop_checkpoints(self.run.folder, keep)
+        self._lock.close()
 
     def end(self) -> None:
         """Ends the training, which can be gone on with."""
@@ -141,6 +157,7 @@ class _Process:
             reason = f"killed by signal {-status}"
         error = f"{reason} (exit status {status}, {self.run.folder / _OUTPUT})"
         write_record(self.run.folder, status="failed", error=error)
+        self._lock.close()
         return error
 
     def _locked(self) -> bool:
@@ -155,6 +172,10 @@ class _Process:
 
     def _start(self) -> None:
         folder, command = self.run.folder, list(self.run.command)
+        write_record(
+            folder, status="started", settings=self.run.settings, command=command,
+            source=source_digest(), error=None,
+        )  # fmt: skip
         begun = any((folder / name).exists() for name in ("last_checkpoint", "metrics.json"))
         if begun:
             command.insert(3, "--resume")  # behind python -m rambo_det.cli.train
@@ -175,7 +196,8 @@ def _drop_checkpoints(folder: Path, keep: str) -> None:
     if keep == "all":
         return
     for file in folder.glob("model_*.pth"):
-        if keep == "none" or file.name != "model_final.pth":
+        # The best one is there because RAMBO_TRAIN.KEEP_BEST asked for it.
+        if keep == "none" or file.name not in ("model_final.pth", "model_best.pth"):
             file.unlink()
     if keep == "none":
         (folder / "last_checkpoint").unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def _check_weights(weights: str) -> None:
         raise InputError(f"--weights {weights}: no such file")
 
 
+@lru_cache(maxsize=8)
 def load_truth(file: str) -> COCO:
-    """Annotations in COCO's format."""
+    """Annotations in COCO's format, read once."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         return COCO(file)

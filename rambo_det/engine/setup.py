@@ -31,12 +31,14 @@ from .seeds import run_seed
 from .values import check_model, check_training
 
 
-def build_config(args: argparse.Namespace) -> CfgNode:
+def build_config(args: argparse.Namespace, registered: Sequence[str] | None = None) -> CfgNode:
     """Registers the data sets of the command line and gives the config of the run.
 
     Args:
         args: ``config_file``, ``opts``, ``register_coco``, ``register_voc``, ``classes``,
             ``hold_out``.
+        registered: the classes of these data sets if they are registered already, which
+            Detectron2's catalogs take only once.
 
     Raises:
         InputError: whatever is wrong with config, keys or data.
@@ -51,7 +53,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         for name in cfg.DATASETS[key]:
             if name not in own:
                 check_dataset(f"DATASETS.{key}", name)
-    classes = register_own(args, cfg.DATASETS.TRAIN)
+    classes = registered or register_own(args, cfg.DATASETS.TRAIN)
     if classes is not None:
         for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
             node.NUM_CLASSES = len(classes)
@@ -198,14 +200,20 @@ def prepare_output(cfg: CfgNode, resume: bool, fresh: bool) -> Path | None:
     return prepare_folder(folder, resume, fresh, "OUTPUT_DIR FOLDER")
 
 
-def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path | None:
-    """As :func:`prepare_output`; ``remedy`` is how the command line names another folder."""
+def make_output(folder: Path, option: str) -> None:
+    """Makes a folder where there is none; InputError, with the option that named it, if it cannot
+    be."""
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"OUTPUT_DIR {folder} is not a folder")
+        raise InputError(f"{option} {folder} is not a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"OUTPUT_DIR {folder} cannot be made: {error}") from None
+        raise InputError(f"{option} {folder} cannot be made: {error}") from None
+
+
+def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path | None:
+    """As :func:`prepare_output`; ``remedy`` is how the command line names another folder."""
+    make_output(folder, "OUTPUT_DIR")
     files = [folder / name for name in ("last_checkpoint", "metrics.json")]
     # A run that ended before its first iteration leaves an empty one.
     if resume or not any(file.is_file() and file.stat().st_size for file in files):

@@ -176,13 +176,25 @@ class _Others:
 
 def best_threshold(ranked: Sequence[RankedClass]) -> float | None:
     """The score at which the detections of all classes above it have the highest F1; None: none."""
-    scores = np.concatenate([k.scores for k in ranked]) if ranked else np.zeros(0)
-    objects = sum(k.num_objects for k in ranked)
-    if not len(scores) or not objects:
+    scores, true = (
+        np.concatenate([np.zeros(0), *(getattr(k, name) for k in ranked)])
+        for name in ("scores", "true")
+    )
+    return best_f1(scores, true, sum(k.num_objects for k in ranked))
+
+
+def best_f1(scores: np.ndarray, true: np.ndarray, num_objects: int) -> float | None:
+    """The score at which the detections above it have the highest F1; None: there is nothing.
+
+    Args:
+        scores: ``(D,)`` in any order.
+        true: ``(D,)`` bool.
+        num_objects: how many there are to find.
+    """
+    if not len(scores) or not num_objects:
         return None
     order = np.argsort(-scores, kind="mergesort")
-    found = np.cumsum(np.concatenate([k.true for k in ranked])[order])
-    f1 = 2 * found / (np.arange(1, len(scores) + 1) + objects)
+    f1 = 2 * np.cumsum(true[order]) / (np.arange(1, len(scores) + 1) + num_objects)
     # Only the last of equal scores is a place where a threshold can be.
     f1[:-1][np.diff(scores[order]) == 0] = 0
     return float(scores[order][f1.argmax()])
