@@ -87,5 +87,15 @@ def test_the_mean_of_the_sets_is_that_of_the_seeds_differences(tool):
     assert tool["on_set"](stored, "y", "ce_0.5") == "+6.0; 3"
     stored["c"] = comparison({"x": [9.0]}, first=1)  # a seed that another has: not taken twice
     assert tool["pooled"](stored, "ce_0.5") == found
+    assert tool["pooled"](stored, "none", ["ce_0.5"]) is None
+    half *= 2.306 / 2.776  # with another change of the same deviation, t of 8
+    for results in (stored["a"], stored["b"]):
+        others = [
+            {**run, "variant": "beta_0"} for run in results["runs"] if run["variant"] != "rambo"
+        ]
+        results["runs"] += others
+    wider = tool["pooled"](stored, "ce_0.5", ["beta_0"])
+    assert wider["mean"] == pytest.approx(4.0)
+    assert wider["high"] - 4 == pytest.approx(half, abs=0.02)
     stored["b"]["data"]["z"] = None  # a set on which it has not been trained
     assert tool["pooled"](stored, "ce_0.5") is None

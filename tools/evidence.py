@@ -20,6 +20,7 @@ import re
 import shlex
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def draw_ablation(stored: dict[str, Results], file: Path) -> None:
                 axis.plot(at * len(found), found, "o", color=colour, ms=4, alpha=0.5)
                 if found:
                     axis.plot(at, statistics.mean(found), "o", color=colour, label=data, ms=7)
-            if mean := pooled(stored, variant):
+            if mean := pooled(stored, variant, list(variants_of(stored))):
                 at = [place + len(sets) * 0.1]
                 axis.plot(at * 2, [mean["low"], mean["high"]], color="#222", lw=2)
                 axis.plot(at, mean["mean"], "s", color="#222", label="mean of the sets", ms=6)
@@ -394,15 +395,13 @@ def variants_of(stored: dict[str, Results]) -> dict[str, Results]:
     return found
 
 
-def seed_by_seed(
-    stored: dict[str, Results], data: str, variant: str, metric: str = "AP"
-) -> list[float]:
-    """A variant less the reference on a set, seed by seed, whichever comparisons the seeds are of;
-    a seed that several have is taken from the one with the most. Empty: there is none."""
+def seed_by_seed(stored: dict[str, Results], data: str, variant: str) -> list[float]:
+    """A variant's AP less the reference's on a set, seed by seed, of whichever comparisons; a seed
+    that several have is taken from the one with the most. Empty: there is none."""
     of_each = []
     for results in stored.values():
         values = {
-            (run["seed"], run["variant"]): run["metrics"][metric]
+            (run["seed"], run["variant"]): run["metrics"]["AP"]
             for run in results["runs"]
             if run["data"] == data and run["metrics"]
         }
@@ -427,21 +426,30 @@ def on_set(stored: dict[str, Results], data: str, variant: str) -> str:
     return f"{'+' if mean > 0 else ''}{number(mean)}; {len(found)}"
 
 
-def pooled(stored: dict[str, Results], variant: str, metric: str = "AP") -> Any:
-    """The mean over the data sets of a variant less the reference, seed by seed, with its interval.
+def pooled(stored: dict[str, Results], variant: str, alike: Sequence[str] = ()) -> Any:
+    """The mean over the data sets of a variant's AP less the reference's, with its interval.
 
-    The sets are given and alike in their deviation; the seeds are a sample. So the interval is
-    Student's t with the deviation within the sets, of all of them together. None where a variant
-    was not trained on all sets of the comparisons, with two seeds and more on one.
+    The sets are given; the seeds are a sample, whose differences are taken to deviate alike on all
+    sets and with all changes. So the interval is Student's t with the deviation within a set and a
+    change, of all of them together. None where a variant was not trained on all sets of the
+    comparisons, or nothing has two seeds.
+
+    Args:
+        stored: the comparisons.
+        variant: whose mean it is.
+        alike: other variants, from which the deviation is taken as well.
     """
-    found = {data: seed_by_seed(stored, data, variant, metric) for data in sets_of(stored)}
-    of_set = {data: differences for data, differences in found.items() if differences}
-    freedom = sum(len(differences) - 1 for differences in of_set.values())
-    if of_set.keys() != found.keys() or freedom < 1:
+    sets = sets_of(stored)
+    found = [seed_by_seed(stored, data, variant) for data in sets]
+    names = dict.fromkeys([variant, *alike])
+    samples = [seed_by_seed(stored, data, name) for data in sets for name in names]
+    samples = [sample for sample in samples if sample]
+    freedom = sum(len(sample) - 1 for sample in samples)
+    if not all(found) or freedom < 1:
         return None
-    squares = sum(np.var(d) * len(d) for d in of_set.values()) / freedom
-    error = (squares * sum(1 / len(d) for d in of_set.values())) ** 0.5 / len(of_set)
-    mean = float(np.mean([np.mean(d) for d in of_set.values()]))
+    squares = sum(np.var(sample) * len(sample) for sample in samples) / freedom
+    error = (squares * sum(1 / len(sample) for sample in found)) ** 0.5 / len(found)
+    mean = float(np.mean([np.mean(sample) for sample in found]))
     # Drawn, as compare.bootstrap does: no package that is needed anyway has the quantile.
     t = np.quantile(np.abs(np.random.default_rng(0).standard_t(freedom, 100_000)), 0.95)
     return {"mean": mean, "low": mean - float(t * error), "high": mean + float(t * error)}
