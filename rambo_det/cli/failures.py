@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import InputError
@@ -24,18 +26,19 @@ def status_of(tool: Callable[[], Any], advice: str = "") -> int:
         tool: what is run.
         advice: how a user goes on with what was cut off; empty: not at all.
     """
-    try:
-        return int(tool() or 0)
-    except KeyboardInterrupt:
-        print(_and("interrupted", advice), file=sys.stderr)
-        return 130
-    except Exception as error:
-        explained = explain(error, advice)
-        if explained is None:
-            raise
-        status, line = explained
-        print(f"error: {line}", file=sys.stderr)
-        return status
+    with _quiet_threads():
+        try:
+            return int(tool() or 0)
+        except KeyboardInterrupt:
+            print(_and("interrupted", advice), file=sys.stderr)
+            return 130
+        except Exception as error:
+            explained = explain(error, advice)
+            if explained is None:
+                raise
+            status, line = explained
+            print(f"error: {line}", file=sys.stderr)
+            return status
 
 
 def explain(error: BaseException, advice: str = "") -> tuple[int, str] | None:
@@ -55,7 +58,7 @@ def explain(error: BaseException, advice: str = "") -> tuple[int, str] | None:
     if isinstance(error, InputError) or last.startswith(_IN_ANOTHER_PROCESS):
         return 2, last.removeprefix(_IN_ANOTHER_PROCESS)
     for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+        if _is_of_a_full_disk(cause):
             return 1, _and(f"{cause}: make room", advice)
         if _is_of_a_worker(cause):
             text = " ".join(str(cause).split())
@@ -66,6 +69,27 @@ def explain(error: BaseException, advice: str = "") -> tuple[int, str] | None:
             line = f"another process of the run has ended, and may have said why ({reason})"
             return 1, _and(line, advice)
     return None
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Inside, a thread that a full disk ends prints nothing: TensorBoard's hands its error on to
+    the main thread, and printed a traceback into the one line about it."""
+    before = threading.excepthook
+
+    def told(args: threading.ExceptHookArgs) -> None:
+        if not _is_of_a_full_disk(args.exc_value):
+            before(args)
+
+    threading.excepthook = told
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _is_of_a_full_disk(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def _and(line: str, advice: str) -> str:

@@ -81,8 +81,7 @@ def test_a_full_disk(moment, disk, tmp_path, record_property):
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert status not in (0, None) and len(errors) == 1, err[-3000:]
     assert "No space left" in errors[0] or "File too large" in errors[0]
-    if moment == "checkpoint":
-        assert err.count("\n") == 1, err[-3000:]
+    assert err.count("\n") == 1, err[-3000:]
     last = assert_whole(folder)
     if moment == "metrics":
         assert (folder / "metrics.json").read_text().startswith(before)
