@@ -181,5 +181,7 @@ class BestModel(HookBase):
 def _iteration_of(checkpoint: Path) -> int | None:
     if not checkpoint.is_file():
         return None
-    iteration: int | None = torch.load(checkpoint, map_location="cpu", mmap=True).get("iteration")
+    # This run's own file, whatever a user's hooks have put into it.
+    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
+    iteration: int | None = content.get("iteration")
     return iteration
