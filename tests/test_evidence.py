@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -65,37 +66,66 @@ def test_a_file_that_is_no_comparison_is_refused(tool, tmp_path):
 
 
 def test_the_mean_of_the_sets_is_that_of_the_seeds_differences(tool):
-    def comparison(differences, first=0):
+    def comparison(differences, first=0, keys=(), name="ce_0.5"):
         runs = []
         for data, values in differences.items():
             for seed, value in enumerate(values, first):
-                for variant, ap in (("rambo", 40.0 + seed), ("ce_0.5", 40.0 + seed + value)):
+                for variant, ap in (("rambo", 40.0 + seed), (name, 40.0 + seed + value)):
                     run = {"data": data, "variant": variant, "seed": seed, "metrics": {"AP": ap}}
                     runs.append(run)
-        return {"reference": "rambo", "data": dict.fromkeys(differences), "runs": runs}
+        command = ["rambo-compare", "--config", "x.yaml"]
+        command += [word for data in differences for word in ("--data", data)]
+        opts = ["MODEL.RAMBO.CE_WEIGHT", "0.5"] if "ce_0.5" in name else ["MODEL.RAMBO.BETA", "0.0"]
+        return {
+            "command": " ".join([*command, *keys]), "reference": "rambo",
+            "variants": {
+                "rambo": {"loss": "rambo", "opts": []}, name: {"loss": "rambo", "opts": opts},
+            },
+            "data": dict.fromkeys(differences), "runs": runs,
+        }  # fmt: skip
+
+    def found(variant="ce_0.5"):
+        return tool["mean_of_sets"](stored, "ablation", variant)
 
     stored = {
-        "a": comparison({"x": [1.0, 2.0], "y": [5.0, 5.0, 8.0]}),
-        "b": comparison({"x": [3.0]}, first=2),
+        "ablation_a": comparison({"x": [1.0, 2.0], "y": [5.0, 5.0, 8.0]}),
+        "lambda_b": comparison({"x": [3.0]}, first=2, name="other_name_of_ce_0.5"),
     }
-    found = tool["pooled"](stored, "ce_0.5")
+    first = found()
     # Means 2 and 6; squares 2 and 6 on 4 degrees of freedom, so a deviation of 2^(1/2); t is 2.776.
     half = 2.776 * 2**0.5 * (1 / 3 + 1 / 3) ** 0.5 / 2
-    assert found["mean"] == pytest.approx(4.0)
-    assert found["low"] == pytest.approx(4 - half, abs=0.02)
-    assert found["high"] == pytest.approx(4 + half, abs=0.02)
-    assert tool["on_set"](stored, "y", "ce_0.5") == "+6.0; 3"
-    stored["c"] = comparison({"x": [9.0]}, first=1)  # a seed that another has: not taken twice
-    assert tool["pooled"](stored, "ce_0.5") == found
-    assert tool["pooled"](stored, "none", ["ce_0.5"]) is None
+    assert first["mean"] == pytest.approx(4.0)
+    assert first["low"] == pytest.approx(4 - half, abs=0.02)
+    assert first["high"] == pytest.approx(4 + half, abs=0.02)
+    assert tool["on_set"](stored, stored["ablation_a"], "y", "ce_0.5") == "+6.0; 3"
+    stored["ablation_c"] = comparison({"x": [9.0]}, first=1)  # a seed that another has
+    stored["ablation_d"] = comparison({"x": [9.0]}, 3, ["MODEL.RAMBO.MARGIN", "1.0"])  # other keys
+    assert found() == first
+    stored["ablation_e"] = comparison({"x": [1.0, 2.0, 3.0], "y": [5.0, 5.0, 8.0]}, name="beta_0")
     half *= 2.306 / 2.776  # with another change of the same deviation, t of 8
-    for results in (stored["a"], stored["b"]):
-        others = [
-            {**run, "variant": "beta_0"} for run in results["runs"] if run["variant"] != "rambo"
-        ]
-        results["runs"] += others
-    wider = tool["pooled"](stored, "ce_0.5", ["beta_0"])
+    wider = found()
     assert wider["mean"] == pytest.approx(4.0)
     assert wider["high"] - 4 == pytest.approx(half, abs=0.02)
-    stored["b"]["data"]["z"] = None  # a set on which it has not been trained
-    assert tool["pooled"](stored, "ce_0.5") is None
+    stored["ablation_e"]["data"]["z"] = None  # a set on which it has not been trained
+    assert found() is None
+
+
+def test_a_training_that_several_comparisons_have_is_one(tool):
+    """So that a seed's default may be taken from another comparison than its change."""
+    stored = tool["read"]()
+    frame = tool["frame_of"](stored["main"]["command"])
+    known, data_of, twice = {}, {}, 0
+    for name, results in stored.items():
+        if tool["frame_of"](results["command"]) != frame:
+            continue
+        words = shlex.split(results["command"])
+        for data in results["data"]:
+            (spec,) = [word for word in words if word.startswith(f"{data}=")]
+            assert data_of.setdefault(data, spec) == spec, name
+        for run in results["runs"]:
+            loss = tool["loss_of"](results, run["variant"])
+            key = (run["data"], run["seed"], str(loss))
+            ap = run["metrics"]["AP"]
+            twice += key in known
+            assert known.setdefault(key, ap) == pytest.approx(ap, abs=1e-9), (name, key)
+    assert twice > 20

@@ -144,7 +144,9 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
             DatasetCatalog.remove(name)
         return main(["--config", FCOS, *args])
 
-    assert again("--eval-only", *data, *keys) == 0
+    config = (tmp_path / "out" / "config.yaml").read_bytes()
+    assert again("--eval-only", *data, *keys, "train.max_iter=7") == 0
+    assert (tmp_path / "out" / "config.yaml").read_bytes() == config
     rows = [re.findall(r"^\|.*\|$", text, re.M)[-9:] for text in (trained, capsys.readouterr().out)]
     assert rows[0] == rows[1] and len(rows[0]) == 9
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from detectron2.config import LazyConfig
+from detectron2.config import LazyConfig, instantiate
 from detectron2.model_zoo import get_config
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -61,6 +61,22 @@ def test_yaml_row(row):
     key, value = re.fullmatch(r'cfg\.(\S+) = "(\S+)"', change).groups()
     text = (DOCS / config).read_text() + (CONFIGS / "faster_rcnn_rambo.yaml").read_text()
     assert f'{key.rpartition(".")[2]}: "{value}"' in text or "RPN: True" in text
+
+
+def test_cascade_and_rpn_from_a_lazy_config():
+    scope = {"rambo_det": rambo_det, "get_config": get_config}
+    exec(blocks(PAGE, "python")[-1], scope)
+    scope["model"].backbone.bottom_up.freeze_at = 0
+    for part in ("mask_in_features", "mask_pooler", "mask_head"):  # the images here have none
+        scope["model"].roi_heads[part] = None
+    model = instantiate(scope["model"])
+    assert len(list(memories(model))) == 4
+    with EventStorage() as storage:
+        losses = model(training_inputs(1))
+        names = storage.latest()
+    assert {"loss_rpn_cls", "loss_cls_stage0", "loss_cls_stage2"} <= set(losses)
+    assert all(f"{part}rambo/memory_fill" in names for part in ("stage0/", "stage2/")), names
+    assert "rambo/rpn/memory_fill" in names
 
 
 def test_scores_by_a_sigmoid_are_those_of_the_stock_models_sigmoid():

@@ -72,10 +72,13 @@ def test_it_trains_and_ends_with_a_table(run):
 
 def test_eval_only_prints_the_same_numbers(run):
     folder, args, keys, out = run
+    before = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     status, again, err = train_net("--eval-only", *args, *keys)
     assert status == 0, err
     rows = [re.findall(r"^\|.*\|$", text, re.M)[-9:] for text in (out, again)]
     assert rows[0] == rows[1] and len(rows[0]) == 9
+    assert {file: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+    assert "Environment info" in (folder / "inference" / "log.txt").read_text()
 
 
 def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, tmp_path):

@@ -21,6 +21,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,12 @@ def draw_lambda(results: Results, file: Path) -> None:
 
 def draw_ablation(stored: dict[str, Results], file: Path) -> None:
     """A panel for each thing that is changed: AP less that of the default, a small dot a seed."""
+    ablations = of_kind(stored, "ablation")
+    known = variants_of(ablations)
     groups: dict[str, list[str]] = {}
-    for results in stored.values():
-        for variant in results["variants"]:
-            if variant != results["reference"]:
-                names = groups.setdefault(variant.partition("_")[0], [])
-                names += [variant] * (variant not in names)
-    sets, columns = sets_of(stored), 3
+    for variant in known:
+        groups.setdefault(variant.partition("_")[0], []).append(variant)
+    sets, columns = sets_of(ablations), 3
     rows = -(-len(groups) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(11, 2.5 * rows), sharey=True, squeeze=False, layout="constrained"
@@ -172,12 +172,12 @@ def draw_ablation(stored: dict[str, Results], file: Path) -> None:
     for axis, (group, variants) in zip(axes.flat, groups.items(), strict=False):
         for place, variant in enumerate(variants):
             for index, data in enumerate(sets):
-                found = seed_by_seed(stored, data, variant)
+                found = seed_by_seed(stored, known[variant], data, variant)
                 at, colour = [place + (index - len(sets) / 2) * 0.2], COLOURS[index]
                 axis.plot(at * len(found), found, "o", color=colour, ms=4, alpha=0.5)
                 if found:
                     axis.plot(at, statistics.mean(found), "o", color=colour, label=data, ms=7)
-            if mean := pooled(stored, variant, list(variants_of(stored))):
+            if mean := mean_of_sets(stored, "ablation", variant):
                 at = [place + len(sets) * 0.1]
                 axis.plot(at * 2, [mean["low"], mean["high"]], color="#222", lw=2)
                 axis.plot(at, mean["mean"], "s", color="#222", label="mean of the sets", ms=6)
@@ -223,9 +223,9 @@ def page(stored: dict[str, Results]) -> str:
         spread_of=spread, of_kind=of_kind, losses_of=losses_of, settings_of=settings_of,
         tuned=tuned, earlier=earlier, factors_of=factors_of, at_factor=at_factor,
         range_of=range_of, chance_of=chance_of, changes=changes, seeds_of=seeds_of, sets_of=sets_of,
-        variants_of=variants_of, on_set=on_set, pooled=pooled,
-        lost_classes=lost_classes, title_of=title_of, keys_of=keys_of, less_margin_1=less_margin_1,
-        retinanets=RETINANETS, lowest_class=lowest_class,
+        variants_of=variants_of, on_set=on_set, mean_of_sets=mean_of_sets,
+        steps_of_each=steps_of_each, lost_classes=lost_classes, title_of=title_of, keys_of=keys_of,
+        less_margin_1=less_margin_1, retinanets=RETINANETS, lowest_class=lowest_class,
         names={results["command"]: name for name, results in stored.items()},
     )  # fmt: skip
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -315,12 +315,25 @@ def changes(results: Results, variant: str, always: bool = False) -> str:
     return ", ".join([TITLES[loss]] * other + parts)
 
 
-def keys_of(results: Results) -> dict[str, str]:
-    """The keys at the end of the command, which all trainings had, without MODEL."""
-    words = shlex.split(results["command"])
+@cache
+def frame_of(command: str) -> tuple[str, str, dict[str, str]]:
+    """What all trainings of a command have in common: the config, the images held out, and the keys
+    at its end, without MODEL."""
+    words = shlex.split(command)
     last = max(place for place, word in enumerate(words) if word.startswith("--"))
     given = words[last + 2 :]
-    return dict(zip([key.removeprefix("MODEL.") for key in given[::2]], given[1::2], strict=True))
+    keys = [key.removeprefix("MODEL.") for key in given[::2]]
+    options = dict(zip(words, words[1:], strict=False))
+    return (
+        options["--config"],
+        options.get("--hold-out", "none"),
+        dict(zip(keys, given[1::2], strict=True)),
+    )
+
+
+def keys_of(results: Results) -> dict[str, str]:
+    """The keys at the end of the command, which all trainings had, without MODEL."""
+    return frame_of(results["command"])[2]
 
 
 def title_of(results: Results, variant: str) -> str:
@@ -333,16 +346,48 @@ def title_of(results: Results, variant: str) -> str:
     return title
 
 
+def steps_of_each(stored: dict[str, Results]) -> dict[str, dict[str, Any]]:
+    """Of ``lambda_each_seeds`` on each set, and in the mean of the sets: AP with both steps, AP by
+    default, and one less the other, seed by seed, with intervals as of :func:`pooled`."""
+    results, default = stored["lambda_each_seeds"], stored["main"]
+    found: dict[str, dict[str, list[float]]] = {}
+    for data in results["data"]:
+        short, far = (aps_of(stored, results, data, f"each_x{factor}") for factor in (1, 10))
+        rambo = aps_of(stored, default, data, "rambo")
+        seeds = sorted(set(short) & set(far) & set(rambo))
+        found[data] = {
+            "rambo": [rambo[seed] for seed in seeds],
+            "short": [short[seed] for seed in seeds],
+            "far": [far[seed] for seed in seeds],
+            "far less short": [far[seed] - short[seed] for seed in seeds],
+            "far less rambo": [far[seed] - rambo[seed] for seed in seeds],
+            "short less rambo": [short[seed] - rambo[seed] for seed in seeds],
+        }
+    rows = {
+        data: {
+            name: pooled([values], [of[name] for other, of in found.items() if other != data])
+            if "less" in name
+            else {"mean": statistics.mean(values), "std": statistics.stdev(values)}
+            for name, values in samples.items()
+        }
+        for data, samples in found.items()
+    }
+    less = [name for name in next(iter(found.values())) if "less" in name]
+    rows["mean of the sets"] = {name: pooled([of[name] for of in found.values()]) for name in less}
+    return rows
+
+
 def less_margin_1(stored: dict[str, Results]) -> Any:
-    """:func:`pooled` of the first comparison less that with a margin of 1, seed by seed."""
-    before = [
-        {**run, "variant": "before"}
-        for run in stored["margin_1"]["runs"]
-        if run["variant"] == "rambo"
-    ]
-    now = stored["main"]
-    both = {"runs": now["runs"] + before, "data": now["data"], "reference": "before"}
-    return pooled({"both": both}, "rambo")
+    """:func:`pooled` of the first comparison's AP less that with a margin of 1, seed by seed."""
+    found = []
+    for data in stored["main"]["data"]:
+        now, before = ({
+            run["seed"]: run["metrics"]["AP"]
+            for run in stored[name]["runs"]
+            if (run["data"], run["variant"]) == (data, "rambo")
+        } for name in ("main", "margin_1"))  # fmt: skip
+        found.append([now[seed] - before[seed] for seed in now])
+    return pooled(found)
 
 
 def earlier(data: str) -> dict[str, tuple[int, list[str]]]:
@@ -395,64 +440,86 @@ def variants_of(stored: dict[str, Results]) -> dict[str, Results]:
     return found
 
 
-def seed_by_seed(stored: dict[str, Results], data: str, variant: str) -> list[float]:
-    """A variant's AP less the reference's on a set, seed by seed, of whichever comparisons; a seed
-    that several have is taken from the one with the most. Empty: there is none."""
-    of_each = []
-    for results in stored.values():
-        values = {
-            (run["seed"], run["variant"]): run["metrics"]["AP"]
-            for run in results["runs"]
-            if run["data"] == data and run["metrics"]
-        }
-        differences = {
-            seed: value - values[seed, results["reference"]]
-            for (seed, name), value in values.items()
-            if name == variant and (seed, results["reference"]) in values
-        }
-        of_each.append(differences)
+def loss_of(results: Results, variant: str) -> tuple[Any, ...]:
+    """The loss of a variant and its keys."""
+    found = results["variants"][variant]
+    pairs = zip(found["opts"][::2], found["opts"][1::2], strict=True)
+    return found["loss"], sorted(pairs)
+
+
+def aps_of(
+    stored: dict[str, Results], results: Results, data: str, variant: str
+) -> dict[int, float]:
+    """AP of a variant of a comparison by seed, of all comparisons that have this training.
+
+    They give the same numbers, as long as they were made on one machine: ``tests/test_evidence.py``
+    holds the stored ones to that.
+    """
     found: dict[int, float] = {}
-    for differences in sorted(of_each, key=len):
-        found.update(differences)
-    return list(found.values())
+    for other in [results, *stored.values()]:
+        if frame_of(other["command"]) != frame_of(results["command"]):
+            continue
+        for run in other["runs"]:
+            same = run["variant"] in other["variants"] and (
+                loss_of(other, run["variant"]) == loss_of(results, variant)
+            )
+            if same and run["data"] == data and run["metrics"]:
+                found.setdefault(run["seed"], run["metrics"]["AP"])
+    return found
 
 
-def on_set(stored: dict[str, Results], data: str, variant: str) -> str:
+def seed_by_seed(
+    stored: dict[str, Results], results: Results, data: str, variant: str
+) -> list[float]:
+    """:func:`aps_of` a variant less that of the comparison's reference, seed by seed."""
+    less = aps_of(stored, results, data, results["reference"])
+    found = aps_of(stored, results, data, variant)
+    return [value - less[seed] for seed, value in found.items() if seed in less]
+
+
+def on_set(stored: dict[str, Results], results: Results, data: str, variant: str) -> str:
     """Mean of :func:`seed_by_seed` and the number of its seeds, in words."""
-    found = seed_by_seed(stored, data, variant)
+    found = seed_by_seed(stored, results, data, variant)
     if not found:
         return "–"
     mean = statistics.mean(found)
     return f"{'+' if mean > 0 else ''}{number(mean)}; {len(found)}"
 
 
-def pooled(stored: dict[str, Results], variant: str, alike: Sequence[str] = ()) -> Any:
-    """The mean over the data sets of a variant's AP less the reference's, with its interval.
+def pooled(found: Sequence[list[float]], alike: Sequence[list[float]] = ()) -> Any:
+    """The mean over the data sets of the mean over the seeds, with its interval.
 
-    The sets are given; the seeds are a sample, whose differences are taken to deviate alike on all
-    sets and with all changes. So the interval is Student's t with the deviation within a set and a
-    change, of all of them together. None where a variant was not trained on all sets of the
-    comparisons, or nothing has two seeds.
+    The sets are given; the seeds are a sample, which is taken to deviate alike on all sets and with
+    all changes. So the interval is Student's t with the deviation within a sample, of all of them
+    together. None where a set has no seed, or nothing has two.
 
     Args:
-        stored: the comparisons.
-        variant: whose mean it is.
-        alike: other variants, from which the deviation is taken as well.
+        found: of each set a number a seed.
+        alike: other samples, from which the deviation is taken as well.
     """
-    sets = sets_of(stored)
-    found = [seed_by_seed(stored, data, variant) for data in sets]
-    names = dict.fromkeys([variant, *alike])
-    samples = [seed_by_seed(stored, data, name) for data in sets for name in names]
-    samples = [sample for sample in samples if sample]
+    samples = [sample for sample in [*found, *alike] if sample]
     freedom = sum(len(sample) - 1 for sample in samples)
     if not all(found) or freedom < 1:
         return None
     squares = sum(np.var(sample) * len(sample) for sample in samples) / freedom
     error = (squares * sum(1 / len(sample) for sample in found)) ** 0.5 / len(found)
     mean = float(np.mean([np.mean(sample) for sample in found]))
-    # Drawn, as compare.bootstrap does: no package that is needed anyway has the quantile.
+    # Drawn: no package that is needed anyway has the quantile.
     t = np.quantile(np.abs(np.random.default_rng(0).standard_t(freedom, 100_000)), 0.95)
     return {"mean": mean, "low": mean - float(t * error), "high": mean + float(t * error)}
+
+
+def mean_of_sets(stored: dict[str, Results], kind: str, variant: str) -> Any:
+    """:func:`pooled` of :func:`seed_by_seed` on the sets of a kind of comparisons, the deviation
+    from all its variants."""
+    some = of_kind(stored, kind)
+    variants, sets = variants_of(some), sets_of(some)
+    samples = {
+        name: [seed_by_seed(stored, results, data, name) for data in sets]
+        for name, results in variants.items()
+    }
+    found = samples.pop(variant)
+    return pooled(found, [sample for others in samples.values() for sample in others])
 
 
 def of_kind(stored: dict[str, Results], kind: str) -> dict[str, Results]:
@@ -467,9 +534,8 @@ def draw(stored: dict[str, Results]) -> None:
             draw_differences(stored[name], FIGURES / f"{name}.png")
     for name, results in of_kind(stored, "lambda").items():
         draw_lambda(results, FIGURES / f"{name}.png")
-    ablations = of_kind(stored, "ablation")
-    if ablations:
-        draw_ablation(ablations, FIGURES / "ablation.png")
+    if of_kind(stored, "ablation"):
+        draw_ablation(stored, FIGURES / "ablation.png")
 
 
 def run(argv: list[str] | None = None) -> None:

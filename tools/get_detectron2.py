@@ -7,6 +7,7 @@ releases of Pillow and NumPy. requirements.txt must be installed. Standard libra
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -157,6 +158,7 @@ def install() -> str:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     try:
         line = install()
         check = "import detectron2.modeling, detectron2.engine, detectron2.evaluation"

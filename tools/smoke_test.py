@@ -9,6 +9,7 @@ that is imported is that of the clone. Without Detectron2 it tries the loss alon
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import platform
@@ -89,6 +90,7 @@ def train(folder: Path) -> None:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     """Command line entry."""
     import torch
 

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # The base configs name weights to start from: only those of the command line are meant here.
     named = weights if any(opt.startswith("train.init_checkpoint=") for opt in args.opts) else ""
     evaluated = (named or _last_checkpoint(folder)) if args.eval_only else ""
-    settle_seed(cfg, args.resume, args.eval_only)
+    settle_seed(cfg, args.resume)
     aside = None
     if comm.is_main_process() and not args.eval_only:
         aside = prepare_folder(Path(folder), args.resume, args.fresh, "train.output_dir=FOLDER")

@@ -134,8 +134,8 @@ class RamboLoss(nn.Module):
                 ground truth; needed if there are ``iou_thresholds``.
 
         Returns:
-            Scalar float32 in [0, 1); 0, still connected to ``scores``, if nothing is positive; NaN
-            if a score is not finite.
+            Scalar float32 in [0, 1); 0, still connected to ``scores``, if nothing is positive, here
+            or in the memory; NaN if a score is not finite.
         """
         if scores.dim() != 2 or scores.shape[1] != self.num_classes:
             raise InputError(f"scores must be (N, {self.num_classes}), got {tuple(scores.shape)}")

@@ -170,7 +170,7 @@ def last_checkpoint(folder: str) -> Path | None:
     return file
 
 
-def earlier_seed(folder: str, resume: bool, eval_only: bool) -> int | None:
+def earlier_seed(folder: str, resume: bool) -> int | None:
     """The seed of the run in the folder, if that is gone on with; None if not, or if it has none.
 
     That of its last checkpoint or, before the first one, that of its config.
@@ -178,8 +178,6 @@ def earlier_seed(folder: str, resume: bool, eval_only: bool) -> int | None:
     Raises:
         InputError: the checkpoint cannot be read.
     """
-    if eval_only:  # writes config.yaml anew, from which the run may be resumed later
-        return config_seed(folder)
     if not resume:
         return None
     file = last_checkpoint(folder)

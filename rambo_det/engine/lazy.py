@@ -30,7 +30,7 @@ from .steps import SeededSteps
 _STOCK_LOADERS = (build_detection_train_loader, train_loader)
 
 
-def settle_seed(cfg: Any, resume: bool, eval_only: bool = False) -> int:
+def settle_seed(cfg: Any, resume: bool) -> int:
     """Puts the run's seed, >= 0, into ``cfg.train.seed``; that of an earlier run comes first.
 
     To be called before Detectron2's ``default_setup``, which seeds what the model is made with and
@@ -41,7 +41,7 @@ def settle_seed(cfg: Any, resume: bool, eval_only: bool = False) -> int:
     """
     earlier = None
     if comm.is_main_process():
-        earlier = earlier_seed(cfg.train.output_dir, resume, eval_only)
+        earlier = earlier_seed(cfg.train.output_dir, resume)
     cfg.train.seed = run_seed(cfg.train.get("seed", -1), earlier)
     return int(cfg.train.seed)
 

@@ -237,14 +237,14 @@ def with_seed(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     with it, then the config's; -1 there means any.
 
     Args:
-        args: ``opts``, ``resume``, ``eval_only``.
+        args: ``opts``, ``resume``.
 
     Raises:
         InputError: ``resume``, and the last checkpoint cannot be read.
     """
     earlier = None
     if comm.is_main_process():
-        earlier = earlier_seed(cfg.OUTPUT_DIR, args.resume, args.eval_only)
+        earlier = earlier_seed(cfg.OUTPUT_DIR, args.resume)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = run_seed(cfg.SEED, None if "SEED" in args.opts[::2] else earlier)
