@@ -63,6 +63,14 @@ def test_a_file_that_is_no_comparison_is_refused(tool, tmp_path):
         with pytest.raises(InputError, match=f"{name} is no results.json"):
             tool["keep"]("x", tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    kept = tool["keep"]("y", ROOT / "results/evidence/main.json", tmp_path)
+    before = kept.read_text()
+    seeds = ROOT / "results/evidence/seeds.json"
+    with pytest.raises(InputError, match="y.json is there already: --overwrite"):
+        tool["keep"]("y", seeds, tmp_path)
+    assert kept.read_text() == before
+    tool["keep"]("y", seeds, tmp_path, overwrite=True)
+    assert kept.read_text() != before
 
 
 def test_the_mean_of_the_sets_is_that_of_the_seeds_differences(tool):

@@ -59,17 +59,21 @@ RULES = {
 Results = dict[str, Any]
 
 
-def keep(name: str, file: Path, folder: Path = STORED) -> Path:
+def keep(name: str, file: Path, folder: Path = STORED, overwrite: bool = False) -> Path:
     """Stores what a comparison found.
 
     Args:
         name: of the comparison.
         file: its ``results.json``.
         folder: where to.
+        overwrite: whether to replace a comparison of that name.
 
     Raises:
-        InputError: the file is none.
+        InputError: the file is none, or there is a comparison of that name.
     """
+    stored = folder / f"{name}.json"
+    if stored.exists() and not overwrite:
+        raise InputError(f"--add {name}: {stored} is there already: --overwrite replaces it")
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         results["runs"] = [{key: run[key] for key in KEPT} for run in results["runs"]]
@@ -79,7 +83,6 @@ def keep(name: str, file: Path, folder: Path = STORED) -> Path:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is no results.json of a comparison: {error}") from None
     folder.mkdir(parents=True, exist_ok=True)
-    stored = folder / f"{name}.json"
     with whole_file(str(stored), "w") as out:
         json.dump(results, out, indent=1)
         out.write("\n")
@@ -540,22 +543,33 @@ def draw(stored: dict[str, Results]) -> None:
 
 def run(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--add", action="append", default=[], metavar="NAME=RESULTS.json",
         help="keep a comparison first; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--overwrite", action="store_true", help="with --add: replace a comparison of that name"
+    )
     args = parser.parse_args(argv)
+    added = []
     for item in args.add:
         name, equals, file = item.partition("=")
         if not equals or not re.fullmatch(r"\w+", name):
             raise InputError(f"--add {item}: NAME=RESULTS.json, the name of letters and _")
-        print(keep(name, Path(file)))
+        print(keep(name, Path(file), overwrite=args.overwrite))
+        added.append(name)
     stored = read()
     draw(stored)
+    text = page(stored)
     with whole_file(str(PAGE), "w") as out:
-        out.write(page(stored))
+        out.write(text)
     print(PAGE)
+    for name in added:
+        if f"evidence/{name}.json" not in text:
+            print(f"no part of the page shows {name}: its names are listed in --help")
 
 
 if __name__ == "__main__":
