@@ -21,7 +21,8 @@ def add_rambo_config(cfg: CN) -> None:
     # How λ, the strength of the blackbox interpolation, is chosen. "lift": for each list of scores
     # such that its median positive moves up by MARGIN + LIFT; "each": for every positive such that
     # it moves up by MARGIN + LIFT; if it passes a negative its gradient is its share of the loss
-    # (begin with a LOSS_WEIGHT of 0.4, as that is larger); "fixed": LAMBDA, as in the paper.
+    # (LOSS_WEIGHT 0.4, as that is larger, and any LIFT from 2 on, such as 20); "fixed": LAMBDA, as
+    # in the paper.
     rambo.LAMBDA_RULE = "lift"
     # δ > 0, in units of score, for LAMBDA_RULE "lift" and "each": how far past the margin.
     rambo.LIFT = 2.0
