@@ -137,11 +137,12 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
     assert int(memory._metadata["rambo_loss.memory"]["memory"]["written"]) == 2
     (tmp_path / "out" / "copy.pth").write_bytes((tmp_path / "out" / "model_final.pth").read_bytes())
 
-    from detectron2.data import DatasetCatalog
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     def again(*args):
         for name in ("lz_train", "lz_val"):
             DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
         return main(["--config", FCOS, *args])
 
     config = (tmp_path / "out" / "config.yaml").read_bytes()
@@ -152,6 +153,12 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
 
     assert again(*data, *keys, "train.max_iter=3") == 2
     assert "holds another run" in capsys.readouterr().err
+    for flag in ("--resume", "--eval-only"):
+        reversed_classes = ["--classes", "star,triangle,square,circle"]
+        assert again(flag, *data, *reversed_classes, *keys, "train.max_iter=3") == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {flag}: class 1 is 'circle' in the run in {tmp_path}/out")
+        assert error.endswith("--classes circle,square,triangle,star")
     assert again("--resume", *data, *keys, "train.max_iter=3") == 0
     weights = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
     assert int(weights._metadata["rambo_loss.memory"]["memory"]["written"]) == 3

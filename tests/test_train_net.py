@@ -183,6 +183,33 @@ def test_resume_of_another_model_is_refused(run, capsys, catalogs):
     assert "MODEL.ROI_HEADS.NAME" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--eval-only"])
+@pytest.mark.parametrize("order", ["star,triangle,square,circle", "circle,triangle,square,star"])
+def test_other_classes_than_the_run_has_learnt_are_refused(flag, order, run, capsys, catalogs):
+    folder, args, keys, _ = run
+    before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    words = [*args, flag, "--classes", order, *keys]
+    assert main([str(a) for a in words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    number, name = (1, "star") if order.startswith("star") else (2, "triangle")
+    learnt = ("circle", "square", "triangle", "star")
+    was = learnt[number - 1]
+    assert error.startswith(f"error: {flag}: class {number} is '{was}' in the run in {folder}")
+    assert f"and '{name}' in tn_" in error
+    assert error.endswith(f"--classes {','.join(learnt)}")
+    assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+def test_weights_of_anywhere_are_evaluated_with_the_classes_that_are_given(
+    run, capsys, catalogs, tmp_path
+):
+    folder, args, keys, _ = run
+    words = [*args, "--eval-only", "--classes", "star,triangle,square,circle", *keys]
+    words += ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
+    assert main([str(a) for a in words]) == 0
+    assert "star" in capsys.readouterr().out
+
+
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
     out = tmp_path / "out"
     keys = ["DATASETS.TRAIN", "('tn_train',)", "DATASETS.TEST", "('tn_val',)", *THIN]

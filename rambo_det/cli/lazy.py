@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..engine.console import set_up
     from ..engine.lazy import LazyRun, settle_seed
     from ..engine.saved import write_data
-    from ..engine.setup import prepare_folder
+    from ..engine.setup import check_same_classes, prepare_folder
 
     cfg = load_config(args)
     folder, weights = cfg.train.output_dir, cfg.train.init_checkpoint
@@ -117,6 +117,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # The base configs name weights to start from: only those of the command line are meant here.
     named = weights if any(opt.startswith("train.init_checkpoint=") for opt in args.opts) else ""
     evaluated = (named or _last_checkpoint(folder)) if args.eval_only else ""
+    train_names, test_names = (_names(cfg.dataloader[s].dataset.names) for s in ("train", "test"))
+    if args.eval_only and not named:
+        check_same_classes("--eval-only", Path(folder), test_names)
+    elif args.resume and not args.eval_only:
+        check_same_classes("--resume", Path(folder), train_names[:1])
     settle_seed(cfg, args.resume)
     aside = None
     if comm.is_main_process() and not args.eval_only:
@@ -127,8 +132,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         logger.info("The earlier run in %s is now in %s", folder, aside)
     lazy = LazyRun(cfg)
     if comm.is_main_process() and not args.eval_only:
-        splits = (cfg.dataloader[split].dataset.names for split in ("train", "test"))
-        write_data(folder, args, *map(_names, splits))
+        write_data(folder, args, train_names, test_names)
     results = lazy.evaluate_checkpoint(evaluated) if args.eval_only else lazy.train(args.resume)
     if comm.is_main_process():
         print(f"\n{train.result_table(results)}\n\ncheckpoint: {lazy.checkpoint}")

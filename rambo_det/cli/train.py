@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..config_files import find_config
@@ -177,6 +178,7 @@ def _with_weights(cfg: Any, args: argparse.Namespace) -> Any:
     if "MODEL.WEIGHTS" in args.opts[::2]:
         return cfg
     from ..engine.checkpointer import last_checkpoint
+    from ..engine.setup import check_same_classes
 
     file = last_checkpoint(cfg.OUTPUT_DIR)
     if file is None:
@@ -184,6 +186,7 @@ def _with_weights(cfg: Any, args: argparse.Namespace) -> Any:
             f"--eval-only: no checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}: "
             "name one with MODEL.WEIGHTS FILE"
         )
+    check_same_classes("--eval-only", Path(cfg.OUTPUT_DIR), cfg.DATASETS.TEST)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(file)

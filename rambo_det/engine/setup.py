@@ -6,7 +6,9 @@ import argparse
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from ..modeling.scores import score_function
 from .checkpointer import earlier_config, earlier_seed
 from .keypoints import set_keypoints
 from .masks import set_masks
+from .saved import read_data
 from .seeds import run_seed
 from .values import check_model, check_training
 
@@ -190,13 +193,14 @@ def prepare_output(cfg: CfgNode, resume: bool, fresh: bool) -> Path | None:
 
     Raises:
         InputError: the folder holds a run and neither ``resume`` nor ``fresh`` is given, or
-            ``resume`` is and that run is of another model.
+            ``resume`` is and that run is of another model or of other classes.
     """
     if not cfg.OUTPUT_DIR:
         raise InputError("OUTPUT_DIR is empty: name a folder")
     folder = Path(cfg.OUTPUT_DIR)
     if resume:
         _check_same_model(cfg, folder)
+        check_same_classes("--resume", folder, cfg.DATASETS.TRAIN[:1])
     return prepare_folder(folder, resume, fresh, "OUTPUT_DIR FOLDER")
 
 
@@ -261,3 +265,31 @@ def _check_same_model(cfg: CfgNode, folder: Path) -> None:
             was, now = (was or {}).get(part), now[part]
         if was is not None and was != now:
             raise InputError(f"--resume: MODEL.{key} is {now!r}, the run in {folder} has {was!r}")
+
+
+def check_same_classes(option: str, folder: Path, names: Iterable[str]) -> None:
+    """Raises InputError unless the data have the classes of the run in the folder, in its order.
+
+    A model has their number alone: under other names it would go on without a word.
+
+    Args:
+        option: what goes on with the run, for the message.
+        folder: of the run; one without ``data.json`` is not looked at.
+        names: of data sets, which are registered.
+    """
+    was = read_data(folder).classes
+    for name in names:
+        now = list(MetadataCatalog.get(name).get("thing_classes") or ())
+        if not was or not now or was == now:
+            continue
+        for number, (old, new) in enumerate(zip_longest(was, now), 1):
+            if old != new:
+                raise InputError(
+                    f"{option}: class {number} is {_quoted(old)} in the run in {folder} and "
+                    f"{_quoted(new)} in {name}: give the run's classes, in its order, with "
+                    f"--classes {shlex.quote(','.join(was))}"
+                )
+
+
+def _quoted(name: str | None) -> str:
+    return "none" if name is None else repr(name)
