@@ -215,7 +215,12 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
         (["train.max_itr=5"], "unknown config key train.max_itr"),
         (["modle.num_classes=5"], "unknown config key modle.num_classes"),
         (["train.max_iter"], "config keys come as KEY=VALUE, got 'train.max_iter'"),
-        (["dataloader.train.dataset.names=nowhere"], "nowhere is not registered"),
+        (["dataloader.test.dataset.names=nowhere"], "nowhere is not registered"),
+        (
+            ["dataloader.train.dataset.names=coco_2017_train"],
+            "name lz_train, lz_val, but dataloader.train.dataset.names is coco_2017_train: add "
+            "dataloader.train.dataset.names=lz_train",
+        ),
         (["--eval-only"], "no checkpoint in train.output_dir"),
         (["--hold-out=3"], "--hold-out is for yaml configs"),
         (["train.init_checkpoint=none.pth"], "none.pth: no such file"),

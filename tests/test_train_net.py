@@ -252,8 +252,20 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
         (["--config", CONFIG, "--classes", "a,b"], "--classes goes with --register"),
         (["--config", CONFIG, "--eval-only", "OUTPUT_DIR", "no/such/run"], "no checkpoint in"),
         (["--config", CONFIG, "OUTPUT_DIR", "{tmp}", "MODEL.WEIGHTS", "x.pth"], "x.pth: no such"),
-        (["--config", CONFIG, "--register-coco", "a", "no.json", "."], "no.json"),
-        (["--config", CONFIG, "--register-coco", "coco_2017_val", "no.json", "."], "already"),
+        (
+            ["--config", CONFIG, "--register-coco", "a", "no.json", ".", "DATASETS.TEST", "('a',)"],
+            "no.json",
+        ),
+        (
+            ["--config", CONFIG, "--register-coco", "rambo_shapes_train", "no.json", "."],
+            "already",
+        ),
+        (
+            ["--config", CONFIG, "--register-coco", "a", "no.json", ".", "--register-voc", "b"]
+            + [".", "val", "DATASETS.TEST", "('b',)"],
+            "--register-coco/--register-voc name a, b, but DATASETS.TRAIN is rambo_shapes_train: "
+            "add DATASETS.TRAIN \"('a',)\"",
+        ),
         (["--config", CONFIG, "--num-gpus", "99"], "--num-gpus 99"),
     ],
 )

@@ -31,7 +31,7 @@ def load_config(args: argparse.Namespace) -> Any:
     from ..config_files import find_config
     from ..engine.best import LAZY_KEYS
     from ..engine.lazy import own_keys
-    from ..engine.setup import check_dataset, register_own
+    from ..engine.setup import check_dataset, check_own_trained_on, register_own
     from ..engine.values import check_best
 
     if args.hold_out is not None:
@@ -53,21 +53,23 @@ def load_config(args: argparse.Namespace) -> Any:
     for key, value in own_keys().items():
         cfg.train.setdefault(key, value)
     _override(cfg, args.opts)
+    training, test = (_names(cfg.dataloader[s].dataset.names) for s in ("train", "test"))
+    key = "dataloader.train.dataset.names"
+    check_own_trained_on(args, key, training, test, f"{key}={{}}")
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"
-    training = _names(cfg.dataloader.train.dataset.names)
     classes = register_own(args, training)
     if classes is not None:
         node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
         node.num_classes = len(classes)
-    for split in ("train", "test"):
-        for name in _names(cfg.dataloader[split].dataset.names):
+    for split, names in (("train", training), ("test", test)):
+        for name in names:
             check_dataset(f"dataloader.{split}.dataset.names", name)
     node = cfg.train
     if not args.eval_only:
         check_best(
             node.keep_best, node.best_metric, node.patience, node.eval_period,
-            _names(cfg.dataloader.test.dataset.names)[:1],  # they are evaluated as one
+            test[:1],  # they are evaluated as one
             LAZY_KEYS,
         )  # fmt: skip
     return cfg

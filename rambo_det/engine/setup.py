@@ -47,6 +47,9 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
         InputError: whatever is wrong with config, keys or data.
     """
     cfg = merged_config(args)
+    check_own_trained_on(
+        args, "DATASETS.TRAIN", cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, "DATASETS.TRAIN \"('{}',)\""
+    )
     pick_device(cfg)
     check_model(cfg)
     if not getattr(args, "eval_only", False):
@@ -141,6 +144,29 @@ def pick_device(cfg: CfgNode) -> None:
     """The CPU, where the config asks for a GPU and there is none."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+
+
+def check_own_trained_on(
+    args: argparse.Namespace, key: str, training: Sequence[str], test: Sequence[str], remedy: str
+) -> None:
+    """Raises InputError where none of a user's own data are trained on and some are not used.
+
+    To train on a set of Detectron2's and evaluate on one's own is no mistake. With a set more it is
+    one, and what is found wrong later is wrong with training data that nobody meant.
+
+    Args:
+        args: ``register_coco``, ``register_voc``, ``eval_only``.
+        key: of the config, that names the training sets.
+        training, test: names of the data sets of the run.
+        remedy: how the command line names a training set, with {} in the place of its name.
+    """
+    own = [name for name, *_ in [*args.register_coco, *args.register_voc]]
+    unused = [name for name in own if name not in test]
+    if unused and not args.eval_only and not set(own) & set(training):
+        raise InputError(
+            f"--register-coco/--register-voc name {', '.join(own)}, but {key} is "
+            f"{', '.join(training) or 'empty'}: add {remedy.format(unused[0])}"
+        )
 
 
 def register_own(args: argparse.Namespace, training: Sequence[str]) -> list[str] | None:

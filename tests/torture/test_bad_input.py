@@ -55,9 +55,9 @@ def good(folder: Path, *extra: str, config: str = QUICKSTART) -> list[str]:
     ]  # fmt: skip
 
 
-def voc(folder: Path) -> list[str]:
+def voc(folder: Path, root: str = "voc", split: str = "train") -> list[str]:
     return [
-        "--config", QUICKSTART, "--register-voc", "tt_data", str(folder / "voc"), "train",
+        "--config", QUICKSTART, "--register-voc", "tt_data", str(folder / root), split,
         "DATASETS.TRAIN", "('tt_data',)", "DATASETS.TEST", "('tt_data',)",
         "OUTPUT_DIR", str(folder / "out"),
     ]  # fmt: skip
@@ -234,12 +234,9 @@ CASES: dict[str, Case] = {
         lambda folder: (folder / "train").rename(folder / "other") and good(folder), "0.png"
     ),
     # VOC's.
-    "no VOC folder": Case(
-        arguments("--config", QUICKSTART, "--register-voc", "a", "{folder}/none", "train"), "none"
-    ),
+    "no VOC folder": Case(lambda folder: voc(folder, "none"), "none"),
     "a split with its ending": Case(
-        arguments("--config", QUICKSTART, "--register-voc", "a", "{folder}/voc", "train.txt"),
-        "splits there: train",
+        lambda folder: voc(folder, split="train.txt"), "splits there: train"
     ),
     "a split in another coding": Case(
         file("voc/ImageSets/Main/train.txt", "größe\n".encode("latin-1")), "train.txt"
