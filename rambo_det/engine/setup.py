@@ -232,13 +232,15 @@ def prepare_output(cfg: CfgNode, resume: bool, fresh: bool) -> Path | None:
 
 def make_output(folder: Path, option: str) -> None:
     """Makes a folder where there is none; InputError, with the option that named it, if it cannot
-    be."""
+    be made or nothing can be written there."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option} {folder} is not a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{option} {folder} cannot be made: {error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {folder} cannot be written: change its rights or name another")
 
 
 def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path | None:
