@@ -237,6 +237,13 @@ def test_a_users_mistake_is_one_line(extra, message, arguments, capsys):
     assert message in error
 
 
+def test_an_option_behind_the_keys_is_named(arguments, capsys):
+    data, keys = arguments
+    words = ["--config", "configs/lazy/retinanet_rambo.py", *data, *keys, "--resume"]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "error: options come before the config keys: --resume\n"
+
+
 @pytest.mark.parametrize("line", ["train.patience = 'many'", "train.eval_period = None"])
 def test_text_for_a_number_in_the_file_is_one_line(line, tmp_path, arguments, capsys):
     data, keys = arguments

@@ -241,6 +241,19 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
         ),
         (["--config", CONFIG, "solver.max_iter", "5"], "did you mean SOLVER.MAX_ITER?"),
         (["--config", CONFIG, "SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no value"),
+        (
+            ["--config", CONFIG, "SOLVER.MAX_ITER", "10", "--seeds", "2"],
+            "error: options come before the config keys: --seeds",
+        ),
+        (
+            ["--config", CONFIG, "OUTPUT_DIR", "{tmp}", "--resume"],
+            "error: options come before the config keys: --resume",
+        ),
+        (["--config", CONFIG, "rambo", "SOLVER.MAX_ITER", "10"], "'rambo' is no config key"),
+        (
+            ["--config", CONFIG, "OUTPUT_DIR", "{tmp}", "SOLVER.MAXITER"],
+            "'SOLVER.MAXITER' is no config key: did you mean SOLVER.MAX_ITER?",
+        ),
         (["--config", CONFIG, "SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
         (["--config", CONFIG, "MODEL.RAMBO.LAMBDA", "0"], "MODEL.RAMBO.LAMBDA must be > 0"),
         (["--config", CONFIG, "MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),

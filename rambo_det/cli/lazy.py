@@ -85,6 +85,8 @@ def _override(cfg: Any, opts: list[str]) -> None:
 
     for opt in opts:
         key, equals, _ = opt.partition("=")
+        if opt.startswith("--"):
+            raise InputError(f"options come before the config keys: {opt}")
         if not equals:
             raise InputError(f"config keys come as KEY=VALUE, got {opt!r}")
         parent, _, leaf = key.rpartition(".")

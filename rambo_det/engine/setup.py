@@ -93,9 +93,18 @@ def merged_config(args: argparse.Namespace) -> CfgNode:
 
 def merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
     """Merges a file, then ``KEY VALUE`` pairs; raises InputError for what does not fit."""
+    known = flat_config(cfg)
+    for word in opts[::2]:
+        if word.startswith("--"):
+            raise InputError(f"options come before the config keys: {word}")
+        # A word too many or too few makes keys of the values behind it.
+        if len(opts) % 2 and word not in known:
+            raise InputError(
+                f"config keys come as KEY VALUE pairs, {word!r} is no config key"
+                f"{_did_you_mean(word, known)}"
+            )
     if len(opts) % 2:
         raise InputError(f"config keys come as KEY VALUE pairs, {opts[-1]!r} has no value")
-    known = flat_config(cfg)
     try:
         cfg.merge_from_file(file)
     except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
