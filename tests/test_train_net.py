@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,10 +118,18 @@ def test_summary_of_many_runs(tmp_path):
     assert "| 15.5 ± 3.6 |" in done.stdout
 
 
-def test_figure_of_a_run(run, data, tmp_path):
-    picture = tmp_path / "figure.png"
-    done = tool("make_figure.py", "--run", run[0], "--out", picture, *data)
+@pytest.mark.parametrize("how", ["registered", "by data.json", "without a detection"])
+def test_figure_of_a_run(how, run, data, tmp_path):
+    folder, picture = tmp_path / "out", tmp_path / "figure.png"
+    shutil.copytree(run[0], folder)
+    if how == "registered":
+        (folder / "data.json").unlink()
+    if how == "without a detection":
+        (folder / "inference" / "coco_instances_results.json").write_text("[]")
+    words = data if how == "registered" else []
+    done = tool("make_figure.py", "--run", folder, "--out", picture, *words)
     assert done.returncode == 0, done.stderr
+    assert "meshgrid" not in done.stderr
     height, width = cv2.imread(str(picture)).shape[:2]
     assert width > height > 200
 
@@ -128,7 +137,7 @@ def test_figure_of_a_run(run, data, tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([], "data set tn_val is not registered: name it with --register-coco"),
+        (["{no data.json}"], "data set tn_val is not registered: name it with --register-coco"),
         (["--register-coco", "tn_val", "none.json", "."], "none.json"),
         (["--images", "4", "{data}"], "--images 4: those of tn_val are 0 to 3"),
         (4 * ["--run", "{run}"], "--run: 4 can be told apart, not 5"),
@@ -143,8 +152,12 @@ def test_a_figure_that_cannot_be_drawn(words, message, run, data, tmp_path, caps
         sys.path.remove(str(REPOSITORY / "tools"))
     if "{data}" in words:
         words = [*words[:-1], *data]
-    words = [str(run[0]) if word == "{run}" else word for word in words]
-    assert make_figure(["--run", str(run[0]), "--out", str(tmp_path / "f.png"), *words]) == 2
+    folder = run[0]
+    if words == ["{no data.json}"]:
+        words, folder = [], shutil.copytree(run[0], tmp_path / "out")
+        (folder / "data.json").unlink()
+    words = [str(folder) if word == "{run}" else word for word in words]
+    assert make_figure(["--run", str(folder), "--out", str(tmp_path / "f.png"), *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
 
