@@ -82,6 +82,17 @@ def test_eval_only_prints_the_same_numbers(run):
     assert "Environment info" in (folder / "inference" / "log.txt").read_text()
 
 
+def test_a_model_that_detects_nothing_is_explained(run, capsys, catalogs, tmp_path):
+    folder, args, keys, _ = run
+    words = [*args, "--eval-only", *keys, "MODEL.WEIGHTS", folder / "model_final.pth"]
+    words += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0", "OUTPUT_DIR", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"nan +\| +nan +\| +nan", out)
+    assert out.count("nan: ") == 1
+    assert "nan: nothing was detected, or the data have no object\n" in out
+
+
 def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, tmp_path):
     folder, args, keys, _ = run
     weights = ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]

@@ -107,7 +107,9 @@ def result_table(results: dict[str, Any]) -> str:
         if per_class:
             headers = ["class", "AP", *(title for title, *_ in others)]
             lines.append(tabulate(per_class, headers, floatfmt=".3f", tablefmt="github"))
-        if any(row[1] != row[1] for row in per_class):
+        if head["AP"] != head["AP"]:
+            lines.append("nan: nothing was detected, or the data have no object")
+        elif any(row[1] != row[1] for row in per_class):
             lines.append("nan: the data have no object of that class")
     return "\n\n".join(lines)
 
