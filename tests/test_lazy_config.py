@@ -222,7 +222,7 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
             "dataloader.train.dataset.names=lz_train",
         ),
         (["--eval-only"], "no checkpoint in train.output_dir"),
-        (["--hold-out=3"], "--hold-out is for yaml configs"),
+        (["--hold-out=3"], "unrecognized arguments: --hold-out=3"),
         (["train.init_checkpoint=none.pth"], "none.pth: no such file"),
     ],
 )
@@ -235,6 +235,13 @@ def test_a_users_mistake_is_one_line(extra, message, arguments, capsys):
     out, error = capsys.readouterr()
     assert out == "" and error.startswith("error: ") and error.count("\n") == 1
     assert message in error
+
+
+def test_the_examples_of_the_help_are_of_a_lazyconfig(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    examples = capsys.readouterr().out.partition("Examples:")[2]
+    assert "optimizer.lr=0.001" in examples and "SOLVER" not in examples
 
 
 def test_an_option_behind_the_keys_is_named(arguments, capsys):

@@ -34,8 +34,6 @@ def load_config(args: argparse.Namespace) -> Any:
     from ..engine.setup import check_dataset, check_own_trained_on, register_own
     from ..engine.values import check_best
 
-    if args.hold_out is not None:
-        raise InputError("--hold-out is for yaml configs: a LazyConfig names its data sets itself")
     file = find_config(args.config_file)
     try:
         with warnings.catch_warnings():
