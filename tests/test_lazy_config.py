@@ -137,11 +137,12 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
     assert int(memory._metadata["rambo_loss.memory"]["memory"]["written"]) == 2
     (tmp_path / "out" / "copy.pth").write_bytes((tmp_path / "out" / "model_final.pth").read_bytes())
 
-    from detectron2.data import DatasetCatalog
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     def again(*args):
         for name in ("lz_train", "lz_val"):
             DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
         return main(["--config", FCOS, *args])
 
     config = (tmp_path / "out" / "config.yaml").read_bytes()
@@ -152,6 +153,12 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
 
     assert again(*data, *keys, "train.max_iter=3") == 2
     assert "holds another run" in capsys.readouterr().err
+    for flag in ("--resume", "--eval-only"):
+        reversed_classes = ["--classes", "star,triangle,square,circle"]
+        assert again(flag, *data, *reversed_classes, *keys, "train.max_iter=3") == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {flag}: class 1 is 'circle' in the run in {tmp_path}/out")
+        assert error.endswith("--classes circle,square,triangle,star")
     assert again("--resume", *data, *keys, "train.max_iter=3") == 0
     weights = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
     assert int(weights._metadata["rambo_loss.memory"]["memory"]["written"]) == 3
@@ -208,9 +215,14 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
         (["train.max_itr=5"], "unknown config key train.max_itr"),
         (["modle.num_classes=5"], "unknown config key modle.num_classes"),
         (["train.max_iter"], "config keys come as KEY=VALUE, got 'train.max_iter'"),
-        (["dataloader.train.dataset.names=nowhere"], "nowhere is not registered"),
+        (["dataloader.test.dataset.names=nowhere"], "nowhere is not registered"),
+        (
+            ["dataloader.train.dataset.names=coco_2017_train"],
+            "name lz_train, lz_val, but dataloader.train.dataset.names is coco_2017_train: add "
+            "dataloader.train.dataset.names=lz_train",
+        ),
         (["--eval-only"], "no checkpoint in train.output_dir"),
-        (["--hold-out=3"], "--hold-out is for yaml configs"),
+        (["--hold-out=3"], "unrecognized arguments: --hold-out=3"),
         (["train.init_checkpoint=none.pth"], "none.pth: no such file"),
     ],
 )
@@ -223,6 +235,20 @@ def test_a_users_mistake_is_one_line(extra, message, arguments, capsys):
     out, error = capsys.readouterr()
     assert out == "" and error.startswith("error: ") and error.count("\n") == 1
     assert message in error
+
+
+def test_the_examples_of_the_help_are_of_a_lazyconfig(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    examples = capsys.readouterr().out.partition("Examples:")[2]
+    assert "optimizer.lr=0.001" in examples and "SOLVER" not in examples
+
+
+def test_an_option_behind_the_keys_is_named(arguments, capsys):
+    data, keys = arguments
+    words = ["--config", "configs/lazy/retinanet_rambo.py", *data, *keys, "--resume"]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "error: options come before the config keys: --resume\n"
 
 
 @pytest.mark.parametrize("line", ["train.patience = 'many'", "train.eval_period = None"])

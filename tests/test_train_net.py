@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,17 @@ def test_eval_only_prints_the_same_numbers(run):
     assert "Environment info" in (folder / "inference" / "log.txt").read_text()
 
 
+def test_a_model_that_detects_nothing_is_explained(run, capsys, catalogs, tmp_path):
+    folder, args, keys, _ = run
+    words = [*args, "--eval-only", *keys, "MODEL.WEIGHTS", folder / "model_final.pth"]
+    words += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0", "OUTPUT_DIR", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"nan +\| +nan +\| +nan", out)
+    assert out.count("nan: ") == 1
+    assert "nan: nothing was detected, or the data have no object\n" in out
+
+
 def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, tmp_path):
     folder, args, keys, _ = run
     weights = ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
@@ -117,10 +129,18 @@ def test_summary_of_many_runs(tmp_path):
     assert "| 15.5 ± 3.6 |" in done.stdout
 
 
-def test_figure_of_a_run(run, data, tmp_path):
-    picture = tmp_path / "figure.png"
-    done = tool("make_figure.py", "--run", run[0], "--out", picture, *data)
+@pytest.mark.parametrize("how", ["registered", "by data.json", "without a detection"])
+def test_figure_of_a_run(how, run, data, tmp_path):
+    folder, picture = tmp_path / "out", tmp_path / "figure.png"
+    shutil.copytree(run[0], folder)
+    if how == "registered":
+        (folder / "data.json").unlink()
+    if how == "without a detection":
+        (folder / "inference" / "coco_instances_results.json").write_text("[]")
+    words = data if how == "registered" else []
+    done = tool("make_figure.py", "--run", folder, "--out", picture, *words)
     assert done.returncode == 0, done.stderr
+    assert "meshgrid" not in done.stderr
     height, width = cv2.imread(str(picture)).shape[:2]
     assert width > height > 200
 
@@ -128,7 +148,7 @@ def test_figure_of_a_run(run, data, tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([], "data set tn_val is not registered: name it with --register-coco"),
+        (["{no data.json}"], "data set tn_val is not registered: name it with --register-coco"),
         (["--register-coco", "tn_val", "none.json", "."], "none.json"),
         (["--images", "4", "{data}"], "--images 4: those of tn_val are 0 to 3"),
         (4 * ["--run", "{run}"], "--run: 4 can be told apart, not 5"),
@@ -143,8 +163,12 @@ def test_a_figure_that_cannot_be_drawn(words, message, run, data, tmp_path, caps
         sys.path.remove(str(REPOSITORY / "tools"))
     if "{data}" in words:
         words = [*words[:-1], *data]
-    words = [str(run[0]) if word == "{run}" else word for word in words]
-    assert make_figure(["--run", str(run[0]), "--out", str(tmp_path / "f.png"), *words]) == 2
+    folder = run[0]
+    if words == ["{no data.json}"]:
+        words, folder = [], shutil.copytree(run[0], tmp_path / "out")
+        (folder / "data.json").unlink()
+    words = [str(folder) if word == "{run}" else word for word in words]
+    assert make_figure(["--run", str(folder), "--out", str(tmp_path / "f.png"), *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
 
@@ -183,6 +207,33 @@ def test_resume_of_another_model_is_refused(run, capsys, catalogs):
     assert "MODEL.ROI_HEADS.NAME" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--eval-only"])
+@pytest.mark.parametrize("order", ["star,triangle,square,circle", "circle,triangle,square,star"])
+def test_other_classes_than_the_run_has_learnt_are_refused(flag, order, run, capsys, catalogs):
+    folder, args, keys, _ = run
+    before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    words = [*args, flag, "--classes", order, *keys]
+    assert main([str(a) for a in words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    number, name = (1, "star") if order.startswith("star") else (2, "triangle")
+    learnt = ("circle", "square", "triangle", "star")
+    was = learnt[number - 1]
+    assert error.startswith(f"error: {flag}: class {number} is '{was}' in the run in {folder}")
+    assert f"and '{name}' in tn_" in error
+    assert error.endswith(f"--classes {','.join(learnt)}")
+    assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+def test_weights_of_anywhere_are_evaluated_with_the_classes_that_are_given(
+    run, capsys, catalogs, tmp_path
+):
+    folder, args, keys, _ = run
+    words = [*args, "--eval-only", "--classes", "star,triangle,square,circle", *keys]
+    words += ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
+    assert main([str(a) for a in words]) == 0
+    assert "star" in capsys.readouterr().out
+
+
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
     out = tmp_path / "out"
     keys = ["DATASETS.TRAIN", "('tn_train',)", "DATASETS.TEST", "('tn_val',)", *THIN]
@@ -214,6 +265,19 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
         ),
         (["--config", CONFIG, "solver.max_iter", "5"], "did you mean SOLVER.MAX_ITER?"),
         (["--config", CONFIG, "SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no value"),
+        (
+            ["--config", CONFIG, "SOLVER.MAX_ITER", "10", "--seeds", "2"],
+            "error: options come before the config keys: --seeds",
+        ),
+        (
+            ["--config", CONFIG, "OUTPUT_DIR", "{tmp}", "--resume"],
+            "error: options come before the config keys: --resume",
+        ),
+        (["--config", CONFIG, "rambo", "SOLVER.MAX_ITER", "10"], "'rambo' is no config key"),
+        (
+            ["--config", CONFIG, "OUTPUT_DIR", "{tmp}", "SOLVER.MAXITER"],
+            "'SOLVER.MAXITER' is no config key: did you mean SOLVER.MAX_ITER?",
+        ),
         (["--config", CONFIG, "SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
         (["--config", CONFIG, "MODEL.RAMBO.LAMBDA", "0"], "MODEL.RAMBO.LAMBDA must be > 0"),
         (["--config", CONFIG, "MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),
@@ -225,8 +289,20 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
         (["--config", CONFIG, "--classes", "a,b"], "--classes goes with --register"),
         (["--config", CONFIG, "--eval-only", "OUTPUT_DIR", "no/such/run"], "no checkpoint in"),
         (["--config", CONFIG, "OUTPUT_DIR", "{tmp}", "MODEL.WEIGHTS", "x.pth"], "x.pth: no such"),
-        (["--config", CONFIG, "--register-coco", "a", "no.json", "."], "no.json"),
-        (["--config", CONFIG, "--register-coco", "coco_2017_val", "no.json", "."], "already"),
+        (
+            ["--config", CONFIG, "--register-coco", "a", "no.json", ".", "DATASETS.TEST", "('a',)"],
+            "no.json",
+        ),
+        (
+            ["--config", CONFIG, "--register-coco", "rambo_shapes_train", "no.json", "."],
+            "already",
+        ),
+        (
+            ["--config", CONFIG, "--register-coco", "a", "no.json", ".", "--register-voc", "b"]
+            + [".", "val", "DATASETS.TEST", "('b',)"],
+            "--register-coco/--register-voc name a, b, but DATASETS.TRAIN is rambo_shapes_train: "
+            "add DATASETS.TRAIN \"('a',)\"",
+        ),
         (["--config", CONFIG, "--num-gpus", "99"], "--num-gpus 99"),
     ],
 )

@@ -4,8 +4,8 @@
     python tools/make_figure.py --run output/quickstart --out docs/quickstart.png
 
 A run is the folder that train_net.py left: its config.yaml, model_final.pth and, in inference/, the
-results of its evaluation. Several --run draw several curves, labelled by the folders' names. A run
-on your own data needs the --register-… options that it was trained with.
+results of its evaluation. Several --run draw several curves, labelled by the folders' names. Your
+own data are found by the first run's data.json; --register-… names them where they have moved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,10 @@ from pycocotools.cocoeval import COCOeval  # noqa: E402
 
 import rambo_det  # noqa: E402
 from rambo_det.cli.failures import status_of  # noqa: E402
+from rambo_det.cli.predict import quiet  # noqa: E402
 from rambo_det.cli.train import add_data_arguments  # noqa: E402
+from rambo_det.data.register import register_datasets  # noqa: E402
+from rambo_det.engine.saved import read_data  # noqa: E402
 from rambo_det.engine.setup import check_dataset, register_own  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
 
@@ -58,7 +63,8 @@ def precision_curves(json_file: str, run: Path) -> tuple[np.ndarray, list[str]]:
     """Precision (101 recalls, K classes) at IoU 0.5, and the classes' names."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO(json_file)
-        found = truth.loadRes(str(run / DETECTIONS))
+        detections = json.loads((run / DETECTIONS).read_text())
+        found = truth.loadRes(detections) if detections else COCO()  # loadRes takes no empty list
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -98,17 +104,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def register(args: argparse.Namespace, name: str, training: Sequence[str]) -> None:
+    """Registers the data set of the first run: as the command line says, else as the run does."""
+    if register_own(args, training) is None:
+        saved = read_data(args.run[0])
+        coco = [source for source in saved.register_coco if source[0] == name]
+        voc = [source for source in saved.register_voc if source[0] == name]
+        if (coco or voc) and name not in DatasetCatalog.list():
+            register_datasets(coco, voc, saved.classes or None)
+
+
 def draw(args: argparse.Namespace) -> None:
     """Draws the figure.
 
     Raises:
         InputError: whatever is wrong with runs, data or images.
     """
+    quiet()
     cfg = load_config(args.run[0])
-    register_own(args, cfg.DATASETS.TRAIN)
     if not cfg.DATASETS.TEST:
         raise InputError(f"--run {args.run[0]}: DATASETS.TEST of its config.yaml is empty")
     name = cfg.DATASETS.TEST[0]
+    register(args, name, cfg.DATASETS.TRAIN)
     check_dataset(f"--run {args.run[0]}", name)
     number = len(DatasetCatalog.get(name))
     images = args.images or [i for i in (3, 11, 25) if i < number] or [0]

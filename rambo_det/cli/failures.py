@@ -60,6 +60,8 @@ def explain(error: BaseException, advice: str = "") -> tuple[int, str] | None:
     for cause in _causes(error):
         if _is_of_a_full_disk(cause):
             return 1, _and(f"{cause}: make room", advice)
+        if isinstance(cause, PermissionError) and cause.filename is not None:
+            return 1, _and(f"{cause}: change the rights of the file or its folder", advice)
         if _is_of_a_worker(cause):
             text = " ".join(str(cause).split())
             line = f"a data worker died, perhaps for want of memory ({text})"

@@ -31,11 +31,9 @@ def load_config(args: argparse.Namespace) -> Any:
     from ..config_files import find_config
     from ..engine.best import LAZY_KEYS
     from ..engine.lazy import own_keys
-    from ..engine.setup import check_dataset, register_own
+    from ..engine.setup import check_dataset, check_own_trained_on, register_own
     from ..engine.values import check_best
 
-    if args.hold_out is not None:
-        raise InputError("--hold-out is for yaml configs: a LazyConfig names its data sets itself")
     file = find_config(args.config_file)
     try:
         with warnings.catch_warnings():
@@ -53,21 +51,23 @@ def load_config(args: argparse.Namespace) -> Any:
     for key, value in own_keys().items():
         cfg.train.setdefault(key, value)
     _override(cfg, args.opts)
+    training, test = (_names(cfg.dataloader[s].dataset.names) for s in ("train", "test"))
+    key = "dataloader.train.dataset.names"
+    check_own_trained_on(args, key, training, test, f"{key}={{}}")
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         cfg.train.device = "cpu"
-    training = _names(cfg.dataloader.train.dataset.names)
     classes = register_own(args, training)
     if classes is not None:
         node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
         node.num_classes = len(classes)
-    for split in ("train", "test"):
-        for name in _names(cfg.dataloader[split].dataset.names):
+    for split, names in (("train", training), ("test", test)):
+        for name in names:
             check_dataset(f"dataloader.{split}.dataset.names", name)
     node = cfg.train
     if not args.eval_only:
         check_best(
             node.keep_best, node.best_metric, node.patience, node.eval_period,
-            _names(cfg.dataloader.test.dataset.names)[:1],  # they are evaluated as one
+            test[:1],  # they are evaluated as one
             LAZY_KEYS,
         )  # fmt: skip
     return cfg
@@ -83,6 +83,8 @@ def _override(cfg: Any, opts: list[str]) -> None:
 
     for opt in opts:
         key, equals, _ = opt.partition("=")
+        if opt.startswith("--"):
+            raise InputError(f"options come before the config keys: {opt}")
         if not equals:
             raise InputError(f"config keys come as KEY=VALUE, got {opt!r}")
         parent, _, leaf = key.rpartition(".")
@@ -108,7 +110,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..engine.console import set_up
     from ..engine.lazy import LazyRun, settle_seed
     from ..engine.saved import write_data
-    from ..engine.setup import prepare_folder
+    from ..engine.setup import check_same_classes, prepare_folder
 
     cfg = load_config(args)
     folder, weights = cfg.train.output_dir, cfg.train.init_checkpoint
@@ -117,6 +119,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # The base configs name weights to start from: only those of the command line are meant here.
     named = weights if any(opt.startswith("train.init_checkpoint=") for opt in args.opts) else ""
     evaluated = (named or _last_checkpoint(folder)) if args.eval_only else ""
+    train_names, test_names = (_names(cfg.dataloader[s].dataset.names) for s in ("train", "test"))
+    if args.eval_only and not named:
+        check_same_classes("--eval-only", Path(folder), test_names)
+    elif args.resume and not args.eval_only:
+        check_same_classes("--resume", Path(folder), train_names[:1])
     settle_seed(cfg, args.resume)
     aside = None
     if comm.is_main_process() and not args.eval_only:
@@ -127,8 +134,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         logger.info("The earlier run in %s is now in %s", folder, aside)
     lazy = LazyRun(cfg)
     if comm.is_main_process() and not args.eval_only:
-        splits = (cfg.dataloader[split].dataset.names for split in ("train", "test"))
-        write_data(folder, args, *map(_names, splits))
+        write_data(folder, args, train_names, test_names)
     results = lazy.evaluate_checkpoint(evaluated) if args.eval_only else lazy.train(args.resume)
     if comm.is_main_process():
         print(f"\n{train.result_table(results)}\n\ncheckpoint: {lazy.checkpoint}")

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..config_files import find_config
@@ -40,22 +41,42 @@ def add_hold_out(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+_LAZY_EXAMPLES = """
+Examples:
+
+Train on one machine:
+    $ %(prog)s --num-gpus 8 --config FILE.py
+
+Change some keys of the config:
+    $ %(prog)s --config FILE.py train.init_checkpoint=weights.pth optimizer.lr=0.001
+"""
+
+
 def _refuse(message: str) -> NoReturn:
     raise InputError(message)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of Detectron2's own train_net.py, and those for a user's own data."""
+def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argparse.Namespace:
+    """The arguments of Detectron2's own train_net.py, and those for a user's own data.
+
+    Args:
+        argv: the arguments; None: those of the command line.
+        lazy: whether they are those of a LazyConfig, which names its data sets itself.
+    """
     from detectron2.engine import default_argument_parser
 
-    parser = default_argument_parser()
+    # Detectron2's examples are of a yaml config.
+    parser = default_argument_parser(epilog=_LAZY_EXAMPLES if lazy else None)
     parser.error = _refuse  # one line, without the usage
     parser.add_argument(
         "--config", dest="config_file", default=argparse.SUPPRESS, metavar="FILE",
         help="the same as --config-file",
     )  # fmt: skip
     add_data_arguments(parser)
-    add_hold_out(parser)
+    if lazy:
+        parser.set_defaults(hold_out=None)
+    else:
+        add_hold_out(parser)
     parser.add_argument(
         "--fresh", action="store_true",
         help="start anew in an OUTPUT_DIR that holds a run, which is moved aside",
@@ -106,7 +127,9 @@ def result_table(results: dict[str, Any]) -> str:
         if per_class:
             headers = ["class", "AP", *(title for title, *_ in others)]
             lines.append(tabulate(per_class, headers, floatfmt=".3f", tablefmt="github"))
-        if any(row[1] != row[1] for row in per_class):
+        if head["AP"] != head["AP"]:
+            lines.append("nan: nothing was detected, or the data have no object")
+        elif any(row[1] != row[1] for row in per_class):
             lines.append("nan: the data have no object of that class")
     return "\n\n".join(lines)
 
@@ -177,6 +200,7 @@ def _with_weights(cfg: Any, args: argparse.Namespace) -> Any:
     if "MODEL.WEIGHTS" in args.opts[::2]:
         return cfg
     from ..engine.checkpointer import last_checkpoint
+    from ..engine.setup import check_same_classes
 
     file = last_checkpoint(cfg.OUTPUT_DIR)
     if file is None:
@@ -184,6 +208,7 @@ def _with_weights(cfg: Any, args: argparse.Namespace) -> Any:
             f"--eval-only: no checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}: "
             "name one with MODEL.WEIGHTS FILE"
         )
+    check_same_classes("--eval-only", Path(cfg.OUTPUT_DIR), cfg.DATASETS.TEST)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(file)
@@ -222,7 +247,7 @@ def main(argv: Sequence[str] | None = None, process: Process = run) -> int:
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
 
     def launched() -> None:
-        args = parse_args(argv)
+        args = parse_args(argv, lazy=process is not run)
         from ..engine.launch import launch
 
         _check_processes(args, process)

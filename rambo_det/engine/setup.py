@@ -6,7 +6,9 @@ import argparse
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from ..modeling.scores import score_function
 from .checkpointer import earlier_config, earlier_seed
 from .keypoints import set_keypoints
 from .masks import set_masks
+from .saved import read_data
 from .seeds import run_seed
 from .values import check_model, check_training
 
@@ -44,6 +47,9 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
         InputError: whatever is wrong with config, keys or data.
     """
     cfg = merged_config(args)
+    check_own_trained_on(
+        args, "DATASETS.TRAIN", cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, "DATASETS.TRAIN \"('{}',)\""
+    )
     pick_device(cfg)
     check_model(cfg)
     if not getattr(args, "eval_only", False):
@@ -87,9 +93,18 @@ def merged_config(args: argparse.Namespace) -> CfgNode:
 
 def merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
     """Merges a file, then ``KEY VALUE`` pairs; raises InputError for what does not fit."""
+    known = flat_config(cfg)
+    for word in opts[::2]:
+        if word.startswith("--"):
+            raise InputError(f"options come before the config keys: {word}")
+        # A word too many or too few makes keys of the values behind it.
+        if len(opts) % 2 and word not in known:
+            raise InputError(
+                f"config keys come as KEY VALUE pairs, {word!r} is no config key"
+                f"{_did_you_mean(word, known)}"
+            )
     if len(opts) % 2:
         raise InputError(f"config keys come as KEY VALUE pairs, {opts[-1]!r} has no value")
-    known = flat_config(cfg)
     try:
         cfg.merge_from_file(file)
     except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
@@ -138,6 +153,29 @@ def pick_device(cfg: CfgNode) -> None:
     """The CPU, where the config asks for a GPU and there is none."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+
+
+def check_own_trained_on(
+    args: argparse.Namespace, key: str, training: Sequence[str], test: Sequence[str], remedy: str
+) -> None:
+    """Raises InputError where none of a user's own data are trained on and some are not used.
+
+    To train on a set of Detectron2's and evaluate on one's own is no mistake. With a set more it is
+    one, and what is found wrong later is wrong with training data that nobody meant.
+
+    Args:
+        args: ``register_coco``, ``register_voc``, ``eval_only``.
+        key: of the config, that names the training sets.
+        training, test: names of the data sets of the run.
+        remedy: how the command line names a training set, with {} in the place of its name.
+    """
+    own = [name for name, *_ in [*args.register_coco, *args.register_voc]]
+    unused = [name for name in own if name not in test]
+    if unused and not args.eval_only and not set(own) & set(training):
+        raise InputError(
+            f"--register-coco/--register-voc name {', '.join(own)}, but {key} is "
+            f"{', '.join(training) or 'empty'}: add {remedy.format(unused[0])}"
+        )
 
 
 def register_own(args: argparse.Namespace, training: Sequence[str]) -> list[str] | None:
@@ -190,25 +228,28 @@ def prepare_output(cfg: CfgNode, resume: bool, fresh: bool) -> Path | None:
 
     Raises:
         InputError: the folder holds a run and neither ``resume`` nor ``fresh`` is given, or
-            ``resume`` is and that run is of another model.
+            ``resume`` is and that run is of another model or of other classes.
     """
     if not cfg.OUTPUT_DIR:
         raise InputError("OUTPUT_DIR is empty: name a folder")
     folder = Path(cfg.OUTPUT_DIR)
     if resume:
         _check_same_model(cfg, folder)
+        check_same_classes("--resume", folder, cfg.DATASETS.TRAIN[:1])
     return prepare_folder(folder, resume, fresh, "OUTPUT_DIR FOLDER")
 
 
 def make_output(folder: Path, option: str) -> None:
     """Makes a folder where there is none; InputError, with the option that named it, if it cannot
-    be."""
+    be made or nothing can be written there."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option} {folder} is not a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{option} {folder} cannot be made: {error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {folder} cannot be written: change its rights or name another")
 
 
 def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path | None:
@@ -261,3 +302,31 @@ def _check_same_model(cfg: CfgNode, folder: Path) -> None:
             was, now = (was or {}).get(part), now[part]
         if was is not None and was != now:
             raise InputError(f"--resume: MODEL.{key} is {now!r}, the run in {folder} has {was!r}")
+
+
+def check_same_classes(option: str, folder: Path, names: Iterable[str]) -> None:
+    """Raises InputError unless the data have the classes of the run in the folder, in its order.
+
+    A model has their number alone: under other names it would go on without a word.
+
+    Args:
+        option: what goes on with the run, for the message.
+        folder: of the run; one without ``data.json`` is not looked at.
+        names: of data sets, which are registered.
+    """
+    was = read_data(folder).classes
+    for name in names:
+        now = list(MetadataCatalog.get(name).get("thing_classes") or ())
+        if not was or not now or was == now:
+            continue
+        for number, (old, new) in enumerate(zip_longest(was, now), 1):
+            if old != new:
+                raise InputError(
+                    f"{option}: class {number} is {_quoted(old)} in the run in {folder} and "
+                    f"{_quoted(new)} in {name}: give the run's classes, in its order, with "
+                    f"--classes {shlex.quote(','.join(was))}"
+                )
+
+
+def _quoted(name: str | None) -> str:
+    return "none" if name is None else repr(name)

@@ -8,7 +8,9 @@ test_lazy_config.py (6).
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,9 +57,9 @@ def good(folder: Path, *extra: str, config: str = QUICKSTART) -> list[str]:
     ]  # fmt: skip
 
 
-def voc(folder: Path) -> list[str]:
+def voc(folder: Path, root: str = "voc", split: str = "train") -> list[str]:
     return [
-        "--config", QUICKSTART, "--register-voc", "tt_data", str(folder / "voc"), "train",
+        "--config", QUICKSTART, "--register-voc", "tt_data", str(folder / root), split,
         "DATASETS.TRAIN", "('tt_data',)", "DATASETS.TEST", "('tt_data',)",
         "OUTPUT_DIR", str(folder / "out"),
     ]  # fmt: skip
@@ -234,12 +236,9 @@ CASES: dict[str, Case] = {
         lambda folder: (folder / "train").rename(folder / "other") and good(folder), "0.png"
     ),
     # VOC's.
-    "no VOC folder": Case(
-        arguments("--config", QUICKSTART, "--register-voc", "a", "{folder}/none", "train"), "none"
-    ),
+    "no VOC folder": Case(lambda folder: voc(folder, "none"), "none"),
     "a split with its ending": Case(
-        arguments("--config", QUICKSTART, "--register-voc", "a", "{folder}/voc", "train.txt"),
-        "splits there: train",
+        lambda folder: voc(folder, split="train.txt"), "splits there: train"
     ),
     "a split in another coding": Case(
         file("voc/ImageSets/Main/train.txt", "größe\n".encode("latin-1")), "train.txt"
@@ -314,6 +313,36 @@ def test_a_mistake(name, user, tmp_path, capsys, catalogs):
     assert {name: after.get(name, "gone") for name in before} == before
     # Nor does it look like a run that must not be overwritten.
     assert not after.get("out/last_checkpoint") and not after.get("out/metrics.json")
+
+
+@pytest.mark.parametrize("make", [good, lazily])
+def test_an_output_that_cannot_be_written(make, user, capsys, catalogs, monkeypatch):
+    # As a user other than root has it: to root all files can be written, whatever their mode.
+    out, access = user / "out", os.access
+    out.chmod(0o555)
+    monkeypatch.setattr(
+        os, "access", lambda path, mode, **how: Path(path) != out and access(path, mode, **how)
+    )
+    before = snapshot(user)
+    assert (train.main if make is good else lazy.main)(make(user)) == 2
+    assert capsys.readouterr().err == (
+        f"error: OUTPUT_DIR {out} cannot be written: change its rights or name another\n"
+    )
+    assert snapshot(user) == before
+
+
+def test_what_may_not_be_read_or_written_on_the_way_is_named(user, capsys, catalogs, monkeypatch):
+    file = str(user / "out" / "data.json")
+
+    def refuse(*args):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
+
+    monkeypatch.setattr("rambo_det.engine.console.default_setup", refuse)
+    assert train.main(good(user)) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: [Errno 13] Permission denied: {file!r}: change the rights of the file or its "
+        "folder; --resume goes on from the last checkpoint"
+    )
 
 
 @pytest.mark.skipif(not WHOLE, reason="only in the whole form")
