@@ -195,12 +195,12 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
     assert "AP while training" not in said
 
 
-def evaluated(folder, finds, labels=("a", "b"), variants=None, name="compared"):
+def evaluated(folder, finds, labels=("a", "b"), variants=None, name="compared", images=4):
     """A comparison of detectors that are evaluated but were not trained: plan, runs and results.
 
     ``finds``: variant -> whether it finds the objects or nothing, seed by seed.
     """
-    file, images = write_coco(folder, 4, "val")
+    file, images = write_coco(folder, images, "val")
     content = json.loads(Path(file).read_text())
     content["categories"] = [{"id": i, "name": name} for i, name in enumerate(labels)]
     for annotation in content["annotations"]:
@@ -271,6 +271,26 @@ def test_the_report_says_what_differs_and_what_an_interval_covers(tmp_path, cata
     said = report(*found, tmp_path)
     assert "while it learns: model, starting weights" in said and "settings" not in said
     assert "and the seeds (by Student’s t)." in said
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_test_image_gives_no_interval_and_no_verdict(seeds, tmp_path, catalogs):
+    finds = {"ce": [False] * seeds, "rambo": [True] * seeds}
+    found = evaluated(tmp_path / "one", finds, images=1)
+    values = found[2]["data"]["drawn"]["differences"]["rambo"]["metrics"]
+    assert values["AP"]["mean"] > 0
+    assert all(v["low"] is None and v["high"] is None for v in values.values())
+    for said in (report(*found, tmp_path), as_text(found[2])):
+        assert "one test image cannot tell whether that holds for others" in said
+        assert "95 % interval" not in said and "explains" not in said
+        assert "no finished seed" not in said
+
+
+def test_few_test_images_are_cautioned_of(tmp_path, catalogs):
+    for images, name in ((9, "few"), (10, "enough")):
+        found = evaluated(tmp_path / name, {"ce": [True]}, name=name, images=images)
+        for said in (report(*found, tmp_path), as_text(found[2])):
+            assert ("There are only 9 test images" in said) == (images == 9)
 
 
 @pytest.mark.parametrize("keep", ["last", "none"])

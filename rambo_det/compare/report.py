@@ -16,7 +16,15 @@ from .collect import Measured, class_names, truth_file
 from .losses import TITLES
 from .pictures import disagreements
 from .plan import Plan
-from .words import class_rows, difference_rows, loss_rows, number, verdict
+from .words import (
+    cautions,
+    class_rows,
+    difference_rows,
+    loss_rows,
+    number,
+    verdict,
+    with_intervals,
+)
 
 _MOST_LOSSES = 6  # in a plot
 
@@ -98,6 +106,8 @@ def _part(
     cells = {plan.variants[name].title: by_variant[name] for name in chosen}
     return {
         "name": data,
+        "cautions": cautions(results, data),
+        "with_intervals": with_intervals(results["data"][data]),
         "rows": loss_rows(results, data),
         "classes": class_rows(results, data),
         "differences": difference_rows(results, data),

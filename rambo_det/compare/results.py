@@ -44,6 +44,15 @@ def compare(
         data[name] = {
             "test_set": test_set,
             "classes": class_names(plan, name),
+            "images": next(
+                (
+                    int(item.matches.positives.shape[1])
+                    for cell in cells.values()
+                    for item in cell
+                    if item.matches is not None
+                ),
+                None,
+            ),
             "losses": {
                 variant: {"seeds": [i.run.seed for i in cell], "metrics": _spread(cell)}
                 for variant, cell in cells.items()
@@ -103,7 +112,10 @@ def _differences(
             pairs = [found[variant][s][name] - found[reference][s][name] for s in seeds]
             per_seed = np.stack(pairs, axis=1)  # (1 + B, S)
             if not np.isnan(per_seed[0]).any():
-                interval = difference(list(per_seed[0]), per_seed[1:])
+                resampled = per_seed[1:]
+                if weights is not None and weights.shape[1] == 1:
+                    resampled = resampled[:0]  # one image: each resample is the same
+                interval = difference(list(per_seed[0]), resampled)
                 result[variant]["metrics"][name] = {
                     key: value if math.isfinite(value) else None for key, value in interval.items()
                 }
