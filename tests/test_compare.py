@@ -293,6 +293,17 @@ def test_few_test_images_are_cautioned_of(tmp_path, catalogs):
             assert ("There are only 9 test images" in said) == (images == 9)
 
 
+def test_a_report_on_images_that_were_trained_on_says_so(tmp_path, catalogs):
+    plan, measured, results = evaluated(tmp_path, {"ce": [True], "rambo": [True]})
+    assert "measured on images that they have not seen" in report(plan, measured, results, tmp_path)
+    plan = replace(plan, trained_on={"drawn": 3})
+    results = compare(plan, measured, "rambo-compare", 100)
+    said = report(plan, measured, results, tmp_path)
+    assert "not seen" not in said and "of which 3 were trained on too" in said
+    for text in (said, as_text(results)):
+        assert "3 images are both trained on and tested on" in text
+
+
 @pytest.mark.parametrize("keep", ["last", "none"])
 def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     """Whichever comes second waits for the first, and finds what that has finished."""

@@ -120,6 +120,43 @@ def test_data_sets_with_keys_of_their_own(tmp_path, catalogs):
     assert "data c_val" in found.runs[0].settings and "data x" not in found.runs[-1].settings
 
 
+def test_images_that_are_trained_and_tested_on_are_counted(tmp_path, catalogs):
+    train, images = write_coco(tmp_path / "coco", 6)
+    val, others = write_coco(tmp_path / "coco", 2, "val")
+    voc = tmp_path / "voc"
+    objects = [("cat", (1, 1, 20, 20), 0)]
+    write_voc(voc, "train", {"a": objects, "b": objects})
+    write_voc(voc, "part", {"b": objects})
+    (tmp_path / "link").symlink_to(images)
+    found = plan(
+        "--config", QUICK + "real_data_ce.yaml", "--losses", "ce,rambo", "--seeds", 1,
+        "--data", f"all=coco:{train}:{images}:{train}:{tmp_path / 'link'}",
+        "--data", f"apart=coco:{train}:{images}:{val}:{others}",
+        "--data", f"part=voc:{voc}:train:part",
+        "--data", f"drawn={QUICK}faster_rcnn_ce.yaml",
+    )  # fmt: skip
+    assert found.trained_on == {"all": 6, "apart": 0, "part": 1, "drawn": 0}
+    found = plan(
+        "--config", QUICK + "real_data_ce.yaml", "--seeds", 1, "--hold-out", 3,
+        "--register-coco", "o", train, images, "DATASETS.TRAIN", "('o',)",
+    )  # fmt: skip
+    assert list(found.trained_on.values()) == [0]
+    found = plan(
+        "--config", QUICK + "real_data_ce.yaml", "--seeds", 1, "--register-coco", "same", train,
+        images, "DATASETS.TRAIN", "('same',)", "DATASETS.TEST", "('same',)",
+    )  # fmt: skip
+    assert found.trained_on == {"same": 6}
+
+
+def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys):
+    file, images = write_coco(tmp_path, 6)
+    words = ["--config", QUICK + "real_data_ce.yaml", "--out", file]  # which is no folder
+    assert main([*words, "--data", f"o=coco:{file}:{images}:{file}:{images}"]) == 2
+    warning, error = capsys.readouterr().err.splitlines()[-2:]
+    assert warning.startswith("warning: o: 6 images are both trained on and tested on: ")
+    assert error.startswith("error: --out ")
+
+
 @pytest.mark.parametrize(
     ("out", "message"), [("file", "is not a folder"), ("file/out", "cannot be made: ")]
 )

@@ -138,10 +138,13 @@ def run(args: argparse.Namespace, command: str) -> int:
     from ..compare.report import write_report
     from ..compare.results import compare, save
     from ..compare.run import run_all
-    from ..compare.words import as_text
+    from ..compare.words import as_text, trained_on
     from ..engine.setup import make_output
 
     plan = plan_of(args)
+    for data, images in plan.trained_on.items():
+        for text in trained_on(images):
+            print(f"warning: {data}: {text}", file=sys.stderr)
     make_output(args.out, "--out")
     failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints)
     measured = collect(plan)

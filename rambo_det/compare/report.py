@@ -70,6 +70,7 @@ def write_report(
             ),
             default=0,
         ),
+        trained_on=sum(plan.trained_on.values()),
         parts=[_part(plan, measured, results, data) for data in plan.test_sets],
         failed=[item.result for item in measured if item.result["status"] == "failed"],
     )

@@ -53,6 +53,7 @@ def compare(
                 ),
                 None,
             ),
+            "trained_on": plan.trained_on.get(name, 0),
             "losses": {
                 variant: {"seeds": [i.run.seed for i in cell], "metrics": _spread(cell)}
                 for variant, cell in cells.items()

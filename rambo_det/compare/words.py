@@ -74,14 +74,25 @@ def verdict(results: dict[str, Any], data: str, variant: str, metric: str = "AP"
 
 def cautions(results: dict[str, Any], data: str) -> list[str]:
     """Sentences on what makes the numbers of a data set say less than they seem to."""
-    number_of_images = results["data"][data].get("images")
-    if number_of_images is None or number_of_images >= _FEW_IMAGES:
+    images = results["data"][data].get("images")
+    found = trained_on(results["data"][data].get("trained_on", 0))
+    if images == 1:
+        found.append("There is one test image: no interval and no difference can be told.")
+    elif images is not None and images < _FEW_IMAGES:
+        found.append(
+            f"There are only {images} test images: the choice of them matters more than so few can "
+            "show, and the intervals are too short."
+        )
+    return found
+
+
+def trained_on(images: int) -> list[str]:
+    """The sentence about so many test images that are trained on too; none if there are none."""
+    if not images:
         return []
-    if number_of_images == 1:
-        return ["There is one test image: there are no intervals, and no difference can be told."]
     return [
-        f"There are only {number_of_images} test images: the choice of them matters more than so "
-        "few can show, and the intervals are too short."
+        f"{images} image{'s are' if images > 1 else ' is'} both trained on and tested on: the "
+        "numbers say in part how well the detectors remember, not how they do on new images."
     ]
 
 
