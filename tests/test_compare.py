@@ -20,7 +20,7 @@ import torch
 
 pytest.importorskip("detectron2")
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
@@ -339,6 +339,26 @@ def test_other_settings_are_refused(comparison, catalogs, capsys):
         capsys.readouterr().err,
     )
     assert (comparison.out / "results.json").read_bytes() == before
+
+
+def test_a_finished_run_that_lacks_files_is_named_with_what_to_do(comparison, catalogs, capsys):
+    folder = comparison.folder("ce")
+    aside, detections = folder / "aside", "inference/coco_instances_results.json"
+    for name in ("metrics.json", "compare.json", "inference", detections):
+        file = folder / name
+        file.rename(aside)
+        if name in ("compare.json", detections):
+            file.touch()
+        try:
+            assert main(comparison.command()[2:]) == 2
+        finally:
+            aside.rename(file)
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {folder}: {name.partition('/')[0]}"), error
+        assert error.endswith(": remove this folder, and the same command trains it again")
+        for catalog in (DatasetCatalog, MetadataCatalog):  # for the next command
+            for split in ("train", "val"):
+                catalog.remove(f"drawn_{split}")
 
 
 def test_a_full_disk_is_one_line(comparison, catalogs, capsys):
