@@ -341,6 +341,30 @@ def test_other_settings_are_refused(comparison, catalogs, capsys):
     assert (comparison.out / "results.json").read_bytes() == before
 
 
+def test_fewer_losses_leave_the_results_of_the_larger_comparison(comparison, catalogs, capsys):
+    out, names = comparison.out, ("results.json", "report.html")
+    before = [(out / name).read_bytes() for name in names]
+    (out / "report.1.html").touch()
+    assert main(comparison.command(losses=("--losses", "ce"))[2:]) == 0
+    assert "is kept: results.2.json, report.2.html\n" in capsys.readouterr().out
+    kept = [out / "results.2.json", out / "report.2.html"]
+    assert [file.read_bytes() for file in kept] == before
+    assert len(comparison.results()["runs"]) == 1
+    forget("drawn_train", "drawn_val")
+    assert main(comparison.command()[2:]) == 0  # it has what was there, and replaces it
+    assert "is kept" not in capsys.readouterr().out
+    assert len(comparison.results()["runs"]) == 2 and not (out / "results.3.json").exists()
+    for file in (*kept, out / "report.1.html"):
+        file.unlink()
+
+
+def forget(*names):
+    """So that another command registers these data sets again."""
+    for name in names:
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            catalog.remove(name)
+
+
 def test_a_finished_run_that_lacks_files_is_named_with_what_to_do(comparison, catalogs, capsys):
     folder = comparison.folder("ce")
     aside, detections = folder / "aside", "inference/coco_instances_results.json"
@@ -356,9 +380,7 @@ def test_a_finished_run_that_lacks_files_is_named_with_what_to_do(comparison, ca
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith(f"error: {folder}: {name.partition('/')[0]}"), error
         assert error.endswith(": remove this folder, and the same command trains it again")
-        for catalog in (DatasetCatalog, MetadataCatalog):  # for the next command
-            for split in ("train", "val"):
-                catalog.remove(f"drawn_{split}")
+        forget("drawn_train", "drawn_val")
 
 
 def test_a_full_disk_is_one_line(comparison, catalogs, capsys):

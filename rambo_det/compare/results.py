@@ -135,6 +135,33 @@ def _best(plan: Plan, losses: dict[str, Any]) -> dict[str, str]:
     return best
 
 
+def set_aside(plan: Plan, out: Path) -> tuple[str, ...]:
+    """Renames results and report of a comparison that has runs which this one has not.
+
+    Args:
+        plan: of this comparison.
+        out: its folder.
+
+    Returns:
+        The names under which they are kept; none if there were none such.
+    """
+    names = ("results.json", "report.html")
+    try:
+        earlier = json.loads((out / names[0]).read_text(encoding="utf-8"))["runs"]
+        there = {(run["data"], run["variant"], run["seed"]) for run in earlier}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing that could be kept
+        return ()
+    if there <= {(run.data, run.variant, run.seed) for run in plan.runs}:
+        return ()
+    number = 1
+    while any((out / name.replace(".", f".{number}.")).exists() for name in names):
+        number += 1
+    kept = [name for name in names if (out / name).exists()]
+    for name in kept:
+        (out / name).rename(out / name.replace(".", f".{number}."))
+    return tuple(name.replace(".", f".{number}.") for name in kept)
+
+
 def save(results: dict[str, Any], file: Path) -> None:
     """Writes the results as json, whole or not at all."""
     with AtomicFiles(None).open(str(file), "w", encoding="utf-8") as f:
