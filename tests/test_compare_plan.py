@@ -101,6 +101,27 @@ def test_variants_and_grids(catalogs):
     assert (last["MODEL.RAMBO.MARGIN"], last["MODEL.RAMBO.BETA"]) == (0.5, 1.0)
 
 
+def test_values_of_a_grid_may_hold_commas_and_slashes(catalogs):
+    found = plan(
+        "--config", QUICK + "faster_rcnn_ce.yaml", "--seeds", 1, "--out", "there",
+        "--grid", "g=ce INPUT.MIN_SIZE_TRAIN (64,96),(80,) MODEL.WEIGHTS ../a/b.pth,x",
+        "--grid", """q=ce DATASETS.PROPOSAL_FILES_TEST "('a,b','c')",() """,
+    )  # fmt: skip
+    runs = {run.variant: run for run in found.runs}
+    assert list(runs) == [
+        "g_min_size_train--64-96-_weights-..-a-b.pth", "g_min_size_train--64-96-_weights-x",
+        "g_min_size_train--80--_weights-..-a-b.pth", "g_min_size_train--80--_weights-x",
+        "q_proposal_files_test---a-b---c--", "q_proposal_files_test---",
+    ]  # fmt: skip
+    first = runs["g_min_size_train--64-96-_weights-..-a-b.pth"]
+    assert first.settings["INPUT.MIN_SIZE_TRAIN"] == [64, 96]
+    assert first.settings["MODEL.WEIGHTS"] == "../a/b.pth"
+    files = runs["q_proposal_files_test---a-b---c--"].settings["DATASETS.PROPOSAL_FILES_TEST"]
+    assert files == ["a,b", "c"]
+    assert {run.folder.parts[:3] for run in found.runs} == {("there", "runs", "rambo_shapes_val")}
+    assert {len(run.folder.parts) for run in found.runs} == {5}
+
+
 def test_data_sets_with_keys_of_their_own(tmp_path, catalogs):
     train, images = write_coco(tmp_path / "coco", 3)
     for split in ("train", "val"):
@@ -179,6 +200,8 @@ def test_an_out_that_is_no_folder_is_named(out, message, tmp_path, catalogs, cap
         ),
         (["--variant", "a=ce KEY"], "'KEY' has no value"),
         (["--variant", "a/b=ce"], "the name becomes a folder"),
+        (["--variant", "..=ce"], "the name becomes a folder"),
+        (["--grid", "../a=ce SOLVER.BASE_LR 1,2"], "the name becomes a folder"),
         (["--variant", "just-a-name"], "NAME=LOSS KEY VALUE"),
         (["--data", "a=voc:x"], "voc:ROOT:TRAIN:VAL"),
         (["--data", "a=voc:x:y:z", "--classes", "b"], "leave out --register"),
