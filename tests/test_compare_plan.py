@@ -203,6 +203,10 @@ def test_an_out_that_is_no_folder_is_named(out, message, tmp_path, catalogs, cap
         (["--variant", "..=ce"], "the name becomes a folder"),
         (["--grid", "../a=ce SOLVER.BASE_LR 1,2"], "the name becomes a folder"),
         (["--variant", "just-a-name"], "NAME=LOSS KEY VALUE"),
+        (
+            ["--data", "q=configs/nope.yaml"],
+            "--data 'q=configs/nope.yaml': .*nope.yaml: no such file",
+        ),
         (["--data", "a=voc:x"], "voc:ROOT:TRAIN:VAL"),
         (["--data", "a=voc:x:y:z", "--classes", "b"], "leave out --register"),
         (["--seeds", "0"], "--seeds 0: a number >= 1"),
