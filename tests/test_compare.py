@@ -304,6 +304,17 @@ def test_a_report_on_images_that_were_trained_on_says_so(tmp_path, catalogs):
         assert "3 images are both trained on and tested on" in text
 
 
+def test_a_picture_shows_the_seed_in_which_the_losses_differ(tmp_path, catalogs):
+    found = evaluated(tmp_path, {"ce": [True, False], "rambo": [True, True]})
+    said = report(*found, tmp_path)
+    (heading, *_) = re.findall(r"AP50 is (\d+) higher with (\w+), seed (\d): (\w+\.png)", said)
+    assert int(heading[0]) > 50 and heading[1:3] == ("RaMBO", "1")
+    numbers = re.findall(r"AP50 is (\S+) higher", said)
+    assert numbers and "0" not in numbers
+    # On all images the other way there is nothing to show.
+    assert not re.search("higher with cross entropy", said)
+
+
 @pytest.mark.parametrize("keep", ["last", "none"])
 def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     """Whichever comes second waits for the first, and finds what that has finished."""

@@ -156,12 +156,14 @@ def _pictures(
     images = [
         {
             "image": item.image,
+            "file": item.file,
+            "seed": item.seed,
             "difference": item.difference,
             "panels": {title: _uri(jpeg, "image/jpeg") for title, jpeg in item.pictures.items()},
         }
         for item in found
     ]
-    return {"titles": titles, "seed": seeds[0] if seeds else None, "images": images}
+    return {"titles": titles, "images": images}
 
 
 def _uri(data: bytes | None, kind: str = "image/svg+xml") -> str | None:
