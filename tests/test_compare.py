@@ -315,6 +315,12 @@ def test_a_picture_shows_the_seed_in_which_the_losses_differ(tmp_path, catalogs)
     assert not re.search("higher with cross entropy", said)
 
 
+@pytest.mark.filterwarnings("error:Glyph", "error:Matplotlib currently")
+def test_letters_that_the_font_lacks_are_no_warning(tmp_path, catalogs):
+    finds = {"ce": [False], "rambo": [True]}
+    assert "细胞" in report(*evaluated(tmp_path, finds, ("细胞", "கலம்")), tmp_path)
+
+
 @pytest.mark.parametrize("keep", ["last", "none"])
 def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     """Whichever comes second waits for the first, and finds what that has finished."""

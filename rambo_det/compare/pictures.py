@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.visualizer import Visualizer
 
 from ..engine.saved import load_truth
+from ..evaluation.pictures import missing_glyphs
 from ..evaluation.ranking import best_f1
 from .collect import Measured
 from .matches import Matches
@@ -122,6 +123,7 @@ def _detections(image: np.ndarray, matches: Matches, index: int, classes: list[s
     return _draw(image, matches.boxes[shown].astype(float), names, colours)
 
 
+@missing_glyphs()
 def _draw(image: np.ndarray, boxes: np.ndarray, labels: list[str], colours: list[Any]) -> bytes:
     """The image (H, W, 3) BGR with (N, 4) boxes x, y, width, height, as jpeg."""
     longest = max(image.shape[:2])
