@@ -1,6 +1,7 @@
 """tools/compare.py as a user runs it: real trainings of a very small detector."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from rambo_det.cli.compare import main
 from rambo_det.compare.collect import collect
 from rambo_det.compare.losses import Variant
 from rambo_det.compare.plan import Plan, Run
+from rambo_det.compare.progress import Progress
 from rambo_det.compare.record import read_record, write_record
 from rambo_det.compare.report import write_report
 from rambo_det.compare.results import compare
@@ -319,6 +321,27 @@ def test_a_picture_shows_the_seed_in_which_the_losses_differ(tmp_path, catalogs)
 def test_letters_that_the_font_lacks_are_no_warning(tmp_path, catalogs):
     finds = {"ce": [False], "rambo": [True]}
     assert "细胞" in report(*evaluated(tmp_path, finds, ("细胞", "கலம்")), tmp_path)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_time_left_stays_while_no_iteration_is_known_to_be_done(terminal):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    screen = Screen()
+    progress = Progress(1000, 0, 3, 0, screen)
+    progress.update(0, 0)
+    time.sleep(0.2)
+    progress.update(10, 1)
+    for finished in (2, 3):
+        time.sleep(0.5)
+        progress.update(10, finished)
+    shown = screen.getvalue()
+    progress.close()
+    pattern = r"<(\d\d:\d\d)" if terminal else r"about (\S+) left"
+    first, *others = re.findall(pattern, shown)
+    assert len(others) >= 2 and first >= "00:19" and set(others) == {first}
 
 
 @pytest.mark.parametrize("keep", ["last", "none"])
