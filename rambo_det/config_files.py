@@ -9,8 +9,12 @@ import yaml
 from .errors import InputError
 
 
-def find_config(name: str) -> str:
+def find_config(name: str, option: str = "--config") -> str:
     """Path of a config file: ``name`` itself, or ``configs/…`` as shipped with the package.
+
+    Args:
+        name: what the user gave.
+        option: of the command line, for the message.
 
     Raises:
         InputError: there is no such file, or it is a yaml file that cannot be one of a config.
@@ -22,7 +26,7 @@ def find_config(name: str) -> str:
             if file.suffix in (".yaml", ".yml"):
                 _check_yaml(file, ())
             return str(file)
-    raise InputError(f"--config {name}: no such file")
+    raise InputError(f"{option} {name}: no such file")
 
 
 def _check_yaml(file: Path, above: tuple[Path, ...]) -> None:

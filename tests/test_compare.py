@@ -1,6 +1,7 @@
 """tools/compare.py as a user runs it: real trainings of a very small detector."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import torch
 
 pytest.importorskip("detectron2")
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
@@ -28,6 +29,7 @@ from rambo_det.cli.compare import main
 from rambo_det.compare.collect import collect
 from rambo_det.compare.losses import Variant
 from rambo_det.compare.plan import Plan, Run
+from rambo_det.compare.progress import Progress
 from rambo_det.compare.record import read_record, write_record
 from rambo_det.compare.report import write_report
 from rambo_det.compare.results import compare
@@ -195,12 +197,12 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
     assert "AP while training" not in said
 
 
-def evaluated(folder, finds, labels=("a", "b"), variants=None, name="compared"):
+def evaluated(folder, finds, labels=("a", "b"), variants=None, name="compared", images=4):
     """A comparison of detectors that are evaluated but were not trained: plan, runs and results.
 
     ``finds``: variant -> whether it finds the objects or nothing, seed by seed.
     """
-    file, images = write_coco(folder, 4, "val")
+    file, images = write_coco(folder, images, "val")
     content = json.loads(Path(file).read_text())
     content["categories"] = [{"id": i, "name": name} for i, name in enumerate(labels)]
     for annotation in content["annotations"]:
@@ -273,6 +275,75 @@ def test_the_report_says_what_differs_and_what_an_interval_covers(tmp_path, cata
     assert "and the seeds (by Student’s t)." in said
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_test_image_gives_no_interval_and_no_verdict(seeds, tmp_path, catalogs):
+    finds = {"ce": [False] * seeds, "rambo": [True] * seeds}
+    found = evaluated(tmp_path / "one", finds, images=1)
+    values = found[2]["data"]["drawn"]["differences"]["rambo"]["metrics"]
+    assert values["AP"]["mean"] > 0
+    assert all(v["low"] is None and v["high"] is None for v in values.values())
+    for said in (report(*found, tmp_path), as_text(found[2])):
+        assert "one test image cannot tell whether that holds for others" in said
+        assert "95 % interval" not in said and "explains" not in said
+        assert "no finished seed" not in said
+
+
+def test_few_test_images_are_cautioned_of(tmp_path, catalogs):
+    for images, name in ((9, "few"), (10, "enough")):
+        found = evaluated(tmp_path / name, {"ce": [True]}, name=name, images=images)
+        for said in (report(*found, tmp_path), as_text(found[2])):
+            assert ("There are only 9 test images" in said) == (images == 9)
+
+
+def test_a_report_on_images_that_were_trained_on_says_so(tmp_path, catalogs):
+    plan, measured, results = evaluated(tmp_path, {"ce": [True], "rambo": [True]})
+    assert "measured on images that they have not seen" in report(plan, measured, results, tmp_path)
+    plan = replace(plan, trained_on={"drawn": 3})
+    results = compare(plan, measured, "rambo-compare", 100)
+    said = report(plan, measured, results, tmp_path)
+    assert "not seen" not in said and "of which 3 were trained on too" in said
+    for text in (said, as_text(results)):
+        assert "3 images are both trained on and tested on" in text
+
+
+def test_a_picture_shows_the_seed_in_which_the_losses_differ(tmp_path, catalogs):
+    found = evaluated(tmp_path, {"ce": [True, False], "rambo": [True, True]})
+    said = report(*found, tmp_path)
+    (heading, *_) = re.findall(r"AP50 is (\d+) higher with (\w+), seed (\d): (\w+\.png)", said)
+    assert int(heading[0]) > 50 and heading[1:3] == ("RaMBO", "1")
+    numbers = re.findall(r"AP50 is (\S+) higher", said)
+    assert numbers and "0" not in numbers
+    # On all images the other way there is nothing to show.
+    assert not re.search("higher with cross entropy", said)
+
+
+@pytest.mark.filterwarnings("error:Glyph", "error:Matplotlib currently")
+def test_letters_that_the_font_lacks_are_no_warning(tmp_path, catalogs):
+    finds = {"ce": [False], "rambo": [True]}
+    assert "细胞" in report(*evaluated(tmp_path, finds, ("细胞", "கலம்")), tmp_path)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_time_left_stays_while_no_iteration_is_known_to_be_done(terminal):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    screen = Screen()
+    progress = Progress(1000, 0, 3, 0, screen)
+    progress.update(0, 0)
+    time.sleep(0.2)
+    progress.update(10, 1)
+    for finished in (2, 3):
+        time.sleep(0.5)
+        progress.update(10, finished)
+    shown = screen.getvalue()
+    progress.close()
+    pattern = r"<(\d\d:\d\d)" if terminal else r"about (\S+) left"
+    first, *others = re.findall(pattern, shown)
+    assert len(others) >= 2 and first >= "00:19" and set(others) == {first}
+
+
 @pytest.mark.parametrize("keep", ["last", "none"])
 def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     """Whichever comes second waits for the first, and finds what that has finished."""
@@ -308,6 +379,48 @@ def test_other_settings_are_refused(comparison, catalogs, capsys):
         capsys.readouterr().err,
     )
     assert (comparison.out / "results.json").read_bytes() == before
+
+
+def test_fewer_losses_leave_the_results_of_the_larger_comparison(comparison, catalogs, capsys):
+    out, names = comparison.out, ("results.json", "report.html")
+    before = [(out / name).read_bytes() for name in names]
+    (out / "report.1.html").touch()
+    assert main(comparison.command(losses=("--losses", "ce"))[2:]) == 0
+    assert "is kept: results.2.json, report.2.html\n" in capsys.readouterr().out
+    kept = [out / "results.2.json", out / "report.2.html"]
+    assert [file.read_bytes() for file in kept] == before
+    assert len(comparison.results()["runs"]) == 1
+    forget("drawn_train", "drawn_val")
+    assert main(comparison.command()[2:]) == 0  # it has what was there, and replaces it
+    assert "is kept" not in capsys.readouterr().out
+    assert len(comparison.results()["runs"]) == 2 and not (out / "results.3.json").exists()
+    for file in (*kept, out / "report.1.html"):
+        file.unlink()
+
+
+def forget(*names):
+    """So that another command registers these data sets again."""
+    for name in names:
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            catalog.remove(name)
+
+
+def test_a_finished_run_that_lacks_files_is_named_with_what_to_do(comparison, catalogs, capsys):
+    folder = comparison.folder("ce")
+    aside, detections = folder / "aside", "inference/coco_instances_results.json"
+    for name in ("metrics.json", "compare.json", "inference", detections):
+        file = folder / name
+        file.rename(aside)
+        if name in ("compare.json", detections):
+            file.touch()
+        try:
+            assert main(comparison.command()[2:]) == 2
+        finally:
+            aside.rename(file)
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {folder}: {name.partition('/')[0]}"), error
+        assert error.endswith(": remove this folder, and the same command trains it again")
+        forget("drawn_train", "drawn_val")
 
 
 def test_a_full_disk_is_one_line(comparison, catalogs, capsys):

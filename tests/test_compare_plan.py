@@ -101,6 +101,27 @@ def test_variants_and_grids(catalogs):
     assert (last["MODEL.RAMBO.MARGIN"], last["MODEL.RAMBO.BETA"]) == (0.5, 1.0)
 
 
+def test_values_of_a_grid_may_hold_commas_and_slashes(catalogs):
+    found = plan(
+        "--config", QUICK + "faster_rcnn_ce.yaml", "--seeds", 1, "--out", "there",
+        "--grid", "g=ce INPUT.MIN_SIZE_TRAIN (64,96),(80,) MODEL.WEIGHTS ../a/b.pth,x",
+        "--grid", """q=ce DATASETS.PROPOSAL_FILES_TEST "('a,b','c')",() """,
+    )  # fmt: skip
+    runs = {run.variant: run for run in found.runs}
+    assert list(runs) == [
+        "g_min_size_train--64-96-_weights-..-a-b.pth", "g_min_size_train--64-96-_weights-x",
+        "g_min_size_train--80--_weights-..-a-b.pth", "g_min_size_train--80--_weights-x",
+        "q_proposal_files_test---a-b---c--", "q_proposal_files_test---",
+    ]  # fmt: skip
+    first = runs["g_min_size_train--64-96-_weights-..-a-b.pth"]
+    assert first.settings["INPUT.MIN_SIZE_TRAIN"] == [64, 96]
+    assert first.settings["MODEL.WEIGHTS"] == "../a/b.pth"
+    files = runs["q_proposal_files_test---a-b---c--"].settings["DATASETS.PROPOSAL_FILES_TEST"]
+    assert files == ["a,b", "c"]
+    assert {run.folder.parts[:3] for run in found.runs} == {("there", "runs", "rambo_shapes_val")}
+    assert {len(run.folder.parts) for run in found.runs} == {5}
+
+
 def test_data_sets_with_keys_of_their_own(tmp_path, catalogs):
     train, images = write_coco(tmp_path / "coco", 3)
     for split in ("train", "val"):
@@ -118,6 +139,43 @@ def test_data_sets_with_keys_of_their_own(tmp_path, catalogs):
     assert len(classes) == 3  # both losses of a data set have as many
     assert found.runs[0].folder.parts[-4:] == ("runs", "c", "ce", "seed0")
     assert "data c_val" in found.runs[0].settings and "data x" not in found.runs[-1].settings
+
+
+def test_images_that_are_trained_and_tested_on_are_counted(tmp_path, catalogs):
+    train, images = write_coco(tmp_path / "coco", 6)
+    val, others = write_coco(tmp_path / "coco", 2, "val")
+    voc = tmp_path / "voc"
+    objects = [("cat", (1, 1, 20, 20), 0)]
+    write_voc(voc, "train", {"a": objects, "b": objects})
+    write_voc(voc, "part", {"b": objects})
+    (tmp_path / "link").symlink_to(images)
+    found = plan(
+        "--config", QUICK + "real_data_ce.yaml", "--losses", "ce,rambo", "--seeds", 1,
+        "--data", f"all=coco:{train}:{images}:{train}:{tmp_path / 'link'}",
+        "--data", f"apart=coco:{train}:{images}:{val}:{others}",
+        "--data", f"part=voc:{voc}:train:part",
+        "--data", f"drawn={QUICK}faster_rcnn_ce.yaml",
+    )  # fmt: skip
+    assert found.trained_on == {"all": 6, "apart": 0, "part": 1, "drawn": 0}
+    found = plan(
+        "--config", QUICK + "real_data_ce.yaml", "--seeds", 1, "--hold-out", 3,
+        "--register-coco", "o", train, images, "DATASETS.TRAIN", "('o',)",
+    )  # fmt: skip
+    assert list(found.trained_on.values()) == [0]
+    found = plan(
+        "--config", QUICK + "real_data_ce.yaml", "--seeds", 1, "--register-coco", "same", train,
+        images, "DATASETS.TRAIN", "('same',)", "DATASETS.TEST", "('same',)",
+    )  # fmt: skip
+    assert found.trained_on == {"same": 6}
+
+
+def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys):
+    file, images = write_coco(tmp_path, 6)
+    words = ["--config", QUICK + "real_data_ce.yaml", "--out", file]  # which is no folder
+    assert main([*words, "--data", f"o=coco:{file}:{images}:{file}:{images}"]) == 2
+    warning, error = capsys.readouterr().err.splitlines()[-2:]
+    assert warning.startswith("warning: o: 6 images are both trained on and tested on: ")
+    assert error.startswith("error: --out ")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +200,13 @@ def test_an_out_that_is_no_folder_is_named(out, message, tmp_path, catalogs, cap
         ),
         (["--variant", "a=ce KEY"], "'KEY' has no value"),
         (["--variant", "a/b=ce"], "the name becomes a folder"),
+        (["--variant", "..=ce"], "the name becomes a folder"),
+        (["--grid", "../a=ce SOLVER.BASE_LR 1,2"], "the name becomes a folder"),
         (["--variant", "just-a-name"], "NAME=LOSS KEY VALUE"),
+        (
+            ["--data", "q=configs/nope.yaml"],
+            "--data 'q=configs/nope.yaml': .*nope.yaml: no such file",
+        ),
         (["--data", "a=voc:x"], "voc:ROOT:TRAIN:VAL"),
         (["--data", "a=voc:x:y:z", "--classes", "b"], "leave out --register"),
         (["--seeds", "0"], "--seeds 0: a number >= 1"),

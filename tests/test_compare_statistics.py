@@ -168,6 +168,12 @@ def test_interval_of_few_seeds_is_as_long_to_either_side(seeds, t):
     assert found["high"] - found["mean"] == pytest.approx(half, rel=0.02)
 
 
+def test_interval_ends_where_differences_do():
+    values = [-40.0, 60.0]
+    found = difference(values, np.tile(values, (2000, 1)))
+    assert (found["mean"], found["low"], found["high"]) == (10.0, -100.0, 100.0)
+
+
 def test_interval_of_images_alone_is_the_percentile_one():
     rng = np.random.default_rng(0)
     resampled = rng.normal(2.0, 1.0, (20000, 1))

@@ -21,6 +21,7 @@ import torch
 pytest.importorskip("detectron2")
 
 from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
 from rambo_det.cli.predict import main, parse_args
@@ -28,7 +29,7 @@ from rambo_det.data.drawing import CLASSES, draw
 from rambo_det.engine.detector import Detector
 from rambo_det.engine.saved import find_model
 from rambo_det.errors import InputError
-from rambo_det.evaluation.pictures import interrupted_after
+from rambo_det.evaluation.pictures import class_metadata, draw_detections, interrupted_after
 
 from .models import CONFIGS, small_cfg
 
@@ -56,6 +57,14 @@ def predict(run, *arguments):
 def results_of(folder):
     results = json.loads((folder / "results.json").read_text())
     return COCO(str(folder / "images.json")), results
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_letters_that_the_font_lacks_are_no_warning():
+    found = Instances((96, 96))
+    found.pred_boxes = Boxes(torch.tensor([[10.0, 10.0, 60.0, 60.0]]))
+    found.pred_classes = torch.tensor([0])
+    draw_detections(draw("val", 0)[0], found, class_metadata(["细胞"]))
 
 
 def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs):

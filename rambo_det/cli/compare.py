@@ -136,16 +136,22 @@ def run(args: argparse.Namespace, command: str) -> int:
     """Trains what is left, measures and reports; 1 if a run failed."""
     from ..compare.collect import collect
     from ..compare.report import write_report
-    from ..compare.results import compare, save
+    from ..compare.results import compare, save, set_aside
     from ..compare.run import run_all
-    from ..compare.words import as_text
+    from ..compare.words import as_text, trained_on
     from ..engine.setup import make_output
 
     plan = plan_of(args)
+    for data, images in plan.trained_on.items():
+        for text in trained_on(images):
+            print(f"warning: {data}: {text}", file=sys.stderr)
     make_output(args.out, "--out")
     failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints)
     measured = collect(plan)
     results = compare(plan, measured, command, args.bootstrap)
+    kept = set_aside(plan, args.out)
+    if kept:
+        print(f"what was in {args.out} is of other runs too and is kept: {', '.join(kept)}")
     save(results, args.out / "results.json")
     write_report(plan, measured, results, args.out / "report.html")
     print(f"\n{as_text(results)}\n\nreport: {args.out / 'report.html'}")

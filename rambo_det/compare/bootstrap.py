@@ -61,13 +61,13 @@ def difference(
     and the interval the middle 95 % of them. With one seed it speaks of the images alone.
 
     Args:
-        values: (S,) differences, seed by seed, on all images.
+        values: (S,) differences of percentages, seed by seed, on all images.
         resampled: (B, S) the same on each resample of the images.
         seed: of that order.
         level: of the interval.
 
     Returns:
-        ``mean``, ``low`` and ``high``.
+        ``mean``, ``low`` and ``high``; none beyond ±100, which few seeds' t would be.
     """
     rng = np.random.default_rng(seed)
     centre = np.asarray(resampled, float).mean(axis=1)
@@ -78,4 +78,5 @@ def difference(
     centre = centre[~np.isnan(centre)]  # a class may be missing on a resample
     tails = (1 - level) / 2
     low, high = np.quantile(centre, [tails, 1 - tails]) if len(centre) else (np.nan, np.nan)
+    low, high = np.clip([low, high], -100.0, 100.0)
     return {"mean": float(np.mean(values)), "low": float(low), "high": float(high)}

@@ -12,10 +12,10 @@ from detectron2.data import MetadataCatalog
 from ..engine.saved import load_truth
 from ..errors import InputError
 from .calibration import calibration
-from .matches import Matches, run_matches
+from .matches import DETECTIONS, Matches, run_matches
 from .plan import Plan, Run
 from .precision import average_precision, metrics
-from .record import read_metrics, read_record
+from .record import damaged, read_metrics, read_record
 
 #: Metrics in the order in which they are shown; those of classes follow.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ECE", "ECE refit", "training minutes")
@@ -61,7 +61,7 @@ def class_names(plan: Plan, data: str) -> list[str]:
 
 
 def collect(plan: Plan) -> list[Measured]:
-    """All runs of the plan, in its order; InputError where a finished one lacks its detections."""
+    """All runs of the plan, in its order; InputError where a finished one lacks what it left."""
     return [_measure(plan, run) for run in plan.runs]
 
 
@@ -78,6 +78,10 @@ def _measure(plan: Plan, run: Run) -> Measured:
     }
     if result["status"] != "finished":
         return Measured(run, result, None)
+    if not result["evaluations"]:
+        raise damaged(run.folder, "metrics.json has no evaluation")
+    if not (run.folder / DETECTIONS).is_file():  # nor may there be a truth file then
+        raise damaged(run.folder, f"{DETECTIONS} is missing")
     matches = run_matches(run.folder, truth_file(plan, run.data))
     # Not as the evaluator logs them: it has no AP for a single class, and none without a detection.
     images = np.ones((1, matches.positives.shape[1]), np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..config_files import find_config
 from ..errors import InputError
 from .losses import split_spec
 
@@ -53,6 +54,7 @@ def parse_data(text: str, config: str) -> Data:
     elif kind == "coco" and len(parts) == 4:
         options = ("--register-coco", train, *parts[:2], "--register-coco", val, *parts[2:])
     elif spec.endswith((".yaml", ".yml")):
+        find_config(spec, f"--data {text!r}:")
         return Data(name, spec, (), tuple(opts))
     else:
         raise InputError(f"--data {text!r} is not {_FORM}")

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..evaluation.pictures import missing_glyphs
 from .collect import Measured
 from .precision import RECALLS, precision_curve
 
@@ -45,7 +46,7 @@ def _figure(width: float, height: float, rows: int, columns: int, **kwargs: Any)
 
 def _svg(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "rambo_det"}):
+    with missing_glyphs(), matplotlib.rc_context({**_STYLE, "svg.hashsalt": "rambo_det"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 

@@ -83,7 +83,8 @@ def parse_variants(
     Args:
         losses: ``ce,rambo``; None: ``default``, unless there are variants or grids.
         variants: each ``NAME=LOSS KEY VALUE …``.
-        grids: each ``NAME=LOSS KEY V1,V2 …``: a variant for every combination.
+        grids: each ``NAME=LOSS KEY V1,V2 …``: a variant for every combination. Commas in
+            brackets or quotes are part of a value.
         default: names of losses.
 
     Raises:
@@ -102,9 +103,10 @@ def parse_variants(
     for text in grids:
         name, loss, opts = _split("--grid", text)
         keys = opts[::2]
-        for values in itertools.product(*(value.split(",") for value in opts[1::2])):
+        for values in itertools.product(*(_values(value) for value in opts[1::2])):
             pairs = list(zip(keys, values, strict=True))
             label = "_".join([name, *(f"{k.rpartition('.')[2].lower()}-{v}" for k, v in pairs)])
+            label = re.sub(r"[^-+.\w]", "-", label)  # it becomes a folder
             found.append(Variant(label, loss, tuple(itertools.chain(*pairs))))
     for one, other in itertools.combinations(found, 2):
         if one.name == other.name:
@@ -115,6 +117,23 @@ def parse_variants(
                 "one another name"
             )
     return found
+
+
+def _values(text: str) -> list[str]:
+    """The parts between commas that are in no brackets and no quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if character == "," and not quote and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def split_spec(option: str, text: str, form: str) -> tuple[str, str, list[str]]:

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ..engine.files import AtomicFiles
 from ..engine.saved import load_truth
-from ..errors import InputError
+from .record import damaged
 
 DETECTIONS = Path("inference", "coco_instances_results.json")
 _CACHE = "matches.npz"
@@ -104,18 +104,19 @@ def run_matches(folder: Path, truth_file: str) -> Matches:
         truth_file: COCO json of the data set that it was evaluated on.
 
     Raises:
-        InputError: the run has left no detections.
+        InputError: the run's detections are no json.
     """
-    try:
-        text = (folder / DETECTIONS).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{folder / DETECTIONS} is missing: the run was not evaluated") from None
+    text = (folder / DETECTIONS).read_bytes()
     key = hashlib.sha256(text + Path(truth_file).read_bytes()).hexdigest()
     names = [field.name for field in fields(Matches)]
     with contextlib.suppress(OSError, ValueError, KeyError), np.load(folder / _CACHE) as cache:
         if str(cache["key"]) == key:
             return Matches(**{name: cache[name] for name in names})
-    matches = find_matches(load_truth(truth_file), json.loads(text))
+    try:
+        detections = json.loads(text)
+    except ValueError as error:
+        raise damaged(folder, f"{DETECTIONS} cannot be read ({error})") from None
+    matches = find_matches(load_truth(truth_file), detections)
     with AtomicFiles(None).open(str(folder / _CACHE), "wb") as file:
         np.savez_compressed(file, key=key, **{name: getattr(matches, name) for name in names})
     return matches

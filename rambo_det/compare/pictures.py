@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,6 +12,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.visualizer import Visualizer
 
 from ..engine.saved import load_truth
+from ..evaluation.pictures import missing_glyphs
 from ..evaluation.ranking import best_f1
 from .collect import Measured
 from .matches import Matches
@@ -19,6 +21,7 @@ from .precision import average_precision
 _SHORTEST = 300  # px that the longer side of a picture has at least
 _LONGEST = 480
 _EACH = 3  # pictures for either loss
+_LEAST = 0.5  # difference in AP50, percent, below which the heading would say 0
 _COLOURS = {"right": "#1a9850", "wrong": "#d73027", "object": "#2166ac"}
 
 
@@ -28,11 +31,16 @@ class Disagreement:
 
     Attributes:
         image: id.
-        difference: AP50 of the image alone, in percent, of the second loss less the first.
-        pictures: caption -> jpeg: the objects, and what a run of each loss has found.
+        file: the name of its file.
+        seed: of the runs that differ most there, in the direction of the mean over the seeds.
+        difference: AP50 of the image alone, in percent, of the second loss less the first, with
+            that seed.
+        pictures: caption -> jpeg: the objects, and what that seed's run of each loss has found.
     """
 
     image: str
+    file: str
+    seed: int
     difference: float
     pictures: dict[str, bytes]
 
@@ -45,7 +53,7 @@ def disagreements(
     test_set: str,
     classes: list[str],
 ) -> list[Disagreement]:
-    """The images on which the APs differ most, as far as their files are there.
+    """The images on which the APs differ most in the mean over the seeds, if their files are there.
 
     Args:
         first, second: runs of the two losses, of the same seeds.
@@ -55,10 +63,11 @@ def disagreements(
         classes: names of the classes.
     """
     pairs = [(a.matches, b.matches) for a, b in zip(first, second, strict=True)]
-    gains = np.mean([_per_image(b) - _per_image(a) for a, b in pairs if a and b], axis=0)
+    each = np.array([_per_image(b) - _per_image(a) for a, b in pairs if a and b])  # (S, I)
+    gains = each.mean(axis=0)
     order = np.argsort(-gains, kind="stable")
-    best = [i for i in order[:_EACH] if gains[i] > 0]
-    worst = [i for i in order[::-1][:_EACH] if gains[i] < 0]
+    best = [i for i in order[:_EACH] if gains[i] >= _LEAST]
+    worst = [i for i in order[::-1][:_EACH] if gains[i] <= -_LEAST]
     truth = load_truth(truth_file)
     ids = sorted(truth.getImgIds())
     files = {record["image_id"]: record["file_name"] for record in DatasetCatalog.get(test_set)}
@@ -67,15 +76,25 @@ def disagreements(
         image = cv2.imread(files.get(ids[index], ""))
         if image is None:
             continue
+        # The largest is at least the mean: what the heading says is to be seen in the boxes.
+        pair = int(np.argmax(each[:, index] * np.sign(gains[index])))
         objects = truth.loadAnns(truth.getAnnIds(ids[index]))
         labels = {item["id"]: item["name"] for item in truth.loadCats(truth.getCatIds())}
         boxes = np.array([item["bbox"] for item in objects], float).reshape(-1, 4)
         names = [labels[item["category_id"]] for item in objects]
         panels = {"the objects": _draw(image, boxes, names, [_COLOURS["object"]] * len(names))}
-        for title, matches in zip(titles, pairs[0], strict=True):
+        for title, matches in zip(titles, pairs[pair], strict=True):
             assert matches is not None
             panels[title] = _detections(image, matches, int(index), classes)
-        found.append(Disagreement(str(ids[index]), float(gains[index]), panels))
+        found.append(
+            Disagreement(
+                str(ids[index]),
+                Path(files[ids[index]]).name,
+                first[pair].run.seed,
+                float(each[pair, index]),
+                panels,
+            )
+        )
     return found
 
 
@@ -104,6 +123,7 @@ def _detections(image: np.ndarray, matches: Matches, index: int, classes: list[s
     return _draw(image, matches.boxes[shown].astype(float), names, colours)
 
 
+@missing_glyphs()
 def _draw(image: np.ndarray, boxes: np.ndarray, labels: list[str], colours: list[Any]) -> bytes:
     """The image (H, W, 3) BGR with (N, 4) boxes x, y, width, height, as jpeg."""
     longest = max(image.shape[:2])

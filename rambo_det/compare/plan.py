@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..cli.train import parse_args
 from ..config import add_rambo_config
@@ -56,11 +58,13 @@ class Plan:
         variants: name -> variant; the first is the reference.
         test_sets: name of the data -> name in Detectron2's catalogs of the set evaluated on.
         runs: in the order in which they are done: all losses of a seed before the next seed.
+        trained_on: name of the data -> how many of its test images are trained on too.
     """
 
     variants: dict[str, Variant]
     test_sets: dict[str, str]
     runs: list[Run]
+    trained_on: dict[str, int] = field(default_factory=dict)
 
 
 def make_plan(
@@ -83,6 +87,7 @@ def make_plan(
         InputError: whatever is wrong with config, keys or data.
     """
     test_sets: dict[str, str] = {}
+    trained_on: dict[str, int] = {}
     cells: list[tuple[str, str, list[str], dict[str, Any]]] = []
     for item in data:
         args = ["--config", item.config, *item.options]
@@ -104,13 +109,14 @@ def make_plan(
             for registered, *_ in (*parsed.register_coco, *parsed.register_voc):
                 classes = MetadataCatalog.get(registered).thing_classes  # the same for all
             test_sets[name] = cfg.DATASETS.TEST[0]
+            trained_on[name] = max(trained_on.get(name, 0), _trained_on(cfg))
             cells.append((name, variant.name, [*args, *given, *own], _settings(cfg, item)))
     runs = [
         _run(name, variant, seed, args, settings, out)
         for seed in seeds
         for name, variant, args, settings in cells
     ]
-    return Plan({variant.name: variant for variant in variants}, test_sets, runs)
+    return Plan({variant.name: variant for variant in variants}, test_sets, runs, trained_on)
 
 
 def _run(
@@ -152,6 +158,30 @@ def _settings(cfg: CfgNode, data: Data) -> dict[str, Any]:
             text = json.dumps(content, sort_keys=True)
             settings[f"data {name}"] = hashlib.sha256(text.encode()).hexdigest()[:12]
     return settings
+
+
+def _trained_on(cfg: CfgNode) -> int:
+    """How many images of the test set are trained on too."""
+    (test,) = cfg.DATASETS.TEST
+    if test in cfg.DATASETS.TRAIN:
+        return len(DatasetCatalog.get(test))
+    trained = frozenset[str]().union(*map(_images, cfg.DATASETS.TRAIN))
+    return len(trained & _images(test))
+
+
+def _images(name: str) -> frozenset[str]:
+    """The image files of a data set; none where no json names them."""
+    metadata = MetadataCatalog.get(name)
+    file = metadata.get("json_file")
+    if not file or not os.path.isfile(file):  # shapes that are not drawn yet
+        return frozenset()
+    return _images_of(file, metadata.get("image_root") or "")
+
+
+@lru_cache(maxsize=16)  # the variants have the same sets
+def _images_of(file: str, folder: str) -> frozenset[str]:
+    images = json.loads(Path(file).read_text())["images"]
+    return frozenset(os.path.realpath(os.path.join(folder, i["file_name"])) for i in images)
 
 
 def default_settings() -> dict[str, Any]:

@@ -31,11 +31,12 @@ class Progress:
         self._total, self._start, self._done = total, done, done
         self._runs, self._finished = runs, finished
         self._evaluating: list[str] = []
-        self._began = self._last = time.monotonic()
+        self._began = self._last = self._changed = time.monotonic()
         self._bar = None
         if self._stream.isatty():
             self._bar = tqdm(total=total, initial=done, unit="it", file=self._stream,
-                             dynamic_ncols=True, smoothing=0.05)  # fmt: skip
+                             dynamic_ncols=True, smoothing=0.05, mininterval=0,
+                             miniters=1)  # fmt: skip
             self._bar.set_description(self._count())
 
     def say(self, text: str) -> None:
@@ -48,9 +49,12 @@ class Progress:
     def update(self, done: int, finished: int, evaluating: Sequence[str] = ()) -> None:
         """Shows that so many iterations, and runs, are done by now, and which runs evaluate."""
         changed = (finished, list(evaluating)) != (self._finished, self._evaluating)
+        if done != self._done:
+            self._changed = time.monotonic()
         self._done, self._finished, self._evaluating = done, finished, list(evaluating)
         if self._bar is not None:
-            self._bar.n = done
+            if done != self._bar.n:
+                self._bar.update(done - self._bar.n)  # its speed is that between changes
             self._bar.set_description(self._count(), refresh=False)
             self._bar.refresh()
         elif changed or time.monotonic() - self._last > _PERIOD:
@@ -66,7 +70,8 @@ class Progress:
         return f"{self._finished} of {self._runs} runs{doing}"
 
     def _left(self) -> str:
-        made, elapsed = self._done - self._start, time.monotonic() - self._began
+        # Iterations become known many at a time: what came since then is in neither number.
+        made, elapsed = self._done - self._start, self._changed - self._began
         if self._done >= self._total:
             return "no iteration left"
         if made <= 0:

@@ -17,6 +17,11 @@ _FILE = "compare.json"
 LOCK = ".lock"
 
 
+def damaged(folder: Path, what: str) -> InputError:
+    """The error about a run's folder that is not as the run left it."""
+    return InputError(f"{folder}: {what}: remove this folder, and the same command trains it again")
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """The record in the folder; empty if there is none.
 
@@ -31,7 +36,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise InputError(f"{folder / _FILE} cannot be read: {error}") from None
+        raise damaged(folder, f"{_FILE} cannot be read ({error})") from None
     return record if isinstance(record, dict) else {}
 
 

@@ -16,7 +16,15 @@ from .collect import Measured, class_names, truth_file
 from .losses import TITLES
 from .pictures import disagreements
 from .plan import Plan
-from .words import class_rows, difference_rows, loss_rows, number, verdict
+from .words import (
+    cautions,
+    class_rows,
+    difference_rows,
+    loss_rows,
+    number,
+    verdict,
+    with_intervals,
+)
 
 _MOST_LOSSES = 6  # in a plot
 
@@ -62,6 +70,7 @@ def write_report(
             ),
             default=0,
         ),
+        trained_on=sum(plan.trained_on.values()),
         parts=[_part(plan, measured, results, data) for data in plan.test_sets],
         failed=[item.result for item in measured if item.result["status"] == "failed"],
     )
@@ -98,6 +107,8 @@ def _part(
     cells = {plan.variants[name].title: by_variant[name] for name in chosen}
     return {
         "name": data,
+        "cautions": cautions(results, data),
+        "with_intervals": with_intervals(results["data"][data]),
         "rows": loss_rows(results, data),
         "classes": class_rows(results, data),
         "differences": difference_rows(results, data),
@@ -145,12 +156,14 @@ def _pictures(
     images = [
         {
             "image": item.image,
+            "file": item.file,
+            "seed": item.seed,
             "difference": item.difference,
             "panels": {title: _uri(jpeg, "image/jpeg") for title, jpeg in item.pictures.items()},
         }
         for item in found
     ]
-    return {"titles": titles, "seed": seeds[0] if seeds else None, "images": images}
+    return {"titles": titles, "images": images}
 
 
 def _uri(data: bytes | None, kind: str = "image/svg+xml") -> str | None:

@@ -44,6 +44,16 @@ def compare(
         data[name] = {
             "test_set": test_set,
             "classes": class_names(plan, name),
+            "images": next(
+                (
+                    int(item.matches.positives.shape[1])
+                    for cell in cells.values()
+                    for item in cell
+                    if item.matches is not None
+                ),
+                None,
+            ),
+            "trained_on": plan.trained_on.get(name, 0),
             "losses": {
                 variant: {"seeds": [i.run.seed for i in cell], "metrics": _spread(cell)}
                 for variant, cell in cells.items()
@@ -103,7 +113,10 @@ def _differences(
             pairs = [found[variant][s][name] - found[reference][s][name] for s in seeds]
             per_seed = np.stack(pairs, axis=1)  # (1 + B, S)
             if not np.isnan(per_seed[0]).any():
-                interval = difference(list(per_seed[0]), per_seed[1:])
+                resampled = per_seed[1:]
+                if weights is not None and weights.shape[1] == 1:
+                    resampled = resampled[:0]  # one image: each resample is the same
+                interval = difference(list(per_seed[0]), resampled)
                 result[variant]["metrics"][name] = {
                     key: value if math.isfinite(value) else None for key, value in interval.items()
                 }
@@ -120,6 +133,33 @@ def _best(plan: Plan, losses: dict[str, Any]) -> dict[str, str]:
         if len(known) > 1:
             best[loss] = max(known, key=lambda name: known[name])
     return best
+
+
+def set_aside(plan: Plan, out: Path) -> tuple[str, ...]:
+    """Renames results and report of a comparison that has runs which this one has not.
+
+    Args:
+        plan: of this comparison.
+        out: its folder.
+
+    Returns:
+        The names under which they are kept; none if there were none such.
+    """
+    names = ("results.json", "report.html")
+    try:
+        earlier = json.loads((out / names[0]).read_text(encoding="utf-8"))["runs"]
+        there = {(run["data"], run["variant"], run["seed"]) for run in earlier}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing that could be kept
+        return ()
+    if there <= {(run.data, run.variant, run.seed) for run in plan.runs}:
+        return ()
+    number = 1
+    while any((out / name.replace(".", f".{number}.")).exists() for name in names):
+        number += 1
+    kept = [name for name in names if (out / name).exists()]
+    for name in kept:
+        (out / name).rename(out / name.replace(".", f".{number}."))
+    return tuple(name.replace(".", f".{number}.") for name in kept)
 
 
 def save(results: dict[str, Any], file: Path) -> None:

@@ -9,6 +9,8 @@ from tabulate import tabulate
 from .collect import METRICS
 from .losses import TITLES
 
+_FEW_IMAGES = 10  # below, resampling them says too little of others
+
 
 def number(value: float | None, digits: int = 1) -> str:
     """With a minus that is one; "–" for what there is not."""
@@ -31,6 +33,8 @@ def interval_text(value: dict[str, float | None] | None) -> str:
     if value is None:
         return "–"
     sign = "+" if (value["mean"] or 0) > 0 else ""
+    if value["low"] is None:
+        return f"{sign}{number(value['mean'])}"
     return f"{sign}{number(value['mean'])} ({number(value['low'])} … {number(value['high'])})"
 
 
@@ -44,7 +48,8 @@ def verdict(results: dict[str, Any], data: str, variant: str, metric: str = "AP"
     found = results["data"][data]["differences"][variant]
     value, seeds = found["metrics"].get(metric), len(found["seeds"])
     begin = title[0].upper() + title[1:] if title in TITLES.values() else title
-    if value is None or value["low"] is None:
+    one_image = results["data"][data].get("images") == 1
+    if value is None or (value["low"] is None and not one_image):
         return {"kind": "missing", "text": f"{begin}: no finished seed to compare with {other}."}
     losses = results["data"][data]["losses"]
     means = [losses[name]["metrics"][metric]["mean"] for name in (variant, results["reference"])]
@@ -53,10 +58,11 @@ def verdict(results: dict[str, Any], data: str, variant: str, metric: str = "AP"
         return {"kind": "none", "text": text}
     low, high = value["low"], value["high"]
     way = "higher" if value["mean"] >= 0 else "lower"
-    text = (
-        f"{begin}’s {metric} is {number(abs(value['mean']))} {way} than that of {other} "
-        f"(95 % interval of the difference {number(low)} … {number(high)})"
-    )
+    text = f"{begin}’s {metric} is {number(abs(value['mean']))} {way} than that of {other}"
+    if one_image:
+        text += ": one test image cannot tell whether that holds for others."
+        return {"kind": "none", "text": text}
+    text += f" (95 % interval of the difference {number(low)} … {number(high)})"
     sample = f"these {seeds} seeds" if seeds > 1 else "one seed"
     if low <= 0 <= high:
         return {"kind": "none", "text": f"{text}: no difference can be told from {sample}."}
@@ -64,6 +70,30 @@ def verdict(results: dict[str, Any], data: str, variant: str, metric: str = "AP"
         return {"kind": "none", "text": f"{text}: more than the choice of images explains, but one "
                 "seed does not show what chance does in training."}  # fmt: skip
     return {"kind": way, "text": f"{text}: more than chance explains, going by {sample}."}
+
+
+def cautions(results: dict[str, Any], data: str) -> list[str]:
+    """Sentences on what makes the numbers of a data set say less than they seem to."""
+    images = results["data"][data].get("images")
+    found = trained_on(results["data"][data].get("trained_on", 0))
+    if images == 1:
+        found.append("There is one test image: no interval and no difference can be told.")
+    elif images is not None and images < _FEW_IMAGES:
+        found.append(
+            f"There are only {images} test images: the choice of them matters more than so few can "
+            "show, and the intervals are too short."
+        )
+    return found
+
+
+def trained_on(images: int) -> list[str]:
+    """The sentence about so many test images that are trained on too; none if there are none."""
+    if not images:
+        return []
+    return [
+        f"{images} image{'s are' if images > 1 else ' is'} both trained on and tested on: the "
+        "numbers say in part how well the detectors remember, not how they do on new images."
+    ]
 
 
 def loss_rows(results: dict[str, Any], data: str) -> list[dict[str, str]]:
@@ -129,10 +159,11 @@ def as_text(results: dict[str, Any]) -> str:
     for data, part in results["data"].items():
         parts.append(f"== {data}: mean ± standard deviation over the seeds, percent")
         parts.append(_grid(loss_rows(results, data)))
+        parts += [f"caution: {text}" for text in cautions(results, data)]
         parts.append("AP of each class")
         parts.append(_grid(class_rows(results, data)))
         if part["differences"]:
-            parts.append(f"Less {reference}, seed by seed, with 95 % intervals")
+            parts.append(f"Less {reference}, seed by seed" + with_intervals(part))
             parts.append(_grid(difference_rows(results, data)))
             parts.append("\n".join(verdict(results, data, v)["text"] for v in part["differences"]))
         if part["best"]:
@@ -142,6 +173,11 @@ def as_text(results: dict[str, Any]) -> str:
         versions = ", ".join(results["sources"])
         parts.append(f"The runs were made by different versions of the code: {versions}")
     return "\n\n".join(parts)
+
+
+def with_intervals(part: dict[str, Any]) -> str:
+    """How a title goes on that differences stand below."""
+    return "" if part.get("images") == 1 else ", with 95 % intervals"
 
 
 def _grid(rows: list[dict[str, str]]) -> str:

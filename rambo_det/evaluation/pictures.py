@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -49,7 +50,17 @@ def interrupted_after() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def missing_glyphs() -> Iterator[None]:
+    """Within, Matplotlib does not warn, for every label, of letters that its font has not."""
+    with warnings.catch_warnings():
+        for message in (r"Glyph \d+ .*missing", "Matplotlib currently does not support"):
+            warnings.filterwarnings("ignore", message, UserWarning)
+        yield
+
+
 @interrupted_after()
+@missing_glyphs()
 def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> np.ndarray:
     """The image with boxes, masks and keypoints, labelled with class and score in percent.
 
