@@ -221,7 +221,7 @@ def page(stored: dict[str, Results]) -> str:
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(spread=spread_text, interval=interval_text, num=number)
+    environment.filters.update(spread=spread_text, interval=bounded_text, num=number)
     environment.globals.update(
         spread_of=spread, of_kind=of_kind, losses_of=losses_of, settings_of=settings_of,
         tuned=tuned, earlier=earlier, factors_of=factors_of, at_factor=at_factor,
@@ -235,6 +235,15 @@ def page(stored: dict[str, Results]) -> str:
     # A macro's line breaks and a block's add up.
     text = re.sub(r" +\n", "\n", template.render(stored=stored))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def bounded_text(value: Any) -> str:
+    """An interval in words; no end beyond ±100, as ``compare.py`` has them since most of these were
+    stored."""
+    if value is None:
+        return interval_text(value)
+    ends = {key: min(max(value[key], -100.0), 100.0) for key in ("low", "high")}
+    return interval_text({**value, **ends})
 
 
 def seeds_of(results: Results) -> list[str]:
