@@ -13,6 +13,7 @@ from rambo_det.core.lists import Ranking
 from rambo_det.core.objectives import average_precision
 
 from . import oracle
+from .test_loss import batch
 
 # Few distinct values make ties, many make none.
 VALUES = {
@@ -209,3 +210,51 @@ def test_iou_thresholds_equal_the_oracle(batch, margin, step, levels, seed, one_
     np.testing.assert_allclose(
         leaf.grad.numpy(), grad.reshape(scores.shape), rtol=1e-9, atol=1e-11 * scale
     )
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_both_terms_with_a_memory_equal_the_oracle(c):
+    (old, old_gt), (scores, gt) = batch(60, c, 12, seed=1), batch(60, c, 12, seed=2)
+    loss = RamboLoss(c, beta=0.3, memory_length=1)
+    loss(old.clone().requires_grad_(), old_gt)
+    joined, classes = torch.cat([scores, old]).double().numpy(), torch.cat([gt, old_gt]).numpy()
+    losses, present, _ = oracle.class_lists(joined, classes, margin=0.5)
+    flat, _ = oracle.flat_list(scores.double().numpy(), gt.numpy(), margin=0.5)
+    want = 0.7 * losses.sum() / present.sum() + 0.3 * flat
+    assert loss(scores, gt).item() == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("step", [{}, {"lambda_": 300.0}, {"each": True}])
+def test_iou_thresholds_with_a_memory_equal_the_oracle(step):
+    thresholds, seen = (0.25, 0.5, 0.75), []
+    loss = RamboLoss(3, beta=0.0, memory_length=2, iou_thresholds=thresholds, **step)
+    for seed, rows in enumerate((60, 60, 9, 40)):  # a shorter batch in the place of a longer one
+        scores, gt = batch(rows, 3, 8, seed)
+        ious = torch.rand(rows, generator=torch.Generator().manual_seed(seed))
+        leaf = scores.clone().requires_grad_()
+        value = loss(leaf, gt, ious)
+        value.backward()
+        missed = 3 - (ious[:, None] >= torch.tensor(thresholds)).sum(1)
+        window = [(scores, gt, missed), *seen[-2:]]
+        joined = [torch.cat(parts).double().numpy() for parts in zip(*window, strict=True)]
+        want, grad = oracle.threshold_lists(*joined, 3, margin=0.5, **step)
+        assert value.item() == pytest.approx(want, rel=1e-6)
+        np.testing.assert_allclose(leaf.grad.numpy(), grad[:rows], rtol=1e-5, atol=1e-9)
+        seen.append((scores, gt, missed))
+
+
+@pytest.mark.parametrize("columns", [127, 129, 300])
+def test_more_columns_than_a_block(columns):
+    g = torch.Generator().manual_seed(columns)
+    scores = torch.randn(40, columns, generator=g)
+    gt = torch.randint(-1, columns + 1, (40,), generator=g)
+    gt[:5] = torch.tensor([0, 127 % columns, 128 % columns, columns - 1, columns - 1])
+    loss = RamboLoss(columns, beta=0.3)
+    leaf = scores.clone().requires_grad_()
+    value = loss(leaf, gt)
+    value.backward()
+    losses, present, grads = oracle.class_lists(scores.double().numpy(), gt.numpy(), margin=0.5)
+    flat, flat_grad = oracle.flat_list(scores.double().numpy(), gt.numpy(), margin=0.5)
+    assert value.item() == pytest.approx(0.7 * losses.sum() / present.sum() + 0.3 * flat)
+    want = 0.7 * grads / present.sum() + 0.3 * flat_grad
+    np.testing.assert_allclose(leaf.grad.numpy(), want, rtol=1e-5, atol=1e-8)

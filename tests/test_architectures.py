@@ -5,16 +5,17 @@ Whole runs through the command line: test_matrix.py.
 
 import pytest
 import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 pytest.importorskip("detectron2")
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventStorage
 
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.modeling import RamboCriterion
@@ -214,3 +215,31 @@ def test_scripting_works_as_the_stock_models(run):
     assert len(results[0].scores) > 0
     assert torch.equal(results[0].pred_boxes.tensor, results[1].pred_boxes.tensor)
     assert torch.equal(results[0].scores, results[1].scores)
+
+
+def rpn_step(stock, *opts, iteration=0):
+    torch.manual_seed(0)
+    model = build_model(config("rpn", stock, *opts)).train()
+    torch.manual_seed(1)
+    with EventStorage(iteration):
+        loss = model(training_inputs())["loss_rpn_cls"]
+    loss.backward()
+    return torch.cat(
+        [
+            loss.detach()[None],
+            model.proposal_generator.rpn_head.objectness_logits.weight.grad.flatten(),
+        ]
+    )
+
+
+def test_the_rpns_stock_loss_is_mixed_in_with_its_gradient():
+    plain, stock = rpn_step(False), rpn_step(True)
+    mixed = rpn_step(False, "MODEL.RAMBO.CE_WEIGHT", 0.25)
+    torch.testing.assert_close(mixed, plain + 0.25 * stock, rtol=1e-4, atol=1e-6)
+    half = rpn_step(False, "MODEL.RAMBO.CE_WARMUP", 10, iteration=5)
+    torch.testing.assert_close(half, (plain + stock) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_iou_thresholds_leave_the_rpn_alone():
+    plain, more = (rpn_step(False, *x) for x in ((), ("MODEL.RAMBO.IOU_THRESHOLDS", "(0.5,0.75)")))
+    assert torch.equal(plain, more)

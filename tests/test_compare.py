@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+import rambo_det
+from rambo_det.compare.collect import class_names, truth_file
+from rambo_det.compare.pictures import disagreements
+from rambo_det.compare.report import _chosen
+from rambo_det.compare.versions import source_digest
 
 pytest.importorskip("detectron2")
 
@@ -446,3 +453,40 @@ def test_a_run_that_fails_leaves_the_others(comparison, catalogs, capsys):
     assert "1 of 2 trainings failed" in " ".join(
         (comparison.out / "report.html").read_text().split()
     )
+
+
+def test_the_digest_is_of_the_cpp_too(monkeypatch, tmp_path):
+    package = tmp_path / "rambo_det"
+    shutil.copytree(
+        Path(rambo_det.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    monkeypatch.setattr(rambo_det, "__file__", str(package / "__init__.py"))
+    before = source_digest()
+    with open(package / "core/counting/native.cpp", "a") as file:
+        file.write("// changed\n")
+    assert source_digest() != before
+
+
+def test_many_variants_leave_the_best_in_the_plots():
+    losses = {name: {"metrics": {"AP": {"mean": float(i)}}} for i, name in enumerate("abcdefgh")}
+    assert _chosen({"data": {"x": {"losses": losses}}}, "x", list("abcdefgh")) == list("adefgh")
+
+
+def test_disagreements_are_of_the_second_loss_less_the_first(tmp_path, catalogs):
+    made, measured, _ = evaluated(tmp_path, {"ce": [False], "rambo": [True]})
+    found = disagreements(
+        measured[:1],
+        measured[1:],
+        ("ce", "RaMBO"),
+        truth_file(made, "drawn"),
+        "compared",
+        class_names(made, "drawn"),
+    )
+    assert found and all(item.difference > 0 for item in found)
+
+
+def test_a_training_has_the_threads_that_were_asked_for(tmp_path):
+    script = 'echo $OMP_NUM_THREADS $MKL_NUM_THREADS > "$0/threads"'
+    run = Run("drawn", "ce", 0, tmp_path / "a", ("bash", "-c", script, str(tmp_path / "a")), {}, 2)
+    assert run_all([run], 1, 3) == []
+    assert (tmp_path / "a" / "threads").read_text() == "3 3\n"

@@ -222,3 +222,18 @@ def test_mistakes_are_named(words, message, catalogs):
     with pytest.raises(InputError, match=message) as caught:
         plan("--config", QUICK + "faster_rcnn_ce.yaml", *words)
     assert "\n" not in str(caught.value)
+
+
+def test_a_comparison_on_what_was_set_aside(tmp_path, catalogs):
+    file, images = write_coco(tmp_path, 6)
+    found = plan(
+        "--config",
+        QUICK + "faster_rcnn_ce.yaml",
+        "--seeds",
+        1,
+        "--hold-out",
+        3,
+        "--data",
+        f"c=coco:{file}:{images}:{file}:{images}",
+    )
+    assert found.test_sets == {"c": "c_train_heldout"}

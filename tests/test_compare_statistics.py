@@ -3,11 +3,18 @@
 import contextlib
 import copy
 import io
+import json
 import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from rambo_det.compare.calibration import calibration
+from rambo_det.compare.matches import run_matches
+from rambo_det.compare.results import _best, _spread
+from rambo_det.compare.words import verdict
 
 pytest.importorskip("detectron2")
 
@@ -218,3 +225,80 @@ def test_refit_mends_scores_that_are_only_stretched():
     images = rng.integers(0, 100, 20000)
     assert calibration_error(scores, right) > 10
     assert calibration_error(refitted(scores, right, images), right) < 1.5
+
+
+def _measured(ap):
+    return SimpleNamespace(result={"metrics": {"AP": ap}})
+
+
+def test_spread_and_best():
+    cell = [_measured(ap) for ap in (1.0, 2.0, 4.0)]
+    assert _spread(cell)["AP"] == {
+        "mean": pytest.approx(7 / 3),
+        "std": pytest.approx(np.std([1, 2, 4], ddof=1)),
+    }
+    plan = SimpleNamespace(variants={n: SimpleNamespace(name=n, loss="rambo") for n in "ab"})
+    losses = {"a": {"metrics": {"AP": {"mean": 3.0}}}, "b": {"metrics": {"AP": {"mean": 5.0}}}}
+    assert _best(plan, losses) == {"rambo": "b"}
+
+
+@pytest.mark.parametrize(
+    "mean, low, high, seeds, kind, words",
+    [
+        (2.0, 1.0, 3.0, 3, "higher", "is 2.0 higher than that of cross entropy"),
+        (-2.0, -3.0, -1.0, 3, "lower", "is 2.0 lower than that of cross entropy"),
+        (2.0, -1.0, 3.0, 3, "none", "no difference can be told from these 3 seeds"),
+        (2.0, 1.0, 3.0, 1, "none", "one seed does not show"),
+        (2.0, None, None, 0, "missing", "no finished seed"),
+    ],
+)
+def test_the_verdict(mean, low, high, seeds, kind, words):
+    results = {
+        "reference": "ce",
+        "variants": {"ce": {"title": "cross entropy"}, "rambo": {"title": "RaMBO"}},
+        "data": {
+            "x": {
+                "differences": {
+                    "rambo": {
+                        "seeds": [0] * seeds,
+                        "metrics": {"AP": {"mean": mean, "low": low, "high": high}},
+                    }
+                },
+                "losses": {n: {"metrics": {"AP": {"mean": 40.0}}} for n in ("ce", "rambo")},
+            }
+        },
+    }
+    found = verdict(results, "x", "rambo")
+    assert found["kind"] == kind and words in found["text"]
+
+
+def test_kept_matches_are_of_these_detections_and_this_truth(tmp_path):
+    (tmp_path / "inference").mkdir()
+    for truth_seed, seed in ((1, 1), (2, 1), (2, 2)):
+        dataset, _ = random_data(truth_seed)
+        _, detections = random_data(seed)
+        (tmp_path / f"t{truth_seed}{seed}.json").write_text(json.dumps(dataset))
+        (tmp_path / "inference/coco_instances_results.json").write_text(json.dumps(detections))
+        want = find_matches(coco(dataset), detections)
+        for _ in range(2):  # the second time as it was kept
+            got = run_matches(tmp_path, str(tmp_path / f"t{truth_seed}{seed}.json"))
+            assert np.array_equal(got.right, want.right) and np.array_equal(got.scores, want.scores)
+
+
+def test_the_refit_of_an_image_knows_nothing_of_its_own_half():
+    rng = np.random.default_rng(0)
+    scores, right, images = rng.random(400), rng.random(400) < 0.3, rng.integers(0, 10, 400)
+    changed = np.where(images % 2 == 0, ~right, right)  # the even half's labels turned round
+    again = refitted(scores, changed, images), refitted(scores, right, images)
+    even = images % 2 == 0
+    np.testing.assert_array_equal(again[0][even], again[1][even])
+    assert (again[0][~even] != again[1][~even]).all()
+
+
+def test_crowds_do_not_count_in_the_calibration():
+    dataset, detections = random_data(1)
+    matches = find_matches(coco(dataset), detections)
+    ignored = matches.ignored[0]
+    assert ignored.any()
+    other = replace(matches, scores=np.where(ignored, 0.01, matches.scores))
+    assert calibration(other) == calibration(matches)

@@ -2,6 +2,7 @@
 definition."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -228,3 +229,29 @@ def test_without_a_compiler_the_plain_passes_take_over(tmp_path):
     assert said["none"].stdout == said["asked"].stdout == said["native"].stdout
     assert "no-such-compiler" in said["none"].stderr and not said["asked"].stderr
     assert len(said["none"].stderr.splitlines()) == 1
+
+
+def test_minus_zero_ties_with_zero():
+    scores = torch.tensor([[-0.0], [0.0]])
+    for way in filter(None, (plain, native_counting())):
+        keys = way.find(scores, torch.tensor([0, 0]))[2]
+        assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("columns", [127, 129, 300])
+def test_the_highest_of_more_columns_than_a_block(columns):
+    generator = torch.Generator().manual_seed(columns)
+    scores = torch.randn(40, columns, generator=generator)
+    gt_classes = torch.randint(-1, columns + 1, (40,), generator=generator)
+    found = []
+    for way in filter(None, (plain, native_counting())):
+        kept, lists = way.highest(scores, gt_classes, None, 50)
+        found.append(sorted(zip(kept.tolist(), lists.tolist(), strict=True)))
+    assert found[0] == found[-1]
+
+
+def test_the_cpp_is_compiled_where_there_is_a_compiler():
+    """Without it all else is tried with the plain passes, and passes."""
+    if os.environ.get("RAMBO_DET_NATIVE") == "0" or not shutil.which(os.environ.get("CXX", "c++")):
+        pytest.skip("no C++ compiler here, or RAMBO_DET_NATIVE is 0")
+    assert native_counting() is not None

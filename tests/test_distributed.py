@@ -173,8 +173,19 @@ def kept(memory):
     return [sorted(zip(s[:n].tolist(), c[:n].tolist(), strict=True)) for s, c, n in rows]
 
 
+def stale(rank, world):
+    loss = RamboLoss(CLASSES, memory_length=2, memory_size=128, persistent=False)
+    for step in range(2):
+        x, gt, _ = parts(UNEVEN[world], step)[rank]
+        loss(scores_of(head(), x), gt)
+        if step == 0:
+            loss.memory.collect()
+    saved = loss.state_dict()._metadata["memory"]["memory"]
+    assert torch.equal(saved["scores"], loss.memory.scores)  # of this process, and of both batches
+
+
 def _checks(rank, world):
-    for check in (compare, alone, bytes_sent, not_finite, shards):
+    for check in (compare, alone, bytes_sent, not_finite, stale, shards):
         check(rank, world)
 
 

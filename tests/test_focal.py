@@ -97,3 +97,26 @@ def test_every_kind_of_heads_learns_and_has_the_stock_weights(config, heads):
 def test_the_federated_loss_is_refused():
     with pytest.raises(InputError, match="USE_FED_LOSS"):
         layers(use_fed_loss=True)
+
+
+def test_focals_keys_and_weight():
+    cfg = small_cfg(
+        "quickstart/faster_rcnn_ce.yaml",
+        "MODEL.ROI_HEADS.NAME",
+        "FocalROIHeads",
+        "MODEL.RETINANET.FOCAL_LOSS_ALPHA",
+        0.6,
+        "MODEL.RETINANET.PRIOR_PROB",
+        0.03,
+    )
+    head = build_model(cfg).roi_heads.box_predictor
+    assert (head.focal_alpha, head.prior_prob) == (0.6, 0.03)
+    logits, labels = torch.randn(4, 4), torch.tensor([0, 1, 3, 3])
+    values = []
+    for weight in (1.0, 3.0):
+        with EventStorage():
+            losses = layers(loss_weight={"loss_cls": weight}).losses(
+                (logits, torch.zeros(4, 12)), [proposals(labels)]
+            )
+        values.append(losses["loss_cls"])
+    torch.testing.assert_close(values[1], 3 * values[0])

@@ -339,3 +339,13 @@ def test_a_broken_best_json_is_named(arguments, tmp_path, capsys, catalogs):
     assert run(*arguments, *keys, flags=["--resume"]) == 2
     error = capsys.readouterr().err
     assert f"{out}/best.json is not what a training wrote" in error
+
+
+def test_evaluations_by_another_metric_do_not_count(tmp_path):
+    best_after(tmp_path, 0, [30.0])
+    checkpointer = AtomicCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    known = {
+        m: BestModel(m, True, 0, 2, checkpointer, lambda: None)._read(2)
+        for m in ("bbox/AP", "bbox/AP50")
+    }
+    assert known == {"bbox/AP": {1: 30.0}, "bbox/AP50": {}}

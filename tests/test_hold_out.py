@@ -4,10 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+
+from rambo_det.engine.saved import write_data
 
 pytest.importorskip("detectron2")
 
@@ -150,3 +153,23 @@ def test_a_weight_of_nothing_is_refused(capsys):
     words = ["--config", "configs/quickstart/faster_rcnn_ce.yaml", "RAMBO_TRAIN.CLS_WEIGHT", "0"]
     assert main(words) == 2
     assert "RAMBO_TRAIN.CLS_WEIGHT must be > 0" in capsys.readouterr().err
+
+
+def test_where_the_data_are_is_noted_down_whole(tmp_path, monkeypatch, catalogs):
+    monkeypatch.chdir(tmp_path)
+    args = Namespace(
+        register_coco=[["a", "train.json", "train"]],
+        register_voc=[["v", "voc", "train"]],
+        hold_out=None,
+    )
+    write_data(str(tmp_path), args, ["rambo_shapes_train"], [])
+    data = read_data(tmp_path)
+    assert data.register_coco == [["a", str(tmp_path / "train.json"), str(tmp_path / "train")]]
+    assert data.register_voc == [["v", str(tmp_path / "voc"), "train"]]
+
+
+def test_another_number_is_another_split(tmp_path, catalogs):
+    register_datasets(coco=[("all", *write_coco(tmp_path, 10))])
+    hold_out(["all"], 5)
+    _, (held,) = hold_out(["all"], 2)
+    assert len(DatasetCatalog.get(held)) == 5

@@ -107,3 +107,20 @@ def test_values_out_of_range_are_named(key, value):
     cfg.MODEL.RAMBO[key] = value
     with pytest.raises(InputError, match=f"MODEL.RAMBO.{key} must be .*got"):
         loss_arguments(cfg)
+
+
+def test_own_deltas_are_those_of_the_rows_class():
+    deltas = torch.arange(24.0).view(2, 12)
+    assert own_deltas(deltas, torch.tensor([2, 0]), 3).tolist() == [
+        [8, 9, 10, 11],
+        [12, 13, 14, 15],
+    ]
+
+
+def test_iou_thresholds_and_an_image_without_objects():
+    model = build_model(
+        small_cfg("quickstart/faster_rcnn_rambo.yaml", "MODEL.RAMBO.IOU_THRESHOLDS", "(0.1,)")
+    )
+    with EventStorage():
+        losses = model([*training_inputs(1), *training_inputs(1, empty=True)])
+    assert losses["loss_cls"] > 0

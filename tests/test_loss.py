@@ -294,3 +294,45 @@ def test_a_compiled_loss_is_run_as_it_is_whatever_the_number_of_scores():
         assert torch.equal(got, want) and torch.equal(b.grad, a.grad)
     # What is before and behind it, once for one number of rows and once for any.
     assert 2 <= len(graphs) <= 4
+
+
+def test_stats_of_several_thresholds():
+    """A positive starves where it does in the lists of all thresholds; AP is their mean."""
+    scores = torch.tensor([[5.0], [1.0], [2.0]])  # the second has a negative above it
+    gt, ious = torch.tensor([0, 0, 1]), torch.tensor([0.9, 0.6, 0.0])
+    loss = RamboLoss(1, margin=0.0, lift=2.0, beta=0.0, iou_thresholds=(0.5, 0.75))
+    loss(scores, gt, ious)
+    # At 0.5: ranks 1 and 3; at 0.75 the first alone is positive, at rank 1.
+    assert loss.stats.class_ap.tolist() == pytest.approx([((1 + 2 / 3) / 2 + 1) / 2])
+    assert loss.stats.zero_gradient == 0.5 and loss.stats.starved == 0
+    loss = RamboLoss(1, margin=0.0, beta=0.0, iou_thresholds=(0.5, 0.95))
+    loss(scores, gt, ious)
+    assert loss.stats.class_ap.tolist() == pytest.approx([(1 + 2 / 3) / 4])  # none reaches 0.95
+
+
+def test_an_iou_of_the_threshold_reaches_it():
+    scores, gt = torch.tensor([[5.0], [0.0]]), torch.tensor([0, 1])
+    loss = RamboLoss(1, iou_thresholds=(0.5,))
+    assert loss(scores, gt, torch.tensor([0.5, 0.0])) == 0 and loss.stats.present.all()
+    loss(scores, gt, torch.tensor([0.4999, 0.0]))
+    assert not loss.stats.present.any()
+
+
+def test_ranks_are_along_the_last_dimension():
+    scores = torch.tensor([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0]])
+    leaf = scores.clone().requires_grad_()
+    ranks = blackbox_rank(leaf, 5.0)
+    assert ranks.tolist() == [[1, 3, 2], [3, 2, 1]]
+    (ranks * torch.tensor([1.0, 0.0, 0.0])).sum().backward()
+    for row, grad in zip(scores, leaf.grad, strict=True):
+        alone = row.clone().requires_grad_()
+        blackbox_rank(alone, 5.0)[0].backward()
+        assert torch.equal(alone.grad, grad)
+    assert leaf.grad[1].any()
+
+
+def test_a_nan_without_a_positive_has_a_gradient_of_nan():
+    scores = torch.tensor([[0.0, torch.nan]], requires_grad=True)
+    loss = RamboLoss(2)(scores, torch.tensor([2]))
+    loss.backward()
+    assert loss.isnan() and scores.grad.isnan().all()

@@ -158,3 +158,15 @@ def test_scores_are_kept_in_float32_whatever_the_model_or_the_default(dtype):
     finally:
         torch.set_default_dtype(torch.float32)
     assert cast.memory.scores.dtype == default.memory.scores.dtype == torch.float32
+
+
+def test_a_loss_remembers_what_lies_highest_above_its_class():
+    """Class 1's scores lie far below those of class 0: they are remembered all the same."""
+    scores, gt = torch.zeros(40, 2), torch.full((40,), 2)
+    scores[:, 1] -= 50
+    scores[:, 0] += torch.linspace(0, 1, 40)
+    gt[0], gt[1] = 0, 1
+    scores[0, 0], scores[1, 1] = 5.0, -60.0  # nothing above the positive of 0, all above that of 1
+    loss = RamboLoss(2, memory_length=1, memory_size=8)
+    loss(scores.requires_grad_(), gt)
+    assert loss.memory.lists[0].tolist() == [1] * 8

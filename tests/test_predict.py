@@ -18,6 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+from rambo_det.cli.predict import default_threshold
+from rambo_det.cli.sources import find_sources
+
+from .models import write_coco
+
 pytest.importorskip("detectron2")
 
 from detectron2.data import MetadataCatalog
@@ -318,3 +323,31 @@ def test_the_options_are_checked():
         parse_args(["--frames", "0"])
     with pytest.raises(InputError, match="--nothing"):
         parse_args(["--nothing"])
+
+
+def test_what_is_not_looked_into(tmp_path):
+    write_coco(tmp_path, 2)
+    folder, out = tmp_path / "train", tmp_path / "train" / "predictions"
+    out.mkdir()
+    for name in ("predictions/0.png", ".hidden.png"):
+        (folder / name).write_bytes((folder / "0.png").read_bytes())
+    sources, _ = find_sources([str(folder)], [], out)
+    assert [Path(s.place).name for s in sources] == ["0.png", "1.png"]
+    assert all(Path(s.place).parent == folder for s in sources)
+
+
+def test_the_channels_are_those_of_the_config(finished_run, catalogs):
+    saved = find_model(str(finished_run / "out"), None, None)
+    image = cv2.imread(str(finished_run / "val" / "1.png"))
+    bgr, rgb = Detector(saved), Detector(saved, ["INPUT.FORMAT", "RGB"])
+    assert torch.equal(rgb(image).scores, bgr(image[:, :, ::-1]).scores)
+    assert not torch.equal(rgb(image).scores, bgr(image).scores)
+
+
+def test_the_threshold_of_other_weights_is_the_default(finished_run, catalogs):
+    last = find_model(str(finished_run / "out"), None, None)
+    named = find_model(
+        str(finished_run / "out"), None, str(finished_run / "out" / "model_final.pth")
+    )
+    assert default_threshold(last)[1] == "the best F1 on own_val"
+    assert default_threshold(named) == (0.5, "the default")

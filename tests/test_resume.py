@@ -8,6 +8,7 @@ import json
 import os
 import random
 from itertools import islice, pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import yaml
 
 pytest.importorskip("detectron2")
 
+import detectron2.utils.comm as comm
 from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.file_io import PathManager
@@ -24,7 +26,10 @@ from rambo_det.cli.train import main
 from rambo_det.engine.checkpointer import AtomicCheckpointer
 from rambo_det.engine.files import AtomicFiles, drop_unfinished_line
 from rambo_det.engine.loader import ResumableLoader
+from rambo_det.engine.setup import prepare_folder
+from rambo_det.engine.steps import SeededSteps
 
+from .forked import in_processes
 from .killed_run import PERIOD, YAML, Run, assert_equal
 from .models import CONFIGS, write_coco
 
@@ -263,3 +268,35 @@ def test_what_a_resume_finds(tmp_path, data, capsys, catalogs):
     for changed in (last, out / "model_0000001.pth"):
         changed.write_bytes(before[changed])
     assert {p: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+
+
+def test_each_image_is_augmented_by_draws_of_its_own():
+    drawn = [x for batch in first(loader(), 12) for _, *numbers in batch for x in numbers]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_fresh_sets_each_earlier_run_aside(tmp_path):
+    folder = tmp_path / "out"
+    for number in (1, 2):
+        folder.mkdir()
+        (folder / "last_checkpoint").write_text(str(number))
+        assert prepare_folder(folder, False, True, "") == tmp_path / f"out.{number}"
+        assert not folder.exists()
+        assert (tmp_path / f"out.{number}" / "last_checkpoint").read_text() == str(number)
+
+
+def _each_draws_by_itself(rank, world):
+    step = SeededSteps(3, None)
+    step.trainer = SimpleNamespace(iter=5)
+    step.before_step()
+    drawn = torch.rand(()).item()  # before all_gather, which draws too
+    made = ResumableLoader(
+        [{"width": 1, "height": 2}] * 100, total_batch_size=4, sampler=range(100), seed=3
+    )
+    places = comm.all_gather([p for batch in islice(made.batches(), 9) for _, p in batch])
+    draws = comm.all_gather(drawn)
+    assert draws[0] != draws[1] and not set(places[0]) & set(places[1])
+
+
+def test_each_process_draws_by_itself(tmp_path):
+    in_processes(2, tmp_path, _each_draws_by_itself)

@@ -248,3 +248,11 @@ def test_only_the_nodes_are_added():
 def test_importing_again_does_no_harm():
     importlib.reload(rambo_det.modeling.roi_heads)
     importlib.reload(rambo_det)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_key_of_global_ranking(together):
+    model = build_model(
+        small_cfg("quickstart/faster_rcnn_rambo.yaml", "MODEL.RAMBO.GLOBAL_RANKING", together)
+    )
+    assert model.roi_heads.box_predictor.rambo_loss.global_ranking == together

@@ -95,3 +95,11 @@ def test_several_processes(tmp_path):
     names = [(tmp_path / str(rank)).read_text().split() for rank in range(2)]
     assert names[0] == names[1]
     assert general(names[0], "rambo/") == documented()
+
+
+def test_starved_and_zero_gradient_are_logged_under_their_names():
+    loss = RamboCriterion(1, lambda_=1e-9, beta=0.0)
+    with EventStorage() as storage:
+        loss(torch.tensor([[5.0], [0.0], [-100.0], [2.0]]), torch.tensor([0, 0, 1, 1]))
+        latest = storage.latest()
+    assert latest["rambo/zero_gradient"][0] == 1 and latest["rambo/starved"][0] == 0.5

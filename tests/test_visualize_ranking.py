@@ -237,3 +237,29 @@ def test_a_users_mistake_is_one_line(arguments, message, finished_run, tmp_path,
     assert main(["--run", str(finished_run / "out"), *output, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
+
+
+def test_up_to_100_detections_of_an_image_count():
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": 1, "width": 99, "height": 99}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [5, 5, 20, 20],
+                "area": 400,
+                "iscrowd": 0,
+            }
+        ],
+    }
+    truth.createIndex()
+    results = [
+        {"image_id": 1, "category_id": 1, "bbox": [60, 60, 9, 9], "score": 1 - i / 1000}
+        for i in range(99)
+    ]
+    results.append({"image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "score": 0.5})
+    (ranked,) = rank_detections(truth, results)
+    assert len(ranked.true) == 100 and ranked.true[-1]

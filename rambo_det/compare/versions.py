@@ -16,11 +16,11 @@ _PARTS = ("config.py", "core", "data", "engine", "evaluation", "modeling")
 def source_digest() -> str:
     """Digest, 12 hex digits, of the code that trains and evaluates."""
     package = Path(rambo_det.__file__).parent
-    files = [
-        f for part in _PARTS for f in (package / part, *sorted((package / part).rglob("*.py")))
-    ]
+    files = [f for part in _PARTS for f in (package / part, *sorted((package / part).rglob("*")))]
     digest = hashlib.sha256()
-    for file in filter(Path.is_file, files):
+    for file in files:
+        if file.suffix not in (".py", ".cpp"):
+            continue
         digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]
 

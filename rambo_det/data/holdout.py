@@ -40,7 +40,11 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
 
     fit, held = f"{name}_fit", f"{name}_heldout"
     if {fit, held} <= set(DatasetCatalog.list()):
-        return fit, held
+        if MetadataCatalog.get(held).get("hold_out") == number:
+            return fit, held
+        for part in (fit, held):  # of another split in this process
+            DatasetCatalog.remove(part)
+            MetadataCatalog.remove(part)
     DatasetCatalog.get(name)  # draws or reads what is made at first use, the classes among it
     metadata = MetadataCatalog.get(name)
     file = metadata.get("json_file")
@@ -63,7 +67,7 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
         path = write_json(part, chosen, json_dir)
         load = partial(load_records, str(path), metadata.image_root, part)
         DatasetCatalog.register(part, load)
-        MetadataCatalog.get(part).set(json_file=str(path), **kept)
+        MetadataCatalog.get(part).set(json_file=str(path), hold_out=number, **kept)
     return fit, held
 
 
