@@ -10,11 +10,12 @@ from detectron2.utils.env import seed_all_rng
 
 from rambo_det.cli.compare import main, parse_args, plan_of
 from rambo_det.cli.train import parse_args as parse_train
+from rambo_det.compare.losses import loss_opts
 from rambo_det.engine.setup import merged_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
-from .models import write_coco
+from .models import small_cfg, write_coco
 from .voc_folder import write_voc
 
 QUICK = "configs/quickstart/"
@@ -237,3 +238,9 @@ def test_a_comparison_on_what_was_set_aside(tmp_path, catalogs):
         f"c=coco:{file}:{images}:{file}:{images}",
     )
     assert found.test_sets == {"c": "c_train_heldout"}
+
+
+@pytest.mark.parametrize("loss", ["focal", "rambo"])
+def test_one_stage_losses_are_measured_without_a_threshold(loss):
+    opts = loss_opts(small_cfg("quickstart/retinanet_focal.yaml"), loss)
+    assert opts[2:] == ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]

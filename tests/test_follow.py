@@ -349,3 +349,10 @@ def test_evaluations_by_another_metric_do_not_count(tmp_path):
         for m in ("bbox/AP", "bbox/AP50")
     }
     assert known == {"bbox/AP": {1: 30.0}, "bbox/AP50": {}}
+
+
+def test_nothing_is_kept_of_the_best_where_it_is_not_asked_for(arguments, tmp_path, catalogs):
+    out = tmp_path / "out"
+    keys = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1", "RAMBO_TRAIN.KEEP_BEST", "False"]
+    assert run(*arguments, *keys, "RAMBO_TRAIN.IMAGES", "0", "OUTPUT_DIR", out) == 0
+    assert not (out / "best.json").exists() and not (out / "model_best.pth").exists()

@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
 
+from rambo_det import RamboCriterion
 from rambo_det.errors import InputError
 from rambo_det.modeling.build import loss_arguments
 from rambo_det.modeling.dense import flatten_dense
@@ -124,3 +125,10 @@ def test_iou_thresholds_and_an_image_without_objects():
     with EventStorage():
         losses = model([*training_inputs(1), *training_inputs(1, empty=True)])
     assert losses["loss_cls"] > 0
+
+
+def test_the_warm_up_comes_on_top_of_the_weight():
+    loss = RamboCriterion(3, ce_weight=0.25, ce_warmup=10)
+    with EventStorage(5):
+        assert loss.shares() == (0.5, 0.75)
+    assert loss.shares() == (1.0, 0.25)  # outside of a training

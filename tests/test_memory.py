@@ -170,3 +170,12 @@ def test_a_loss_remembers_what_lies_highest_above_its_class():
     loss = RamboLoss(2, memory_length=1, memory_size=8)
     loss(scores.requires_grad_(), gt)
     assert loss.memory.lists[0].tolist() == [1] * 8
+
+
+def test_an_empty_memory_of_one_of_two_processes_has_lost_nothing(caplog):
+    state = RamboLoss(4, memory_length=2, persistent=False).state_dict()
+    state._metadata["memory"]["processes"] = 2
+    other = RamboLoss(4, memory_length=2, persistent=False)
+    other.load_state_dict(state)
+    fill(other)
+    assert "of 2 processes" not in caplog.text

@@ -256,3 +256,10 @@ def test_the_key_of_global_ranking(together):
         small_cfg("quickstart/faster_rcnn_rambo.yaml", "MODEL.RAMBO.GLOBAL_RANKING", together)
     )
     assert model.roi_heads.box_predictor.rambo_loss.global_ranking == together
+
+
+def test_names_of_another_number_of_classes_are_not_taken():
+    model = build_model(
+        small_cfg("quickstart/faster_rcnn_rambo.yaml", "MODEL.ROI_HEADS.NUM_CLASSES", 7)
+    )
+    assert model.roi_heads.box_predictor.rambo_loss.class_names == list("0123456")

@@ -11,6 +11,7 @@ import detectron2.utils.comm as comm
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 
 from rambo_det.engine.checkpointer import AtomicCheckpointer
 from rambo_det.engine.ddp import distributed_on
@@ -134,3 +135,12 @@ def test_several_processes_with_the_stock_trainer(tmp_path):
     for name in ("together", "alone", "of another machine"):
         (tmp_path / name).mkdir()
     in_processes(2, tmp_path, _checks, tmp_path)
+
+
+def test_the_last_iteration_is_collected_too(monkeypatch):
+    loss, found = RamboCriterion(1, checkpoint_period=2, max_iter=5), []
+    monkeypatch.setattr(loss.memory, "collect", lambda: found.append(storage.iter))
+    with EventStorage() as storage:
+        for storage.iter in range(5):
+            loss(torch.randn(4, 1, requires_grad=True), torch.tensor([0, 1, 1, 1]))
+    assert found == [1, 3, 4]

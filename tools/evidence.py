@@ -8,7 +8,8 @@ The first keeps what a comparison found, without its folders; the second writes 
 comparison goes where follows from the name: main, seeds, focal, longer, weight, tuning_NAME,
 best_NAME, lambda_NAME, ablation_NAME, margin, margin_1, margin_tested, retinanet_tuning, retinanet,
 retinanet_margin_1, retinanet_quickstart, retinanet_quickstart_margins, r50_retinanet,
-retinanet_tried_NAME, retinanet_each, retinanet_quickstart_each.
+retinanet_tried_NAME, retinanet_each, retinanet_quickstart_each,
+retinanet_quickstart_seeds.
 """
 
 from __future__ import annotations
@@ -228,7 +229,8 @@ def page(stored: dict[str, Results]) -> str:
         range_of=range_of, chance_of=chance_of, changes=changes, seeds_of=seeds_of, sets_of=sets_of,
         variants_of=variants_of, on_set=on_set, mean_of_sets=mean_of_sets,
         steps_of_each=steps_of_each, lost_classes=lost_classes, title_of=title_of, keys_of=keys_of,
-        less=less, less_margin_1=less_margin_1, retinanets=RETINANETS, lowest_class=lowest_class,
+        less=less, over_seeds=over_seeds, less_margin_1=less_margin_1,
+        retinanets=RETINANETS, lowest_class=lowest_class,
         names={results["command"]: name for name, results in stored.items()},
     )  # fmt: skip
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -365,6 +367,13 @@ def less(
     name of a comparison and of a variant."""
     aps, others = (aps_of(stored, stored[name], data, variant) for name, variant in (one, other))
     return pooled([[ap - others[seed] for seed, ap in aps.items() if seed in others]])
+
+
+def over_seeds(stored: dict[str, Results], one: tuple[str, str], data: str) -> dict[str, float]:
+    """Mean and deviation of AP over the seeds of :func:`aps_of`, and their number."""
+    name, variant = one
+    aps = list(aps_of(stored, stored[name], data, variant).values())
+    return {"mean": statistics.mean(aps), "std": statistics.stdev(aps), "seeds": len(aps)}
 
 
 def steps_of_each(stored: dict[str, Results]) -> dict[str, dict[str, Any]]:

@@ -44,7 +44,7 @@ class RankedData:
             raise InputError("DATASETS.TEST is empty: name a data set with --dataset")
         self.name = name or detector.datasets[0]
         classes = detector.metadata.get("thing_classes")
-        given = args.classes.split(",") if args.classes else classes
+        given = [n.strip() for n in args.classes.split(",")] if args.classes else classes
         coco, voc = args.register_coco, args.register_voc
         if self.name not in [n for n, *_ in [*coco, *voc]]:
             coco = [*coco, *(s for s in saved.register_coco if s[0] == self.name)]
