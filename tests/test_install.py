@@ -1,4 +1,4 @@
-"""The package as it is built and installed: sdist, wheel, and the repairs of Detectron2 v0.5."""
+"""The package as it is built and installed: sdist, wheel, and the repairs of Detectron2 v0.6."""
 
 import importlib.util
 import os
@@ -117,7 +117,7 @@ NEW = (
 )
 
 
-def test_repairs_of_detectron2_v05(get_detectron2: ModuleType, tmp_path: Path) -> None:
+def test_repairs_of_detectron2_v06(get_detectron2: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "old.py").write_text(OLD)
     get_detectron2.repair(tmp_path)

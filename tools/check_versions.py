@@ -2,7 +2,7 @@
 """Check one row of the table of supported versions: a new environment, the wheel, a smoke test.
 
     python tools/check_versions.py --python python3.11 --torch 2.14.1 --torchvision 0.29.1 \\
-        --detectron2 v0.5
+        --detectron2 v0.6
 
 makes a virtual environment in build/versions, installs torch, Detectron2 and the wheel that is
 built from this clone, and runs tools/smoke_test.py there. What came of it is kept in
@@ -43,7 +43,7 @@ def install(folder: Path, row: dict[str, str], python: str, source: str) -> Path
     pins = folder / "constraints.txt"
     pins.write_text(constraints((ROOT / "requirements.txt").read_text(encoding="utf-8")))
     pip = [own, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-    subprocess.run([*pip, "-c", pins, "pip"], check=True)  # the pinned pip knows how to get v0.5
+    subprocess.run([*pip, "-c", pins, "pip"], check=True)  # the pinned pip knows how to get v0.6
     torch = [f"torch=={row['torch']}", f"torchvision=={row['torchvision']}"]
     subprocess.run([*pip, "-c", pins, "setuptools<81", "wheel", *torch], check=True)
     # What the wheel asks for, but OpenCV without its windows.
@@ -55,8 +55,8 @@ def install(folder: Path, row: dict[str, str], python: str, source: str) -> Path
     subprocess.run([*pip, "-c", pins, *torch, *needed], check=True)
     (built,) = folder.glob("rambo_det-*.whl")
     subprocess.run([*pip, "--no-deps", built], check=True)
-    if row["detectron2"] == "v0.5":
-        code = "import get_detectron2; get_detectron2.install_v05()"
+    if row["detectron2"] == "v0.6":
+        code = "import get_detectron2; get_detectron2.install_v06()"
         subprocess.run([own, "-c", code], check=True, cwd=ROOT / "tools")
     else:
         subprocess.run([*pip, "--no-deps", "--no-build-isolation", source], check=True)
@@ -92,7 +92,7 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="Python that the row is of")
     parser.add_argument("--torch", metavar="VERSION")
     parser.add_argument("--torchvision", metavar="VERSION")
-    parser.add_argument("--detectron2", choices=["v0.5", "main"], default="v0.5")
+    parser.add_argument("--detectron2", choices=["v0.6", "main"], default="v0.6")
     parser.add_argument(
         "--source", default=f"git+{get_detectron2.REPOSITORY}@{get_detectron2.COMMIT}",
         help="where main comes from: what pip installs, such as a folder",

@@ -1,7 +1,7 @@
 """Install Detectron2 into the Python that runs this file, and say in one line which and why.
 
 In this order: the one that is already there; the official repository at a pinned commit; where
-that cannot be reached or built, the v0.5 sources from the package index, repaired for current
+that cannot be reached or built, the v0.6 release from the package index, repaired for current
 releases of Pillow and NumPy. requirements.txt must be installed. Standard library only.
 """
 
@@ -20,12 +20,12 @@ from pathlib import Path
 
 REPOSITORY = "https://github.com/facebookresearch/detectron2.git"
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
-SDIST = "detectron2-cdo==0.5"
-SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
-V05 = f"v0.5 sources from the package index ({SDIST}, sha256 checked, repaired)"
+SDIST = "pb1-detectron2==0.6"
+SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
+V06 = f"v0.6 sources from the package index ({SDIST}, sha256 checked, repaired)"
 REACH_TIMEOUT = 15  # seconds
 
-# (pattern, replacement) over the Python files of v0.5, whose C++ operators stay out
+# (pattern, replacement) over the Python files of v0.6, whose C++ operators stay out
 REPAIRS = (
     (r"\bImage\.LINEAR\b", "Image.BILINEAR"),  # removed in Pillow 10
     (r"\bnp\.(bool|int|float|object|str)\b", r"\1"),  # removed in NumPy 1.24
@@ -66,7 +66,7 @@ def installed() -> str | None:
     except metadata.PackageNotFoundError:
         summary, version = "", "of unknown version"
     where = Path(spec.origin).parent if spec.origin else "a namespace package"
-    return f"{summary if summary == V05 else version} at {where}"
+    return f"{summary if summary == V06 else version} at {where}"
 
 
 def unreachable() -> str | None:
@@ -88,7 +88,7 @@ def unreachable() -> str | None:
 
 
 def repair(package: Path) -> None:
-    """Apply the repairs to the unpacked v0.5 package; RuntimeError if one has nothing to repair."""
+    """Apply the repairs to the unpacked v0.6 package; RuntimeError if one has nothing to repair."""
     for pattern, replacement in REPAIRS:
         count = 0
         for path in sorted(package.rglob("*.py")):
@@ -97,18 +97,18 @@ def repair(package: Path) -> None:
                 path.write_text(text, encoding="utf-8")
                 count += found
         if not count:
-            raise RuntimeError(f"nothing in {package} matches {pattern}: not the v0.5 sources?")
+            raise RuntimeError(f"nothing in {package} matches {pattern}: not the v0.6 sources?")
     if any(package.glob("_C.*")):
-        raise RuntimeError(f"{package} has a _C already: not the v0.5 sources?")
+        raise RuntimeError(f"{package} has a _C already: not the v0.6 sources?")
     (package / "_C.py").write_text(OPERATORS, encoding="utf-8")
 
 
 def write_dist_info(site: Path) -> Path:
     """Describe ``site/detectron2`` so that pip lists and uninstalls it; returns the folder."""
-    info = site / "detectron2-0.5.dist-info"
+    info = site / "detectron2-0.6.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: detectron2\nVersion: 0.5\nSummary: {V05}\n", encoding="utf-8"
+        f"Metadata-Version: 2.1\nName: detectron2\nVersion: 0.6\nSummary: {V06}\n", encoding="utf-8"
     )
     (info / "INSTALLER").write_text("rambo_det tools/get_detectron2.py\n", encoding="utf-8")
     files = [p for folder in ("detectron2", info.name) for p in (site / folder).rglob("*")]
@@ -118,8 +118,8 @@ def write_dist_info(site: Path) -> Path:
     return info
 
 
-def install_v05() -> None:
-    """Unpack the v0.5 sources into site-packages: without their C++ files pip cannot build them."""
+def install_v06() -> None:
+    """Unpack the v0.6 sources into site-packages: without their C++ files pip cannot build them."""
     site = Path(sysconfig.get_path("purelib"))
     with tempfile.TemporaryDirectory(dir=site) as name:  # same file system: os.replace is atomic
         folder = Path(name)
@@ -153,8 +153,8 @@ def install() -> str:
             )
         except subprocess.CalledProcessError:
             reason = f"the build of {REPOSITORY} failed (see above)"
-    install_v05()
-    return f"Detectron2: {V05}, because {reason}"
+    install_v06()
+    return f"Detectron2: {V06}, because {reason}"
 
 
 def main() -> int:
