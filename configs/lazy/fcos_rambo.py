@@ -1,4 +1,4 @@
-"""COCO, FCOS with a ResNet-50 FPN, 1x schedule, AP loss. Detectron2 v0.5 has no FCOS."""
+"""COCO, FCOS with a ResNet-50 FPN, 1x schedule, AP loss."""
 
 from detectron2.model_zoo import get_config
 

@@ -114,5 +114,5 @@ def _check_sigmoid(score: str, use_sigmoid_ce: bool, loss: RamboCriterion) -> No
         raise InputError(
             "MODEL.RAMBO.SCORE logits scores boxes by a sigmoid, the cross entropy of "
             f"MODEL.RAMBO.CE_WEIGHT and CE_WARMUP is that of a softmax: set {key} to True "
-            "(Detectron2 v0.5 has no such key)"
+            "(a key that Detectron2 main has and its v0.6 release lacks)"
         )

@@ -1,4 +1,4 @@
-"""FCOS with the AP loss in place of focal loss. Detectron2 v0.5 has no FCOS: ImportError there."""
+"""FCOS with the AP loss in place of focal loss."""
 
 from __future__ import annotations
 

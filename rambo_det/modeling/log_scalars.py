@@ -43,5 +43,5 @@ def current_storage() -> EventStorage | None:
     """Detectron2's event storage; None outside of a training loop."""
     try:
         return get_event_storage()
-    except AssertionError:  # has_event_storage() is not in Detectron2 v0.5
+    except AssertionError:  # has_event_storage() is in main alone
         return None

@@ -5,11 +5,8 @@ from typing import Any
 
 import torch
 from detectron2.structures import Boxes
-from detectron2.structures import boxes as _boxes
+from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
-
-# matched_boxlist_iou is its name in Detectron2 v0.5.
-_matched_iou = getattr(_boxes, "matched_pairwise_iou", None) or _boxes.matched_boxlist_iou
 
 
 @torch.no_grad()
@@ -26,7 +23,7 @@ def predicted_ious(
     """
     ious = boxes.new_zeros(boxes.shape[0], dtype=torch.float32)
     predicted = transform.apply_deltas(deltas[positive].float(), boxes[positive])
-    ious[positive] = _matched_iou(Boxes(predicted), Boxes(gt_boxes[positive])).float()
+    ious[positive] = matched_pairwise_iou(Boxes(predicted), Boxes(gt_boxes[positive])).float()
     return ious
 
 
