@@ -110,10 +110,12 @@ def get_detectron2() -> ModuleType:
 OLD = (
     "a = Image.LINEAR\nb = x.astype(np.bool), np.int, np.float, np.object\nc = np.bool_, np.int64\n"
     "from detectron2.evaluation.fast_eval_api import COCOeval_opt\n"
+    "d = get_norm(norm, 1), get_norm(norm, 16)\nfrom .api import *\n"
 )
 NEW = (
     "a = Image.BILINEAR\nb = x.astype(bool), int, float, object\nc = np.bool_, np.int64\n"
     "from pycocotools.cocoeval import COCOeval as COCOeval_opt\n"
+    "d = get_norm(norm, 32), get_norm(norm, 16)\n\n"
 )
 
 
@@ -131,6 +133,8 @@ def test_repairs_of_detectron2_v06(get_detectron2: ModuleType, tmp_path: Path) -
         ("old.py", OLD.replace("LINEAR", "BILINEAR"), "Image"),
         ("old.py", OLD.splitlines()[0], "np"),
         ("old.py", OLD.replace("_opt", ""), "COCOeval_opt"),
+        ("old.py", OLD.replace("norm, 1)", "norm, 2)"), "get_norm"),
+        ("old.py", OLD.replace(".api", ".apis"), "api"),
         ("_C.py", OLD, "_C already"),
     ],
 )

@@ -33,6 +33,10 @@ REPAIRS = (
         r"from detectron2\.evaluation\.fast_eval_api import COCOeval_opt",
         "from pycocotools.cocoeval import COCOeval as COCOeval_opt",
     ),
+    # as Detectron2 main has it: 32 groups cannot have 1 channel, which torch now checks
+    (r"\bget_norm\(norm, 1\)", "get_norm(norm, 32)"),
+    # as main without caffe2, which no current torch has: tracing and scripting need none of it
+    (r"(?m)^from \.api import \*$", ""),
 )
 OPERATORS = '''"""Stands in for the compiled operators, which most detectors do without."""
 
