@@ -13,6 +13,7 @@ pytest.importorskip("detectron2")
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.export import TracingAdapter, scripting_with_instances
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes
 from detectron2.utils.env import seed_all_rng
@@ -32,11 +33,6 @@ from .architectures import (
     spread,
 )
 from .models import training_inputs
-
-try:
-    from detectron2.export import TracingAdapter, scripting_with_instances
-except ImportError:  # v0.5's needs caffe2, which no current torch has
-    TracingAdapter = None
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +152,10 @@ def test_initial_weights_are_the_stock_models(run):
     assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
 
 
+# Detectron2 has it for R-CNNs alone.
+@pytest.mark.parametrize("run", ["faster_rcnn"], indirect=True)
 def test_test_time_augmentation(run):
     name, run = run
-    if name != "faster_rcnn":
-        pytest.skip("Detectron2's test-time augmentation is for R-CNNs: shown for Faster R-CNN")
     cfg = run.cfg.clone()
     cfg.TEST.AUG = CfgNode({"ENABLED": True, "MIN_SIZES": (64, 96), "MAX_SIZE": 96, "FLIP": True})
     stock = stock_model(name, run.trainer.cfg.OUTPUT_DIR + "/model_final.pth")
@@ -181,12 +177,10 @@ def _traced(model, image):
         return torch.jit.trace(adapter, (image,), check_trace=False)(image)
 
 
+# The others differ from faster_rcnn in nothing that inference runs for the loss.
+@pytest.mark.parametrize("run", ["faster_rcnn", "retinanet", "cascade", "c4"], indirect=True)
 def test_tracing_works_as_the_stock_models(run):
     name, run = run
-    if TracingAdapter is None:
-        pytest.skip("this Detectron2's export needs caffe2: no model of it can be traced")
-    if name in ("mask", "keypoint", "rpn"):
-        pytest.skip("differs from faster_rcnn in nothing that inference runs for the loss")
     stock = stock_model(name, run.trainer.cfg.OUTPUT_DIR + "/model_final.pth")
     image = training_inputs(1)[0]["image"]
     theirs, ours = _traced(stock, image), _traced(run.trainer.model, image)
@@ -195,12 +189,10 @@ def test_tracing_works_as_the_stock_models(run):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+# Detectron2 does not script the stock twins of the others, or as faster_rcnn.
+@pytest.mark.parametrize("run", ["faster_rcnn", "retinanet", "rpn"], indirect=True)
 def test_scripting_works_as_the_stock_models(run):
     name, run = run
-    if TracingAdapter is None:
-        pytest.skip("this Detectron2's export needs caffe2: no model of it can be scripted")
-    if name not in ("faster_rcnn", "retinanet", "rpn"):
-        pytest.skip("Detectron2 does not script its stock twin, or as faster_rcnn")
     fields = {"proposal_boxes": Boxes, "objectness_logits": torch.Tensor, "pred_boxes": Boxes}
     fields |= {"scores": torch.Tensor, "pred_classes": torch.Tensor}
     stock = stock_model(name, run.trainer.cfg.OUTPUT_DIR + "/model_final.pth")

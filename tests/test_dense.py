@@ -7,7 +7,6 @@ pytest.importorskip("detectron2")
 
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
-from detectron2.modeling.meta_arch import retinanet
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
@@ -24,8 +23,6 @@ CLASS_LOSS = {"retinanet": "loss_cls", "fcos": "loss_fcos_cls"}
 
 def build(name, stock=False):
     """The quickstart's model of an architecture, or its stock twin; equal initial weights."""
-    if name == "fcos" and not hasattr(retinanet, "DenseDetector"):
-        pytest.skip("this Detectron2 has no FCOS")
     seed_all_rng(2)
     if name == "retinanet":
         return build_model(small_cfg("quickstart/retinanet_focal.yaml" if stock else RETINANET))

@@ -28,7 +28,6 @@ from rambo_det.errors import InputError
 from .architectures import assert_same_predictions
 from .models import CONFIGS, training_inputs, write_coco
 
-HAS_FCOS = hasattr(rambo_det, "__all__") and "RamboFCOS" in rambo_det.__all__
 FCOS = "configs/lazy/quickstart/fcos_rambo.py"
 # The full COCO configs made small by the same changes in both languages.
 YAML = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18, "SEED", 1]
@@ -127,7 +126,6 @@ def arguments(tmp_path, catalogs):
     return data, keys
 
 
-@pytest.mark.skipif(not HAS_FCOS, reason="this Detectron2 has no FCOS")
 def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys, monkeypatch):
     data, keys = arguments
     assert main(["--config", FCOS, *data, *keys, "train.max_iter=2"]) == 0
@@ -279,11 +277,3 @@ def test_nothing_else_is_printed(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: --eval-only") and done.stderr.count("\n") == 1
     assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.skipif(HAS_FCOS, reason="this Detectron2 has FCOS")
-def test_without_fcos_the_error_names_it(capsys):
-    assert main(["--config", FCOS]) == 2
-    assert "RamboFCOS needs a Detectron2 with FCOS" in capsys.readouterr().err
-    with pytest.raises(ImportError, match="FCOS"):
-        _ = rambo_det.RamboFCOS

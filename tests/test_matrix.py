@@ -18,7 +18,6 @@ pytest.importorskip("detectron2")
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
-import rambo_det
 from rambo_det.cli import lazy, train
 from rambo_det.data import drawing, shapes
 
@@ -27,12 +26,6 @@ from .architectures import ARCHITECTURES, add_outlines
 ITERATIONS = int(os.environ.get("RAMBO_DET_MATRIX", 0))
 WHOLE = ITERATIONS > 0
 ITERATIONS = ITERATIONS or 2
-FCOS = pytest.param(
-    "fcos",
-    marks=pytest.mark.skipif(
-        "RamboFCOS" not in rambo_det.__all__, reason="this Detectron2 has no FCOS"
-    ),
-)
 # What a run is told, in yaml's words and in LazyConfig's.
 KEYS = {
     "output": ("OUTPUT_DIR", "train.output_dir"),
@@ -144,7 +137,7 @@ def memories_in(checkpoint):
     return [v["memory"] for k, v in entries.items() if k.endswith("rambo_loss.memory")]
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, FCOS])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "fcos"])
 def test_cell(name, command_line, tmp_path, capsys):
     folder, start = tmp_path / "out", time.monotonic()
     checkpoint = folder / "model_final.pth"

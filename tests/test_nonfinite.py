@@ -15,7 +15,6 @@ from rambo_det import RamboLoss
 
 from .architectures import config
 from .models import CONFIGS, training_inputs, write_coco
-from .test_lazy_config import HAS_FCOS
 
 NAN, INF = float("nan"), float("inf")
 CLASSES = ("circle", "square", "triangle", "star")
@@ -67,7 +66,6 @@ def test_the_error_names_loss_class_and_iteration(architecture, value, tmp_path,
         assert spoilt or weight.isfinite().all(), key
 
 
-@pytest.mark.skipif(not HAS_FCOS, reason="this Detectron2 has no FCOS")
 def test_fcos(catalogs):
     model = instantiate(LazyConfig.load(str(CONFIGS / "lazy/quickstart/fcos_rambo.py")).model)
     with torch.no_grad():

@@ -154,7 +154,7 @@ def loader(seed=3, workers=0, grouping=True):
 
 
 def first(loader, num, start=0):
-    iterator = iter(loader)  # v0.5's trainer makes it before it knows where it starts
+    iterator = iter(loader)  # a trainer may make it before it knows where it starts
     loader.start = start
     return list(islice(iterator, num))
 

@@ -137,7 +137,7 @@ def test_what_is_trained_and_what_boxes_are_scored_by_must_agree(ce):
     with pytest.raises(InputError, match="SCORE logits .* set .*USE_SIGMOID_CE to True"):
         RamboFastRCNNOutputLayers(score="logits", rambo_loss=RamboCriterion(3, **ce), **arguments)
     if "use_sigmoid_ce" not in signature(FastRCNNOutputLayers.__init__).parameters:
-        return  # Detectron2 v0.5
+        return  # the v0.6 release
     with pytest.raises(InputError, match="USE_SIGMOID_CE .*SCORE log_odds .* to logits"):
         RamboFastRCNNOutputLayers(use_sigmoid_ce=True, **arguments)
     layers = RamboFastRCNNOutputLayers(
