@@ -38,7 +38,10 @@ def losses_of(model, inputs):
 @pytest.mark.parametrize("name", CLASS_LOSS)
 def test_all_but_the_class_loss_is_the_stock_models(name):
     models = [build(name, stock) for stock in (True, False)]
-    for inputs in (training_inputs(), training_inputs(empty=True), training_inputs(1)):
+    batches = [training_inputs(), training_inputs(1)]
+    if not hasattr(models[0], "match_anchors"):  # v0.6's FCOS: needs an object in every image
+        batches.append(training_inputs(empty=True))
+    for inputs in batches:
         (stock, stock_scalars), (ours, scalars) = (losses_of(m, inputs) for m in models)
         assert stock.keys() == ours.keys()
         for key in stock.keys() - {CLASS_LOSS[name]}:
