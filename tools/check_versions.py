@@ -19,15 +19,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import get_detectron2
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "versions.json"
 VERSION = "import platform; print('.'.join(platform.python_version_tuple()[:2]))"
+NAMES = ("python", "torch", "torchvision", "detectron2", "date", "result")
 # What torch itself pins: it differs from torch to torch.
 UNPINNED = ("torch", "torchvision", "sympy", "networkx", "filelock", "fsspec", "setuptools")
+# What the wheel and Detectron2 ask for, but OpenCV without its windows.
+NEEDED = ("fvcore", "pycocotools", "opencv-python-headless", "iopath", "omegaconf", "hydra-core")
+NEEDED += ("cloudpickle", "tabulate", "termcolor", "tqdm", "scipy", "matplotlib", "tensorboard")
+NEEDED += ("black", "packaging")
 
 
 def constraints(text: str) -> str:
@@ -42,48 +46,40 @@ def install(folder: Path, row: dict[str, str], python: str, source: str) -> Path
     own = folder / "bin" / "python"
     pins = folder / "constraints.txt"
     pins.write_text(constraints((ROOT / "requirements.txt").read_text(encoding="utf-8")))
-    pip = [own, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-    subprocess.run([*pip, "-c", pins, "pip"], check=True)  # the pinned pip knows how to get v0.6
-    torch = [f"torch=={row['torch']}", f"torchvision=={row['torchvision']}"]
-    subprocess.run([*pip, "-c", pins, "setuptools<81", "wheel", *torch], check=True)
-    # What the wheel asks for, but OpenCV without its windows.
-    wheel = [own, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder]
-    subprocess.run([*wheel, ROOT], check=True)
-    needed = ("fvcore", "pycocotools", "opencv-python-headless", "iopath", "omegaconf")
-    needed += ("hydra-core", "cloudpickle", "tabulate", "termcolor", "tqdm", "matplotlib")
-    needed += ("tensorboard", "black", "packaging")
-    subprocess.run([*pip, "-c", pins, *torch, *needed], check=True)
+    torch = (f"torch=={row['torch']}", f"torchvision=={row['torchvision']}")
+
+    def pip(command: str, *args: str | Path) -> None:
+        subprocess.run([own, "-m", "pip", command, "-q", *args], check=True)
+
+    pip("install", "-c", pins, "pip")  # the pinned pip knows how to get v0.6
+    pip("install", "-c", pins, "setuptools<81", "wheel", *torch, *NEEDED)
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
     (built,) = folder.glob("rambo_det-*.whl")
-    subprocess.run([*pip, "--no-deps", built], check=True)
+    pip("install", "--no-deps", built)
     if row["detectron2"] == "v0.6":
         code = "import get_detectron2; get_detectron2.install_v06()"
         subprocess.run([own, "-c", code], check=True, cwd=ROOT / "tools")
     else:
-        subprocess.run([*pip, "--no-deps", "--no-build-isolation", source], check=True)
+        pip("install", "--no-deps", "--no-build-isolation", source)
     return own
 
 
-def load() -> list[dict[str, Any]]:
-    """The rows that were checked, the oldest Python first."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
-
-
-def keep(row: dict[str, Any]) -> None:
-    """Puts the row in the place of the one with the same versions."""
+def keep(row: dict[str, str]) -> None:
+    """Puts the row in the place of the one with the same versions; the oldest Python is first."""
     key = ("python", "torch", "detectron2")
-    rows = [old for old in load() if any(old[name] != row[name] for name in key)]
-    rows.append(row)
+    rows = [old for old in load() if any(old[name] != row[name] for name in key)] + [row]
     rows.sort(key=lambda one: [[int(n) for n in one[name].split(".")] for name in key[:2]])
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def load() -> list[dict[str, str]]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+
+
+def table(rows: list[dict[str, str]]) -> str:
     """The table of docs/versions.md."""
     lines = ["| Python | torch | torchvision | Detectron2 | checked | result |", "|---" * 6 + "|"]
-    for row in rows:
-        names = ("python", "torch", "torchvision", "detectron2", "date", "result")
-        lines.append(f"| {' | '.join(row[name] for name in names)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"| {' | '.join(row[n] for n in NAMES)} |" for row in rows)])
 
 
 def main() -> int:
@@ -106,17 +102,14 @@ def main() -> int:
     if not (args.torch and args.torchvision):
         parser.error("say which: --torch 2.4.1 --torchvision 0.19.1, for example")
     try:
-        done = subprocess.run([args.python, "-c", VERSION], capture_output=True, text=True)
-    except OSError as error:
-        print(f"error: --python {args.python}: {error.strerror}", file=sys.stderr)
+        version = subprocess.check_output([args.python, "-c", VERSION], text=True).strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"error: --python {args.python} does not run: {error}", file=sys.stderr)
         return 2
-    if done.returncode:
-        print(f"error: --python {args.python} does not run: {done.stderr.strip()}", file=sys.stderr)
-        return 2
-    row = {"python": done.stdout.strip(), "torch": args.torch, "torchvision": args.torchvision}
-    row["detectron2"] = args.detectron2
-    folder = ROOT / "build" / "versions" / "-".join((row["python"], args.torch, args.detectron2))
-    row.update(date=datetime.date.today().isoformat(), result="failed")
+    today = datetime.date.today().isoformat()
+    values = (version, args.torch, args.torchvision, args.detectron2, today, "failed")
+    row = dict(zip(NAMES, values, strict=True))
+    folder = ROOT / "build" / "versions" / "-".join((version, args.torch, args.detectron2))
     try:
         own = install(folder, row, args.python, args.source)
         subprocess.run([own, ROOT / "tools" / "smoke_test.py"], check=True, cwd=folder)

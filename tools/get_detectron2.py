@@ -2,7 +2,7 @@
 
 In this order: the one that is already there; the official repository at a pinned commit; where
 that cannot be reached or built, the v0.6 release from the package index, repaired for current
-releases of Pillow and NumPy. requirements.txt must be installed. Standard library only.
+releases of torch, Pillow and NumPy. requirements.txt must be installed. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 from importlib import metadata, util
@@ -51,6 +50,15 @@ get_cuda_version = get_compiler_version
 def has_cuda():
     return False
 '''
+# The release's own compiles the C++ files that its archive lacks.
+SETUP = f"""from setuptools import find_packages, setup
+
+setup(
+    name="detectron2", version="0.6", description={V06!r},
+    packages=find_packages(include=["detectron2", "detectron2.*"]),
+    package_data={{"detectron2.model_zoo": ["configs/**/*"]}},
+)
+"""
 
 
 def pip(*args: str | Path) -> None:
@@ -65,7 +73,7 @@ def installed() -> str | None:
     if spec is None:
         return None
     try:
-        summary = metadata.metadata("detectron2")["Summary"] or ""
+        summary = metadata.metadata("detectron2")["Summary"]
         version = metadata.version("detectron2")
     except metadata.PackageNotFoundError:
         summary, version = "", "of unknown version"
@@ -77,15 +85,15 @@ def unreachable() -> str | None:
     """Why the official repository cannot be reached; None where it can."""
     env = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     command = ["git", "ls-remote", REPOSITORY, "HEAD"]
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     try:
-        result = subprocess.run(command, env=env, timeout=REACH_TIMEOUT, text=True, **options)
+        subprocess.run(command, env=env, timeout=REACH_TIMEOUT, check=True, **options)
     except FileNotFoundError:
         return "git is not installed"
     except subprocess.TimeoutExpired:
         return f"{REPOSITORY} did not answer within {REACH_TIMEOUT} s"
-    if result.returncode:
-        lines = result.stderr.strip().splitlines() or [f"git exits with {result.returncode}"]
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or [f"git exits with {error.returncode}"]
         why = lines[-1].split("': ")[-1]
         return f"{REPOSITORY} cannot be reached ({why})"
     return None
@@ -107,25 +115,9 @@ def repair(package: Path) -> None:
     (package / "_C.py").write_text(OPERATORS, encoding="utf-8")
 
 
-def write_dist_info(site: Path) -> Path:
-    """Describe ``site/detectron2`` so that pip lists and uninstalls it; returns the folder."""
-    info = site / "detectron2-0.6.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: detectron2\nVersion: 0.6\nSummary: {V06}\n", encoding="utf-8"
-    )
-    (info / "INSTALLER").write_text("rambo_det tools/get_detectron2.py\n", encoding="utf-8")
-    files = [p for folder in ("detectron2", info.name) for p in (site / folder).rglob("*")]
-    names = [p.relative_to(site).as_posix() for p in files if p.is_file()]
-    record = sorted([*names, f"{info.name}/RECORD"])
-    (info / "RECORD").write_text("".join(f"{name},,\n" for name in record), encoding="utf-8")
-    return info
-
-
 def install_v06() -> None:
-    """Unpack the v0.6 sources into site-packages: without their C++ files pip cannot build them."""
-    site = Path(sysconfig.get_path("purelib"))
-    with tempfile.TemporaryDirectory(dir=site) as name:  # same file system: os.replace is atomic
+    """Download, check, unpack, repair and install the v0.6 sources."""
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pinned = folder / "sdist.txt"
         pinned.write_text(f"{SDIST} --hash=sha256:{SHA256}\n", encoding="utf-8")
@@ -138,9 +130,8 @@ def install_v06() -> None:
             tar.extractall(folder, **safe)
         (package,) = folder.glob("*/detectron2")
         repair(package)
-        info = write_dist_info(package.parent)
-        os.replace(info, site / info.name)
-        os.replace(package, site / "detectron2")
+        (package.parent / "setup.py").write_text(SETUP, encoding="utf-8")
+        pip("install", "--no-deps", "--no-build-isolation", package.parent)
 
 
 def install() -> str:
@@ -152,9 +143,7 @@ def install() -> str:
     if reason is None:
         try:
             pip("install", "--no-build-isolation", f"git+{REPOSITORY}@{COMMIT}")
-            return (
-                f"Detectron2: official repository at commit {COMMIT[:8]}, because it is reachable"
-            )
+            return f"Detectron2: official repository at {COMMIT[:8]}, because it is reachable"
         except subprocess.CalledProcessError:
             reason = f"the build of {REPOSITORY} failed (see above)"
     install_v06()

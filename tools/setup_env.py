@@ -28,24 +28,10 @@ PYTHON = VENV / "bin" / "python"
 # Written first, with no stamp, and last, with it: a .venv without a stamp is half made, and one
 # without this file is somebody else's.
 STATE = VENV / "rambo_det.json"
-MADE_FROM = (
-    "requirements.txt",
-    "setup.py",
-    "pyproject.toml",
-    "rambo_det/version.py",
-    "tools/setup_env.py",
-    "tools/get_detectron2.py",
-)
-NEEDED = (
-    "torch",
-    "torchvision",
-    "fvcore",
-    "omegaconf",
-    "pycocotools",
-    "cv2",
-    "matplotlib",
-    "detectron2",
-)
+MADE_FROM = ("requirements.txt", "setup.py", "pyproject.toml", "rambo_det/version.py")
+MADE_FROM += ("tools/setup_env.py", "tools/get_detectron2.py")
+NEEDED = ("torch", "torchvision", "fvcore", "omegaconf", "pycocotools", "cv2", "matplotlib")
+NEEDED += ("detectron2",)
 NEEDED_BY_TESTS = ("pytest", "hypothesis")
 
 
@@ -55,13 +41,6 @@ def stamp() -> str:
     for name in MADE_FROM:
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
-
-
-def read_state() -> dict[str, str] | None:
-    """The state of .venv: empty if half made, None if .venv is not ours or not there."""
-    if not STATE.is_file():
-        return None
-    return json.loads(STATE.read_text(encoding="utf-8"))
 
 
 def write_state(state: dict[str, str]) -> None:
@@ -83,26 +62,20 @@ def step(title: str, *command: str | Path) -> None:
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def empty_venv() -> None:
-    """Remove all of .venv but the file that says that it is ours."""
-    for path in VENV.iterdir():
+def make_venv() -> None:
+    """A new virtual environment with pip, also where Python comes without ensurepip."""
+    VENV.mkdir(exist_ok=True)
+    write_state({})
+    for path in VENV.iterdir():  # STATE stays: what a kill leaves here is known as ours
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path != STATE:
             path.unlink()
-
-
-def make_venv() -> None:
-    """A new, empty virtual environment with pip, also where Python comes without ensurepip."""
-    VENV.mkdir(exist_ok=True)
-    write_state({})
-    empty_venv()
     print(f"[set-up] new environment {VENV} with Python {platform.python_version()}", flush=True)
     command = [sys.executable, "-m", "venv", str(VENV)]
     if subprocess.run(command, capture_output=True).returncode == 0:
         return
     # Debian packs ensurepip apart: take pip from the pip that is there
-    empty_venv()
     subprocess.run([*command, "--without-pip"], check=True)
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([PYTHON, "-c", where], check=True, capture_output=True, text=True).stdout
@@ -115,31 +88,30 @@ def install() -> str:
     pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install")
     step("requirements.txt (about 5 GB on disk, most of it torch)", *pip, "-r", "requirements.txt")
     print("[set-up] Detectron2", flush=True)
+    command = [PYTHON, ROOT / "tools" / "get_detectron2.py"]
     line = ""
-    with subprocess.Popen(
-        [PYTHON, ROOT / "tools" / "get_detectron2.py"], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             print(line, end="", flush=True)
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, process.args)
+        raise subprocess.CalledProcessError(process.returncode, command)
     step("rambo_det", *pip, "--no-deps", "--no-build-isolation", "-e", ".")
     return line.strip()
 
 
 def own() -> None:
     """Bring .venv up to date; does nothing where it is."""
-    state = read_state()
+    state = json.loads(STATE.read_text(encoding="utf-8")) if STATE.is_file() else None
     if state is None and VENV.exists() and any(VENV.iterdir()):
         raise RuntimeError(
             f"{VENV} was not made by this set-up: move it away, or use it with "
             "PYTHON=.venv/bin/python"
         )
-    if state and state["stamp"] == stamp() and runs():
+    if not (state and runs()):
+        make_venv()
+    elif state["stamp"] == stamp():
         print(f"[set-up] {VENV} is up to date. {state['detectron2']}")
         return
-    if not state or not runs():
-        make_venv()
     write_state({})
     line = install()
     write_state({"stamp": stamp(), "detectron2": line})
@@ -164,9 +136,8 @@ def existing(tests: bool) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--existing", action="store_true", help="check this Python, install nothing"
-    )
+    help_text = "check this Python, install nothing"
+    parser.add_argument("--existing", action="store_true", help=help_text)
     parser.add_argument("--tests", action="store_true", help="with it: check for the tests' tools")
     args = parser.parse_args()
     try:
