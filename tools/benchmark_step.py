@@ -36,7 +36,6 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rambo_det  # noqa: E402
 from rambo_det.config_files import find_config  # noqa: E402
-from rambo_det.modeling.dense import flatten_dense  # noqa: E402
 from rambo_det.modeling.scores import score_function  # noqa: E402
 
 # Model: its config with the stock loss, with RaMBO.
@@ -49,12 +48,7 @@ LOSSES = ("stock", "RaMBO")
 
 
 class Contender:
-    """One model with its optimizer, and what its head was last asked the losses of.
-
-    Attributes:
-        head: the module whose ``losses`` method holds the classification loss.
-        inputs: the arguments of that method's last call.
-    """
+    """One model with its optimizer; ``inputs`` are what its head was last asked the losses of."""
 
     def __init__(self, config: str, device: str, proposals: int) -> None:
         cfg = _config(config, device, proposals)
@@ -74,21 +68,17 @@ class Contender:
         self.inputs = inputs
         return self._losses(*inputs)
 
+    @torch.no_grad()
     def reset(self) -> None:
         """The initial weights; a score memory and the optimizer's state stay as they are."""
-        with torch.no_grad():
-            for parameter, value in zip(self.model.parameters(), self._initial, strict=True):
-                parameter.copy_(value)
+        for parameter, value in zip(self.model.parameters(), self._initial, strict=True):
+            parameter.copy_(value)
 
     def step(self, batch: list[dict[str, Any]]) -> None:
         loss = sum(self.model(batch).values())
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
-
-    def detach(self) -> None:
-        """Makes the predictions among the remembered inputs leaves of a graph of their own."""
-        self.inputs = tuple(_leaves(x) for x in self.inputs)
 
     def losses(self) -> None:
         sum(self._losses(*self.inputs).values()).backward()
@@ -98,21 +88,27 @@ class Contender:
         gt_classes = cat([p.gt_classes for p in proposals])
         if hasattr(self.head, "rambo_loss"):
             scores = score_function(self.head.rambo_score)(logits)
-            self.head.rambo_loss(scores, gt_classes).backward()
+            loss = self.head.rambo_loss(scores, gt_classes)
         else:
-            F.cross_entropy(logits, gt_classes).backward()
+            loss = F.cross_entropy(logits, gt_classes)
+        loss.backward()
 
     def _classify_dense(self) -> None:
         _, logits, labels, *_ = self.inputs
-        scores, gt_classes = flatten_dense(logits, labels)
+        scores, gt_classes = _flatten(logits, labels)
         if hasattr(self.head, "rambo_loss"):
-            self.head.rambo_loss(scores, gt_classes).backward()
-            return
-        valid = gt_classes >= 0
-        num_classes = self.head.num_classes
-        target = F.one_hot(gt_classes[valid], num_classes + 1)[:, :num_classes].to(scores.dtype)
-        alpha, gamma = self.head.focal_loss_alpha, self.head.focal_loss_gamma
-        sigmoid_focal_loss_jit(scores[valid], target, alpha, gamma, "sum").backward()
+            loss = self.head.rambo_loss(scores, gt_classes)
+        else:
+            valid = gt_classes >= 0
+            target = F.one_hot(gt_classes[valid], self.head.num_classes + 1)[:, :-1]
+            weights = self.head.focal_loss_alpha, self.head.focal_loss_gamma
+            loss = sigmoid_focal_loss_jit(scores[valid], target.to(scores.dtype), *weights, "sum")
+        loss.backward()
+
+
+def _flatten(logits: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits ``(images, anchors, C)`` of each level and labels of each image, anchor by anchor."""
+    return cat(logits, dim=1).flatten(0, 1), torch.stack(labels).flatten()
 
 
 def _config(file: str, device: str, proposals: int) -> CfgNode:
@@ -150,23 +146,21 @@ def make_batch(num: int, size: tuple[int, int], boxes: int) -> list[dict[str, An
     for _ in range(num):
         corner = torch.rand(boxes, 2, generator=g) * 0.7
         extent = 0.05 + torch.rand(boxes, 2, generator=g) * 0.25
-        scale = torch.tensor([width, height, width, height])
-        instances = Instances(size)
-        instances.gt_boxes = Boxes(torch.cat([corner, corner + extent], dim=1) * scale)
-        instances.gt_classes = torch.randint(80, (boxes,), generator=g)
+        xyxy = torch.cat([corner, corner + extent], dim=1) * torch.tensor([width, height] * 2)
+        classes = torch.randint(80, (boxes,), generator=g)
         image = torch.randint(256, (3, height, width), generator=g, dtype=torch.uint8)
+        instances = Instances(size, gt_boxes=Boxes(xyxy), gt_classes=classes)
         batch.append({"image": image, "instances": instances, "height": height, "width": width})
     return batch
 
 
 def timed(function: Callable[[], Any], device: str) -> float:
     """Milliseconds that a call takes, with all that it starts on the device."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronize()
     start = time.perf_counter()
     function()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    synchronize()
     return 1e3 * (time.perf_counter() - start)
 
 
@@ -186,7 +180,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 torch.manual_seed(number)
                 found = [timed(lambda c=contender: c.step(batch), args.device)]
                 for part in (contender.losses, contender.classify):
-                    contender.detach()
+                    contender.inputs = _leaves(contender.inputs)
                     found.append(timed(part, args.device))
                 if number >= warm_up:
                     for part, ms in zip(PARTS, found, strict=True):
@@ -198,7 +192,7 @@ def _size_of_head(contender: Contender) -> dict[str, int]:
     """How many scores the classification loss is of, and of how many positive boxes or anchors."""
     first, second, *rest = contender.inputs
     if rest:
-        scores, classes = flatten_dense(second, rest[0])
+        scores, classes = _flatten(second, rest[0])
     else:
         scores, classes = first[0][:, :-1], cat([p.gt_classes for p in second])
     positive = (classes >= 0) & (classes < scores.shape[1])
@@ -250,20 +244,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="JSON", help="write the results there")
     args = parser.parse_args()
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    on_gpu = args.device.startswith("cuda")
-    small = args.quick or not on_gpu
-    args.images = args.images or (1 if args.quick else 2 if small else 16)
-    args.size = args.size or ([160, 160] if args.quick else [320, 320] if small else [800, 1333])
+    images, size = (16, [800, 1333]) if args.device.startswith("cuda") else (2, [320, 320])
+    if args.quick:
+        images, size = 1, [160, 160]
+    args.images, args.size = args.images or images, args.size or size
     args.pairs = args.pairs or (4 if args.quick else 20)
     if args.pairs < 2:
         parser.error("--pairs must be at least 2, for a spread")
     if args.threads:
         torch.set_num_threads(args.threads)
-    about = {
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "device": args.device,
-        "images": args.images, "size": args.size, "proposals": args.proposals,
-        "boxes": args.boxes, "pairs": args.pairs,
-    }  # fmt: skip
+    about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    about |= {k: vars(args)[k] for k in ("device", "images", "size", "proposals", "boxes", "pairs")}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     results = []
     for name in args.models:

@@ -76,8 +76,8 @@ def write_data(folder: Path, count: int = 3) -> None:
 def train(folder: Path) -> None:
     """Two iterations and an evaluation through the console command, from the shipped configs."""
     write_data(folder)
-    data = ["--register-coco", "smoke", "data.json", "images", "--classes"]
-    data.append("circle,square,triangle,star")
+    data = ["--register-coco", "smoke", "data.json", "images"]
+    data += ["--classes", "circle,square,triangle,star"]
     command = Path(sysconfig.get_path("scripts"), "rambo-train")
     check(command.is_file(), f"there is no {command}")
     for arguments in ([], ["--resume"], ["--eval-only"]):
@@ -90,8 +90,8 @@ def train(folder: Path) -> None:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     """Command line entry."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     import torch
 
     import rambo_det
@@ -105,8 +105,9 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         train(Path(folder))
-    own = f"rambo_det {rambo_det.__version__}"
-    print(f"smoke test passed with {versions}: {own}, loss and training")
+    print(
+        f"smoke test passed with {versions}: rambo_det {rambo_det.__version__}, loss and training"
+    )
     return 0
 
 
