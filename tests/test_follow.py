@@ -27,8 +27,8 @@ from detectron2.structures import BoxMode
 
 from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main
-from rambo_det.engine.best import BestModel
 from rambo_det.engine.checkpointer import AtomicCheckpointer
+from rambo_det.engine.hooks import BestCheckpointer
 
 from .models import CONFIGS, THIN, write_coco
 
@@ -169,7 +169,7 @@ def test_plain_lines_without_a_terminal_and_the_best_kept(arguments, tmp_path, c
 def test_the_best_checkpoint_is_not_what_resume_goes_on_from(tmp_path):
     checkpointer = AtomicCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
     checkpointer.save("model_0000001")
-    checkpointer.save("model_best", tag=False)
+    checkpointer.save("model_best")
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
     assert (tmp_path / "model_best.pth").is_file()
     checkpointer.save("model_0000002")
@@ -247,18 +247,16 @@ class Stepped(TrainerBase):
         torch.nn.init.constant_(self.model.weight, self.iter)
 
 
-def best_after(folder, start, aps, keep=True):
+def best_after(folder, start, aps, keep=True, metric="bbox/AP"):
     """What keeps the best of a run that is evaluated every two iterations, with these APs."""
     trainer = Stepped()
     values = iter(aps)
 
     def evaluate():
-        results = {"bbox": {"AP": next(values)}}
-        best.evaluated(results)
-        return results
+        return {"bbox": {metric.partition("/")[2]: next(values)}}
 
     checkpointer = AtomicCheckpointer(trainer.model, str(folder))
-    best = BestModel("bbox/AP", keep, 0, 2, checkpointer, evaluate)
+    best = BestCheckpointer(checkpointer, evaluate, period=2, metric=metric, keep=keep)
     trainer.register_hooks([hooks.EvalHook(2, evaluate), best])
     trainer.train(start, start + 2 * len(aps))
     return best
@@ -343,12 +341,8 @@ def test_a_broken_best_json_is_named(arguments, tmp_path, capsys, catalogs):
 
 def test_evaluations_by_another_metric_do_not_count(tmp_path):
     best_after(tmp_path, 0, [30.0])
-    checkpointer = AtomicCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
-    known = {
-        m: BestModel(m, True, 0, 2, checkpointer, lambda: None)._read(2)
-        for m in ("bbox/AP", "bbox/AP50")
-    }
-    assert known == {"bbox/AP": {1: 30.0}, "bbox/AP50": {}}
+    assert best_after(tmp_path, 2, [20.0]).best == (1, 30.0)
+    assert best_after(tmp_path, 4, [10.0], metric="bbox/AP50").best == (5, 10.0)
 
 
 def test_nothing_is_kept_of_the_best_where_it_is_not_asked_for(arguments, tmp_path, catalogs):

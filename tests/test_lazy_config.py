@@ -96,7 +96,7 @@ def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch, one_th
     seed_all_rng(1)
     run = LazyRun(lazy_twin(f"{name}.py", "lazy_shapes", tmp_path))
     monkeypatch.setattr(run, "evaluate", lambda model: {})  # the yaml's has no test set either
-    run.train(resume=False)
+    run.fit(resume=False)
     for key, history in trainer.storage.histories().items():
         if "loss" in key or key.startswith("rambo/") and "/AP-" not in key:
             theirs = [v for v, _ in run.trainer.storage.history(key).values()]
@@ -187,7 +187,7 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
         return LazyRun(cfg)
 
     first = run(2)
-    first.train(resume=False)
+    first.fit(resume=False)
     kept = json.loads((tmp_path / "out/best.json").read_text())
     assert list(kept["evaluations"]) == ["1", "3", "5"] and kept["best"]["iteration"] == 1
     for name, iteration in (("model_best", 1), ("model_final", 5)):
@@ -195,9 +195,9 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
         assert saved["iteration"] == iteration
     assert "best bbox/AP: " in first.best.summary()
     again = run(2)
-    assert set(again.train(resume=True)) == {"bbox"}  # stays ended
+    assert set(again.fit(resume=True)) == {"bbox"}  # stays ended
     assert json.loads((tmp_path / "out/best.json").read_text()) == kept
-    run(3).train(resume=True)
+    run(3).fit(resume=True)
     kept = json.loads((tmp_path / "out/best.json").read_text())
     assert list(kept["evaluations"]) == ["1", "3", "5", "7"]
     lines = map(json.loads, (tmp_path / "out/metrics.json").read_text().splitlines())

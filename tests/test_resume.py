@@ -23,11 +23,11 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.file_io import PathManager
 
 from rambo_det.cli.train import main
-from rambo_det.engine.checkpointer import AtomicCheckpointer, earlier_seed
+from rambo_det.engine.checkpointer import AtomicCheckpointer
 from rambo_det.engine.files import AtomicFiles, drop_unfinished_line
+from rambo_det.engine.folder import earlier_seed, prepare_folder
+from rambo_det.engine.hooks import SeededSteps
 from rambo_det.engine.loader import ResumableLoader
-from rambo_det.engine.setup import prepare_folder
-from rambo_det.engine.steps import SeededSteps
 
 from .forked import in_processes
 from .killed_run import PERIOD, YAML, Run, assert_equal
@@ -306,4 +306,4 @@ def test_a_checkpoint_without_a_seed_leaves_that_of_the_config(tmp_path):
     torch.save({"model": {}}, tmp_path / "m.pth")
     (tmp_path / "last_checkpoint").write_text("m.pth")
     (tmp_path / "config.yaml").write_text("SEED: 7\n")
-    assert earlier_seed(str(tmp_path), True) == 7
+    assert earlier_seed(tmp_path) == 7

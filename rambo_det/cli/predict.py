@@ -9,23 +9,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from ..engine.arguments import add_model_arguments, refuse
 from ..errors import InputError
 from .failures import status_of
 
 _FALLBACK = 0.5
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that name a trained detector, for every tool that looks at one."""
-    parser.add_argument("--run", metavar="OUTPUT_DIR", help="a training: its last checkpoint")
-    parser.add_argument("--config", metavar="FILE", help="or a yaml config or a LazyConfig, and")
-    parser.add_argument("--weights", metavar="FILE", help="a checkpoint, of RaMBO or stock")
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE",
-        help="changes to the config, at the end of the command",
-    )  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,7 +25,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Detect in images, folders of them, videos or a camera: writes annotated "
         "pictures and videos, and all detections in COCO's result format.",
     )
-    parser.error = _refuse  # type: ignore[method-assign]  # one line, without the usage
+    parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="images, videos, folders")
     add_model_arguments(parser)
     parser.add_argument("--classes", metavar="A,B,C", help="names, where the training is not there")
@@ -57,10 +47,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.frames is not None and args.frames < 1:
         raise InputError(f"--frames must be >= 1, got {args.frames}")
     return args
-
-
-def _refuse(message: str) -> NoReturn:
-    raise InputError(message)
 
 
 def default_threshold(saved: Any) -> tuple[float, str]:

@@ -337,7 +337,7 @@ def test_what_may_not_be_read_or_written_on_the_way_is_named(user, capsys, catal
     def refuse(*args):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file)
 
-    monkeypatch.setattr("rambo_det.engine.console.default_setup", refuse)
+    monkeypatch.setattr("rambo_det.engine.terminal.default_setup", refuse)
     assert train.main(good(user)) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: [Errno 13] Permission denied: {file!r}: change the rights of the file or its "
