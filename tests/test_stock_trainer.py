@@ -48,7 +48,9 @@ def trainer_of(folder, *opts):
     cfg.SOLVER.CHECKPOINT_PERIOD = 2
     seed_all_rng(1 + comm.get_rank())
     # DefaultTrainer gives DistributedDataParallel the number of a GPU, even on a CPU.
-    with mock.patch.object(defaults, "create_ddp_model", partial(create_ddp_model, device_ids=None)):
+    with mock.patch.object(
+        defaults, "create_ddp_model", partial(create_ddp_model, device_ids=None)
+    ):
         return DefaultTrainer(cfg)
 
 

@@ -57,26 +57,20 @@ def default_threshold(saved: Any) -> tuple[float, str]:
     """
     import json
 
-    from detectron2.data import MetadataCatalog
-
     from ..engine.saved import load_truth
     from ..evaluation.ranking import best_threshold, rank_detections
 
-    files = dict(saved.data.annotations)
-    for name in ("rambo_shapes_val",) if saved.folder and not files else ():
-        files[name] = MetadataCatalog.get(name).json_file  # a run older than data.json
     results = (saved.folder or Path()) / "inference" / "coco_instances_results.json"
     # Evaluations of several data sets overwrite each other's results.
-    if saved.folder and saved.is_last and len(files) == 1 and results.is_file():
-        ((name, file),) = files.items()
-        if os.path.isfile(file):
-            try:
-                found = rank_detections(load_truth(file), json.loads(results.read_text()))
-            except (ValueError, KeyError, AssertionError):  # of another data set, or cut off
-                return _FALLBACK, "the default"
+    if saved.is_last and len(saved.data.annotations) == 1 and results.is_file():
+        ((name, file),) = saved.data.annotations.items()
+        try:
+            found = rank_detections(load_truth(file), json.loads(results.read_text()))
             score = best_threshold(found)
-            if score is not None:
-                return score, f"the best F1 on {name}"
+        except (OSError, ValueError, KeyError, AssertionError):  # of another data set, or cut off
+            score = None
+        if score is not None:
+            return score, f"the best F1 on {name}"
     return _FALLBACK, "the default"
 
 
@@ -117,8 +111,7 @@ def run(args: argparse.Namespace) -> int:
     score, why = (args.threshold, "--threshold")
     if score is None:
         score, why = default_threshold(saved)
-    with annotator:
-        annotator.annotate(detector, score, args.frames)
+    annotator.annotate(detector, score, args.frames)
     print(annotator.summary(score, why))
     if broken:
         files = len(broken) + len(sources)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.engine import DefaultPredictor
@@ -65,7 +65,8 @@ class Detector(DefaultPredictor):
         self.model.eval()
         keys = LAZY if saved.is_lazy else YAML
         train, self.datasets = names(cfg, keys.train), names(cfg, keys.test)
-        self.metadata = _metadata(saved, classes, [*train, *self.datasets], _num_classes(cfg))
+        number = getattr(getattr(self.model, "roi_heads", self.model), "num_classes", None)
+        self.metadata = _metadata(saved, classes, [*train, *self.datasets], number)
 
     def _from_lazy(self, file: str, opts: Sequence[str]) -> Any:
         cfg = LazyConfig.load(file)
@@ -100,15 +101,6 @@ class Detector(DefaultPredictor):
 def needs_proposals(model: nn.Module) -> bool:
     """Whether the model makes none itself, and cannot detect in an image alone."""
     return getattr(model, "proposal_generator", model) is None
-
-
-def _num_classes(cfg: Any) -> int | None:
-    """How many classes the config says that there are; None where it does not."""
-    if isinstance(cfg, CfgNode):
-        dense = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
-        return int((cfg.MODEL.RETINANET if dense else cfg.MODEL.ROI_HEADS).NUM_CLASSES)
-    node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
-    return node.get("num_classes")
 
 
 def _metadata(

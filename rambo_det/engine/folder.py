@@ -22,8 +22,7 @@ _OF_THE_MODEL = (
 def last_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint that the folder's ``last_checkpoint`` names; None where that file is missing.
 
-    Raises:
-        InputError: that checkpoint does not exist.
+    Raises InputError if that checkpoint does not exist.
     """
     pointer = Path(folder, "last_checkpoint")
     if not pointer.is_file():
@@ -35,12 +34,9 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
 
 def earlier_seed(folder: str | Path) -> int | None:
-    """The seed of the run in the folder; None if it has none.
+    """The seed of the run's last checkpoint or, before the first, of its config; None if neither.
 
-    That of its last checkpoint or, before the first one, that of its config.
-
-    Raises:
-        InputError: the checkpoint cannot be read.
+    Raises InputError if the checkpoint cannot be read.
     """
     seed: Any = None
     file = last_checkpoint(folder)
@@ -90,18 +86,11 @@ def make_output(folder: Path, option: str) -> None:
 
 
 def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path | None:
-    """Makes sure that a training overwrites no other one.
+    """Makes the folder of a run, and sure that it overwrites no other one.
 
-    Args:
-        folder: of the run; made if it is not there.
-        resume, fresh: the flags of the command line.
-        remedy: how the command line names another folder.
-
-    Returns:
-        Where an earlier run was moved to, if ``fresh`` asked for that and there was one.
-
-    Raises:
-        InputError: the folder holds a run and there is neither flag, or it cannot be written.
+    Returns where an earlier run was moved to, if ``fresh`` asked for that and there was one. Raises
+    InputError if the folder holds a run and there is neither flag, or if it cannot be written;
+    ``remedy`` is how the command line names another folder.
     """
     make_output(folder, "OUTPUT_DIR")
     files = [folder / name for name in ("last_checkpoint", "metrics.json")]
@@ -121,12 +110,7 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path
 
 
 def check_same_model(model: Any, folder: Path) -> None:
-    """Raises InputError unless the run in the folder has the same kind of model.
-
-    Args:
-        model: the node MODEL of a yaml config.
-        folder: of the run; one without a config is not looked at.
-    """
+    """Raises InputError unless the run in the folder has the model of this node, a yaml's MODEL."""
     for key in _OF_THE_MODEL:
         was, now = earlier_config(folder).get("MODEL", {}), model
         for part in key.split("."):

@@ -20,6 +20,7 @@ from .files import whole_file
 from .keys import Keys, value
 from .loader import ResumableLoader
 from .seeds import STEP, seed_generators
+from .terminal import ProgressBar
 
 
 class SeededSteps(HookBase):
@@ -209,15 +210,43 @@ class BestCheckpointer(hooks.BestCheckpointer):
         return f"{line}: {file}" if content.get("iteration") == iteration else line
 
 
-def best_checkpointer(
-    cfg: Any, keys: Keys, checkpointer: AtomicCheckpointer, evaluate: Callable[[], Any]
-) -> BestCheckpointer | None:
-    """The hook that a config of either kind asks for; None if it asks for none."""
+def training_hooks(
+    cfg: Any,
+    keys: Keys,
+    checkpointer: AtomicCheckpointer,
+    evaluate: Callable[[], Any],
+    writers: Sequence[EventWriter],
+    log_period: int = 20,
+    **periodic: Any,
+) -> list[HookBase | None]:
+    """What saves, evaluates and writes, for a config of either kind, in the order of Detectron2's.
+
+    Args:
+        cfg, keys: of the run.
+        checkpointer: of the run.
+        evaluate: gives the metrics of the model as it is.
+        writers: of events; none in processes other than the main one.
+        log_period: of the writers, in iterations.
+        **periodic: ``period`` and perhaps ``max_to_keep``, as those of PeriodicCheckpointer.
+
+    Returns:
+        The hooks; the last one keeps the best evaluation, or is None.
+    """
     names = (keys.period, keys.metric, keys.keep, keys.patience)
     period, metric, keep, patience = (value(cfg, name) for name in names)
-    if period < 1 or not (keep or patience):
-        return None
-    return BestCheckpointer(
-        checkpointer, evaluate,
-        period=period, metric=metric, keep=keep, patience=patience, key=keys.metric,
-    )  # fmt: skip
+    if not comm.is_main_process():  # all take part in a checkpoint, one removes old ones
+        periodic.pop("max_to_keep", None)
+    best = None
+    if period > 0 and (keep or patience):
+        best = BestCheckpointer(
+            checkpointer, evaluate,
+            period=period, metric=metric, keep=keep, patience=patience, key=keys.metric,
+        )  # fmt: skip
+    return [
+        hooks.PeriodicCheckpointer(checkpointer, **periodic),
+        hooks.EvalHook(period, evaluate),
+        hooks.PeriodicWriter(writers, period=log_period),
+        ProgressBar(),
+        WriteEvaluations(writers, period),
+        best,
+    ]

@@ -20,11 +20,7 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     """torchrun's variables for a task that SLURM's srun has started; {} if it is none of several.
 
-    Args:
-        environment: of the process.
-
-    Raises:
-        InputError: there are different numbers of tasks on the nodes.
+    Raises InputError if there are different numbers of tasks on the nodes.
     """
     size = int(environment.get("SLURM_NTASKS", 1))
     # An allocation of several tasks in which a script is run by hand is no run of several.
@@ -50,10 +46,6 @@ def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespac
     """Runs ``process(args)`` in each process of the run.
 
     Those of torchrun or SLURM, if there are several; else as Detectron2's own ``launch``.
-
-    Args:
-        process: what each of them does.
-        args: ``num_gpus``, ``num_machines``, ``machine_rank``, ``dist_url``.
     """
     if not all(name in os.environ for name in _TORCHRUN):
         os.environ.update(from_slurm(os.environ))

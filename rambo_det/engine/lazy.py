@@ -25,24 +25,19 @@ from ..data.mapper import NamingMapper
 from ..errors import InputError
 from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
-from .hooks import SeededSteps, StoppedEarly, WriteEvaluations, best_checkpointer
+from .hooks import SeededSteps, StoppedEarly, training_hooks
 from .keys import LAZY, names
 from .loader import train_loader
 from .own_data import check_dataset, check_own_trained_on, register_own
 from .seeds import ORDER, run_seed, seeded
-from .terminal import ProgressBar
 from .values import check_best
 
 
 def load_lazy_config(args: argparse.Namespace) -> Any:
     """Registers the data sets of the command line and gives the LazyConfig of the run.
 
-    Args:
-        args: ``config_file``, ``opts`` (``KEY=VALUE``), ``register_coco``, ``register_voc``,
-            ``classes``, ``eval_only``.
-
-    Raises:
-        InputError: whatever is wrong with config, keys or data.
+    ``args`` are of :func:`.arguments.parse_args`, ``opts`` as ``KEY=VALUE``. Raises InputError for
+    whatever is wrong with config, keys or data.
     """
     file = find_config(args.config_file)
     try:
@@ -150,14 +145,9 @@ class LazyRun:
 
         What is drawn and the order of the data follow from the seed, ``train.seed`` (below 0: any),
         and the iteration: a run that was killed and is resumed is the one that was not. Only of a
-        loader other than ``build_detection_train_loader`` the data start anew. It ends early if
-        ``train.patience`` says so.
-
-        Raises:
-            InputError: ``resume``, and the last checkpoint cannot be read.
+        loader other than ``build_detection_train_loader`` the data start anew.
         """
         cfg, train = self._cfg, self._cfg.train
-        main = comm.is_main_process()
         seed = run_seed(train.seed)
         cfg.optimizer.params.model = self._model
         optimizer = instantiate(cfg.optimizer)
@@ -167,27 +157,23 @@ class LazyRun:
         trainer = (AMPTrainer if train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
         self.trainer = trainer
         checkpointer = AtomicCheckpointer(model, train.output_dir, seed=seed, trainer=trainer)
-        # Every process takes part in a checkpoint, the main one alone removes old ones.
-        periodic = train.checkpointer if main else {**train.checkpointer, "max_to_keep": None}
         writers = []
-        if main:
+        if comm.is_main_process():
             drop_unfinished_line(os.path.join(train.output_dir, "metrics.json"))
             writers = default_writers(train.output_dir, train.max_iter)
 
         def evaluate() -> dict[str, Any]:
             return self.evaluate(model)
 
-        self.best = best_checkpointer(cfg, LAZY, checkpointer, evaluate)
+        *others, self.best = training_hooks(
+            cfg, LAZY, checkpointer, evaluate, writers, train.log_period, **train.checkpointer
+        )  # fmt: skip
         trainer.register_hooks(
             [
                 SeededSteps(seed, loader),
                 hooks.IterationTimer(),
                 hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-                hooks.PeriodicCheckpointer(checkpointer, **periodic),
-                hooks.EvalHook(train.eval_period, evaluate),
-                hooks.PeriodicWriter(writers, period=train.log_period) if main else None,
-                ProgressBar(),
-                WriteEvaluations(writers, train.eval_period),
+                *others,
                 self.best,
             ]
         )

@@ -17,7 +17,7 @@ _COCO_KEYPOINTS = 17
 
 
 def own_names(args: argparse.Namespace) -> list[str]:
-    """The data sets that the command line registers."""
+    """The data sets that ``--register-coco`` and ``--register-voc`` name."""
     return [name for name, *_ in [*args.register_coco, *args.register_voc]]
 
 
@@ -26,14 +26,8 @@ def check_own_trained_on(
 ) -> None:
     """Raises InputError where none of a user's own data are trained on and some are not used.
 
-    To train on a set of Detectron2's and evaluate on one's own is no mistake. With a set more it is
-    one, and what is found wrong later is wrong with training data that nobody meant.
-
-    Args:
-        args: ``register_coco``, ``register_voc``, ``eval_only``.
-        key: of the config, that names the training sets.
-        training, test: names of the data sets of the run.
-        remedy: how the command line names a training set, with {} in the place of its name.
+    What is found wrong later would be wrong with training data that nobody meant. ``remedy`` is how
+    the command line gives ``key`` a training set, with {} in the place of its name.
     """
     own = own_names(args)
     unused = [name for name in own if name not in test]
@@ -47,9 +41,7 @@ def check_own_trained_on(
 def register_own(args: argparse.Namespace, training: Sequence[str]) -> list[str] | None:
     """Registers the data sets of the command line; returns their classes, None if there are none.
 
-    Args:
-        args: ``register_coco``, ``register_voc``, ``classes``.
-        training: names of the data sets, of whatever origin, that the run trains on.
+    ``training`` names the data sets, of whatever origin, that the run trains on.
     """
     own = own_names(args)
     if not own:
@@ -75,8 +67,8 @@ def check_dataset(key: str, name: str) -> None:
             f"{key}: data set {name} is not registered: "
             "name it with --register-coco or --register-voc"
         )
-    # Sets of Detectron2 that are registered before their files are there; the package's own
-    # shapes are drawn at first use.
+    # Detectron2 registers its sets whether their files are there or not; the package's own shapes
+    # are drawn at first use.
     metadata = MetadataCatalog.get(name)
     file = metadata.get("json_file") or metadata.get("dirname")
     if file and not name.startswith("rambo_shapes_") and not os.path.exists(file):
@@ -87,50 +79,40 @@ def check_dataset(key: str, name: str) -> None:
 
 
 def set_from_data(cfg: CfgNode, classes: Sequence[str], names: Sequence[str]) -> None:
-    """Sets what a yaml config has to have as a user's own data have it.
+    """Sets number of classes, format of masks and number of key points as one's own data have them.
 
-    The number of classes; of a model with masks the format, bitmask where the data have RLE; of one
-    with key points their number.
-
-    Args:
-        cfg: changed in place.
-        classes: of the data.
-        names: of the data sets that are the user's own.
-
-    Raises:
-        InputError: an object has no mask; a set has no key points, or another number than the
-            first, or ``TEST.KEYPOINT_OKS_SIGMAS`` has no tolerance for each.
+    Raises InputError if a model with masks or key points has data without, if the numbers of key
+    points differ, or if ``TEST.KEYPOINT_OKS_SIGMAS`` has not one tolerance for each.
     """
     for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
         node.NUM_CLASSES = len(classes)
-    metadata = {name: MetadataCatalog.get(name) for name in names}
-    for data in metadata.values() if cfg.MODEL.MASK_ON else ():
-        if where := data.get("without_mask"):
-            raise InputError(
-                f"MODEL.MASK_ON is True, but {where} has no mask: give each object a "
-                "'segmentation' in COCO's format, or set MODEL.MASK_ON False"
-            )
-        # The default, polygon, cannot hold RLE; bitmask holds both.
-        cfg.INPUT.MASK_FORMAT = data.get("mask_format", cfg.INPUT.MASK_FORMAT)
-    if cfg.MODEL.KEYPOINT_ON:
-        _set_keypoints(cfg, {k: len(m.get("keypoint_names", ())) for k, m in metadata.items()})
+    first = ""
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        if cfg.MODEL.MASK_ON:
+            if where := metadata.get("without_mask"):
+                raise InputError(
+                    f"MODEL.MASK_ON is True, but {where} has no mask: give each object a "
+                    "'segmentation' in COCO's format, or set MODEL.MASK_ON False"
+                )
+            # The default, polygon, cannot hold RLE; bitmask holds both.
+            cfg.INPUT.MASK_FORMAT = metadata.get("mask_format", cfg.INPUT.MASK_FORMAT)
+        if cfg.MODEL.KEYPOINT_ON:
+            node, number = cfg.MODEL.ROI_KEYPOINT_HEAD, len(metadata.get("keypoint_names", ()))
+            _check_keypoints(name, number, len(cfg.TEST.KEYPOINT_OKS_SIGMAS))
+            if first and number != node.NUM_KEYPOINTS:
+                raise InputError(f"{name} has {number} key points, {first} {node.NUM_KEYPOINTS}")
+            first, node.NUM_KEYPOINTS = first or name, number
 
 
-def _set_keypoints(cfg: CfgNode, numbers: dict[str, int]) -> None:
-    given = len(cfg.TEST.KEYPOINT_OKS_SIGMAS)
-    for name, number in numbers.items():
-        first = next(iter(numbers))
-        if number == 0:
-            raise InputError(
-                f"MODEL.KEYPOINT_ON is True, but {name} has no key points: the category in its "
-                "json needs 'keypoints', a list of their names"
-            )
-        if number != numbers[first]:
-            raise InputError(f"{name} has {number} key points, {first} {numbers[first]}")
-        if given != number and (given or number != _COCO_KEYPOINTS):
-            raise InputError(
-                f"TEST.KEYPOINT_OKS_SIGMAS must be {number} numbers, the tolerance of each key "
-                f"point of {name}, not {given}: COCO's, which are the default, are of "
-                f"{_COCO_KEYPOINTS}"
-            )
-        cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = number
+def _check_keypoints(name: str, number: int, tolerances: int) -> None:
+    if number == 0:
+        raise InputError(
+            f"MODEL.KEYPOINT_ON is True, but {name} has no key points: the category in its json "
+            "needs 'keypoints', a list of their names"
+        )
+    if tolerances != number and (tolerances or number != _COCO_KEYPOINTS):
+        raise InputError(
+            f"TEST.KEYPOINT_OKS_SIGMAS must be {number} numbers, the tolerance of each key point "
+            f"of {name}, not {tolerances}: COCO's, which are the default, are of {_COCO_KEYPOINTS}"
+        )

@@ -27,7 +27,7 @@ _FILE = "data.json"
 
 @dataclass
 class SavedData:
-    """What :func:`write_data` wrote; empty for runs that are older than it.
+    """What :func:`write_data` wrote; empty where it did not.
 
     Attributes:
         classes: their names, in the order of the model's outputs.
@@ -47,10 +47,7 @@ def write_data(
 ) -> None:
     """Notes down class names and where the data are, which the command line told.
 
-    Args:
-        folder: of the run.
-        args: ``register_coco``, ``register_voc``, ``hold_out``.
-        train, test: names of the data sets, which are registered.
+    ``train`` and ``test`` are names of data sets, which are registered.
     """
     # What --hold-out made of the training data: nobody else could register it again.
     parts = [MetadataCatalog.get(n) for n in [*train, *test]] if args.hold_out is not None else []
@@ -67,11 +64,7 @@ def write_data(
 
 
 def read_data(folder: Path) -> SavedData:
-    """The data of the run in the folder.
-
-    Raises:
-        InputError: the file is there and cannot be read.
-    """
+    """The data of the run in the folder; InputError if the file is there and cannot be read."""
     try:
         content = json.loads((folder / _FILE).read_text())
         return SavedData(**{k: v for k, v in content.items() if k in vars(SavedData())})
@@ -84,12 +77,8 @@ def read_data(folder: Path) -> SavedData:
 def check_same_classes(option: str, folder: Path, names: Iterable[str]) -> None:
     """Raises InputError unless the data have the classes of the run in the folder, in its order.
 
-    A model has their number alone: under other names it would go on without a word.
-
-    Args:
-        option: what goes on with the run, for the message.
-        folder: of the run; one without ``data.json`` is not looked at.
-        names: of data sets, which are registered.
+    A model has their number alone: under other names it would go on without a word. A folder
+    without ``data.json`` is not looked at; ``option`` is what goes on with the run.
     """
     was = read_data(folder).classes
     for name in names:
@@ -134,12 +123,8 @@ class SavedModel:
 def find_model(run: str | None, config: str | None, weights: str | None) -> SavedModel:
     """The model that was named: that of a run, or of a config and a checkpoint.
 
-    Args:
-        run: OUTPUT_DIR of a training, whose last checkpoint it is unless ``weights`` names another.
-        config, weights: files.
-
-    Raises:
-        InputError: too little or too much was named, or something does not exist.
+    Of a run, an OUTPUT_DIR, it is the last checkpoint unless ``weights`` names another. Raises
+    InputError if too little or too much was named, or if something does not exist.
     """
     if weights is not None and "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"--weights {weights}: no such file")

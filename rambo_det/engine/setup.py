@@ -38,10 +38,8 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     """Registers the data sets of the command line and gives the config of the run.
 
     Args:
-        args: ``config_file``, ``opts``, ``register_coco``, ``register_voc``, ``classes``,
-            ``hold_out``.
-        registered: the classes of these data sets if they are registered already, which
-            Detectron2's catalogs take only once.
+        args: of :func:`.arguments.parse_args`.
+        registered: the classes of these data sets if they are registered already.
 
     Raises:
         InputError: whatever is wrong with config, keys or data.
@@ -73,14 +71,7 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
 
 
 def merged_config(args: argparse.Namespace) -> CfgNode:
-    """The config as file and command line have it, before data and model are looked at.
-
-    Args:
-        args: ``config_file``, ``opts``.
-
-    Raises:
-        InputError: the file or a key is wrong.
-    """
+    """``args.config_file`` and ``args.opts``, merged; InputError if the file or a key is wrong."""
     cfg = get_cfg()
     add_rambo_config(cfg)
     merge(cfg, find_config(args.config_file), args.opts)

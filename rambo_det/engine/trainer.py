@@ -23,12 +23,11 @@ from ..data.mapper import NamingMapper
 from ..evaluation.voc import VOCDetectionEvaluator, has_voc_annotations
 from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
-from .hooks import SeededSteps, StoppedEarly, WriteEvaluations, best_checkpointer
+from .hooks import SeededSteps, StoppedEarly, training_hooks
 from .keys import YAML
 from .loader import ResumableLoader, train_loader
 from .pictures import Pictures
 from .seeds import ORDER, run_seed, seeded
-from .terminal import ProgressBar
 
 
 class RamboTrainer(DefaultTrainer):
@@ -73,30 +72,24 @@ class RamboTrainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     def build_hooks(self) -> list[HookBase | None]:
-        cfg, loader, period = self.cfg, self.data_loader, self.cfg.TEST.EVAL_PERIOD
+        cfg, loader = self.cfg, self.data_loader
         # A subclass may read its data through a loader of its own.
         seed = loader.seed if isinstance(loader, ResumableLoader) else run_seed(cfg.SEED)
         self.checkpointer = AtomicCheckpointer(
             self.model, cfg.OUTPUT_DIR, seed=seed, trainer=weakref.proxy(self)
         )
         self.pictures = Pictures(cfg)
-        self.best = best_checkpointer(cfg, YAML, self.checkpointer, self.evaluate)
         stock = super().build_hooks()
-        # As in the stock list, but the checkpointer in every process, which all take part in it.
-        first = [h for h in stock if not isinstance(h, _REPLACED)]
-        writers = [hook for hook in first if isinstance(hook, hooks.PeriodicWriter)]
-        first = [hook for hook in first if not isinstance(hook, hooks.PeriodicWriter)]
-        return [
-            SeededSteps(seed, loader),
-            self.pictures,
-            *first,
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
-            hooks.EvalHook(period, self.evaluate),
-            *writers,
-            ProgressBar(),
-            WriteEvaluations([w for hook in writers for w in hook._writers], period),
-            self.best,
-        ]
+        writing = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
+        writers = [writer for hook in writing for writer in hook._writers]
+        # In place of the stock ones: a checkpoint is made by all processes together.
+        replaced = (hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter)
+        stock = [hook for hook in stock if not isinstance(hook, replaced)]
+        period = cfg.SOLVER.CHECKPOINT_PERIOD
+        *others, self.best = training_hooks(
+            cfg, YAML, self.checkpointer, self.evaluate, writers, period=period
+        )
+        return [SeededSteps(seed, loader), self.pictures, *stock, *others, self.best]
 
     def evaluate(self) -> Any:
         """Metrics of the model as it is now on ``DATASETS.TEST``, and pictures of what it detects.
@@ -142,9 +135,6 @@ class RamboTrainer(DefaultTrainer):
         if has_voc_annotations(dataset_name):
             evaluators.append(VOCDetectionEvaluator(dataset_name))
         return DatasetEvaluators(evaluators)
-
-
-_REPLACED = (hooks.PeriodicCheckpointer, hooks.EvalHook)
 
 
 def _weigh(weight: float, model: nn.Module, inputs: Any, outputs: Any) -> Any:
