@@ -45,7 +45,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """As the stock method, but every process has to call it; the main one writes."""
         collect_memories(self.model)
-        kwargs["loss_normalizers"] = comm.all_gather(vars(self.model).get("loss_normalizer"))
+        means = comm.all_gather(vars(self.model).get("loss_normalizer"))
+        if means[0] is not None:
+            kwargs["loss_normalizers"] = means
         if self._seed is not None:
             kwargs["seed"] = self._seed
         super().save(name, **kwargs)
