@@ -16,6 +16,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from rambo_det.engine.checkpointer import AtomicCheckpointer
+from rambo_det.engine.launch import create_local_group
 from rambo_det.engine.memories import CollectMemories
 from rambo_det.errors import InputError
 from rambo_det.modeling.criterion import RamboCriterion
@@ -125,7 +126,7 @@ def a_score_that_is_not_finite(rank):
 
 
 def _checks(rank, world, folder):
-    comm.create_local_process_group(world)
+    create_local_group(world)
     register_coco_instances("st_data", {}, f"{folder}/train.json", f"{folder}/train")
     every_process_gets_its_memory_back(rank, folder)
     what_was_lost_is_told_once(rank, folder)

@@ -122,6 +122,15 @@ class RamboTrainer(DefaultTrainer):
         load_whole_model(model, file, config)
         return dict(cls.test(cfg, model))
 
+    def state_dict(self) -> dict[str, Any]:
+        # v0.6 saves nothing of its inner trainer: momentum and the GradScaler's scale are lost.
+        return {"_trainer": self._trainer.state_dict(), **super().state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "state_dict" not in vars(DefaultTrainer) and "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
+
     def build_writers(self) -> list[EventWriter]:
         drop_unfinished_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
         return super().build_writers()
