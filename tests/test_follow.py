@@ -27,14 +27,16 @@ from detectron2.structures import BoxMode
 
 from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main
-from rambo_det.engine.best import BestModel
 from rambo_det.engine.checkpointer import AtomicCheckpointer
+from rambo_det.engine.hooks import BestCheckpointer
+from rambo_det.errors import InputError
 
 from .models import CONFIGS, THIN, write_coco
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
 TIMEOUT = 240
+EACH = ["TEST.EVAL_PERIOD", "1"]
 
 
 @pytest.fixture
@@ -166,16 +168,6 @@ def test_plain_lines_without_a_terminal_and_the_best_kept(arguments, tmp_path, c
     assert picture.shape == (384, 1536, 3) and picture.std() > 20, "not two images, twice each"
 
 
-def test_the_best_checkpoint_is_not_what_resume_goes_on_from(tmp_path):
-    checkpointer = AtomicCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
-    checkpointer.save("model_0000001")
-    checkpointer.save("model_best", tag=False)
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
-    assert (tmp_path / "model_best.pth").is_file()
-    checkpointer.save("model_0000002")
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
-
-
 def stopped_run(arguments, out, *more):
     """Ends early: without a learning rate no evaluation is better than the first."""
     keys = ["SOLVER.BASE_LR", "1e-30", "TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "3"]
@@ -247,25 +239,26 @@ class Stepped(TrainerBase):
         torch.nn.init.constant_(self.model.weight, self.iter)
 
 
-def best_after(folder, start, aps, keep=True):
+def best_after(folder, start, aps, keep=True, metric="bbox/AP"):
     """What keeps the best of a run that is evaluated every two iterations, with these APs."""
     trainer = Stepped()
     values = iter(aps)
 
     def evaluate():
-        results = {"bbox": {"AP": next(values)}}
-        best.evaluated(results)
-        return results
+        return {"bbox": {metric.partition("/")[2]: next(values)}}
 
     checkpointer = AtomicCheckpointer(trainer.model, str(folder))
-    best = BestModel("bbox/AP", keep, 0, 2, checkpointer, evaluate)
+    best = BestCheckpointer(checkpointer, evaluate, period=2, metric=metric, keep=keep)
     trainer.register_hooks([hooks.EvalHook(2, evaluate), best])
     trainer.train(start, start + 2 * len(aps))
     return best
 
 
 def test_only_the_file_of_the_best_evaluation_is_named(tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     best = best_after(tmp_path, 0, [10.0, 11.0, 20.0])
+    # It is not what --resume goes on from.
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
     assert best.summary() == f"best bbox/AP: 20.000, after iteration 5: {tmp_path}/model_best.pth"
     # Resumed from a checkpoint before that evaluation, which came out otherwise this time.
     best = best_after(tmp_path, 4, [10.5])
@@ -296,9 +289,10 @@ def test_a_model_that_is_given_proposals(arguments, tmp_path, capsys, catalogs):
         name = "TRAIN" if split == "train" else "TEST"
         keys += [f"DATASETS.PROPOSAL_FILES_{name}", f"('{file}',)"]
     out = tmp_path / "out"
-    keys += ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1", "OUTPUT_DIR", out]
+    keys += ["SOLVER.MAX_ITER", "2", *EACH, "RAMBO_TRAIN.KEEP_BEST", "False", "OUTPUT_DIR", out]
     assert run(*arguments, *keys) == 0, capsys.readouterr()
     assert set(images_of(out)) == {"train/inputs"}
+    assert not (out / "best.json").exists() and not (out / "model_best.pth").exists()
     capsys.readouterr()
     image = tmp_path / "data" / "val" / "0.png"
     assert predict(["--run", str(out), str(image), "--output", str(tmp_path / "found")]) == 2
@@ -312,13 +306,10 @@ def test_a_model_that_is_given_proposals(arguments, tmp_path, capsys, catalogs):
         (["RAMBO_TRAIN.PATIENCE", "3"], "RAMBO_TRAIN.PATIENCE needs evaluations to wait for"),
         (["RAMBO_TRAIN.PATIENCE", "-1"], "RAMBO_TRAIN.PATIENCE must be >= 0, got -1"),
         (["RAMBO_TRAIN.IMAGES", "-1"], "RAMBO_TRAIN.IMAGES must be >= 0, got -1"),
-        (["RAMBO_TRAIN.BEST_METRIC", "AP", "TEST.EVAL_PERIOD", "1"], "there are bbox/AP,"),
+        ([*EACH, "RAMBO_TRAIN.BEST_METRIC", "AP"], "there are bbox/AP,"),
+        ([*EACH, "DATASETS.TEST", "('fo_val','fo_train')"], "write fo_val/bbox/AP"),
         (
-            ["DATASETS.TEST", "('fo_val','fo_train')", "TEST.EVAL_PERIOD", "1"],
-            "write fo_val/bbox/AP",
-        ),
-        (
-            ["RAMBO_TRAIN.BEST_METRIC", "bbox/AP-cat", "TEST.EVAL_PERIOD", "1"],
+            [*EACH, "RAMBO_TRAIN.BEST_METRIC", "bbox/AP-cat"],
             "RAMBO_TRAIN.BEST_METRIC 'bbox/AP-cat' is not among the metrics of the evaluation: ",
         ),
     ],
@@ -331,28 +322,10 @@ def test_a_users_mistake_is_one_line(keys, message, arguments, tmp_path, capsys,
     assert error.count("\n") == 1 and message in error, error
 
 
-def test_a_broken_best_json_is_named(arguments, tmp_path, capsys, catalogs):
-    out = tmp_path / "out"
-    keys = ["SOLVER.MAX_ITER", "2", "OUTPUT_DIR", out, "TEST.EVAL_PERIOD", "1"]
-    assert run(*arguments, *keys) == 0
-    (out / "best.json").write_text('{"metric": "bbox/AP", "evalu')
-    assert run(*arguments, *keys, flags=["--resume"]) == 2
-    error = capsys.readouterr().err
-    assert f"{out}/best.json is not what a training wrote" in error
-
-
 def test_evaluations_by_another_metric_do_not_count(tmp_path):
     best_after(tmp_path, 0, [30.0])
-    checkpointer = AtomicCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
-    known = {
-        m: BestModel(m, True, 0, 2, checkpointer, lambda: None)._read(2)
-        for m in ("bbox/AP", "bbox/AP50")
-    }
-    assert known == {"bbox/AP": {1: 30.0}, "bbox/AP50": {}}
-
-
-def test_nothing_is_kept_of_the_best_where_it_is_not_asked_for(arguments, tmp_path, catalogs):
-    out = tmp_path / "out"
-    keys = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1", "RAMBO_TRAIN.KEEP_BEST", "False"]
-    assert run(*arguments, *keys, "RAMBO_TRAIN.IMAGES", "0", "OUTPUT_DIR", out) == 0
-    assert not (out / "best.json").exists() and not (out / "model_best.pth").exists()
+    assert best_after(tmp_path, 2, [20.0]).best == (1, 30.0)
+    assert best_after(tmp_path, 4, [10.0], metric="bbox/AP50").best == (5, 10.0)
+    (tmp_path / "best.json").write_text('{"metric": "bbox/AP", "evalu')
+    with pytest.raises(InputError, match="best.json is not what a training wrote"):
+        best_after(tmp_path, 6, [10.0])

@@ -30,21 +30,14 @@ from .models import CONFIGS, training_inputs, write_coco
 
 FCOS = "configs/lazy/quickstart/fcos_rambo.py"
 # The full COCO configs made small by the same changes in both languages.
-YAML = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18, "SEED", 1]
-YAML += [
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    64,
-    "MODEL.RESNETS.NORM",
-    "GN",
-    "INPUT.MAX_SIZE_TRAIN",
-    96,
-]
-YAML += ["INPUT.MIN_SIZE_TRAIN", (96,), "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0]
-YAML += ["SOLVER.MAX_ITER", 5, "SOLVER.STEPS", (4,), "SOLVER.WARMUP_ITERS", 0, "DATASETS.TEST", ()]
-
-
-YAML += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32]
-YAML += ["MODEL.RPN.POST_NMS_TOPK_TRAIN", 100]
+YAML = [
+    "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18, "SEED", 1,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "GN", "INPUT.MAX_SIZE_TRAIN", 96,
+    "INPUT.MIN_SIZE_TRAIN", (96,), "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0,
+    "SOLVER.MAX_ITER", 5, "SOLVER.STEPS", (4,), "SOLVER.WARMUP_ITERS", 0, "DATASETS.TEST", (),
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 100,
+]  # fmt: skip
 
 
 def lazy_twin(file, names, folder):
@@ -72,17 +65,9 @@ def lazy_twin(file, names, folder):
     return cfg
 
 
-@pytest.fixture
-def one_thread():
-    """Two runs in one process: several threads may add in another order the second time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", ["faster_rcnn_rambo", "retinanet_rambo"])
-def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch, one_thread):
+def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch):
+    torch.set_num_threads(1)  # several may add in another order the second time
     register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))
     cfg = get_cfg()
     rambo_det.add_rambo_config(cfg)
@@ -95,7 +80,7 @@ def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch, one_th
     seed_all_rng(1)
     run = LazyRun(lazy_twin(f"{name}.py", "lazy_shapes", tmp_path))
     monkeypatch.setattr(run, "evaluate", lambda model: {})  # the yaml's has no test set either
-    run.train(resume=False)
+    run.fit(resume=False)
     for key, history in trainer.storage.histories().items():
         if "loss" in key or key.startswith("rambo/") and "/AP-" not in key:
             theirs = [v for v, _ in run.trainer.storage.history(key).values()]
@@ -185,7 +170,7 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
         return LazyRun(cfg)
 
     first = run(2)
-    first.train(resume=False)
+    first.fit(resume=False)
     kept = json.loads((tmp_path / "out/best.json").read_text())
     assert list(kept["evaluations"]) == ["1", "3", "5"] and kept["best"]["iteration"] == 1
     for name, iteration in (("model_best", 1), ("model_final", 5)):
@@ -193,9 +178,9 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
         assert saved["iteration"] == iteration
     assert "best bbox/AP: " in first.best.summary()
     again = run(2)
-    assert set(again.train(resume=True)) == {"bbox"}  # stays ended
+    assert set(again.fit(resume=True)) == {"bbox"}  # stays ended
     assert json.loads((tmp_path / "out/best.json").read_text()) == kept
-    run(3).train(resume=True)
+    run(3).fit(resume=True)
     kept = json.loads((tmp_path / "out/best.json").read_text())
     assert list(kept["evaluations"]) == ["1", "3", "5", "7"]
     lines = map(json.loads, (tmp_path / "out/metrics.json").read_text().splitlines())
@@ -203,7 +188,7 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
 
 
 @pytest.mark.parametrize(
-    "extra, message",
+    "words, message",
     [
         (["train.patience=3", "train.eval_period=0"], "train.patience needs evaluations to wait"),
         (["train.patience=-1"], "train.patience must be >= 0, got -1"),
@@ -222,14 +207,23 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
         (["--eval-only"], "no checkpoint in train.output_dir"),
         (["--hold-out=3"], "unrecognized arguments: --hold-out=3"),
         (["train.init_checkpoint=none.pth"], "none.pth: no such file"),
+        (["train.seed=1", "--resume"], "error: options come before the config keys: --resume"),
+        (["{file} train.patience = 'many'"], "train.patience must be an integer, got 'many'"),
+        (["{file} train.eval_period = None"], "train.eval_period must be an integer, got None"),
     ],
 )
-def test_a_users_mistake_is_one_line(extra, message, arguments, capsys):
+def test_a_users_mistake_is_one_line(words, message, arguments, tmp_path, capsys):
     data, keys = arguments
-    flags = [a for a in extra if a.startswith("--")]
-    opts = [a for a in extra if not a.startswith("--")]
-    config = "configs/lazy/retinanet_rambo.py"
-    assert main(["--config", config, *flags, *data, *keys, *opts]) == 2
+    config = CONFIGS / "lazy" / "retinanet_rambo.py"
+    if words[0].startswith("{file} "):
+        lines = "model, dataloader, train = cfg.model, cfg.dataloader, cfg.train\n"
+        lines += "optimizer, lr_multiplier = cfg.optimizer, cfg.lr_multiplier\n"
+        lines += words[0].removeprefix("{file} ")
+        load = f"from detectron2.config import LazyConfig\ncfg = LazyConfig.load({str(config)!r})\n"
+        config, words = tmp_path / "config.py", []
+        config.write_text(load + lines)
+    flags = words[:1] if words and words[0].startswith("--") else []
+    assert main(["--config", str(config), *flags, *data, *keys, *words[len(flags) :]]) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.startswith("error: ") and error.count("\n") == 1
     assert message in error
@@ -240,28 +234,6 @@ def test_the_examples_of_the_help_are_of_a_lazyconfig(capsys):
         main(["--help"])
     examples = capsys.readouterr().out.partition("Examples:")[2]
     assert "optimizer.lr=0.001" in examples and "SOLVER" not in examples
-
-
-def test_an_option_behind_the_keys_is_named(arguments, capsys):
-    data, keys = arguments
-    words = ["--config", "configs/lazy/retinanet_rambo.py", *data, *keys, "--resume"]
-    assert main(words) == 2
-    assert capsys.readouterr().err == "error: options come before the config keys: --resume\n"
-
-
-@pytest.mark.parametrize("line", ["train.patience = 'many'", "train.eval_period = None"])
-def test_text_for_a_number_in_the_file_is_one_line(line, tmp_path, arguments, capsys):
-    data, keys = arguments
-    file = tmp_path / "config.py"
-    file.write_text(
-        "from detectron2.config import LazyConfig\n"
-        f"cfg = LazyConfig.load({str(CONFIGS / 'lazy/retinanet_rambo.py')!r})\n"
-        "model, dataloader, train = cfg.model, cfg.dataloader, cfg.train\n"
-        f"optimizer, lr_multiplier = cfg.optimizer, cfg.lr_multiplier\n{line}\n"
-    )
-    assert main(["--config", str(file), *data, *keys]) == 2
-    key, _, value = line.partition(" = ")
-    assert capsys.readouterr().err == f"error: {key} must be an integer, got {value}\n"
 
 
 def test_nothing_else_is_printed(tmp_path):

@@ -29,11 +29,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
-from rambo_det.cli.predict import main, parse_args
+from rambo_det.cli.predict import main
 from rambo_det.data.drawing import CLASSES, draw
 from rambo_det.engine.detector import Detector
 from rambo_det.engine.saved import find_model
-from rambo_det.errors import InputError
 from rambo_det.evaluation.pictures import class_metadata, draw_detections, interrupted_after
 
 from .models import CONFIGS, small_cfg
@@ -129,19 +128,23 @@ def test_an_input_is_never_overwritten(run, tmp_path, capsys, catalogs):
 
 
 def test_a_video_becomes_a_video(run, tmp_path, capsys, catalogs):
-    same = tmp_path / "0.png"
-    shutil.copy(run / "val" / "1.png", same)
+    same, named = tmp_path / "0.png", tmp_path / "overview.jpg"
+    for copy in (same, named):
+        shutil.copy(run / "val" / "1.png", copy)
     out = tmp_path / "out"
-    inputs = (run / "film.avi", run / "val" / "0.png", same)
+    inputs = (run / "film.avi", run / "val" / "0.png", same, named)
     assert predict(run, *inputs, "--output", out, "--frames", "3") == 0
-    assert "2 pictures and 1 video in" in capsys.readouterr().out
+    # An input of the overview's name has another one.
+    shapes = [cv2.imread(str(out / f"overview{n}.jpg")).shape for n in ("", "-2")]
+    assert shapes == [(384, 1152, 3), (480, 480, 3)]
+    assert "3 pictures and 1 video in" in capsys.readouterr().out
     video = cv2.VideoCapture(str(out / "film.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.get(cv2.CAP_PROP_FPS) == 10
     assert video.read()[1].shape == (480, 480, 3)
     assert (out / "0.png").is_file() and (out / "0-2.png").is_file()
     truth, results = results_of(out)
-    assert [i.get("frame") for i in truth.dataset["images"]] == [0, 1, 2, None, None]
-    assert {r["image_id"] for r in results} == {1, 2, 3, 4, 5}
+    assert [i.get("frame") for i in truth.dataset["images"]] == [0, 1, 2, None, None, None]
+    assert {r["image_id"] for r in results} == {1, 2, 3, 4, 5, 6}
     assert not list(out.glob(".*")), "a part of a video was left"
 
 
@@ -234,14 +237,6 @@ def test_category_ids_are_the_data_sets_own(tmp_path):
         assert detector.category_id(names.index("stop sign")) == number
 
 
-def test_an_input_of_the_overviews_name(run, tmp_path, capsys, catalogs):
-    shutil.copytree(run / "val", tmp_path / "in")
-    (tmp_path / "in" / "0.png").rename(tmp_path / "in" / "overview.jpg")
-    assert predict(run, tmp_path / "in", "--output", tmp_path / "out") == 0
-    shapes = [cv2.imread(str(tmp_path / "out" / f"overview{n}.jpg")).shape for n in ("", "-2")]
-    assert shapes == [(384, 1152, 3), (480, 480, 3)]
-
-
 def test_weights_of_another_model_are_refused(run, tmp_path, capsys, catalogs):
     config, weights = stock_checkpoint(tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 7)
     assert predict(run, run / "val", "--weights", weights, "--output", tmp_path / "out") == 2
@@ -285,44 +280,32 @@ def test_a_full_disk_is_one_line_without_advice_that_does_not_help(run, tmp_path
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "words, message",
     [
         (["--run", "no/such"], "--run no/such: no training has been there"),
         (["x.png"], "which detector? --run"),
         (["--run", "{out}", "--config", "x.yaml"], "--run has a config of its own"),
         (["--run", "{out}"], "nothing to detect in"),
         (["--run", "{out}", "none.png"], "none.png: no such file"),
-        (["--run", "{out}", "{tmp}"], "no images or videos in this folder"),
+        (["--run", "{out}", "{tmp}/empty"], "no images or videos in this folder"),
         (["--run", "{out}", "{tmp}/broken.png"], "broken.png is not an image"),
         (["--run", "{out}", "{tmp}/broken.mp4"], "broken.mp4: OpenCV cannot read a video"),
         (["--run", "{out}", "--camera", "77"], "--camera 77: OpenCV cannot read a video there"),
         (["--run", "{out}", "--weights", "no.pth"], "--weights no.pth: no such file"),
         (["--run", "{out}", "--threshold", "2"], "--threshold must be in [0, 1], got 2"),
-        (["--run", "{out}", "--opts", "MODEL.NO", "1", "--camera", "0"], "MODEL.NO"),
+        (["--run", "{out}", "{out}/../val", "--opts", "MODEL.NO", "1"], "MODEL.NO"),
+        (["--frames", "0"], "--frames must be >= 1"),
+        (["--nothing"], "--nothing"),
     ],
 )
-def test_a_users_mistake_is_one_line(arguments, message, run, tmp_path, capfd, catalogs):
-    (tmp_path / "in").mkdir()
-    if "broken" in str(arguments):
-        for name in ("broken.png", "broken.mp4"):
-            (tmp_path / "in" / name).write_bytes(b"nothing of the kind")
-    if "MODEL.NO" in arguments:
-        arguments = [*arguments[:-2], str(run / "val")]
-        arguments = [*arguments[:2], arguments[-1], *arguments[2:-1]]
-    places = {"{out}": str(run / "out"), "{tmp}": str(tmp_path / "in")}
-    for old, new in places.items():
-        arguments = [a.replace(old, new) for a in arguments]
-    output = tmp_path / "output"
-    assert main(["--output", str(output), *arguments]) == 2
+def test_a_users_mistake_is_one_line(words, message, run, tmp_path, capfd, catalogs):
+    (tmp_path / "empty").mkdir()
+    for name in ("broken.png", "broken.mp4"):
+        (tmp_path / name).write_bytes(b"nothing of the kind")
+    words = [w.replace("{out}", str(run / "out")).replace("{tmp}", str(tmp_path)) for w in words]
+    assert main(["--output", str(tmp_path / "output"), *words]) == 2
     error = capfd.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
-
-
-def test_the_options_are_checked():
-    with pytest.raises(InputError, match="--frames must be >= 1"):
-        parse_args(["--frames", "0"])
-    with pytest.raises(InputError, match="--nothing"):
-        parse_args(["--nothing"])
 
 
 def test_what_is_not_looked_into(tmp_path):

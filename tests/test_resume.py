@@ -23,11 +23,11 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.file_io import PathManager
 
 from rambo_det.cli.train import main
-from rambo_det.engine.checkpointer import AtomicCheckpointer, earlier_seed
+from rambo_det.engine.checkpointer import AtomicCheckpointer
 from rambo_det.engine.files import AtomicFiles, drop_unfinished_line
+from rambo_det.engine.folder import earlier_seed, prepare_folder
+from rambo_det.engine.hooks import SeededSteps
 from rambo_det.engine.loader import ResumableLoader
-from rambo_det.engine.setup import prepare_folder
-from rambo_det.engine.steps import SeededSteps
 
 from .forked import in_processes
 from .killed_run import PERIOD, YAML, Run, assert_equal
@@ -66,24 +66,6 @@ def data(tmp_path):
     ]  # fmt: skip
 
 
-def runs_of(tool, world, tmp_path, data, iterations):
-    """The run to be killed and what makes its twin, of a given seed."""
-    if tool == "train_net.py":
-        config = CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml"
-        opts = [*YAML, "DATASETS.TRAIN", "('rs_train',)", "DATASETS.TEST", "('rs_val',)"]
-        seed = "SEED {}"
-    else:
-        config = tmp_path / "small.py"
-        config.write_text(LAZY)
-        opts = ["dataloader.train.dataset.names=rs_train", "dataloader.test.dataset.names=rs_val"]
-        seed = None
-
-    def make(name, *more):
-        return Run(tmp_path / name, tool, config, data, iterations, *opts, *more, world=world)
-
-    return make, seed
-
-
 whole_form = pytest.mark.skipif(not KILLS, reason="only with RAMBO_DET_KILLS")
 
 
@@ -101,7 +83,18 @@ def test_a_killed_run_is_the_run_that_was_not(tool, world, tmp_path, data):
     seed = random.randrange(1 << 30)
     print(f"moments of the kills: random.Random({seed})")
     rng = random.Random(seed)
-    make, seed_opts = runs_of(tool, world, tmp_path, data, (LONGEST + PERIOD) * kills + 3)
+    iterations = (LONGEST + PERIOD) * kills + 3
+    if tool == "train_net.py":
+        config = CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml"
+        opts = [*YAML, "DATASETS.TRAIN", "('rs_train',)", "DATASETS.TEST", "('rs_val',)"]
+    else:
+        config = tmp_path / "small.py"
+        config.write_text(LAZY)
+        opts = ["dataloader.train.dataset.names=rs_train", "dataloader.test.dataset.names=rs_val"]
+
+    def make(name, *more):
+        return Run(tmp_path / name, tool, config, data, iterations, *opts, *more, world=world)
+
     # No seed is given: what was drawn at the start has to be found again.
     killed = make("killed")
     flags = []
@@ -121,14 +114,11 @@ def test_a_killed_run_is_the_run_that_was_not(tool, world, tmp_path, data):
         json.loads(line)
 
     final = killed.final()
-    if seed_opts:
-        whole = make("whole", *seed_opts.format(final["seed"]).split())
-    else:
-        (tmp_path / "small.py").write_text(f"{LAZY}\ntrain.seed = {final['seed']}\n")
-        whole = make("whole")
+    seed = str(final["seed"])
+    whole = make("whole", *(["SEED", seed] if opts[0] == YAML[0] else [f"train.seed={seed}"]))
     whole.finish()
     want = dict(whole.losses())
-    assert len(want) == len(whole.losses()) == (LONGEST + PERIOD) * kills + 3
+    assert len(want) == len(whole.losses()) == iterations
     made = killed.losses()
     starts = [b for (a, _), (b, _) in pairwise(made) if b <= a]
     assert max(starts) > 0, "no process went on from a checkpoint"
@@ -154,7 +144,7 @@ def loader(seed=3, workers=0, grouping=True):
 
 
 def first(loader, num, start=0):
-    iterator = iter(loader)  # a trainer may make it before it knows where it starts
+    iterator = iter(loader)  # some trainers make it before they know where they start
     loader.start = start
     return list(islice(iterator, num))
 
@@ -171,6 +161,8 @@ def test_a_loader_starts_anywhere_and_draws_aside(grouping):
             assert torch.equal(torch.get_rng_state(), before[0])
             assert (np.random.get_state()[1] == before[1]).all() and random.getstate() == before[2]
     assert not any(index == 5 for batch in whole for index, *_ in batch)
+    drawn = [x for batch in whole for _, *numbers in batch for x in numbers]
+    assert len(set(drawn)) == len(drawn), "each image is augmented by draws of its own"
 
 
 def test_batches_are_of_one_shape_or_in_the_order_of_the_sampler():
@@ -208,11 +200,11 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [file] and files.exists(str(file))
 
 
-@pytest.mark.parametrize("text, kept", [("a\nb\n", "a\nb\n"), ("a\nb", "a\n"), ("b", ""), ("", "")])
-def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path, text, kept):
-    (tmp_path / "metrics.json").write_text(text)
-    drop_unfinished_line(str(tmp_path / "metrics.json"))
-    assert (tmp_path / "metrics.json").read_text() == kept
+def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
+    for text, kept in (("a\nb\n", "a\nb\n"), ("a\nb", "a\n"), ("b", ""), ("", "")):
+        (tmp_path / "metrics.json").write_text(text)
+        drop_unfinished_line(str(tmp_path / "metrics.json"))
+        assert (tmp_path / "metrics.json").read_text() == kept
     drop_unfinished_line(str(tmp_path / "none"))
 
 
@@ -270,11 +262,6 @@ def test_what_a_resume_finds(tmp_path, data, capsys, catalogs):
     assert {p: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
 
 
-def test_each_image_is_augmented_by_draws_of_its_own():
-    drawn = [x for batch in first(loader(), 12) for _, *numbers in batch for x in numbers]
-    assert len(set(drawn)) == len(drawn)
-
-
 def test_fresh_sets_each_earlier_run_aside(tmp_path):
     folder = tmp_path / "out"
     for number in (1, 2):
@@ -306,4 +293,4 @@ def test_a_checkpoint_without_a_seed_leaves_that_of_the_config(tmp_path):
     torch.save({"model": {}}, tmp_path / "m.pth")
     (tmp_path / "last_checkpoint").write_text("m.pth")
     (tmp_path / "config.yaml").write_text("SEED: 7\n")
-    assert earlier_seed(str(tmp_path), True) == 7
+    assert earlier_seed(tmp_path) == 7

@@ -1,6 +1,8 @@
 """Several processes whose trainer is Detectron2's own DefaultTrainer, unchanged."""
 
 import logging
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -9,13 +11,12 @@ pytest.importorskip("detectron2")
 
 import detectron2.utils.comm as comm
 from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from rambo_det.engine.checkpointer import AtomicCheckpointer
-from rambo_det.engine.ddp import distributed_on
-from rambo_det.engine.launch import Started, create_local_group
+from rambo_det.engine.launch import create_local_group
 from rambo_det.engine.memories import CollectMemories
 from rambo_det.errors import InputError
 from rambo_det.modeling.criterion import RamboCriterion
@@ -47,7 +48,10 @@ def trainer_of(folder, *opts):
     cfg = small_cfg("quickstart/faster_rcnn_rambo.yaml", *YAML, *keys, *opts)
     cfg.SOLVER.CHECKPOINT_PERIOD = 2
     seed_all_rng(1 + comm.get_rank())
-    with distributed_on("cpu"):
+    # DefaultTrainer gives DistributedDataParallel the number of a GPU, even on a CPU.
+    with mock.patch.object(
+        defaults, "create_ddp_model", partial(create_ddp_model, device_ids=None)
+    ):
         return DefaultTrainer(cfg)
 
 
@@ -122,7 +126,7 @@ def a_score_that_is_not_finite(rank):
 
 
 def _checks(rank, world, folder):
-    create_local_group(Started(rank, world, rank, world, ""))
+    create_local_group(world)
     register_coco_instances("st_data", {}, f"{folder}/train.json", f"{folder}/train")
     every_process_gets_its_memory_back(rank, folder)
     what_was_lost_is_told_once(rank, folder)

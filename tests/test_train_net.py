@@ -1,22 +1,21 @@
 """tools/train_net.py as a user runs it."""
 
 import functools
-import json
 import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import cv2
 import pytest
 import torch
 
 pytest.importorskip("detectron2")
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rambo_det.cli.train import main
 from rambo_det.engine.values import check_training
@@ -28,16 +27,20 @@ CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
 SMALL = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
 
 
-def tool(name, *args):
-    return subprocess.run(
-        [sys.executable, f"tools/{name}", *map(str, args)],
+def train_net(*args):
+    done = subprocess.run(
+        [sys.executable, "tools/train_net.py", *map(str, args)],
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
-
-
-def train_net(*args):
-    done = tool("train_net.py", *args)
     return done.returncode, done.stdout, done.stderr
+
+
+def refused(words, capsys):
+    """The one line that these arguments end with."""
+    assert main([str(word) for word in words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    return error
 
 
 @pytest.fixture(scope="module")
@@ -94,83 +97,12 @@ def test_a_model_that_detects_nothing_is_explained(run, capsys, catalogs, tmp_pa
 
 
 def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, tmp_path):
-    folder, args, keys, _ = run
-    weights = ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
-    words = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", "--eval-only", *weights]
-    words += ["MODEL.ROI_HEADS.NUM_CLASSES", 7]
-    assert main([str(word) for word in words]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and "is not of the model of" in error
+    folder, args, _, _ = run
+    words = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", "--eval-only", "MODEL.WEIGHTS"]
+    words += [folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
+    error = refused([*words, "MODEL.ROI_HEADS.NUM_CLASSES", 7], capsys)
+    assert "is not of the model of" in error
     assert "cls_score" in error and "(5, " in error and "(8, " in error
-
-
-def test_summary_of_runs(run, tmp_path):
-    folder, _, _, out = run
-    done = tool("summarize.py", "--out", tmp_path / "r.json", f"ap={folder}", f"again={folder}")
-    assert done.returncode == 0, done.stderr
-    runs = json.loads((tmp_path / "r.json").read_text())
-    ap = runs["ap"][0]["bbox/AP"]
-    assert f"{ap:.3f}" in out and runs["ap"][0]["seed"] == 1
-    assert f"{ap:.1f} to {ap:.1f}" in done.stdout
-    done = tool("summarize.py", f"ap={tmp_path}/none*")
-    assert done.returncode == 2 and done.stderr.startswith("error: ")
-
-
-def test_summary_of_many_runs(tmp_path):
-    for seed in range(12):
-        folder = tmp_path / f"r{seed}"
-        folder.mkdir()
-        (folder / "config.yaml").write_text(f"SEED: {seed}\n")
-        metrics = {f"bbox/{name}": 10.0 + seed for name in ("AP", "AP50", "AP75")}
-        (folder / "metrics.json").write_text(json.dumps(metrics) + "\n")
-    done = tool("summarize.py", f"ap={tmp_path}/r*")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Mean ± standard deviation over the runs, percent\n")
-    assert "| 15.5 ± 3.6 |" in done.stdout
-
-
-@pytest.mark.parametrize("how", ["registered", "by data.json", "without a detection"])
-def test_figure_of_a_run(how, run, data, tmp_path):
-    folder, picture = tmp_path / "out", tmp_path / "figure.png"
-    shutil.copytree(run[0], folder)
-    if how == "registered":
-        (folder / "data.json").unlink()
-    if how == "without a detection":
-        (folder / "inference" / "coco_instances_results.json").write_text("[]")
-    words = data if how == "registered" else []
-    done = tool("make_figure.py", "--run", folder, "--out", picture, *words)
-    assert done.returncode == 0, done.stderr
-    assert "meshgrid" not in done.stderr
-    height, width = cv2.imread(str(picture)).shape[:2]
-    assert width > height > 200
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["{no data.json}"], "data set tn_val is not registered: name it with --register-coco"),
-        (["--register-coco", "tn_val", "none.json", "."], "none.json"),
-        (["--images", "4", "{data}"], "--images 4: those of tn_val are 0 to 3"),
-        (4 * ["--run", "{run}"], "--run: 4 can be told apart, not 5"),
-        (["--run", "none"], "--run none: no finished run there"),
-    ],
-)
-def test_a_figure_that_cannot_be_drawn(words, message, run, data, tmp_path, capsys, catalogs):
-    sys.path.insert(0, str(REPOSITORY / "tools"))
-    try:
-        from make_figure import main as make_figure
-    finally:
-        sys.path.remove(str(REPOSITORY / "tools"))
-    if "{data}" in words:
-        words = [*words[:-1], *data]
-    folder = run[0]
-    if words == ["{no data.json}"]:
-        words, folder = [], shutil.copytree(run[0], tmp_path / "out")
-        (folder / "data.json").unlink()
-    words = [str(folder) if word == "{run}" else word for word in words]
-    assert make_figure(["--run", str(folder), "--out", str(tmp_path / "f.png"), *words]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
 
 
 def test_resume_goes_on_with_the_memory(run):
@@ -191,36 +123,28 @@ def test_resume_goes_on_with_the_memory(run):
     assert not torch.equal(after["scores"][0], memory["scores"][0])
 
 
-def test_an_earlier_run_is_not_overwritten(run, capsys, catalogs):
-    folder, args, keys, _ = run
-    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert main([str(a) for a in [*args, *keys]]) == 2
-    error = capsys.readouterr().err
-    assert "holds another run" in error and "--resume" in error and "--fresh" in error
-    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
-
-
-def test_resume_of_another_model_is_refused(run, capsys, catalogs):
-    _, args, keys, _ = run
-    args = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume"]
-    assert main([str(a) for a in [*args, *keys]]) == 2
-    assert "MODEL.ROI_HEADS.NAME" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("flag", ["--resume", "--eval-only"])
-@pytest.mark.parametrize("order", ["star,triangle,square,circle", "circle,triangle,square,star"])
-def test_other_classes_than_the_run_has_learnt_are_refused(flag, order, run, capsys, catalogs):
+def test_what_an_earlier_run_forbids(run, capsys, catalogs):
+    """To overwrite it, and to go on with it as another model or under other class names."""
     folder, args, keys, _ = run
     before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    words = [*args, flag, "--classes", order, *keys]
-    assert main([str(a) for a in words]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    number, name = (1, "star") if order.startswith("star") else (2, "triangle")
-    learnt = ("circle", "square", "triangle", "star")
-    was = learnt[number - 1]
-    assert error.startswith(f"error: {flag}: class {number} is '{was}' in the run in {folder}")
-    assert f"and '{name}' in tn_" in error
-    assert error.endswith(f"--classes {','.join(learnt)}")
+    error = refused([*args, *keys], capsys)
+    assert "holds another run" in error and "--resume" in error and "--fresh" in error
+    other = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume", *keys]
+    assert "MODEL.ROI_HEADS.NAME" in refused(other, capsys)
+    learnt = "circle,square,triangle,star"
+    for flag in ("--resume", "--eval-only"):
+        for order, number, name in (
+            ("star,triangle,square,circle", 1, "star"),
+            ("circle,triangle,square,star", 2, "triangle"),
+        ):
+            for data in ("tn_train", "tn_val"):
+                if data in DatasetCatalog.list():
+                    DatasetCatalog.remove(data)
+                    MetadataCatalog.remove(data)
+            error = refused([*args, flag, "--classes", order, *keys], capsys)
+            was = learnt.split(",")[number - 1]
+            assert error.startswith(f"error: {flag}: class {number} is '{was}' in the run in")
+            assert f"and '{name}' in tn_" in error and error.endswith(f"--classes {learnt}")
     assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
@@ -254,70 +178,57 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
     assert err.splitlines()[-1] == "interrupted; --resume goes on from the last checkpoint"
 
 
+OWN = ["--register-coco", "a", "no.json", "."]
+OUT = ["OUTPUT_DIR", "{tmp}/out"]
+
+
 @pytest.mark.parametrize(
-    "arguments, message",
+    "words, message",
     [
         (["--config", "configs/none.yaml"], "configs/none.yaml: no such file"),
+        (["--config", "{tmp}/bad.yaml"], "bad.yaml"),
         ([], "--config FILE is missing"),
         (
-            ["--config", CONFIG, "MODEL.RAMBO.MARGINS", "1"],
+            ["MODEL.RAMBO.MARGINS", "1"],
             "error: unknown config key MODEL.RAMBO.MARGINS: did you mean MODEL.RAMBO.MARGIN?",
         ),
-        (["--config", CONFIG, "solver.max_iter", "5"], "did you mean SOLVER.MAX_ITER?"),
-        (["--config", CONFIG, "SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no value"),
+        (["solver.max_iter", "5"], "did you mean SOLVER.MAX_ITER?"),
+        (["SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no value"),
+        (["SOLVER.MAX_ITER", "1", "--seeds", "2"], "options come before the config keys: --seeds"),
+        ([*OUT, "--resume"], "error: options come before the config keys: --resume"),
+        (["rambo", "SOLVER.MAX_ITER", "10"], "'rambo' is no config key"),
         (
-            ["--config", CONFIG, "SOLVER.MAX_ITER", "10", "--seeds", "2"],
-            "error: options come before the config keys: --seeds",
+            [*OUT, "SOLVER.MAXITER"],
+            "'SOLVER.MAXITER' is no config key: did you mean SOLVER.MAX_ITER",
         ),
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
+        (["MODEL.RAMBO.LAMBDA", "0"], "MODEL.RAMBO.LAMBDA must be > 0"),
+        (["MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),
+        (["MODEL.RAMBO.MEMORY_LENGTH", "-1"], "MODEL.RAMBO.MEMORY_LENGTH must"),
+        (["MODEL.RAMBO.BETA", "1.5"], "MODEL.RAMBO.BETA must be in [0, 1]"),
+        (["MODEL.RAMBO.SCORE", "x"], "MODEL.RAMBO.SCORE must be one of"),
+        (["DATASETS.TRAIN", "('nowhere',)"], "nowhere is not registered"),
+        (["DATASETS.TEST", "('coco_2017_val',)"], "coco_2017_val needs"),
+        (["--classes", "a,b"], "--classes goes with --register"),
+        (["--eval-only", "OUTPUT_DIR", "no/such/run"], "no checkpoint in"),
+        ([*OUT, "MODEL.WEIGHTS", "x.pth"], "x.pth: no such"),
+        ([*OWN, "DATASETS.TEST", "('a',)"], "no.json"),
+        (["--register-coco", "rambo_shapes_train", "no.json", "."], "already"),
         (
-            ["--config", CONFIG, "OUTPUT_DIR", "{tmp}", "--resume"],
-            "error: options come before the config keys: --resume",
-        ),
-        (["--config", CONFIG, "rambo", "SOLVER.MAX_ITER", "10"], "'rambo' is no config key"),
-        (
-            ["--config", CONFIG, "OUTPUT_DIR", "{tmp}", "SOLVER.MAXITER"],
-            "'SOLVER.MAXITER' is no config key: did you mean SOLVER.MAX_ITER?",
-        ),
-        (["--config", CONFIG, "SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
-        (["--config", CONFIG, "MODEL.RAMBO.LAMBDA", "0"], "MODEL.RAMBO.LAMBDA must be > 0"),
-        (["--config", CONFIG, "MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),
-        (["--config", CONFIG, "MODEL.RAMBO.MEMORY_LENGTH", "-1"], "MODEL.RAMBO.MEMORY_LENGTH must"),
-        (["--config", CONFIG, "MODEL.RAMBO.BETA", "1.5"], "MODEL.RAMBO.BETA must be in [0, 1]"),
-        (["--config", CONFIG, "MODEL.RAMBO.SCORE", "x"], "MODEL.RAMBO.SCORE must be one of"),
-        (["--config", CONFIG, "DATASETS.TRAIN", "('nowhere',)"], "nowhere is not registered"),
-        (["--config", CONFIG, "DATASETS.TEST", "('coco_2017_val',)"], "coco_2017_val needs"),
-        (["--config", CONFIG, "--classes", "a,b"], "--classes goes with --register"),
-        (["--config", CONFIG, "--eval-only", "OUTPUT_DIR", "no/such/run"], "no checkpoint in"),
-        (["--config", CONFIG, "OUTPUT_DIR", "{tmp}", "MODEL.WEIGHTS", "x.pth"], "x.pth: no such"),
-        (
-            ["--config", CONFIG, "--register-coco", "a", "no.json", ".", "DATASETS.TEST", "('a',)"],
-            "no.json",
-        ),
-        (
-            ["--config", CONFIG, "--register-coco", "rambo_shapes_train", "no.json", "."],
-            "already",
-        ),
-        (
-            ["--config", CONFIG, "--register-coco", "a", "no.json", ".", "--register-voc", "b"]
-            + [".", "val", "DATASETS.TEST", "('b',)"],
+            [*OWN, "--register-voc", "b", ".", "val", "DATASETS.TEST", "('b',)"],
             "--register-coco/--register-voc name a, b, but DATASETS.TRAIN is rambo_shapes_train: "
             "add DATASETS.TRAIN \"('a',)\"",
         ),
-        (["--config", CONFIG, "--num-gpus", "99"], "--num-gpus 99"),
+        (["--num-gpus", "99"], "--num-gpus 99"),
     ],
 )
-def test_a_users_mistake_is_one_line(arguments, message, capsys, catalogs, tmp_path):
-    arguments = [a.replace("{tmp}", str(tmp_path / "out")) for a in arguments]
-    assert main(arguments) == 2
+def test_a_users_mistake_is_one_line(words, message, capsys, catalogs, tmp_path):
+    (tmp_path / "bad.yaml").write_text("MODEL: [unclosed")
+    config = [] if not words or words[0] == "--config" else ["--config", CONFIG]
+    assert main([*config, *(word.replace("{tmp}", str(tmp_path)) for word in words)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error
-
-
-def test_a_config_that_is_not_yaml(tmp_path, capsys, catalogs):
-    (tmp_path / "bad.yaml").write_text("MODEL: [unclosed")
-    assert main(["--config", str(tmp_path / "bad.yaml")]) == 2
-    assert "bad.yaml" in capsys.readouterr().err
 
 
 def test_the_callers_level_of_logging_is_left():

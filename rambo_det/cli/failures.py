@@ -57,20 +57,26 @@ def explain(error: BaseException, advice: str = "") -> tuple[int, str] | None:
     last = (str(error).strip().splitlines() or [""])[-1]
     if isinstance(error, InputError) or last.startswith(_IN_ANOTHER_PROCESS):
         return 2, last.removeprefix(_IN_ANOTHER_PROCESS)
-    for cause in _causes(error):
+    cause: BaseException | None = error
+    while cause is not None:
+        text = " ".join(str(cause).split())
         if _is_of_a_full_disk(cause):
             return 1, _and(f"{cause}: make room", advice)
         if isinstance(cause, PermissionError) and cause.filename is not None:
             return 1, _and(f"{cause}: change the rights of the file or its folder", advice)
         if _is_of_a_worker(cause):
-            text = " ".join(str(cause).split())
             line = f"a data worker died, perhaps for want of memory ({text})"
             return 1, f"{_and(line, advice)}; DATALOADER.NUM_WORKERS sets how many there are"
         if _is_of_a_peer(cause):
-            reason = " ".join(str(cause).split()).split(". ")[0]
+            reason = text.split(". ")[0]
             line = f"another process of the run has ended, and may have said why ({reason})"
             return 1, _and(line, advice)
+        cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _and(line: str, advice: str) -> str:
+    return f"{line}; {advice}" if advice else line
 
 
 @contextmanager
@@ -94,16 +100,12 @@ def _is_of_a_full_disk(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
-def _and(line: str, advice: str) -> str:
-    return f"{line}; {advice}" if advice else line
-
-
 def _is_of_a_worker(error: BaseException) -> bool:
     """Whether a data worker died: torch may say so itself, or find its pipe closed."""
     if isinstance(error, RuntimeError):
         return "DataLoader worker" in str(error)
-    steps = traceback.extract_tb(error.__traceback__)
-    in_loader = any(step.filename.endswith("torch/utils/data/dataloader.py") for step in steps)
+    files = [step.filename for step in traceback.extract_tb(error.__traceback__)]
+    in_loader = any(file.endswith("torch/utils/data/dataloader.py") for file in files)
     return in_loader and isinstance(error, (ConnectionError, EOFError))
 
 
@@ -111,9 +113,3 @@ def _is_of_a_peer(error: BaseException) -> bool:
     """Whether a collective failed because another process of the run is gone."""
     marks = ("gloo/transport", "ncclRemoteError")
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

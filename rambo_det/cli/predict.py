@@ -9,23 +9,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from ..engine.arguments import add_model_arguments, refuse
 from ..errors import InputError
 from .failures import status_of
 
 _FALLBACK = 0.5
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that name a trained detector, for every tool that looks at one."""
-    parser.add_argument("--run", metavar="OUTPUT_DIR", help="a training: its last checkpoint")
-    parser.add_argument("--config", metavar="FILE", help="or a yaml config or a LazyConfig, and")
-    parser.add_argument("--weights", metavar="FILE", help="a checkpoint, of RaMBO or stock")
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE",
-        help="changes to the config, at the end of the command",
-    )  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,7 +25,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Detect in images, folders of them, videos or a camera: writes annotated "
         "pictures and videos, and all detections in COCO's result format.",
     )
-    parser.error = _refuse  # type: ignore[method-assign]  # one line, without the usage
+    parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="images, videos, folders")
     add_model_arguments(parser)
     parser.add_argument("--classes", metavar="A,B,C", help="names, where the training is not there")
@@ -59,10 +49,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _refuse(message: str) -> NoReturn:
-    raise InputError(message)
-
-
 def default_threshold(saved: Any) -> tuple[float, str]:
     """A score to draw from, and where it comes from.
 
@@ -71,26 +57,20 @@ def default_threshold(saved: Any) -> tuple[float, str]:
     """
     import json
 
-    from detectron2.data import MetadataCatalog
-
     from ..engine.saved import load_truth
     from ..evaluation.ranking import best_threshold, rank_detections
 
-    files = dict(saved.data.annotations)
-    for name in ("rambo_shapes_val",) if saved.folder and not files else ():
-        files[name] = MetadataCatalog.get(name).json_file  # a run older than data.json
     results = (saved.folder or Path()) / "inference" / "coco_instances_results.json"
     # Evaluations of several data sets overwrite each other's results.
-    if saved.folder and saved.is_last and len(files) == 1 and results.is_file():
-        ((name, file),) = files.items()
-        if os.path.isfile(file):
-            try:
-                found = rank_detections(load_truth(file), json.loads(results.read_text()))
-            except (ValueError, KeyError, AssertionError):  # of another data set, or cut off
-                return _FALLBACK, "the default"
+    if saved.is_last and len(saved.data.annotations) == 1 and results.is_file():
+        ((name, file),) = saved.data.annotations.items()
+        try:
+            found = rank_detections(load_truth(file), json.loads(results.read_text()))
             score = best_threshold(found)
-            if score is not None:
-                return score, f"the best F1 on {name}"
+        except (OSError, ValueError, KeyError, AssertionError):  # of another data set, or cut off
+            score = None
+        if score is not None:
+            return score, f"the best F1 on {name}"
     return _FALLBACK, "the default"
 
 
@@ -131,8 +111,7 @@ def run(args: argparse.Namespace) -> int:
     score, why = (args.threshold, "--threshold")
     if score is None:
         score, why = default_threshold(saved)
-    with annotator:
-        annotator.annotate(detector, score, args.frames)
+    annotator.annotate(detector, score, args.frames)
     print(annotator.summary(score, why))
     if broken:
         files = len(broken) + len(sources)

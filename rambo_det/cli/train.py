@@ -6,90 +6,15 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from ..config_files import find_config
+from ..engine.arguments import add_data_arguments, add_hold_out, parse_args
 from ..errors import InputError
 from .failures import status_of
 
-Process = Callable[[argparse.Namespace], dict[str, Any]]
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that register a user's own data, for every tool that reads data sets."""
-    parser.add_argument(
-        "--register-coco", nargs=3, action="append", default=[],
-        metavar=("NAME", "JSON", "IMAGE_DIR"), help="data in COCO format; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--register-voc", nargs=3, action="append", default=[], metavar=("NAME", "ROOT", "SPLIT"),
-        help="data in Pascal VOC layout (ROOT/ImageSets/Main/SPLIT.txt); may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--classes", metavar="A,B,C", help="class names of that data; by default read from it"
-    )
-
-
-def add_hold_out(parser: argparse.ArgumentParser) -> None:
-    """The option that sets training images aside."""
-    parser.add_argument(
-        "--hold-out", type=int, metavar="N",
-        help="set one of every N training images aside and evaluate on those, not on DATASETS.TEST:"
-        " to choose settings without looking at the test images",
-    )  # fmt: skip
-
-
-_LAZY_EXAMPLES = """
-Examples:
-
-Train on one machine:
-    $ %(prog)s --num-gpus 8 --config FILE.py
-
-Change some keys of the config:
-    $ %(prog)s --config FILE.py train.init_checkpoint=weights.pth optimizer.lr=0.001
-"""
-
-
-def _refuse(message: str) -> NoReturn:
-    raise InputError(message)
-
-
-def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argparse.Namespace:
-    """The arguments of Detectron2's own train_net.py, and those for a user's own data.
-
-    Args:
-        argv: the arguments; None: those of the command line.
-        lazy: whether they are those of a LazyConfig, which names its data sets itself.
-    """
-    from detectron2.engine import default_argument_parser
-
-    # Detectron2's examples are of a yaml config.
-    parser = default_argument_parser(epilog=_LAZY_EXAMPLES if lazy else None)
-    parser.error = _refuse  # one line, without the usage
-    parser.add_argument(
-        "--config", dest="config_file", default=argparse.SUPPRESS, metavar="FILE",
-        help="the same as --config-file",
-    )  # fmt: skip
-    add_data_arguments(parser)
-    if lazy:
-        parser.set_defaults(hold_out=None)
-    else:
-        add_hold_out(parser)
-    parser.add_argument(
-        "--fresh", action="store_true",
-        help="start anew in an OUTPUT_DIR that holds a run, which is moved aside",
-    )  # fmt: skip
-    args = parser.parse_args(argv)
-    if args.resume and args.fresh:
-        raise InputError("--resume goes on with a run and --fresh starts anew: choose one of them")
-    if not args.config_file:
-        raise InputError("--config FILE is missing, e.g. configs/quickstart/faster_rcnn_rambo.yaml")
-    # Detectron2 reads the file too, and knows nothing of those that are shipped with the package.
-    args.config_file = find_config(args.config_file)
-    return args
-
+__all__ = ["add_data_arguments", "add_hold_out", "main", "parse_args", "result_table", "run"]
 
 #: What is evaluated beside boxes -> title and metric that the table has of it.
 _OTHERS = {
@@ -134,99 +59,85 @@ def result_table(results: dict[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
+def load_config(args: argparse.Namespace) -> Any:
+    """The checked config of the run, yaml or LazyConfig, whose own data sets are registered."""
+    from ..engine.lazy import load_lazy_config
+    from ..engine.setup import build_config
+
+    return (load_lazy_config if args.lazy else build_config)(args)
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """One process of a run: training and evaluation, or evaluation alone."""
+    """One process of a run: training and evaluation, or evaluation alone.
+
+    Raises:
+        InputError: whatever is wrong with config, data or the run's folder.
+    """
     import detectron2.utils.comm as comm
 
-    from ..engine.checkpointer import load_whole_model
-    from ..engine.console import set_up
-    from ..engine.saved import write_data
-    from ..engine.setup import build_config, prepare_output, with_seed
+    from ..engine.folder import check_same_model, earlier_seed, prepare_folder
+    from ..engine.keys import names, set_value, value
+    from ..engine.lazy import LazyRun
+    from ..engine.saved import check_same_classes, write_data
+    from ..engine.seeds import run_seed
+    from ..engine.terminal import set_up
     from ..engine.trainer import RamboTrainer
 
-    cfg = build_config(args)
-    if args.eval_only:
-        cfg = _with_weights(cfg, args)
-    if not args.resume:
-        _check_weights(cfg)
-    cfg = with_seed(cfg, args)
+    kind = LazyRun if args.lazy else RamboTrainer
+    keys, cfg, main = kind.keys, load_config(args), comm.is_main_process()
+    train, test = names(cfg, keys.train), names(cfg, keys.test)
+    if not value(cfg, keys.folder):
+        raise InputError(f"{keys.folder} is empty: name a folder")
+    folder = Path(value(cfg, keys.folder))
+    if args.eval_only and not keys.named(keys.weights, args.opts):
+        set_value(cfg, keys.weights, _last_checkpoint(folder, keys))
+        check_same_classes("--eval-only", folder, test)
+    elif args.resume and not args.eval_only:
+        if not args.lazy:
+            check_same_model(cfg.MODEL, folder)
+        check_same_classes("--resume", folder, train[:1])
+    weights = value(cfg, keys.weights)
+    if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
+        raise InputError(f"{keys.weights} {weights}: no such file")
+    # Of a run that is gone on with its own, unless the command line gives one.
+    earlier = earlier_seed(folder) if args.resume and main else None
+    named = keys.named(keys.seed, args.opts)
+    set_value(cfg, keys.seed, run_seed(value(cfg, keys.seed), None if named else earlier))
     aside = None
-    if comm.is_main_process() and not args.eval_only:
-        aside = prepare_output(cfg, args.resume, args.fresh)
+    if main and not args.eval_only:
+        remedy = f"{keys.folder}{keys.sign}FOLDER"
+        aside = prepare_folder(folder, args.resume, args.fresh, remedy)
     comm.synchronize()
-    logger = set_up(cfg, args, cfg.OUTPUT_DIR)
+    logger = set_up(cfg, args, str(folder))
     if aside:
-        logger.info("The earlier run in %s is now in %s", cfg.OUTPUT_DIR, aside)
-    logger.info("Device: %s", _device_name(cfg.MODEL.DEVICE))
+        logger.info("The earlier run in %s is now in %s", folder, aside)
+    logger.info("Device: %s", _device_name(value(cfg, keys.device)))
     best = None
     if args.eval_only:
-        model = RamboTrainer.build_model(cfg)
-        _load(lambda: load_whole_model(model, cfg.MODEL.WEIGHTS, args.config_file), cfg)
-        results = RamboTrainer.test(cfg, model)
-        place = cfg.MODEL.WEIGHTS
+        results, place = kind.evaluate_checkpoint(cfg, weights, args.config_file), weights
     else:
-        trainer = RamboTrainer(cfg)
-        if comm.is_main_process():
-            write_data(cfg.OUTPUT_DIR, args, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-        _load(lambda: trainer.resume_or_load(resume=args.resume), cfg)
-        trainer.train()
-        # Empty in all processes but the main one.
-        results = getattr(trainer, "_last_eval_results", None)
-        if results is None:
-            results = RamboTrainer.test(cfg, trainer.model)
-        place = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+        trainer = kind(cfg)
+        if main:
+            write_data(str(folder), args, train, test)
+        results, place = trainer.fit(args.resume), folder / "model_final.pth"
         best = trainer.best and trainer.best.summary()
-    if comm.is_main_process():
+    if main:
         print(f"\n{result_table(results)}\n\ncheckpoint: {place}")
         if best:
             print(best)
     return results
 
 
-def _check_processes(args: argparse.Namespace, process: Process) -> None:
-    """Finds a mistake before many processes are started to find it."""
-    import torch
+def _last_checkpoint(folder: Path, keys: Any) -> str:
+    from ..engine.folder import last_checkpoint
 
-    from ..engine.setup import build_config
-
-    if args.num_gpus > max(torch.cuda.device_count(), 1):
-        raise InputError(f"--num-gpus {args.num_gpus}: there are {torch.cuda.device_count()} here")
-    if args.num_gpus * args.num_machines > 1 and process is run:
-        build_config(args)
-
-
-def _with_weights(cfg: Any, args: argparse.Namespace) -> Any:
-    """For evaluation: the weights that were named, else the last checkpoint of OUTPUT_DIR."""
-    if "MODEL.WEIGHTS" in args.opts[::2]:
-        return cfg
-    from ..engine.checkpointer import last_checkpoint
-    from ..engine.setup import check_same_classes
-
-    file = last_checkpoint(cfg.OUTPUT_DIR)
+    file = last_checkpoint(folder)
     if file is None:
         raise InputError(
-            f"--eval-only: no checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}: "
-            "name one with MODEL.WEIGHTS FILE"
+            f"--eval-only: no checkpoint in {keys.folder} {folder}: name one with "
+            f"{keys.weights}{keys.sign}FILE"
         )
-    check_same_classes("--eval-only", Path(cfg.OUTPUT_DIR), cfg.DATASETS.TEST)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(file)
-    cfg.freeze()
-    return cfg
-
-
-def _check_weights(cfg: Any) -> None:
-    weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not os.path.isfile(weights):
-        raise InputError(f"MODEL.WEIGHTS {weights}: no such file")
-
-
-def _load(load: Any, cfg: Any) -> None:
-    try:
-        load()
-    except OSError as error:  # a download that fails among them
-        raise InputError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} cannot be loaded: {error}") from error
+    return str(file)
 
 
 def _device_name(device: str) -> str:
@@ -237,21 +148,28 @@ def _device_name(device: str) -> str:
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
-def main(argv: Sequence[str] | None = None, process: Process = run) -> int:
+def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:
     """Command line entry; returns the exit status: 2 after a user's mistake.
 
     Args:
         argv: the arguments; None: those of the command line.
-        process: what each process of the run does, see :func:`run`.
+        lazy: whether the config is a LazyConfig.
     """
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
 
     def launched() -> None:
-        args = parse_args(argv, lazy=process is not run)
+        import torch
+
+        args = parse_args(argv, lazy)
         from ..engine.launch import launch
 
-        _check_processes(args, process)
-        launch(process, args)
+        if args.num_gpus > max(torch.cuda.device_count(), 1):
+            raise InputError(
+                f"--num-gpus {args.num_gpus}: there are {torch.cuda.device_count()} here"
+            )
+        if args.num_gpus * args.num_machines > 1 and not lazy:
+            load_config(args)  # finds a mistake before many processes are started to find it
+        launch(run, args)
 
     return status_of(launched, "--resume goes on from the last checkpoint")
 

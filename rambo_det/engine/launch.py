@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import detectron2.utils.comm as comm
 import torch
@@ -14,62 +14,42 @@ from detectron2.engine import launch as detectron2_launch
 
 from ..errors import InputError
 
-
-class Started(NamedTuple):
-    """What a launcher tells one of the processes it has started."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    init_method: str
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
-def started(environment: Mapping[str, str]) -> Started | None:
-    """The process as torchrun or SLURM's srun has started it; None if neither has, or but one.
+def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """torchrun's variables for a task that SLURM's srun has started; {} if it is none of several.
 
-    Args:
-        environment: of the process.
-
-    Raises:
-        InputError: SLURM has a different number of tasks on its nodes.
+    Raises InputError if there are different numbers of tasks on the nodes.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if all(name in environment for name in names):
-        meeting = "env://"
-        numbers = [int(environment[name]) for name in names]
-    elif int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in environment:
-        nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
-        size = int(environment["SLURM_NTASKS"])
-        if size % nodes:
-            raise InputError(
-                f"SLURM started {size} tasks on {nodes} nodes: give each as many, with "
-                "--ntasks-per-node"
-            )
-        numbers = [int(environment["SLURM_PROCID"]), size, int(environment["SLURM_LOCALID"])]
-        numbers.append(size // nodes)
-        host = environment.get("MASTER_ADDR", environment.get("SLURM_LAUNCH_NODE_IPADDR", ""))
-        # A port that is the same for all processes of the job, and of another job another.
-        port = environment.get("MASTER_PORT", str(20000 + int(environment["SLURM_JOB_ID"]) % 20000))
-        meeting = f"tcp://{host}:{port}"
-    else:
-        return None
-    if numbers[1] == 1:
-        return None
-    return Started(*numbers, meeting)
+    size = int(environment.get("SLURM_NTASKS", 1))
+    # An allocation of several tasks in which a script is run by hand is no run of several.
+    if size < 2 or "SLURM_STEP_ID" not in environment:
+        return {}
+    nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
+    if size % nodes:
+        raise InputError(
+            f"SLURM started {size} tasks on {nodes} nodes: give each as many, with "
+            "--ntasks-per-node"
+        )
+    numbers = (environment["SLURM_PROCID"], size, environment["SLURM_LOCALID"], size // nodes)
+    # A port that is the same for all processes of the job, and of another job another.
+    meeting = {
+        "MASTER_ADDR": environment.get("SLURM_LAUNCH_NODE_IPADDR", ""),
+        "MASTER_PORT": str(20000 + int(environment["SLURM_JOB_ID"]) % 20000),
+    }
+    given = {name: environment[name] for name in meeting if name in environment}
+    return {**dict(zip(_TORCHRUN, map(str, numbers), strict=True)), **meeting, **given}
 
 
 def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Runs ``process(args)`` in each process of the run.
 
     Those of torchrun or SLURM, if there are several; else as Detectron2's own ``launch``.
-
-    Args:
-        process: what each of them does.
-        args: ``num_gpus``, ``num_machines``, ``machine_rank``, ``dist_url``.
     """
-    given = started(os.environ)
-    if given is None:
+    if not all(name in os.environ for name in _TORCHRUN):
+        os.environ.update(from_slurm(os.environ))
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "LOCAL_WORLD_SIZE" not in os.environ:
         detectron2_launch(
             process, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
             dist_url=args.dist_url, args=(args,),
@@ -77,11 +57,9 @@ def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespac
         return
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(given.local_rank)
-    dist.init_process_group(
-        "nccl" if gpu else "gloo", given.init_method, rank=given.rank, world_size=given.size
-    )
-    create_local_group(given)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpu else "gloo")
+    create_local_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
         comm.synchronize()
         process(args)
@@ -90,13 +68,13 @@ def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespac
         comm._LOCAL_PROCESS_GROUP = None
 
 
-def create_local_group(given: Started) -> None:
-    """Tells Detectron2 which processes share a machine."""
+def create_local_group(local_size: int) -> None:
+    """Tells Detectron2 which processes share a machine, ``local_size`` each; a collective."""
     if hasattr(comm, "create_local_process_group"):
-        comm.create_local_process_group(given.local_size)
+        comm.create_local_process_group(local_size)
         return
-    # Detectron2 v0.5 has no function for it. Every process has to make every group.
-    for first in range(0, given.size, given.local_size):
-        group = dist.new_group(list(range(first, first + given.local_size)))
-        if first <= given.rank < first + given.local_size:
+    # Detectron2 v0.6 has no function for it. Every process has to make every group.
+    for first in range(0, comm.get_world_size(), local_size):
+        group = dist.new_group(list(range(first, first + local_size)))
+        if first <= comm.get_rank() < first + local_size:
             comm._LOCAL_PROCESS_GROUP = group

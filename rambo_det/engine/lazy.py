@@ -2,60 +2,104 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import pydoc
+import traceback
+import warnings
 from typing import Any
 
 import detectron2.utils.comm as comm
-from detectron2.config import CfgNode, instantiate
+import torch
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import inference_on_dataset
+from omegaconf import OmegaConf
 
 from ..config import add_rambo_config
+from ..config_files import find_config
 from ..data.mapper import NamingMapper
 from ..errors import InputError
-from .best import LAZY_KEYS, BestModel, StoppedEarly
-from .checkpointer import AtomicCheckpointer, earlier_seed, last_checkpoint, load_whole_model
+from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
+from .hooks import SeededSteps, StoppedEarly, training_hooks
+from .keys import LAZY, names
 from .loader import train_loader
-from .memories import CollectMemories
-from .progress import ProgressBar
-from .scalars import WriteEvaluations
+from .own_data import check_dataset, check_own_trained_on, register_own
 from .seeds import ORDER, run_seed, seeded
-from .steps import SeededSteps
-
-_STOCK_LOADERS = (build_detection_train_loader, train_loader)
+from .values import check_best
 
 
-def settle_seed(cfg: Any, resume: bool) -> int:
-    """Puts the run's seed, >= 0, into ``cfg.train.seed``; that of an earlier run comes first.
+def load_lazy_config(args: argparse.Namespace) -> Any:
+    """Registers the data sets of the command line and gives the LazyConfig of the run.
 
-    To be called before Detectron2's ``default_setup``, which seeds what the model is made with and
-    writes the config down.
-
-    Raises:
-        InputError: ``resume``, and the last checkpoint cannot be read.
+    ``args`` are of :func:`.arguments.parse_args`, ``opts`` as ``KEY=VALUE``. Raises InputError for
+    whatever is wrong with config, keys or data.
     """
-    earlier = None
-    if comm.is_main_process():
-        earlier = earlier_seed(cfg.train.output_dir, resume)
-    cfg.train.seed = run_seed(cfg.train.get("seed", -1), earlier)
-    return int(cfg.train.seed)
+    file = find_config(args.config_file)
+    try:
+        with warnings.catch_warnings():
+            # Detectron2's model zoo, which the configs build on, imports it.
+            warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+            cfg = LazyConfig.load(file)
+    except Exception as error:  # a LazyConfig is a program, which can fail in any way
+        steps = traceback.extract_tb(error.__traceback__)
+        line = next((f", line {s.lineno}" for s in reversed(steps) if s.filename == file), "")
+        message = " ".join(str(error).split())
+        raise InputError(f"{file}{line}: {type(error).__name__}: {message}") from error
+    for node in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
+        if node not in cfg:
+            raise InputError(f"{file} is not a LazyConfig of a training: it has no {node!r}")
+    _add_own_keys(cfg)
+    for opt in args.opts:
+        _override(cfg, opt)
+    training, test = names(cfg, LAZY.train), names(cfg, LAZY.test)
+    check_own_trained_on(args, LAZY.train, training, test, f"{LAZY.train}={{}}")
+    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
+        cfg.train.device = "cpu"
+    classes = register_own(args, training)
+    if classes is not None:
+        node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
+        node.num_classes = len(classes)
+    for key in (LAZY.train, LAZY.test):
+        for name in names(cfg, key):
+            check_dataset(key, name)
+    if not args.eval_only:
+        check_best(cfg, LAZY, test[:1])  # they are evaluated as one
+    return cfg
 
 
-def own_keys() -> dict[str, Any]:
-    """The keys of ``train`` that Detectron2's LazyConfigs do not have, and their defaults."""
-    cfg = CfgNode({"MODEL": CfgNode()})
-    add_rambo_config(cfg)
-    node = cfg.RAMBO_TRAIN
-    # A seed Detectron2 does know.
-    return {
-        "seed": -1, "keep_best": node.KEEP_BEST, "best_metric": node.BEST_METRIC,
-        "patience": node.PATIENCE,
-    }  # fmt: skip
+def _add_own_keys(cfg: Any) -> None:
+    """Sets what ``train`` lacks of the keys that Detectron2's LazyConfigs do not have."""
+    defaults = CfgNode({"MODEL": CfgNode()})
+    add_rambo_config(defaults)
+    cfg.train.setdefault("seed", -1)
+    for key in ("KEEP_BEST", "BEST_METRIC", "PATIENCE"):
+        cfg.train.setdefault(key.lower(), defaults.RAMBO_TRAIN[key])
+
+
+def _override(cfg: Any, opt: str) -> None:
+    key, equals, _ = opt.partition("=")
+    if opt.startswith("--"):
+        raise InputError(f"options come before the config keys: {opt}")
+    if not equals:
+        raise InputError(f"config keys come as KEY=VALUE, got {opt!r}")
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else None
+    # A model takes arguments that its config does not name; everything else is listed there.
+    if not OmegaConf.is_config(node) or (leaf not in node and not key.startswith("model.")):
+        raise InputError(f"unknown config key {key}")
+    before = OmegaConf.select(cfg, key)
+    try:
+        LazyConfig.apply_overrides(cfg, [opt])
+    except Exception as error:  # hydra's parser has errors of its own, of no common type
+        raise InputError(f"{opt}: {' '.join(str(error).split())}") from error
+    number = (int, float)
+    if isinstance(before, number) and not isinstance(OmegaConf.select(cfg, key), number):
+        raise InputError(f"{key} must be a number or a truth value, as {before!r}, got {opt!r}")
 
 
 class LazyRun:
@@ -63,22 +107,20 @@ class LazyRun:
 
     Args:
         cfg: with ``model``, ``dataloader.{train,test,evaluator}``, ``optimizer``,
-            ``lr_multiplier`` and ``train``, as in Detectron2's ``configs/common``; what is missing
-            of :func:`own_keys` is set.
+            ``lr_multiplier`` and ``train``, as in Detectron2's ``configs/common``.
 
     Attributes:
-        checkpoint: the file that holds the weights, once trained or evaluated.
         trainer: Detectron2's trainer, once trained.
         best: the hook that keeps the best evaluation; None where none is kept.
     """
 
+    keys = LAZY
+
     def __init__(self, cfg: Any) -> None:
+        _add_own_keys(cfg)
         self._cfg = cfg
-        for key, value in own_keys().items():
-            cfg.train.setdefault(key, value)
         self._model = instantiate(cfg.model).to(cfg.train.device)
-        self.checkpoint = ""
-        self.best: BestModel | None = None
+        self._results: Any = None
 
     def evaluate(self, model: Any = None) -> dict[str, Any]:
         """Metrics of the model on the test set, by the names of its evaluator."""
@@ -88,35 +130,25 @@ class LazyRun:
         if "mapper" in loader:  # a loader of the user's own may have none
             loader["mapper"] = NamingMapper(instantiate(loader["mapper"]))
         results = inference_on_dataset(model or self._model, instantiate(loader), evaluator)
-        return dict(results or {})
+        self._results = dict(results or {})
+        return self._results
 
-    def evaluate_checkpoint(self, file: str = "") -> dict[str, Any]:
-        """:meth:`evaluate` with the weights in ``file``, by default the run's last checkpoint."""
-        folder = self._cfg.train.output_dir
-        checkpoint = file or last_checkpoint(folder)
-        if not checkpoint:
-            raise InputError(
-                f"--eval-only: no checkpoint in train.output_dir {folder}: "
-                "name one with train.init_checkpoint=FILE"
-            )
-        self.checkpoint = str(checkpoint)
-        load_whole_model(self._model, self.checkpoint, "the config")
-        return self.evaluate()
+    @classmethod
+    def evaluate_checkpoint(cls, cfg: Any, file: str, config: str) -> dict[str, Any]:
+        """Metrics of a checkpoint; InputError if it is not of the model of ``config``, a name."""
+        run = cls(cfg)
+        load_whole_model(run._model, file, config)
+        return run.evaluate()
 
-    def train(self, resume: bool) -> dict[str, Any]:
+    def fit(self, resume: bool) -> dict[str, Any]:
         """Trains up to ``train.max_iter``; returns the metrics at the end.
 
-        What is drawn and the order of the data follow from the seed, ``train.seed`` (absent or
-        below 0: any), and the iteration: a run that was killed and is resumed is the one that was
-        not. Only of a loader other than ``build_detection_train_loader`` the data start anew. It
-        ends early if ``train.patience`` says so.
-
-        Raises:
-            InputError: ``resume``, and the last checkpoint cannot be read.
+        What is drawn and the order of the data follow from the seed, ``train.seed`` (below 0: any),
+        and the iteration: a run that was killed and is resumed is the one that was not. Only of a
+        loader other than ``build_detection_train_loader`` the data start anew.
         """
         cfg, train = self._cfg, self._cfg.train
-        main = comm.is_main_process()
-        seed = settle_seed(cfg, resume)
+        seed = run_seed(train.seed)
         cfg.optimizer.params.model = self._model
         optimizer = instantiate(cfg.optimizer)
         loader = self._loader(seed)
@@ -125,41 +157,23 @@ class LazyRun:
         trainer = (AMPTrainer if train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
         self.trainer = trainer
         checkpointer = AtomicCheckpointer(model, train.output_dir, seed=seed, trainer=trainer)
-        results: list[
-            dict[str, Any]
-        ] = []  # of every evaluation; empty dicts but in the main process
-
-        def evaluate() -> dict[str, Any]:
-            results.append(self.evaluate(model))
-            progress.evaluated(results[-1])
-            scalars.evaluated()
-            if self.best is not None:
-                self.best.evaluated(results[-1])
-            return results[-1]
-
-        if train.eval_period > 0 and (train.keep_best or train.patience):
-            self.best = BestModel(
-                train.best_metric, train.keep_best, train.patience, train.eval_period,
-                checkpointer, evaluate, LAZY_KEYS,
-            )  # fmt: skip
-
-        progress = ProgressBar()
         writers = []
-        if main:
+        if comm.is_main_process():
             drop_unfinished_line(os.path.join(train.output_dir, "metrics.json"))
             writers = default_writers(train.output_dir, train.max_iter)
-        scalars = WriteEvaluations(writers)
+
+        def evaluate() -> dict[str, Any]:
+            return self.evaluate(model)
+
+        *others, self.best = training_hooks(
+            cfg, LAZY, checkpointer, evaluate, writers, train.log_period, **train.checkpointer
+        )  # fmt: skip
         trainer.register_hooks(
             [
                 SeededSteps(seed, loader),
-                CollectMemories(train.checkpointer.period, checkpointer),
                 hooks.IterationTimer(),
                 hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-                hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer) if main else None,
-                hooks.EvalHook(train.eval_period, evaluate),
-                hooks.PeriodicWriter(writers, period=train.log_period) if main else None,
-                progress,
-                scalars,
+                *others,
                 self.best,
             ]
         )
@@ -169,14 +183,14 @@ class LazyRun:
             trainer.train(start, train.max_iter)
         except StoppedEarly as stopped:
             logging.getLogger(__name__).info("%s", stopped)
-        self.checkpoint = os.path.join(train.output_dir, "model_final.pth")
-        return results[-1] if results else self.evaluate(model)
+        return evaluate() if self._results is None else self._results
 
     def _loader(self, seed: int) -> Any:
         """The training batches; those of Detectron2's own loader can be gone on with."""
         node = self._cfg.dataloader.train
         target = node.get("_target_")
-        if (pydoc.locate(target) if isinstance(target, str) else target) in _STOCK_LOADERS:
+        target = pydoc.locate(target) if isinstance(target, str) else target
+        if target in (build_detection_train_loader, train_loader):
             node.update(_target_=train_loader, seed=seed)
         else:
             logging.getLogger(__name__).warning(

@@ -77,11 +77,8 @@ class ResumableLoader:
         self._sampler = sampler
         self._wide = _wide_images(dataset) if aspect_ratio_grouping else None
         self._images = _Images(dataset, mapper, self.seed)
-        self._arguments = {
-            **kwargs,
-            "num_workers": num_workers,
-            "collate_fn": collate_fn or trivial_batch_collator,
-        }
+        collate_fn = collate_fn or trivial_batch_collator
+        self._arguments = {**kwargs, "num_workers": num_workers, "collate_fn": collate_fn}
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: `start` is read and workers begin when the first batch is asked for. Some
@@ -114,12 +111,12 @@ def train_loader(dataset: Any, *, seed: int, **kwargs: Any) -> Any:
         dataset, **kwargs: of ``build_detection_train_loader``.
         seed: of the run, >= 0.
     """
-    if isinstance(dataset, IterableDataset):
-        logging.getLogger(__name__).warning(
-            "The training data are an IterableDataset: after --resume they start from the beginning"
-        )
-        return build_detection_train_loader(dataset, **kwargs)
-    return ResumableLoader(dataset, seed=seed, **kwargs)
+    if not isinstance(dataset, IterableDataset):
+        return ResumableLoader(dataset, seed=seed, **kwargs)
+    logging.getLogger(__name__).warning(
+        "The training data are an IterableDataset: after --resume they start from the beginning"
+    )
+    return build_detection_train_loader(dataset, **kwargs)
 
 
 def _wide_images(dataset: Any) -> torch.Tensor:
@@ -130,12 +127,8 @@ def _wide_images(dataset: Any) -> torch.Tensor:
             "aspect_ratio_grouping=False does without",
             len(dataset),
         )
-    wide = (record.get("width", 0) > record.get("height", 0) for record in _all_of(dataset))
-    return torch.tensor(list(wide), dtype=torch.bool)
-
-
-def _all_of(dataset: Any) -> Iterator[dict[str, Any]]:
-    return (dataset[i] for i in range(len(dataset)))  # map-style: not all of them can be iterated
+    records = (dataset[i] for i in range(len(dataset)))  # not all of them can be iterated
+    return torch.tensor([r.get("width", 0) > r.get("height", 0) for r in records], dtype=torch.bool)
 
 
 class _Images(Dataset):
@@ -143,9 +136,8 @@ class _Images(Dataset):
 
     def __init__(self, dataset: Any, mapper: Callable[[Any], Any] | None, seed: int) -> None:
         # Serialised in a list of Detectron2's, workers share the memory of it.
-        self._records = (
-            DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
-        )
+        is_list = isinstance(dataset, list)
+        self._records = DatasetFromList(dataset, copy=False) if is_list else dataset
         self._mapper = mapper and PicklableWrapper(NamingMapper(mapper))
         self._seed = seed
 

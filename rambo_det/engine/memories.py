@@ -1,8 +1,6 @@
-"""The score memories of several processes in the checkpoint that one of them writes."""
+"""The score memories of all processes in the checkpoint that one of them writes."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from detectron2.engine import HookBase
 from torch import nn
@@ -11,31 +9,26 @@ from ..core import ScoreMemory
 
 
 def collect_memories(model: nn.Module) -> None:
-    """Has what all processes remember be in the state dict that is taken next; a collective."""
+    """Makes the next state dict hold what all processes remember; a collective."""
     for module in model.modules():
         if isinstance(module, ScoreMemory):
             module.collect()
 
 
 class CollectMemories(HookBase):
-    """Has every process hand its share of the memories to the one that saves.
+    """:func:`collect_memories` for a trainer whose checkpoints are saved by the main process alone.
 
-    To be registered in every process, before the PeriodicCheckpointer of the main one.
+    Register it in every process, before the PeriodicCheckpointer of the main one. The checkpoints
+    of :class:`.checkpointer.AtomicCheckpointer` do without.
 
     Args:
-        period: of the checkpoints, in iterations; the last one is saved as well.
-        checkpointer: an :class:`.checkpointer.AtomicCheckpointer`, of which there is more to
-            collect than the memories; None: another one.
+        period: of the checkpoints, in iterations; the last iteration is saved as well.
     """
 
-    def __init__(self, period: int, checkpointer: Any = None) -> None:
+    def __init__(self, period: int) -> None:
         self._period = period
-        self._checkpointer = checkpointer
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self._period == 0 or done >= self.trainer.max_iter:
-            if self._checkpointer is None:
-                collect_memories(self.trainer.model)
-            else:
-                self._checkpointer.collect()
+            collect_memories(self.trainer.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -27,7 +27,7 @@ class Pictures(HookBase):
     test set, each twice, with its true boxes and with as many of its detections, the highest. A
     perfect ranking makes the two alike; no threshold is needed.
 
-    To be registered before the hook that evaluates; that calls :meth:`evaluated`.
+    Whoever evaluates calls :meth:`evaluated`.
 
     Args:
         cfg: of the run; ``RAMBO_TRAIN.IMAGES`` images a grid.
@@ -35,46 +35,41 @@ class Pictures(HookBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         self._cfg = cfg
-        self._number = cfg.RAMBO_TRAIN.IMAGES
-        self._inputs: list[Mapping[str, Any]] = []
+        self._number = cfg.RAMBO_TRAIN.IMAGES if comm.is_main_process() else 0
         self._handle: Any = None
         self._chosen: dict[str, list[dict[str, Any]]] = {}
-        self._mapper: Any = None
+        # Resizes as for a test, and yet tells the annotations.
+        self._mapper = DatasetMapper(cfg, is_train=False)
+        self._mapper.is_train = True
 
     def before_step(self) -> None:
         done, period = self.trainer.iter + 1, self._cfg.TEST.EVAL_PERIOD
         due = self.trainer.iter == self.trainer.start_iter or (period > 0 and done % period == 0)
-        if due and self._number and comm.is_main_process():
-            self._handle = self.trainer.model.register_forward_pre_hook(self._keep)
+        if due and self._number:
+            self._handle = self.trainer.model.register_forward_pre_hook(self._draw_inputs)
 
-    def _keep(self, model: Any, args: tuple[list[Mapping[str, Any]]]) -> None:
-        self._inputs = args[0][: self._number]
-
-    def after_step(self) -> None:
-        if self._handle is None:
-            return
+    def _draw_inputs(self, model: Any, args: tuple[list[dict[str, Any]]]) -> None:
         self._handle.remove()
-        self._handle = None
         metadata = MetadataCatalog.get(self._cfg.DATASETS.TRAIN[0])
+        records = [record for record in args[0][: self._number] if "instances" in record]
         pictures = [
-            self._draw(record["image"], as_detections(record["instances"]), metadata)
-            for record in self._inputs
-            if "instances" in record
+            self._draw(r["image"], as_detections(r["instances"]), metadata) for r in records
         ]
-        self._inputs = []
         self._put("train/inputs", pictures, 2)
 
     def evaluated(self) -> None:
         """Draws what the model detects now."""
-        if not (self._number and comm.is_main_process()):
-            return
         model = getattr(self.trainer.model, "module", self.trainer.model)  # not DDP's
-        if needs_proposals(model):
+        if not self._number or needs_proposals(model):
             return
         for name in self._cfg.DATASETS.TEST:
             metadata = MetadataCatalog.get(name)
+            if name not in self._chosen:
+                records = DatasetCatalog.get(name)
+                step = max(1, len(records) // self._number)
+                self._chosen[name] = records[::step][: self._number]
             pictures = []
-            for record in self._records(name):
+            for record in map(self._mapper, self._chosen[name]):
                 image = record["image"]
                 with inference_context(model), torch.no_grad():
                     (output,) = model([{"image": image}])  # without a size: in px of its input
@@ -84,18 +79,6 @@ class Pictures(HookBase):
                 found = found[found.scores.argsort(descending=True)[: max(1, len(truth))]]
                 pictures += [self._draw(image, boxes, metadata) for boxes in (truth, found)]
             self._put(f"{name}/detections", pictures, 4)
-
-    def _records(self, name: str) -> list[dict[str, Any]]:
-        """The test images to draw, the same ones each time: as the model takes them, and truth."""
-        if name not in self._chosen:
-            records = DatasetCatalog.get(name)
-            step = max(1, len(records) // self._number)
-            self._chosen[name] = records[::step][: self._number]
-        if self._mapper is None:
-            # Resizes as for a test, and yet tells the annotations.
-            self._mapper = DatasetMapper(self._cfg, is_train=False)
-            self._mapper.is_train = True
-        return [self._mapper(record) for record in self._chosen[name]]
 
     def _draw(self, image: torch.Tensor, found: Instances, metadata: Metadata) -> np.ndarray:
         return draw_detections(to_rgb(image, self._cfg.INPUT.FORMAT), found, metadata)

@@ -54,21 +54,20 @@ class RankedData:
         check_dataset("--dataset", self.name)
         self.records: list[dict[str, Any]] = DatasetCatalog.get(self.name)
         metadata = MetadataCatalog.get(self.name)
-        file = metadata.get("json_file")
+        file, names = metadata.get("json_file"), metadata.get("thing_classes")
         if not file:
             raise InputError(
                 f"--dataset {self.name} has no annotations in COCO's format: register its folder "
                 "with --register-voc"
             )
-        self._truth = load_truth(file)
-        own = metadata.get("thing_dataset_id_to_contiguous_id") or {}
-        self._category_ids = {index: number for number, index in own.items()}
-        names = metadata.get("thing_classes")
         if classes and list(names) != list(classes):
             raise InputError(
                 f"--dataset {self.name} has the classes {', '.join(names)}, the detector "
                 f"{', '.join(classes)}"
             )
+        self._truth = load_truth(file)
+        own = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        self._category_ids = {index: number for number, index in own.items()}
         self._files = {record["image_id"]: record["file_name"] for record in self.records}
 
     def detect(self, detector: Detector) -> list[dict[str, Any]]:

@@ -7,50 +7,27 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-import yaml
 from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
+from ..config_files import find_config
 from ..errors import InputError
-from .checkpointer import earlier_config, last_checkpoint
 from .files import whole_file
+from .folder import earlier_config, last_checkpoint
 
 _FILE = "data.json"
 
 
-def write_data(
-    folder: str, args: argparse.Namespace, train: Sequence[str], test: Sequence[str]
-) -> None:
-    """Notes down class names and where the data are, which the command line told.
-
-    Args:
-        folder: of the run.
-        args: ``register_coco``, ``register_voc``, ``hold_out``.
-        train, test: names of the data sets, which are registered.
-    """
-    # What --hold-out made of the training data: nobody else could register it again.
-    parts = [MetadataCatalog.get(n) for n in [*train, *test]] if args.hold_out is not None else []
-    coco = [*args.register_coco, *([p.name, p.json_file, p.image_root] for p in parts)]
-    files = {name: MetadataCatalog.get(name).get("json_file") for name in test}
-    content = {
-        "classes": list(MetadataCatalog.get(train[0]).get("thing_classes") or ()),
-        "register_coco": [[n, *map(os.path.abspath, paths)] for n, *paths in coco],
-        "register_voc": [[n, os.path.abspath(root), s] for n, root, s in args.register_voc],
-        "annotations": {name: os.path.abspath(file) for name, file in files.items() if file},
-    }
-    with whole_file(os.path.join(folder, _FILE), "w") as file:
-        json.dump(content, file, indent=1)
-
-
 @dataclass
 class SavedData:
-    """What :func:`write_data` wrote; empty for runs that are older than it.
+    """What :func:`write_data` wrote; empty where it did not.
 
     Attributes:
         classes: their names, in the order of the model's outputs.
@@ -65,12 +42,29 @@ class SavedData:
     annotations: dict[str, str] = field(default_factory=dict)
 
 
-def read_data(folder: Path) -> SavedData:
-    """The data of the run in the folder.
+def write_data(
+    folder: str, args: argparse.Namespace, train: Sequence[str], test: Sequence[str]
+) -> None:
+    """Notes down class names and where the data are, which the command line told.
 
-    Raises:
-        InputError: the file is there and cannot be read.
+    ``train`` and ``test`` are names of data sets, which are registered.
     """
+    # What --hold-out made of the training data: nobody else could register it again.
+    parts = [MetadataCatalog.get(n) for n in [*train, *test]] if args.hold_out is not None else []
+    coco = [*args.register_coco, *([p.name, p.json_file, p.image_root] for p in parts)]
+    files = {name: MetadataCatalog.get(name).get("json_file") for name in test}
+    data = SavedData(
+        list(MetadataCatalog.get(train[0]).get("thing_classes") or ()),
+        [[n, *map(os.path.abspath, paths)] for n, *paths in coco],
+        [[n, os.path.abspath(root), split] for n, root, split in args.register_voc],
+        {name: os.path.abspath(file) for name, file in files.items() if file},
+    )
+    with whole_file(os.path.join(folder, _FILE), "w") as file:
+        json.dump(vars(data), file, indent=1)
+
+
+def read_data(folder: Path) -> SavedData:
+    """The data of the run in the folder; InputError if the file is there and cannot be read."""
     try:
         content = json.loads((folder / _FILE).read_text())
         return SavedData(**{k: v for k, v in content.items() if k in vars(SavedData())})
@@ -78,6 +72,26 @@ def read_data(folder: Path) -> SavedData:
         return SavedData()
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / _FILE} is not what a training wrote: {error}") from None
+
+
+def check_same_classes(option: str, folder: Path, names: Iterable[str]) -> None:
+    """Raises InputError unless the data have the classes of the run in the folder, in its order.
+
+    A model has their number alone: under other names it would go on without a word. A folder
+    without ``data.json`` is not looked at; ``option`` is what goes on with the run.
+    """
+    was = read_data(folder).classes
+    for name in names:
+        now = list(MetadataCatalog.get(name).get("thing_classes") or ())
+        pairs = enumerate(zip_longest(was, now), 1) if was and now else ()
+        for number, (old, new) in pairs:
+            if old != new:
+                old, new = ("none" if x is None else repr(x) for x in (old, new))
+                raise InputError(
+                    f"{option}: class {number} is {old} in the run in {folder} and {new} in "
+                    f"{name}: give the run's classes, in its order, with "
+                    f"--classes {shlex.quote(','.join(was))}"
+                )
 
 
 @dataclass
@@ -101,52 +115,35 @@ class SavedModel:
     @property
     def is_lazy(self) -> bool:
         """Whether the config is a LazyConfig."""
-        if self.config.endswith(".py"):
-            return True
         folder, name = os.path.split(self.config)
-        content: Any = {}
-        if name == "config.yaml":
-            content = earlier_config(folder, yaml.BaseLoader)
-        return "model" in content and "MODEL" not in content
+        content = earlier_config(folder) if name == "config.yaml" else {}
+        return self.config.endswith(".py") or ("model" in content and "MODEL" not in content)
 
 
 def find_model(run: str | None, config: str | None, weights: str | None) -> SavedModel:
     """The model that was named: that of a run, or of a config and a checkpoint.
 
-    Args:
-        run: OUTPUT_DIR of a training, whose last checkpoint it is unless ``weights`` names another.
-        config, weights: files.
-
-    Raises:
-        InputError: too little or too much was named, or something does not exist.
+    Of a run, an OUTPUT_DIR, it is the last checkpoint unless ``weights`` names another. Raises
+    InputError if too little or too much was named, or if something does not exist.
     """
-    from ..config_files import find_config
-
+    if weights is not None and "://" not in weights and not os.path.isfile(weights):
+        raise InputError(f"--weights {weights}: no such file")
     if run is None:
         if config is None or weights is None:
             raise InputError(
                 "which detector? --run OUTPUT_DIR of a training, or --config FILE --weights FILE"
             )
-        _check_weights(weights)
         return SavedModel(find_config(config), weights, None, read_data(Path(weights).parent))
     if config is not None:
         raise InputError("--run has a config of its own: leave out --config")
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
         raise InputError(f"--run {run}: no training has been there (it has no config.yaml)")
+    file = weights or last_checkpoint(run)
+    if file is None:
+        raise InputError(f"--run {run}: no checkpoint there yet: name one with --weights FILE")
     is_last = weights is None
-    if weights is None:
-        file = last_checkpoint(run)
-        if file is None:
-            raise InputError(f"--run {run}: no checkpoint there yet: name one with --weights FILE")
-        weights = str(file)
-    _check_weights(weights)
-    return SavedModel(str(folder / "config.yaml"), weights, folder, read_data(folder), is_last)
-
-
-def _check_weights(weights: str) -> None:
-    if "://" not in weights and not os.path.isfile(weights):
-        raise InputError(f"--weights {weights}: no such file")
+    return SavedModel(str(folder / "config.yaml"), str(file), folder, read_data(folder), is_last)
 
 
 @lru_cache(maxsize=8)

@@ -7,33 +7,27 @@ import os
 import weakref
 from functools import partial
 from typing import Any
+from unittest import mock
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
 
-# What build_detection_train_loader makes of a config: the only way to its parts in v0.5 and later.
+# What build_detection_train_loader makes of a config: the only way to its parts.
 from detectron2.data.build import _train_loader_from_config
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.events import EventWriter
 from torch import nn
 
 from ..data.mapper import NamingMapper
 from ..evaluation.voc import VOCDetectionEvaluator, has_voc_annotations
-from .best import BestModel, StoppedEarly
-from .checkpointer import AtomicCheckpointer
-from .ddp import distributed_on
+from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
+from .hooks import SeededSteps, StoppedEarly, training_hooks
+from .keys import YAML
 from .loader import ResumableLoader, train_loader
-from .memories import CollectMemories
 from .pictures import Pictures
-from .progress import ProgressBar
-from .scalars import WriteEvaluations
 from .seeds import ORDER, run_seed, seeded
-from .steps import SeededSteps
-
-#: v0.5 saves nothing of its inner trainer: momentum and the GradScaler's scale are lost there.
-_FORGETS_OPTIMIZER = "state_dict" not in vars(DefaultTrainer)
 
 
 class RamboTrainer(DefaultTrainer):
@@ -43,10 +37,19 @@ class RamboTrainer(DefaultTrainer):
     and the order of its data follow from ``cfg.SEED`` and the iteration. A SEED below 0 is any: to
     go on with such a run give the one that it drew, as ``rambo-train --resume`` does; with another
     a warning says which that was.
+
+    Attributes:
+        best: the hook that keeps the best evaluation; None where none is kept.
     """
 
+    keys = YAML
+
     def __init__(self, cfg: CfgNode) -> None:
-        with distributed_on(cfg.MODEL.DEVICE):
+        ddp = create_ddp_model
+        if not cfg.MODEL.DEVICE.startswith("cuda"):
+            # DefaultTrainer gives DistributedDataParallel the number of a GPU, which that refuses.
+            ddp = partial(create_ddp_model, device_ids=None)
+        with mock.patch.object(defaults, "create_ddp_model", ddp):
             super().__init__(cfg)
 
     @classmethod
@@ -69,41 +72,32 @@ class RamboTrainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     def build_hooks(self) -> list[HookBase | None]:
-        loader = self.data_loader
+        cfg, loader = self.cfg, self.data_loader
         # A subclass may read its data through a loader of its own.
-        seed = loader.seed if isinstance(loader, ResumableLoader) else run_seed(self.cfg.SEED)
+        seed = loader.seed if isinstance(loader, ResumableLoader) else run_seed(cfg.SEED)
         self.checkpointer = AtomicCheckpointer(
-            self.model, self.cfg.OUTPUT_DIR, seed=seed, trainer=weakref.proxy(self)
+            self.model, cfg.OUTPUT_DIR, seed=seed, trainer=weakref.proxy(self)
         )
-        collect = CollectMemories(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.checkpointer)
-        first = [SeededSteps(seed, loader), collect]
-        self.pictures, self.progress = Pictures(self.cfg), ProgressBar()
-        node, period = self.cfg.RAMBO_TRAIN, self.cfg.TEST.EVAL_PERIOD
-        self.best = None
-        if period > 0 and (node.KEEP_BEST or node.PATIENCE):
-            self.best = BestModel(
-                node.BEST_METRIC, node.KEEP_BEST, node.PATIENCE, period,
-                checkpointer=self.checkpointer, evaluate=self.evaluate,
-            )  # fmt: skip
-        stock = [
-            hooks.EvalHook(period, self.evaluate) if isinstance(hook, hooks.EvalHook) else hook
-            for hook in super().build_hooks()
-        ]
-        periodic = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
-        self.scalars = WriteEvaluations([w for hook in periodic for w in hook._writers])
-        return [*first, self.pictures, *stock, self.progress, self.scalars, self.best]
+        self.pictures = Pictures(cfg)
+        stock = super().build_hooks()
+        writing = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
+        writers = [writer for hook in writing for writer in hook._writers]
+        # In place of the stock ones: a checkpoint is made by all processes together.
+        replaced = (hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter)
+        stock = [hook for hook in stock if not isinstance(hook, replaced)]
+        period = cfg.SOLVER.CHECKPOINT_PERIOD
+        *others, self.best = training_hooks(
+            cfg, YAML, self.checkpointer, self.evaluate, writers, period=period
+        )
+        return [SeededSteps(seed, loader), self.pictures, *stock, *others, self.best]
 
     def evaluate(self) -> Any:
-        """Metrics of the model as it is now on ``DATASETS.TEST``; whoever follows the run is told.
+        """Metrics of the model as it is now on ``DATASETS.TEST``, and pictures of what it detects.
 
         A collective; the metrics are in the main process.
         """
         self._last_eval_results = self.test(self.cfg, self.model)
         self.pictures.evaluated()
-        self.progress.evaluated(self._last_eval_results)
-        self.scalars.evaluated()
-        if self.best is not None:
-            self.best.evaluated(self._last_eval_results)
         return self._last_eval_results
 
     def train(self) -> Any:
@@ -114,15 +108,27 @@ class RamboTrainer(DefaultTrainer):
             logging.getLogger(__name__).info("%s", stopped)
             return None
 
+    def fit(self, resume: bool) -> dict[str, Any]:
+        """Loads, trains, and returns the metrics at the end; {} but in the main process."""
+        self.resume_or_load(resume=resume)
+        self.train()
+        results = getattr(self, "_last_eval_results", None)
+        return dict(self.test(self.cfg, self.model) if results is None else results)
+
+    @classmethod
+    def evaluate_checkpoint(cls, cfg: CfgNode, file: str, config: str) -> dict[str, Any]:
+        """Metrics of a checkpoint; InputError if it is not of the model of ``config``, a name."""
+        model = cls.build_model(cfg)
+        load_whole_model(model, file, config)
+        return dict(cls.test(cfg, model))
+
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().state_dict()
-        if _FORGETS_OPTIMIZER:
-            state["_trainer"] = self._trainer.state_dict()
-        return state
+        # v0.6 saves nothing of its inner trainer: momentum and the GradScaler's scale are lost.
+        return {"_trainer": self._trainer.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        if _FORGETS_OPTIMIZER and "_trainer" in state_dict:
+        if "state_dict" not in vars(DefaultTrainer) and "_trainer" in state_dict:
             self._trainer.load_state_dict(state_dict["_trainer"])
 
     def build_writers(self) -> list[EventWriter]:

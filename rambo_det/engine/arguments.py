@@ -1,0 +1,99 @@
+"""The command line of a training, and the options that other commands share with it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ..config_files import find_config
+from ..errors import InputError
+
+_LAZY_EXAMPLES = """
+Examples:
+
+Train on one machine:
+    $ %(prog)s --num-gpus 8 --config FILE.py
+
+Change some keys of the config:
+    $ %(prog)s --config FILE.py train.init_checkpoint=weights.pth optimizer.lr=0.001
+"""
+
+
+def refuse(message: str) -> NoReturn:
+    """For a parser's ``error``: one line, without the usage."""
+    raise InputError(message)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that register a user's own data, for every tool that reads data sets."""
+    parser.add_argument(
+        "--register-coco", nargs=3, action="append", default=[],
+        metavar=("NAME", "JSON", "IMAGE_DIR"), help="data in COCO format; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--register-voc", nargs=3, action="append", default=[], metavar=("NAME", "ROOT", "SPLIT"),
+        help="data in Pascal VOC layout (ROOT/ImageSets/Main/SPLIT.txt); may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classes", metavar="A,B,C", help="class names of that data; by default read from it"
+    )
+
+
+def add_hold_out(parser: argparse.ArgumentParser) -> None:
+    """The option that sets training images aside."""
+    parser.add_argument(
+        "--hold-out", type=int, metavar="N",
+        help="set one of every N training images aside and evaluate on those, not on DATASETS.TEST:"
+        " to choose settings without looking at the test images",
+    )  # fmt: skip
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name a trained detector, for every tool that looks at one."""
+    parser.add_argument("--run", metavar="OUTPUT_DIR", help="a training: its last checkpoint")
+    parser.add_argument("--config", metavar="FILE", help="or a yaml config or a LazyConfig, and")
+    parser.add_argument("--weights", metavar="FILE", help="a checkpoint, of RaMBO or stock")
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE",
+        help="changes to the config, at the end of the command",
+    )  # fmt: skip
+
+
+def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argparse.Namespace:
+    """The arguments of Detectron2's own train_net.py, and those for a user's own data.
+
+    Args:
+        argv: the arguments; None: those of the command line.
+        lazy: whether they are those of a LazyConfig, which names its data sets itself.
+
+    Raises:
+        InputError: whatever is wrong with them.
+    """
+    from detectron2.engine import default_argument_parser
+
+    # Detectron2's examples are of a yaml config.
+    parser = default_argument_parser(epilog=_LAZY_EXAMPLES if lazy else None)
+    parser.error = refuse
+    parser.add_argument(
+        "--config", dest="config_file", default=argparse.SUPPRESS, metavar="FILE",
+        help="the same as --config-file",
+    )  # fmt: skip
+    add_data_arguments(parser)
+    if lazy:
+        parser.set_defaults(hold_out=None)
+    else:
+        add_hold_out(parser)
+    parser.add_argument(
+        "--fresh", action="store_true",
+        help="start anew in an OUTPUT_DIR that holds a run, which is moved aside",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    args.lazy = lazy
+    if args.resume and args.fresh:
+        raise InputError("--resume goes on with a run and --fresh starts anew: choose one of them")
+    if not args.config_file:
+        raise InputError("--config FILE is missing, e.g. configs/quickstart/faster_rcnn_rambo.yaml")
+    # Detectron2 reads the file too, and knows nothing of those that are shipped with the package.
+    args.config_file = find_config(args.config_file)
+    return args
