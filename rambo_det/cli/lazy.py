@@ -29,11 +29,13 @@ def load_config(args: argparse.Namespace) -> Any:
     from detectron2.config import LazyConfig
 
     from ..config_files import find_config
+    from ..data.shapes import register_shapes
     from ..engine.best import LAZY_KEYS
     from ..engine.lazy import own_keys
     from ..engine.setup import check_dataset, check_own_trained_on, register_own
     from ..engine.values import check_best
 
+    register_shapes()  # which the quickstart's configs name
     file = find_config(args.config_file)
     try:
         with warnings.catch_warnings():

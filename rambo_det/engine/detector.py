@@ -17,6 +17,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ..config import add_rambo_config
+from ..data.shapes import register_shapes
 from ..errors import InputError
 from ..evaluation.pictures import class_metadata
 from ..modeling.architecture import resolve_rpn
@@ -47,6 +48,7 @@ class Detector:
     def __init__(
         self, saved: SavedModel, opts: Sequence[str] = (), classes: Sequence[str] | None = None
     ) -> None:
+        register_shapes()  # whose classes a run of the quickstart has
         lazy = saved.is_lazy
         cfg = _lazy_config(saved.config, opts) if lazy else _yaml_config(saved.config, opts)
         parts = _lazy_parts(cfg) if lazy else _yaml_parts(cfg)

@@ -22,6 +22,7 @@ from ..config import add_rambo_config
 from ..config_files import find_config
 from ..data.holdout import hold_out
 from ..data.register import register_datasets
+from ..data.shapes import register_shapes
 from ..errors import InputError
 from ..modeling.architecture import check_architecture, resolve_rpn
 from ..modeling.build import loss_arguments
@@ -46,6 +47,7 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     Raises:
         InputError: whatever is wrong with config, keys or data.
     """
+    register_shapes()  # which the quickstart's configs name
     cfg = merged_config(args)
     check_own_trained_on(
         args, "DATASETS.TRAIN", cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, "DATASETS.TRAIN \"('{}',)\""
