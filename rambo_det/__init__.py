@@ -22,7 +22,6 @@ if find_spec("detectron2") is not None:
         # Detectron2 scripts a few functions at import, which current torch calls deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         from .config import add_rambo_config  # noqa: F401
-        from .data.shapes import register_shapes
         from .modeling import (  # noqa: F401
             RamboCascadeROIHeads,
             RamboCriterion,
@@ -33,8 +32,6 @@ if find_spec("detectron2") is not None:
             RamboRPN,
         )
         from .modeling.fcos import RamboFCOS  # noqa: F401
-
-    register_shapes()  # the configs of the quickstart work in any script; drawn at first use
 
     __all__ += _OF_DETECTRON2
 

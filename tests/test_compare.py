@@ -42,7 +42,7 @@ from rambo_det.compare.report import write_report
 from rambo_det.compare.results import compare
 from rambo_det.compare.run import run_all
 from rambo_det.compare.words import as_text
-from rambo_det.data.coco import register_coco
+from rambo_det.data import register_datasets
 from rambo_det.errors import InputError
 
 from .models import write_coco
@@ -215,7 +215,7 @@ def evaluated(folder, finds, labels=("a", "b"), variants=None, name="compared", 
     for annotation in content["annotations"]:
         annotation["category_id"] %= len(labels)
     Path(file).write_text(json.dumps(content))
-    register_coco(name, file, images)
+    register_datasets([(name, file, images)])
     rng, runs = np.random.default_rng(0), []
     for variant, seeds in finds.items():
         for seed, found in enumerate(seeds):

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from rambo_det.cli.train import parse_args
-from rambo_det.data.coco import register_coco
+from rambo_det.data import register_datasets
 from rambo_det.data.files import check_image
-from rambo_det.data.register import register_datasets
 from rambo_det.engine.setup import build_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
@@ -29,6 +28,12 @@ from rambo_det.errors import InputError
 pytestmark = pytest.mark.usefixtures("catalogs")
 
 SIZE = (40, 30)
+
+
+def register_coco(
+    name: str, file: Path, images: Path, classes: Sequence[str] | None = None
+) -> list[str]:
+    return register_datasets([(name, file, images)], classes=classes)
 
 
 def _write_image(path: Path, size: tuple[int, int] = SIZE, **options: Any) -> None:

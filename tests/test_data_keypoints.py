@@ -13,7 +13,7 @@ from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from rambo_det.cli.compare import parse_args as parse_compare
 from rambo_det.cli.compare import plan_of
 from rambo_det.cli.train import main, parse_args
-from rambo_det.data.coco import register_coco
+from rambo_det.data import register_datasets
 from rambo_det.engine.setup import build_config
 from rambo_det.errors import InputError
 
@@ -66,7 +66,7 @@ def test_names_number_and_mirror_images_are_those_of_the_json(tmp_path):
 
 
 def test_a_count_that_is_there_is_kept(tmp_path):
-    register_coco("points", *with_points(tmp_path, num_keypoints=1))
+    register_datasets([("points", *with_points(tmp_path, num_keypoints=1))])
     content = read(MetadataCatalog.get("points").json_file)
     assert all(annotation["num_keypoints"] == 1 for annotation in content["annotations"])
 
@@ -76,7 +76,7 @@ def test_an_object_without_points_has_none_that_is_seen(tmp_path):
     content = read(file)
     del content["annotations"][0]["keypoints"]
     Path(file).write_text(json.dumps(content))
-    register_coco("points", file, images)
+    register_datasets([("points", file, images)])
     first = read(MetadataCatalog.get("points").json_file)["annotations"][0]
     assert first["keypoints"] == [0] * 12 and first["num_keypoints"] == 0
 
@@ -84,7 +84,7 @@ def test_an_object_without_points_has_none_that_is_seen(tmp_path):
 def test_points_that_are_no_numbers_are_named(tmp_path):
     file, images = with_points(tmp_path, keypoints=["a", 1, 2] * 4)
     with pytest.raises(InputError, match=r"annotations\[0\]: 'keypoints' must be 12 numbers"):
-        register_coco("points", file, images)
+        register_datasets([("points", file, images)])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_points_that_are_no_numbers_are_named(tmp_path):
 )
 def test_points_that_do_not_fit_are_named(tmp_path, points, each, message):
     with pytest.raises(InputError, match=message):
-        register_coco("points", *with_points(tmp_path, points, each))
+        register_datasets([("points", *with_points(tmp_path, points, each))])
 
 
 def test_categories_have_the_same_points(tmp_path):
@@ -107,7 +107,7 @@ def test_categories_have_the_same_points(tmp_path):
     content["categories"][1]["keypoints"] = POINTS[:2]
     Path(file).write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"categories\[1\]: 'keypoints' must be the same for all"):
-        register_coco("points", file, images)
+        register_datasets([("points", file, images)])
 
 
 def test_a_model_with_key_points_and_data_without(tmp_path):

@@ -15,13 +15,18 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from rambo_det.data.register import register_datasets
-from rambo_det.data.voc import read_voc, register_voc
+from rambo_det.data import register_datasets
+from rambo_det.data.voc import read_voc
 from rambo_det.errors import InputError
 
 from .voc_folder import write_voc
 
 pytestmark = pytest.mark.usefixtures("catalogs")
+
+
+def register_voc(name: str, root: Path, split: str, classes: list[str] | None = None) -> list[str]:
+    return register_datasets(voc=[(name, root, split)], classes=classes)
+
 
 TRAIN = {
     "b_1": [("dog", (1, 1, 60, 50), 0), ("cat", (5, 6, 20, 30), 1)],

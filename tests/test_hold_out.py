@@ -18,8 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
 from rambo_det.cli.train import main
-from rambo_det.data.holdout import hold_out
-from rambo_det.data.register import register_datasets
+from rambo_det.data import hold_out, register_datasets
 from rambo_det.engine.saved import load_truth, read_data
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError

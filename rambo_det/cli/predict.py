@@ -82,7 +82,7 @@ def quiet() -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     # That a small data set lacks a class of the detector.
-    logging.getLogger("rambo_det.data.catalog").setLevel(logging.ERROR)
+    logging.getLogger("rambo_det.data").setLevel(logging.ERROR)
     # Of Detectron2's use of torch.
     warnings.filterwarnings("ignore", "torch.meshgrid")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

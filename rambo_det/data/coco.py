@@ -1,72 +1,55 @@
 """Read and check a user's data set in COCO's json format."""
 
+from __future__ import annotations
+
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rambo_det.data.catalog import DataSource, register_sources
-from rambo_det.data.files import check_image
-from rambo_det.data.keypoints import keypoint_fields, keypoint_metadata
-from rambo_det.errors import InputError
+from ..errors import InputError
+from .source import DataSource
 
-
-def register_coco(
-    name: str, json_file: str | Path, image_dir: str | Path, classes: Sequence[str] | None = None
-) -> list[str]:
-    """Register one COCO data set with Detectron2 and return its class names.
-
-    Without `classes` they are the categories that have a box, in the order of their ids: pass the
-    classes of the training set when registering a test set, or use `register_datasets` for both.
-
-    Raises:
-        InputError: the name is taken or the data is not usable; see `read_coco`.
-    """
-    return register_sources([read_coco(name, json_file, image_dir)], classes)
+_NUMBER = (int, float)
+#: What the entries of each list must have, and of which types.
+_FIELDS: dict[str, dict[str, Any]] = {
+    "categories": {"id": int, "name": str},
+    "images": {"id": (int, str), "width": _NUMBER, "height": _NUMBER, "file_name": str},
+    "annotations": {"image_id": (int, str), "category_id": int, "bbox": list, "area": _NUMBER},
+}
+_OPTIONAL = ("area",)
 
 
 def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSource:
     """Read a COCO json and check it and every image that it names.
 
-    Boxes without any area inside their image are dropped, with one warning. Annotations are
-    numbered anew from 1 (pycocotools takes a match with annotation 0 for no match). In the
-    metadata, `without_mask` is the first box without a mask, and `mask_format` is `bitmask` if
-    there is RLE to train on: what `INPUT.MASK_FORMAT` then has to be.
+    In the metadata, `without_mask` is the first box without a mask, and `mask_format` is `bitmask`
+    if there is RLE to train on: what `INPUT.MASK_FORMAT` then has to be. Of key points there are
+    `keypoint_names` and `keypoint_flip_map`.
 
     Raises:
         InputError: no COCO json; an annotation of an unknown image or category; a mask that is
-            none; a missing, truncated or wrongly sized image; no boxes.
+            none, or key points that are not those named; a missing, truncated or wrongly sized
+            image.
     """
     content = _read_json(Path(json_file))
     source = DataSource(name, str(json_file), str(image_dir))
-    for index, category in enumerate(content["categories"]):
-        where = f"{json_file}: categories[{index}]"
-        label, number = _get(category, "name", str, where), _get(category, "id", int, where)
+    for category, where in _entries(content, "categories", json_file):
+        label, number = category["name"], category["id"]
         if number in source.categories or label in source.categories.values():
             raise InputError(f"{where}: id {number} or name '{label}' is there twice")
         source.categories[number] = label
-        points = keypoint_metadata(category, where)
-        known = source.metadata.get("keypoint_names")
-        if points and known and points["keypoint_names"] != known:
-            raise InputError(f"{where}: 'keypoints' must be the same for all categories")
-        source.metadata.update(points)
-
-    for index, image in enumerate(content["images"]):
-        where = f"{json_file}: images[{index}]"
-        number = _get(image, "id", (int, str), where)
-        width, height = (_pixels(image, key, where) for key in ("width", "height"))
-        path = Path(image_dir) / _get(image, "file_name", str, where)
+        _add_keypoint_names(source, category.get("keypoints") or [], where)
+    for image, where in _entries(content, "images", json_file):
+        number = image["id"]
         if number in source.images:
             raise InputError(f"{where}: image id {number!r} is there twice")
         if type(number) is not type(next(iter(source.images), number)):  # they have to be sorted
             raise InputError(f"{where}: ids are numbers in some images, in others text: {number!r}")
-        check_image(path, (width, height), str(json_file))
-        source.images[number] = {**image, "width": width, "height": height}
-
-    for index, annotation in enumerate(content["annotations"]):
-        _add_annotation(source, annotation, f"{json_file}: annotations[{index}]")
-    source.finish()
+        source.add_image(image, json_file)
+    for annotation, where in _entries(content, "annotations", json_file):
+        _add_annotation(source, annotation, where)
     return source
 
 
@@ -83,25 +66,42 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _get(item: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    value = item.get(key) if isinstance(item, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        found = "is missing" if value is None else f"cannot be {value!r}"
-        raise InputError(f"{where} is not in COCO's format: '{key}' {found}")
-    return value
+def _entries(
+    content: dict[str, list[Any]], key: str, file: str | Path
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """The entries of one list, checked for their fields, and where each is."""
+    for index, item in enumerate(content[key]):
+        where = f"{file}: {key}[{index}]"
+        for name, kind in _FIELDS[key].items():
+            value = item.get(name) if isinstance(item, dict) else None
+            if value is None and name in _OPTIONAL:
+                continue
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+            if not fits or (isinstance(value, float) and not math.isfinite(value)):
+                found = "is missing" if value is None else f"cannot be {value!r}"
+                raise InputError(f"{where} is not in COCO's format: '{name}' {found}")
+        yield item, where
 
 
-def _pixels(image: Any, key: str, where: str) -> int:
-    value = _get(image, key, (int, float), where)
-    if not math.isfinite(value):
-        raise InputError(f"{where} is not in COCO's format: '{key}' cannot be {value!r}")
-    return int(value)
+def _add_keypoint_names(source: DataSource, names: Any, where: str) -> None:
+    """Note down the names of a category's key points, by which Detectron2 mirrors them.
+
+    Two are each other's mirror image if their names differ in ``left`` and ``right``.
+    """
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: 'keypoints' must be a list of names, not {names!r}")
+    if len(set(names)) < len(names):
+        raise InputError(f"{where}: 'keypoints' has a name twice: {', '.join(names)}")
+    if names and source.metadata.get("keypoint_names", names) != names:
+        raise InputError(f"{where}: 'keypoints' must be the same for all categories")
+    if names:
+        pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
+        flips = [pair for pair in pairs if pair[1] in names]
+        source.metadata.update(keypoint_names=names, keypoint_flip_map=flips)
 
 
-def _add_annotation(source: DataSource, annotation: Any, where: str) -> None:
-    image_id = _get(annotation, "image_id", (int, str), where)
-    category_id = _get(annotation, "category_id", int, where)
-    box = _get(annotation, "bbox", list, where)
+def _add_annotation(source: DataSource, annotation: dict[str, Any], where: str) -> None:
+    image_id, category_id, box = (annotation[key] for key in ("image_id", "category_id", "bbox"))
     if image_id not in source.images:
         raise InputError(f"{where}: 'images' has no image_id {image_id!r}")
     if category_id not in source.categories:
@@ -111,12 +111,11 @@ def _add_annotation(source: DataSource, annotation: Any, where: str) -> None:
     crowd = _flag(annotation, "iscrowd", where) or _flag(annotation, "ignore", where)
     # What is null, as some tools write it, is left out.
     fields = {k: v for k, v in annotation.items() if k != "ignore" and v is not None}
-    if not math.isfinite(_get({"area": 0, **fields}, "area", (int, float), where)):
-        raise InputError(f"{where}: 'area' cannot be {fields['area']!r}")
     mask = _mask(fields.pop("segmentation", []), source.images[image_id], where)
     if mask:
         fields["segmentation"] = mask
-    fields.update(keypoint_fields(fields, source.metadata.get("keypoint_names", ()), where))
+    if names := source.metadata.get("keypoint_names"):
+        fields.update(_keypoints(fields, len(names), where))
     kept = source.add_box(image_id, category_id, box, {**fields, "iscrowd": int(crowd)})
     if kept and not mask:
         source.metadata.setdefault("without_mask", where)
@@ -124,7 +123,7 @@ def _add_annotation(source: DataSource, annotation: Any, where: str) -> None:
         source.metadata["mask_format"] = "bitmask"
 
 
-def _flag(annotation: Any, key: str, where: str) -> bool:
+def _flag(annotation: dict[str, Any], key: str, where: str) -> bool:
     value = annotation.get(key) or 0
     if value not in (0, 1):
         raise InputError(f"{where}: {key!r} must be 0 or 1, not {value!r}")
@@ -140,7 +139,7 @@ def _mask(value: Any, image: dict[str, Any], where: str) -> Any:
     size = [image["height"], image["width"]]
     if isinstance(value, list):
         value = [p for p in value if not (isinstance(p, list) and len(p) < 6)]
-        fits = all(_is_polygon(polygon) for polygon in value)
+        fits = all(isinstance(p, list) and len(p) % 2 == 0 and _are_numbers(p) for p in value)
     else:
         fits = isinstance(value, dict) and value.get("size") == size
         fits = fits and _are_counts(value.get("counts"), math.prod(size))
@@ -152,15 +151,26 @@ def _mask(value: Any, image: dict[str, Any], where: str) -> Any:
     return value
 
 
-def _is_polygon(value: Any) -> bool:
-    return isinstance(value, list) and len(value) % 2 == 0 and _are_numbers(value)
-
-
 def _are_counts(value: Any, pixels: int) -> bool:
     if isinstance(value, list):
         return all(isinstance(x, int) and x >= 0 for x in value) and sum(value) == pixels
     return isinstance(value, str) and value != ""
 
 
+def _keypoints(annotation: dict[str, Any], number: int, where: str) -> dict[str, Any]:
+    """``keypoints`` and ``num_keypoints`` of an annotation, both of which an evaluation needs.
+
+    One without key points has zeros, as in COCO's own data.
+    """
+    points = annotation.get("keypoints", [0] * (3 * number))
+    if not isinstance(points, list) or len(points) != 3 * number or not _are_numbers(points):
+        raise InputError(
+            f"{where}: 'keypoints' must be {3 * number} numbers, x, y and visibility of each "
+            f"of the {number} that its category names"
+        )
+    seen = sum(visibility > 0 for visibility in points[2::3])
+    return {"keypoints": points, "num_keypoints": annotation.get("num_keypoints", seen)}
+
+
 def _are_numbers(values: list[Any]) -> bool:
-    return all(isinstance(x, (int, float)) and math.isfinite(x) for x in values)
+    return all(isinstance(x, _NUMBER) and math.isfinite(x) for x in values)

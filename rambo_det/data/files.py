@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from rambo_det.errors import InputError
+from ..errors import InputError
 
 # What a complete file of a format ends with. A file that ends otherwise is decoded to be sure.
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}

@@ -3,12 +3,11 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rambo_det.data.catalog import load_records, write_json
-from rambo_det.errors import InputError
+from ..errors import InputError
+from .register import add_to_catalogs, write_json
 
 
 def hold_out(names: Sequence[str], number: int, json_dir: Path | None = None) -> list[list[str]]:
@@ -57,7 +56,7 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
     kept = {
         key: value
         for key, value in metadata.as_dict().items()
-        if key not in ("name", "json_file", "dirname", "split", "year")
+        if key not in ("name", "json_file", "image_root", "dirname", "split", "year")
     }
     parts = {fit: _part(content, aside, False), held: _part(content, aside, True)}
     for part, chosen in parts.items():
@@ -65,9 +64,7 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
             raise InputError(f"--hold-out {number}: of {name}, {part} would have no box")
     for part, chosen in parts.items():
         path = write_json(part, chosen, json_dir)
-        load = partial(load_records, str(path), metadata.image_root, part)
-        DatasetCatalog.register(part, load)
-        MetadataCatalog.get(part).set(json_file=str(path), hold_out=number, **kept)
+        add_to_catalogs(part, path, metadata.image_root, {**kept, "hold_out": number})
     return fit, held
 
 

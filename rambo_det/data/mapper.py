@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rambo_det.data.files import check_image
+from .files import check_image
 
 
 class NamingMapper:

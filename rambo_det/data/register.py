@@ -1,11 +1,25 @@
-"""Register all of a run's own data sets together."""
+"""Put data sets into Detectron2's catalogs, all of a run's own together."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from rambo_det.data.catalog import register_sources
-from rambo_det.data.coco import read_coco
-from rambo_det.data.voc import read_voc
+from ..cache import cache_folder
+from ..errors import InputError
+from .coco import read_coco
+from .files import make_folder
+from .source import DataSource
+from .voc import read_voc
+
+logger = logging.getLogger(__name__)
 
 PathLike = str | Path
 
@@ -34,6 +48,91 @@ def register_datasets(
     Raises:
         InputError: the first thing found wrong, in one line. Nothing is registered then.
     """
+    from detectron2.data import DatasetCatalog
+
     sources = [read_coco(*arguments) for arguments in coco]
     sources += [read_voc(*arguments) for arguments in voc]
-    return register_sources(sources, classes, train, json_dir)
+    taken = set(DatasetCatalog.list())
+    for source in sources:
+        source.finish()
+        if source.name in taken:
+            raise InputError(f"a data set named '{source.name}' is already registered")
+        taken.add(source.name)
+    names = _class_names(sources, classes, train)
+    files = [write_json(source.name, source.as_json(names), json_dir) for source in sources]
+    for source, file in zip(sources, files, strict=True):
+        metadata = {**class_metadata(names), **source.metadata}
+        add_to_catalogs(source.name, file, source.image_dir, metadata)
+    return names
+
+
+def _class_names(
+    sources: Sequence[DataSource], classes: Sequence[str] | None, train: Sequence[str] | None
+) -> list[str]:
+    deciding = [source for source in sources if source.name in (train or ())] or sources
+    found = list(dict.fromkeys(name for s in deciding for name in s.used_classes()))
+    names = found if classes is None else list(classes)
+    if len(set(names)) < len(names) or not all(names):
+        raise InputError(f"classes must be different names, none empty, but are {names}")
+    origin = "the training data's" if classes is None else "the given"
+    for source in sources:
+        for unknown in [name for name in source.used_classes() if name not in names]:
+            raise InputError(
+                f"{source.file}: class '{unknown}' is not among {origin} classes: "
+                f"{', '.join(names)}"
+            )
+    for missing in [name for name in names if name not in found]:
+        logger.warning("no training box has the class '%s'", missing)
+    return names
+
+
+def write_json(name: str, content: dict[str, Any], json_dir: Path | None = None) -> Path:
+    """Write the file under a name made from its content: it can never be out of date."""
+    folder = cache_folder() / "annotations" if json_dir is None else Path(json_dir)
+    make_folder(folder)
+    text = json.dumps(content)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    path = folder / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}-{digest}.json"
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)  # in one step: several processes may write the same file
+    return path
+
+
+def class_metadata(names: Sequence[str]) -> dict[str, Any]:
+    """What the MetadataCatalog holds of classes whose category ids are 1..K, for COCO's metrics."""
+    numbers = {index + 1: index for index in range(len(names))}
+    return {
+        "evaluator_type": "coco",
+        "thing_classes": list(names),
+        "thing_dataset_id_to_contiguous_id": numbers,
+    }
+
+
+def add_to_catalogs(
+    name: str,
+    json_file: PathLike,
+    image_root: PathLike,
+    metadata: dict[str, Any],
+    prepare: Callable[[], Any] = lambda: None,
+) -> None:
+    """Register one data set with Detectron2.
+
+    Args:
+        name: that is not taken yet.
+        json_file: a COCO json; VOC's mark of difficult objects in it gets into the records.
+        image_root: the folder of its images.
+        metadata: what the MetadataCatalog holds beside these two.
+        prepare: called before the files are read, each time.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    def load() -> Any:
+        from detectron2.data.datasets import load_coco_json
+
+        prepare()
+        return load_coco_json(str(json_file), str(image_root), name, ["difficult"])
+
+    DatasetCatalog.register(name, load)
+    entry = MetadataCatalog.get(name)
+    entry.set(json_file=str(json_file), image_root=str(image_root), **metadata)

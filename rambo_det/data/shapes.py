@@ -10,15 +10,15 @@ import logging
 import os
 import shutil
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 
-from rambo_det.cache import cache_folder
-from rambo_det.data.drawing import CLASSES, SPEC, SPLITS, draw
-from rambo_det.data.files import make_folder
+from ..cache import cache_folder
+from .drawing import CLASSES, SPEC, SPLITS, draw
+from .files import make_folder
+from .register import add_to_catalogs, class_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -91,35 +91,16 @@ def prepare_shapes() -> Path:
     return folder
 
 
-def _load(split: str) -> list[dict[str, Any]]:
-    from detectron2.data.datasets import load_coco_json
-
-    folder = prepare_shapes()
-    # With the name it maps the category ids 1..4 to the class indices 0..3.
-    name = f"rambo_shapes_{split}"
-    records: list[dict[str, Any]] = load_coco_json(
-        str(folder / f"{split}.json"), str(folder / split), name
-    )
-    return records
-
-
 def register_shapes() -> None:
     """Register `rambo_shapes_train` and `rambo_shapes_val` with Detectron2; again does no harm.
 
     The images are drawn when the data set is first used, not here.
     """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data import DatasetCatalog
 
     folder = shapes_folder()
     for split in SPLITS:
         name = f"rambo_shapes_{split}"
-        if name in DatasetCatalog.list():
-            continue
-        DatasetCatalog.register(name, partial(_load, split))
-        MetadataCatalog.get(name).set(
-            json_file=str(folder / f"{split}.json"),
-            image_root=str(folder / split),
-            evaluator_type="coco",
-            thing_classes=list(CLASSES),
-            thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
-        )
+        if name not in DatasetCatalog.list():
+            file, images = folder / f"{split}.json", folder / split
+            add_to_catalogs(name, file, images, class_metadata(CLASSES), prepare_shapes)

@@ -4,12 +4,11 @@ import logging
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
 from pathlib import Path
 
-from rambo_det.data.catalog import DataSource, register_sources
-from rambo_det.data.files import check_image, image_size
-from rambo_det.errors import InputError
+from ..errors import InputError
+from .files import image_size
+from .source import DataSource
 
 logger = logging.getLogger(__name__)
 
@@ -17,34 +16,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
-def register_voc(
-    name: str, root: str | Path, split: str, classes: Sequence[str] | None = None
-) -> list[str]:
-    """Register one VOC data set with Detectron2 and return its class names.
-
-    Without `classes` they are the names found in the xml files of this split, sorted: pass the
-    classes of the training set when registering a test set, or use `register_datasets` for both.
-
-    Raises:
-        InputError: the name is taken or the data is not usable; see `read_voc`.
-    """
-    return register_sources([read_voc(name, root, split)], classes)
-
-
-def read_voc(name: str, root: str | Path, split: str) -> DataSource:
-    """Read one split of a VOC folder and check it and every image that it names.
-
-    Boxes without any area inside their image are dropped, with one warning.
-
-    Raises:
-        InputError: a file is missing, truncated or malformed; a size is wrong; no boxes.
-    """
-    source = parse_voc(name, root, split)
-    source.finish()
-    return source
-
-
-def parse_voc(name: str, root: str | Path, split: str, check_images: bool = True) -> DataSource:
+def read_voc(name: str, root: str | Path, split: str, check_images: bool = True) -> DataSource:
     """Read `ImageSets/Main/<split>.txt` of `root` and the annotations that it names.
 
     Image ids are the names in the split file. As in Detectron2's own loader, pixels count from 1
@@ -61,29 +33,29 @@ def parse_voc(name: str, root: str | Path, split: str, check_images: bool = True
         InputError: a file is missing, truncated or malformed; a size is wrong.
     """
     root = Path(root)
-    split_file = root / "ImageSets" / "Main" / f"{split}.txt"
-    source = DataSource(name, str(split_file), str(root / "JPEGImages"))
+    split_file, folder = root / "ImageSets" / "Main" / f"{split}.txt", root / "JPEGImages"
+    source = DataSource(name, str(split_file), str(folder))
     # A set that is read by evaluators of VOC's metric needs to be found again.
     source.metadata = {"dirname": str(root), "split": split, "year": 2012}
     source.metadata["without_mask"] = str(split_file)
-    annotations = {}
-    for stem in _image_names(split_file):
-        annotations[stem] = _parse(root / "Annotations" / f"{stem}.xml", split_file)
+    files = {stem: root / "Annotations" / f"{stem}.xml" for stem in _image_names(split_file)}
+    annotations = {stem: _parse(file, split_file) for stem, file in files.items()}
     labels = {_label(item) for tree in annotations.values() for item in tree.findall("object")}
-    source.categories = {index + 1: label for index, label in enumerate(sorted(labels - {""}))}
+    numbers = {label: index + 1 for index, label in enumerate(sorted(labels - {""}))}
+    source.categories = {number: label for label, number in numbers.items()}
 
     for stem, tree in annotations.items():
-        xml_file = root / "Annotations" / f"{stem}.xml"
-        path = _image_path(root / "JPEGImages", stem, tree)
-        size = (int(_number(tree, "size/width", 0)), int(_number(tree, "size/height", 0)))
-        if 0 in size:  # some tools leave it out
-            size = image_size(path, str(xml_file))
-        elif check_images:
-            check_image(path, size, str(xml_file))
-        image = {"id": stem, "file_name": path.name, "width": size[0], "height": size[1]}
-        source.images[stem] = image
+        path = _image_path(folder, stem, tree)
+        width, height = (int(_number(tree, f"size/{side}", 0)) for side in ("width", "height"))
+        unknown = 0 in (width, height)  # some tools leave it out
+        if unknown:
+            width, height = image_size(path, str(files[stem]))
+        image = {"id": stem, "file_name": path.name, "width": width, "height": height}
+        source.add_image(image, files[stem], check_images and not unknown)
         for item in tree.findall("object"):
-            _add_object(source, stem, item, xml_file)
+            label, box = _label(item), _box(item, files[stem])
+            fields = {"iscrowd": 0, "difficult": int(_number(item, "difficult", 0))}
+            source.add_box(stem, numbers[label], box, fields)
     return source
 
 
@@ -133,9 +105,9 @@ def _number(tree: ET.Element, key: str, default: float) -> float:
     return value if math.isfinite(value) else default
 
 
-def _add_object(source: DataSource, stem: str, item: ET.Element, xml_file: Path) -> None:
-    label = _label(item)
-    if not label:
+def _box(item: ET.Element, xml_file: Path) -> list[float]:
+    """x, y, width and height in px of an object, which has a name."""
+    if not (label := _label(item)):
         raise InputError(f"{xml_file}: an object has no name")
     corners = [_number(item, f"bndbox/{key}", math.nan) for key in _CORNERS]
     if any(math.isnan(value) for value in corners):
@@ -144,6 +116,4 @@ def _add_object(source: DataSource, stem: str, item: ET.Element, xml_file: Path)
     # A box of one pixel would have xmin == xmax; in practice that is a slip of the mouse.
     width = xmax - xmin + 1 if xmax > xmin else 0
     height = ymax - ymin + 1 if ymax > ymin else 0
-    number = next(number for number, name in source.categories.items() if name == label)
-    fields = {"iscrowd": 0, "difficult": int(_number(item, "difficult", 0))}
-    source.add_box(stem, number, [xmin - 1, ymin - 1, width, height], fields)
+    return [xmin - 1, ymin - 1, width, height]

@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ..config import add_rambo_config
+from ..data.shapes import register_shapes
 from ..errors import InputError
 from ..evaluation.pictures import class_metadata
 from ..modeling.architecture import resolve_rpn
@@ -45,6 +46,7 @@ class Detector(DefaultPredictor):
     def __init__(
         self, saved: SavedModel, opts: Sequence[str] = (), classes: Sequence[str] | None = None
     ) -> None:
+        register_shapes()  # whose classes a run of the quickstart has
         if saved.is_lazy:
             cfg = self._from_lazy(saved.config, opts)
         else:

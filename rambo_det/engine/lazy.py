@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from ..config import add_rambo_config
 from ..config_files import find_config
 from ..data.mapper import NamingMapper
+from ..data.shapes import register_shapes
 from ..errors import InputError
 from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
@@ -39,6 +40,7 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     ``args`` are of :func:`.arguments.parse_args`, ``opts`` as ``KEY=VALUE``. Raises InputError for
     whatever is wrong with config, keys or data.
     """
+    register_shapes()  # which the quickstart's configs name
     file = find_config(args.config_file)
     try:
         with warnings.catch_warnings():

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 from ..config import add_rambo_config
 from ..config_files import find_config
 from ..data.holdout import hold_out
+from ..data.shapes import register_shapes
 from ..errors import InputError
 from ..modeling.architecture import check_architecture, resolve_rpn
 from ..modeling.criterion import RamboCriterion
@@ -44,6 +45,7 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     Raises:
         InputError: whatever is wrong with config, keys or data.
     """
+    register_shapes()  # which the quickstart's configs name
     cfg = merged_config(args)
     data = cfg.DATASETS
     check_own_trained_on(args, YAML.train, data.TRAIN, data.TEST, f"{YAML.train} \"('{{}}',)\"")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,81 +106,70 @@ def rank_detections(
         parameters.iouThrs, parameters.maxDets = np.array([iou]), [100]
         parameters.areaRng, parameters.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
-    names = {item["id"]: item["name"] for item in truth.dataset["categories"]}
-    by_class: dict[int, list[dict[str, Any]]] = {number: [] for number in parameters.catIds}
-    objects = dict.fromkeys(parameters.catIds, 0)
-    for image in filter(None, evaluation.evalImgs):
-        number = image["category_id"]
-        objects[number] += int((np.asarray(image["gtIgnore"]) == 0).sum())
-        ious = np.asarray(evaluation.ious[image["image_id"], number])
-        for place, detection in enumerate(image["dtIds"]):
-            if image["dtIgnore"][0, place]:
-                continue
-            by_class[number].append(
-                {
-                    **found.anns[detection],
-                    "true": image["dtMatches"][0, place] > 0,
-                    "iou": float(ious[place].max()) if ious.size else 0.0,
-                }
-            )
-    others = _Others(truth, names, iou)
+    # One after the other, each in all images.
+    images = np.array_split(np.array(evaluation.evalImgs, dtype=object), len(parameters.catIds))
     return [
-        _ranked(names[number], objects[number], by_class[number], others)
-        for number in parameters.catIds
+        _rank_class(truth, found, evaluation, number, filter(None, of_class))
+        for number, of_class in zip(parameters.catIds, images, strict=True)
     ]
 
 
-def _ranked(
-    name: str, num_objects: int, items: list[dict[str, Any]], others: _Others
+def _rank_class(
+    truth: COCO, found: COCO, evaluation: COCOeval, number: int, images: Iterable[dict[str, Any]]
 ) -> RankedClass:
-    order = np.argsort([-item["score"] for item in items], kind="mergesort")
-    items = [items[i] for i in order]
+    """The ranking of category ``number``, from what COCOeval has matched in each image."""
+    items: list[dict[str, Any]] = []
+    objects = 0
+    for image in images:
+        objects += int((np.asarray(image["gtIgnore"]) == 0).sum())
+        ious = np.asarray(evaluation.ious[image["image_id"], number])
+        for place, detection in enumerate(image["dtIds"]):
+            if not image["dtIgnore"][0, place]:
+                item = {"true": image["dtMatches"][0, place] > 0, **found.anns[detection]}
+                items.append({**item, "iou": float(ious[place].max()) if ious.size else 0.0})
+    items.sort(key=lambda item: -item["score"])
+    iou = evaluation.params.iouThrs[0]
+
+    def column(key: str, kind: Any) -> np.ndarray:
+        return np.array([item[key] for item in items], dtype=kind)
+
     return RankedClass(
-        name,
-        num_objects,
-        scores=np.array([item["score"] for item in items], dtype=float),
-        true=np.array([item["true"] for item in items], dtype=bool),
-        iou=np.array([item["iou"] for item in items], dtype=float),
+        truth.cats[number]["name"],
+        objects,
+        scores=column("score", float),
+        true=column("true", bool),
+        iou=column("iou", float),
         image_ids=np.array([item["image_id"] for item in items]),
-        boxes=np.array([item["bbox"] for item in items], dtype=float).reshape(-1, 4),
-        reasons=np.array([others.reason(item) for item in items], dtype=object),
+        boxes=column("bbox", float).reshape(-1, 4),
+        reasons=np.array([_reason(truth, item, iou) for item in items], dtype=object),
     )
 
 
-class _Others:
+def _reason(truth: COCO, item: dict[str, Any], iou: float) -> str:
     """What a false detection shows instead of an object of its class that nothing else found."""
-
-    def __init__(self, truth: COCO, names: dict[int, str], iou: float) -> None:
-        self._truth, self._names, self._iou = truth, names, iou
-
-    def reason(self, item: dict[str, Any]) -> str:
-        if item["true"]:
-            return ""
-        if item["iou"] >= self._iou:
-            return "found twice"
-        there = [
-            annotation
-            for annotation in self._truth.imgToAnns.get(item["image_id"], ())
-            if annotation["category_id"] != item["category_id"]
-        ]
-        if there:
-            boxes = [annotation["bbox"] for annotation in there]
-            ious = mask_util.iou([item["bbox"]], boxes, [0] * len(boxes))[0]
-            name = self._names[there[int(ious.argmax())]["category_id"]]
-            if ious.max() >= self._iou:
-                return f"wrong: {name}"
-            if ious.max() >= max(_TOUCHES, item["iou"]):
-                return f"near: {name}"
-        return "badly placed" if item["iou"] >= _TOUCHES else "background"
+    if item["true"]:
+        return ""
+    if item["iou"] >= iou:
+        return "found twice"
+    there = truth.imgToAnns.get(item["image_id"], ())
+    there = [other for other in there if other["category_id"] != item["category_id"]]
+    if there:
+        boxes = [other["bbox"] for other in there]
+        ious = mask_util.iou([item["bbox"]], boxes, [0] * len(boxes))[0]
+        name = truth.cats[there[int(ious.argmax())]["category_id"]]["name"]
+        if ious.max() >= iou:
+            return f"wrong: {name}"
+        if ious.max() >= max(_TOUCHES, item["iou"]):
+            return f"near: {name}"
+    return "badly placed" if item["iou"] >= _TOUCHES else "background"
 
 
 def best_threshold(ranked: Sequence[RankedClass]) -> float | None:
     """The score at which the detections of all classes above it have the highest F1; None: none."""
     scores, true = (
-        np.concatenate([np.zeros(0), *(getattr(k, name) for k in ranked)])
-        for name in ("scores", "true")
+        np.concatenate([getattr(k, x) for k in ranked] or [[]]) for x in ("scores", "true")
     )
-    return best_f1(scores, true, sum(k.num_objects for k in ranked))
+    return best_f1(scores, true.astype(bool), sum(k.num_objects for k in ranked))
 
 
 def best_f1(scores: np.ndarray, true: np.ndarray, num_objects: int) -> float | None:

@@ -1,53 +1,19 @@
-"""Pascal VOC's average precision at IoU 0.5, per class, at the full precision of the scores.
+"""Pascal VOC's average precision at IoU 0.5, per class, at the full precision of the scores."""
 
-Detectron2's own PascalVOCDetectionEvaluator rounds scores to 3 decimals, which makes ties of most
-of them, and reports no class by itself.
-"""
+from __future__ import annotations
 
+import tempfile
+from collections import defaultdict
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
-import torch
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, pascal_voc_evaluation
 from detectron2.utils import comm
-from torchvision.ops import box_iou
 
-from rambo_det.data.catalog import DataSource
-from rambo_det.data.voc import parse_voc
-
-IOU_THRESHOLD = 0.5
-
-
-def average_precision(
-    scores: np.ndarray, correct: np.ndarray, positives: int, use_07_metric: bool = False
-) -> float:
-    """Average precision of one ranked list.
-
-    Detections of equal score enter together, so their order cannot change the result.
-
-    Args:
-        scores: (N,) float.
-        correct: (N,) bool.
-        positives: number of objects that could have been found.
-        use_07_metric: the mean of 11 points of VOC 2007 instead of the area under the curve
-            (VOC 2010 and later).
-
-    Returns:
-        A number in 0..1; nan where there are no positives.
-    """
-    if positives == 0:
-        return float("nan")
-    order = np.argsort(-scores, kind="stable")
-    last_of_tie = np.flatnonzero(np.diff(scores[order], append=-np.inf))
-    found = np.cumsum(correct[order])[last_of_tie]
-    recall = found / positives
-    precision = found / (last_of_tie + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    if use_07_metric:
-        points = [envelope[recall >= t].max(initial=0.0) for t in np.linspace(0, 1, 11)]
-        return float(np.mean(points))
-    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+from ..data.voc import read_voc
 
 
 def has_voc_annotations(dataset_name: str) -> bool:
@@ -57,99 +23,80 @@ def has_voc_annotations(dataset_name: str) -> bool:
 
 
 class VOCDetectionEvaluator(DatasetEvaluator):
-    """VOC's AP50 of a data set in VOC layout; call it from all processes.
+    """VOC's AP50 of a data set in VOC layout, by Detectron2's `voc_eval`; for all processes.
 
-    As the VOC devkit does: a detection belongs to the object of its class that it overlaps most,
-    counts as right if that overlap is above 0.5 and no higher score took the object, and is left
-    out if the object is marked `difficult`.
+    Detectron2's own PascalVOCDetectionEvaluator rounds scores to 3 decimals, which makes ties of
+    most of them, reports no class by itself and cannot read the xml files of many tools. Here
+    detections of equal score enter together, so that their order cannot change the result.
 
     Args:
         dataset_name: a data set whose metadata has `dirname`, `split` and `thing_classes`: one
-            from `register_voc` or Detectron2's `register_pascal_voc`.
-        use_07_metric: see `average_precision`; by default whether the metadata's year is 2007.
+            in VOC layout from `register_datasets` or Detectron2's `register_pascal_voc`. If its
+            `year` is 2007, AP is that year's mean of 11 points.
     """
 
-    def __init__(self, dataset_name: str, use_07_metric: bool | None = None) -> None:
+    def __init__(self, dataset_name: str) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         self._classes: list[str] = list(metadata.thing_classes)
-        year = metadata.get("year", 2012)
-        self._use_07_metric = year == 2007 if use_07_metric is None else use_07_metric
-        source = parse_voc(dataset_name, metadata.dirname, metadata.split, check_images=False)
-        self._objects = _objects_by_class(source)
+        self._is_2007 = metadata.get("year") == 2007
+        source = read_voc(dataset_name, metadata.dirname, metadata.split, check_images=False)
+        # Detectron2 separates what it writes of a detection by spaces, which names may have.
+        self._numbers = {image_id: str(number) for number, image_id in enumerate(source.images)}
+        self._objects: dict[str, list[dict[str, Any]]] = {n: [] for n in self._numbers.values()}
+        for item in source.annotations:
+            x, y, width, height = item["bbox"]
+            self._objects[self._numbers[item["image_id"]]].append(
+                {
+                    "name": source.categories[item["category_id"]],
+                    "difficult": item["difficult"],
+                    "bbox": [x + 1, y + 1, x + width, y + height],  # as VOC counts pixels
+                }
+            )
         self.reset()
 
     def reset(self) -> None:
-        self._detections: list[tuple[Any, torch.Tensor, np.ndarray, np.ndarray]] = []
+        self._found: list[tuple[int, float, str]] = []  # class, score, line of Detectron2's file
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             found = output["instances"].to("cpu")
-            boxes = found.pred_boxes.tensor.double()
-            scores, classes = found.scores.double().numpy(), found.pred_classes.numpy()
-            self._detections.append((image["image_id"], boxes, scores, classes))
+            fields = (found.pred_boxes.tensor, found.scores, found.pred_classes)
+            for box, score, label in zip(*(field.tolist() for field in fields), strict=True):
+                numbers = [score, box[0] + 1, box[1] + 1, *box[2:]]
+                line = " ".join([self._numbers[image["image_id"]], *map(repr, numbers)])
+                self._found.append((label, score, line))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """AP in percent: `{"voc": {"AP50": mean, "AP50-<class>": …}}`; `{}` but on process 0.
 
         A class without objects has nan and does not count in the mean.
         """
-        gathered = comm.gather(self._detections, dst=0)
+        gathered = comm.gather(self._found, dst=0)
         if not comm.is_main_process():
             return {}
-        detections = [item for part in gathered for item in part]
-        result = {}
-        for index, name in enumerate(self._classes):
-            result[f"AP50-{name}"] = 100 * self._class_ap(detections, index)
-        known = [value for value in result.values() if not np.isnan(value)]
+        found = defaultdict(list)
+        for label, score, line in (item for part in gathered for item in part):
+            found[label].append((score, line))
+        aps = {name: self._ap(name, found[k]) for k, name in enumerate(self._classes)}
+        known = [ap for ap in aps.values() if not np.isnan(ap)]
         mean = float(np.mean(known)) if known else float("nan")
-        return {"voc": {"AP50": mean, **result}}
+        return {"voc": {"AP50": mean, **{f"AP50-{name}": ap for name, ap in aps.items()}}}
 
-    def _class_ap(self, detections: list[Any], index: int) -> float:
-        objects = self._objects.get(self._classes[index], {})
-        positives = sum(int((~difficult).sum()) for _, difficult in objects.values())
-        all_scores, all_correct = [np.zeros(0)], [np.zeros(0, bool)]
-        for image_id, boxes, scores, classes in detections:
-            chosen = np.flatnonzero(classes == index)
-            scores, boxes = scores[chosen], boxes[chosen]
-            correct = np.zeros(len(chosen), bool)
-            if image_id in objects and len(chosen):
-                truth, difficult = objects[image_id]
-                correct, ignored = _match(boxes, scores, truth, difficult)
-                scores, correct = scores[~ignored], correct[~ignored]
-            all_scores.append(scores)
-            all_correct.append(correct)
-        scores, correct = np.concatenate(all_scores), np.concatenate(all_correct)
-        return average_precision(scores, correct, positives, self._use_07_metric)
-
-
-def _match(
-    boxes: torch.Tensor, scores: np.ndarray, truth: torch.Tensor, difficult: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which of (N, 4) detections of one image and class are right, and which are left out."""
-    overlap, owner = (part.numpy() for part in box_iou(boxes, truth).max(dim=1))
-    hits = overlap > IOU_THRESHOLD
-    ignored = hits & difficult[owner]
-    order = np.argsort(-scores, kind="stable")
-    order = order[hits[order] & ~ignored[order]]
-    _, first = np.unique(owner[order], return_index=True)
-    correct = np.zeros(len(scores), bool)
-    correct[order[first]] = True
-    return correct, ignored
-
-
-def _objects_by_class(
-    source: DataSource,
-) -> dict[str, dict[Any, tuple[torch.Tensor, np.ndarray]]]:
-    """Class name -> image id -> ((M, 4) float64 boxes x1 y1 x2 y2, (M,) bool difficult)."""
-    grouped: dict[str, dict[Any, list[dict[str, Any]]]] = {}
-    for item in source.annotations:
-        name = source.categories[item["category_id"]]
-        grouped.setdefault(name, {}).setdefault(item["image_id"], []).append(item)
-    objects: dict[str, dict[Any, tuple[torch.Tensor, np.ndarray]]] = {}
-    for name, images in grouped.items():
-        for image_id, items in images.items():
-            boxes = torch.tensor([item["bbox"] for item in items], dtype=torch.float64)
-            boxes[:, 2:] += boxes[:, :2]
-            difficult = np.array([bool(item["difficult"]) for item in items])
-            objects.setdefault(name, {})[image_id] = (boxes, difficult)
-    return objects
+    def _ap(self, name: str, found: list[tuple[float, str]]) -> float:
+        objects = [item for items in self._objects.values() for item in items]
+        if not any(item["name"] == name and not item["difficult"] for item in objects):
+            return float("nan")
+        with tempfile.TemporaryDirectory() as folder:
+            detections, images = Path(folder, "detections.txt"), Path(folder, "images.txt")
+            detections.write_text("\n".join(line for _, line in found))
+            images.write_text("\n".join(self._objects))
+            # Its reader of xml cannot do without <pose>, <truncated> and whole numbers.
+            read = self._objects.__getitem__
+            with mock.patch.object(pascal_voc_evaluation, "parse_rec", read):
+                recall, precision, _ = pascal_voc_evaluation.voc_eval(
+                    str(detections), "{}", str(images), name
+                )
+        scores = np.sort([score for score, _ in found])[::-1]
+        last_of_tie = np.flatnonzero(np.diff(scores, append=-np.inf))
+        curve = recall[last_of_tie], precision[last_of_tie]
+        return 100 * float(pascal_voc_evaluation.voc_ap(*curve, self._is_2007))
