@@ -1,6 +1,5 @@
 """README and docs/ as the tests read them: their code blocks, and the lines of their tables."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -29,11 +28,3 @@ def sections(page):
     """(heading, text) of the parts of a page that begin with ``## ``."""
     parts = re.split(r"^## (.+)$", text_of(page), flags=re.M)[1:]
     return list(zip(parts[::2], parts[1::2], strict=True))
-
-
-def load_tool(name):
-    """The module tools/NAME.py; there may be another package of the name tools."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -23,10 +23,9 @@ TWINS = {
 @pytest.mark.parametrize("ours", TWINS)
 def test_coco_configs_are_upstreams_by_value(ours):
     """All but the keys that a base file of this package names for itself."""
-    cfg = get_cfg()
+    cfg, upstream = get_cfg(), get_cfg()
     rambo_det.add_rambo_config(cfg)
     cfg.merge_from_file(str(CONFIGS / ours))
-    upstream = get_cfg()
     upstream.merge_from_file(model_zoo.get_config_file(TWINS[ours]))
     del cfg.MODEL["RAMBO"], cfg["RAMBO_TRAIN"]
     upstream.OUTPUT_DIR = cfg.OUTPUT_DIR
@@ -34,21 +33,13 @@ def test_coco_configs_are_upstreams_by_value(ours):
     if "mask" not in ours:
         upstream.MODEL.MASK_ON = False
         upstream.MODEL.ROI_MASK_HEAD = cfg.MODEL.ROI_MASK_HEAD
-    assert flat(cfg) == flat(upstream), ours
+    assert plain(cfg) == plain(upstream)
 
 
-def flat(node, prefix=""):
-    """{key: value}, sequences as lists and floats to 9 digits."""
-    items = {}
-    for key, value in node.items():
-        if isinstance(value, type(node)):
-            items.update(flat(value, f"{prefix}{key}."))
-        else:
-            items[prefix + key] = rounded(value)
-    return items
-
-
-def rounded(value):
+def plain(value):
+    """Nodes and sequences as dicts and lists, floats to 9 digits."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [rounded(v) for v in value]
+        return [plain(v) for v in value]
     return round(value, 9) if isinstance(value, float) else value

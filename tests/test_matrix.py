@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -41,19 +42,14 @@ LARGER = ["INPUT.MIN_SIZE_TRAIN", "(144,)", "INPUT.MAX_SIZE_TRAIN", "216"]
 LARGER += ["INPUT.MIN_SIZE_TEST", "144", "INPUT.MAX_SIZE_TEST", "216"]
 
 
-class CommandLine:
-    """The command lines of one architecture on one data set.
+class CommandLine(NamedTuple):
+    """The command lines of one architecture on one data set."""
 
-    Args:
-        name: of the architecture.
-        sets: names of the training and the test set.
-        data: the options that register them.
-        detections: the list that every evaluation puts what it is given into.
-    """
-
-    def __init__(self, name, sets, data, detections, capsys):
-        self.name, self.sets, self.data = name, sets, data
-        self._detections, self._capsys = detections, capsys
+    name: str  # of the architecture
+    sets: tuple  # names of the training and the test set
+    data: list  # the options that register them
+    detections: list  # every evaluation puts there what it is given
+    capsys: pytest.CaptureFixture
 
     def __call__(self, *flags, stock=False, **settings):
         """What it printed, the rows of the table at its end, and what it detected."""
@@ -63,14 +59,14 @@ class CommandLine:
                 MetadataCatalog.remove(name)
         shapes.register_shapes()
         settings |= {"device": "cpu", "batch": 2 if WHOLE else 1}
-        self._detections.clear()
-        assert self._main([*flags, *self.data], stock, settings) == 0
-        printed = self._capsys.readouterr().out
+        self.detections.clear()
+        assert self.main([*flags, *self.data], stock, settings) == 0
+        printed = self.capsys.readouterr().out
         heads = re.finditer(r"^\| +AP \| +AP50 \| +AP75 \|.*$", printed, re.M)
         table = re.findall(r"^\|.*\|$", printed[max(head.start() for head in heads) :], re.M)
-        return printed, table, list(self._detections)
+        return printed, table, list(self.detections)
 
-    def _main(self, args, stock, settings):
+    def main(self, args, stock, settings):
         if self.name == "fcos":
             config = f"configs/lazy/quickstart/fcos_{'focal' if stock else 'rambo'}.py"
             settings |= {"train": self.sets[0], "test": self.sets[1]}
@@ -78,12 +74,10 @@ class CommandLine:
             return lazy.main(["--config", config, *args, *keys])
         architecture = ARCHITECTURES[self.name]
         settings |= {"train": (self.sets[0],), "test": (self.sets[1],)}
-        keys = [str(x) for key, value in settings.items() for x in (KEYS[key][0], value)]
-        keys += [str(x) for x in architecture.opts] + (
-            LARGER if WHOLE and "chess_train" in self.sets else []
-        )
+        keys = [x for key, value in settings.items() for x in (KEYS[key][0], value)]
+        keys += [*architecture.opts, *(LARGER if WHOLE and "chess_train" in self.sets else ())]
         config = architecture.stock if stock else architecture.rambo
-        return train.main(["--config", f"configs/{config}", *args, *keys])
+        return train.main(["--config", f"configs/{config}", *args, *map(str, keys)])
 
 
 @pytest.fixture(scope="module")
