@@ -17,13 +17,13 @@ pytest.importorskip("detectron2")
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rambo_det.evaluation.pictures import FALSE, TRUE, choose_crops, draw_class
 from rambo_det.evaluation.ranking import (
     RankedClass,
     average_precision,
     best_threshold,
     rank_detections,
 )
-from rambo_det.evaluation.ranking_figure import FALSE, TRUE, choose_crops, draw_class
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

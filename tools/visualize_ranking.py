@@ -107,7 +107,7 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
     from tabulate import tabulate
 
     from rambo_det.engine.files import distinct
-    from rambo_det.evaluation.ranking_figure import draw_class
+    from rambo_det.evaluation.pictures import draw_class
 
     ranked = sorted((k for k in ranked if k.num_objects), key=lambda k: k.ap - k.ap_ideal)
     rows = [
