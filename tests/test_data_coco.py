@@ -167,7 +167,7 @@ def test_an_empty_mask_does_not_cost_the_box(folder: Path) -> None:
     assert [a["segmentation"] for a in boxes if "segmentation" in a] == [[mask]]
 
 
-def _masks(folder: Path, *masks: Any) -> CfgNode:
+def _masked(folder: Path, *masks: Any) -> CfgNode:
     """Config of a model with masks on data with these, the last one's object a crowd."""
     content = _content()
     for annotation, mask in zip(content["annotations"], masks, strict=True):
@@ -186,20 +186,20 @@ RLE = {"size": [30, 40], "counts": [100, 500, 600]}
 
 
 def test_rle_is_trained_on(folder: Path) -> None:
-    cfg = _masks(folder, POLYGON, RLE, RLE)
+    cfg = _masked(folder, POLYGON, RLE, RLE)
     assert cfg.INPUT.MASK_FORMAT == "bitmask"
     (batch,) = islice(RamboTrainer.build_train_loader(cfg), 1)
     assert all(len(image["instances"].gt_masks) for image in batch)
 
 
 def test_a_crowd_as_rle_leaves_polygons(folder: Path) -> None:
-    assert _masks(folder, POLYGON, POLYGON, RLE).INPUT.MASK_FORMAT == "polygon"
+    assert _masked(folder, POLYGON, POLYGON, RLE).INPUT.MASK_FORMAT == "polygon"
 
 
 @pytest.mark.parametrize("empty", [[], [[]], [[1, 2, 11, 14]], None])
 def test_a_model_with_masks_and_a_box_without(folder: Path, empty: Any) -> None:
     with pytest.raises(InputError, match=r"MASK_ON is True, but .*annotations\[1\] has no mask"):
-        _masks(folder, POLYGON, empty, RLE)
+        _masked(folder, POLYGON, empty, RLE)
 
 
 def test_boxes_without_area_are_dropped_with_one_warning(
@@ -276,117 +276,85 @@ def test_a_name_can_be_registered_once(folder: Path) -> None:
         register_coco("coco_2017_val", *files)
 
 
-def _edit(list_name: str, index: int, **fields: Any) -> Callable[[Path], Any]:
+def _edit(place: str, **fields: Any) -> Callable[[Path], Any]:
+    """Set fields of an entry, such as "images 0"; ... takes one away."""
+
     def change(folder: Path) -> Any:
-        content = _content()
-        content[list_name][index].update(fields)
+        content, (name, index) = _content(), place.split()
+        entry = content[name][int(index)]
+        entry.update(fields)
+        for key in [key for key, value in fields.items() if value is ...]:
+            del entry[key]
         return content
 
     return change
 
 
-def _without(list_name: str, key: str) -> Callable[[Path], Any]:
-    def change(folder: Path) -> Any:
-        content = _content()
-        del content[list_name][1][key]
-        return content
+def _damage(name: str, keep: float = 0, data: bytes = b"") -> Callable[[Path], Any]:
+    """Cut an image off behind a part of it and put the data there."""
 
-    return change
-
-
-def _truncate(name: str, keep: float) -> Callable[[Path], Any]:
     def change(folder: Path) -> Any:
         path = folder / "images" / name
-        path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+        path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)] + data)
         return _content()
 
     return change
 
 
-def _overwrite(name: str, data: bytes) -> Callable[[Path], Any]:
-    def change(folder: Path) -> Any:
-        (folder / "images" / name).write_bytes(data)
-        return _content()
-
-    return change
+def _mask(value: Any) -> Callable[[Path], Any]:
+    return _edit("annotations 0", segmentation=value)
 
 
-BAD = {
-    "not json": (lambda _: "{", r"set\.json is not a json file"),
-    "a list": (lambda _: [], "not a COCO json: it has no list 'images'"),
-    "no annotations": (
-        lambda _: {"images": [], "categories": []},
-        "not a COCO json: it has no list 'annotations'",
-    ),
-    "image without id": (_without("images", "id"), r"images\[1\].*'id' is missing"),
-    "image without width": (_without("images", "width"), r"images\[1\].*'width' is missing"),
-    "image without file": (_without("images", "file_name"), r"images\[1\].*'file_name' is missing"),
-    "width is text": (_edit("images", 0, width="40"), r"images\[0\].*'width' cannot be '40'"),
-    "image id twice": (_edit("images", 0, id=4), r"images\[1\]: image id 4 is there twice"),
-    "category without name": (
-        _without("categories", "name"),
-        r"categories\[1\].*'name' is missing",
-    ),
-    "category id twice": (_edit("categories", 0, id=0), r"categories\[1\]: id 0 .* twice"),
-    "category name twice": (_edit("categories", 0, name="cat"), r"categories\[2\].*'cat' .* twice"),
-    "annotation without box": (
-        _without("annotations", "bbox"),
-        r"annotations\[1\].*'bbox' is miss",
-    ),
-    "unknown image": (
-        _edit("annotations", 2, image_id=8),
-        r"annotations\[2\]: 'images' has no image_id 8",
-    ),
-    "unknown category": (
-        _edit("annotations", 2, category_id=8),
-        r"annotations\[2\]: 'categories' has no category_id 8",
-    ),
-    "box of three": (_edit("annotations", 0, bbox=[1, 2, 3]), r"annotations\[0\].*four numbers"),
-    "box with nan": (
-        _edit("annotations", 0, bbox=[1, 2, 3, float("nan")]),
-        r"annotations\[0\].*four numbers",
-    ),
-    "polygon of an odd number of numbers": (
-        _edit("annotations", 0, segmentation=[[1, 2, 11, 2, 11, 14, 1]]),
-        r"annotations\[0\]: 'segmentation' must be polygons",
-    ),
-    "polygon of text": (
-        _edit("annotations", 0, segmentation=[["1", "2", "11", "2", "11", "14"]]),
-        r"annotations\[0\]: 'segmentation' must be polygons",
-    ),
-    "RLE of another size": (
-        _edit("annotations", 0, segmentation={"size": [40, 30], "counts": [0, 1200]}),
-        r"annotations\[0\]: .*RLE as large as the image, {'size': \[30, 40\]",
-    ),
-    "RLE that is too short": (
-        _edit("annotations", 0, segmentation={"size": [30, 40], "counts": [0, 1199]}),
-        r"annotations\[0\]: .*RLE as large",
-    ),
-    "RLE with a number": (
-        _edit("annotations", 0, segmentation={"size": [30, 40], "counts": 5}),
-        r"annotations\[0\]: .*RLE as large",
-    ),
-    "no boxes": (lambda _: {**_content(), "annotations": []}, r"set\.json: .*'own' has no boxes"),
-    "only boxes without area": (
-        lambda _: {
-            **_content(),
-            "annotations": [{"image_id": 7, "category_id": 9, "bbox": [1, 1, 0, 0]}],
-        },
-        "'own' has no boxes",
-    ),
-    "missing image": (_edit("images", 1, file_name="c.jpg"), r"set\.json: .*c\.jpg is missing"),
-    "wrong size": (_edit("images", 0, width=30, height=40), r"a\.jpg is 40x30 px.*says 30x40"),
-    "truncated jpeg": (_truncate("a.jpg", 0.7), r"a\.jpg is truncated"),
-    "truncated png": (_truncate("b.png", 0.9), r"b\.png is truncated"),
-    "cut in the header": (_truncate("a.jpg", 0.05), r"a\.jpg"),
-    "empty image": (_overwrite("a.jpg", b""), r"a\.jpg is not an image"),
-    "text as image": (_overwrite("a.jpg", b"<html>404</html>"), r"a\.jpg is not an image"),
-}
+def _lists(**lists: Any) -> Callable[[Path], Any]:
+    return lambda _: {**_content(), **lists}
 
 
-@pytest.mark.parametrize("case", list(BAD))
-def test_bad_data_is_refused_in_one_line(folder: Path, case: str) -> None:
-    make, message = BAD[case]
+NO_AREA = {"image_id": 7, "category_id": 9, "bbox": [1, 1, 0, 0]}
+POLYGONS = r"annotations\[0\]: 'segmentation' must be polygons"
+BAD: list[tuple[Callable[[Path], Any], str]] = [
+    (lambda _: "{", r"set\.json is not a json file"),
+    (lambda _: [], "not a COCO json: it has no list 'images'"),
+    (_lists(annotations=None), "not a COCO json: it has no list 'annotations'"),
+    (_edit("images 1", id=...), r"images\[1\].*'id' is missing"),
+    (_edit("images 1", width=...), r"images\[1\].*'width' is missing"),
+    (_edit("images 1", file_name=...), r"images\[1\].*'file_name' is missing"),
+    (_edit("images 0", width="40"), r"images\[0\].*'width' cannot be '40'"),
+    (_edit("images 0", width=float("inf")), r"images\[0\].*'width' cannot be inf"),
+    (_edit("images 0", id=4), r"images\[1\]: image id 4 is there twice"),
+    (_edit("images 1", id="4"), r"images\[1\]: ids are numbers in some images, in others text"),
+    (_edit("categories 1", name=...), r"categories\[1\].*'name' is missing"),
+    (_edit("categories 0", id=0), r"categories\[1\]: id 0 .* twice"),
+    (_edit("categories 0", name="cat"), r"categories\[2\].*'cat' .* twice"),
+    (_lists(annotations=["text"]), r"annotations\[0\].*'image_id' is missing"),
+    (_edit("annotations 1", bbox=...), r"annotations\[1\].*'bbox' is miss"),
+    (_edit("annotations 1", area="1"), r"annotations\[1\].*'area' cannot be '1'"),
+    (_edit("annotations 1", area=float("nan")), r"annotations\[1\].*'area' cannot be nan"),
+    (_edit("annotations 1", iscrowd=2), r"annotations\[1\]: 'iscrowd' must be 0 or 1, not 2"),
+    (_edit("annotations 2", image_id=8), r"annotations\[2\]: 'images' has no image_id 8"),
+    (_edit("annotations 2", category_id=8), r"annotations\[2\]: 'categories' has no category_id 8"),
+    (_edit("annotations 0", bbox=[1, 2, 3]), r"annotations\[0\].*four numbers"),
+    (_edit("annotations 0", bbox=[1, 2, 3, float("nan")]), r"annotations\[0\].*four numbers"),
+    (_mask([[1, 2, 11, 2, 11, 14, 1]]), POLYGONS),
+    (_mask([["1", "2", "11", "2", "11", "14"]]), POLYGONS),
+    (_mask({"size": [40, 30], "counts": [0, 1200]}), r"RLE as large as the .* {'size': \[30, 40\]"),
+    (_mask({"size": [30, 40], "counts": [0, 1199]}), POLYGONS),
+    (_mask({"size": [30, 40], "counts": 5}), POLYGONS),
+    (_lists(annotations=[]), r"set\.json: .*'own' has no boxes"),
+    (_lists(annotations=[NO_AREA]), "'own' has no boxes"),
+    (_edit("images 1", file_name="c.jpg"), r"set\.json: .*c\.jpg is missing"),
+    (_edit("images 0", width=30, height=40), r"a\.jpg is 40x30 px.*says 30x40"),
+    (_damage("a.jpg", 0.7), r"a\.jpg is truncated"),
+    (_damage("b.png", 0.9), r"b\.png is truncated"),
+    (_damage("a.jpg", 0.05), r"a\.jpg"),
+    (_damage("a.jpg"), r"a\.jpg is not an image"),
+    (_damage("a.jpg", 0, b"<html>404</html>"), r"a\.jpg is not an image"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD)
+def test_bad_data_is_refused_in_one_line(
+    folder: Path, make: Callable[[Path], Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message) as error:
         register_coco("own", *_write(folder, make(folder)))
     assert "\n" not in str(error.value)

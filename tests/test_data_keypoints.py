@@ -65,39 +65,30 @@ def test_names_number_and_mirror_images_are_those_of_the_json(tmp_path):
     assert counted and all(annotation["num_keypoints"] == 3 for annotation in counted)
 
 
-def test_a_count_that_is_there_is_kept(tmp_path):
-    register_datasets([("points", *with_points(tmp_path, num_keypoints=1))])
-    content = read(MetadataCatalog.get("points").json_file)
-    assert all(annotation["num_keypoints"] == 1 for annotation in content["annotations"])
-
-
-def test_an_object_without_points_has_none_that_is_seen(tmp_path):
-    file, images = with_points(tmp_path)
+def test_a_count_that_is_there_is_kept_and_an_object_without_points_has_none(tmp_path):
+    file, images = with_points(tmp_path, num_keypoints=1)
     content = read(file)
-    del content["annotations"][0]["keypoints"]
+    for key in ("keypoints", "num_keypoints"):
+        del content["annotations"][0][key]
     Path(file).write_text(json.dumps(content))
     register_datasets([("points", file, images)])
-    first = read(MetadataCatalog.get("points").json_file)["annotations"][0]
+    first, *others = read(MetadataCatalog.get("points").json_file)["annotations"]
     assert first["keypoints"] == [0] * 12 and first["num_keypoints"] == 0
-
-
-def test_points_that_are_no_numbers_are_named(tmp_path):
-    file, images = with_points(tmp_path, keypoints=["a", 1, 2] * 4)
-    with pytest.raises(InputError, match=r"annotations\[0\]: 'keypoints' must be 12 numbers"):
-        register_datasets([("points", file, images)])
+    assert others and all(annotation["num_keypoints"] == 1 for annotation in others)
 
 
 @pytest.mark.parametrize(
-    "points, each, message",
+    "points, each, fields, message",
     [
-        ("nose", 4, r"categories\[0\]: 'keypoints' must be a list of names, not 'nose'"),
-        (["nose", "nose"], 2, r"categories\[0\]: 'keypoints' has a name twice: nose, nose"),
-        (POINTS, 3, r"annotations\[0\]: 'keypoints' must be 12 numbers"),
+        ("nose", 4, {}, r"categories\[0\]: 'keypoints' must be a list of names, not 'nose'"),
+        (["nose", "nose"], 2, {}, r"categories\[0\]: 'keypoints' has a name twice: nose, nose"),
+        (POINTS, 3, {}, r"annotations\[0\]: 'keypoints' must be 12 numbers"),
+        (POINTS, 4, {"keypoints": ["a", 1, 2] * 4}, r"annotations\[0\]: 'keypoints' must be 12"),
     ],
 )
-def test_points_that_do_not_fit_are_named(tmp_path, points, each, message):
+def test_points_that_do_not_fit_are_named(tmp_path, points, each, fields, message):
     with pytest.raises(InputError, match=message):
-        register_datasets([("points", *with_points(tmp_path, points, each))])
+        register_datasets([("points", *with_points(tmp_path, points, each, **fields))])
 
 
 def test_categories_have_the_same_points(tmp_path):

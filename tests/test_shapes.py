@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rambo_det.data import drawing, shapes
+from rambo_det.data import drawing, register_shapes, shapes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -151,8 +151,8 @@ def test_registered_set_draws_at_first_use(
     for catalog in (DatasetCatalog, MetadataCatalog):
         for name in ("rambo_shapes_train", "rambo_shapes_val"):
             catalog.pop(name)  # registered by the fixture, for the whole set
-    shapes.register_shapes()
-    shapes.register_shapes()
+    register_shapes()
+    register_shapes()
     assert not small.exists()
     records = DatasetCatalog.get("rambo_shapes_train")
     assert len(records) == 6 and all(Path(record["file_name"]).is_file() for record in records)
@@ -161,6 +161,22 @@ def test_registered_set_draws_at_first_use(
     metadata = MetadataCatalog.get("rambo_shapes_train")
     assert metadata.thing_classes == list(drawing.CLASSES)
     assert Path(metadata.json_file).is_file()
+
+
+def test_importing_the_package_registers_no_data_set() -> None:
+    pytest.importorskip("detectron2")
+    program = (
+        "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
+        "before = set(DatasetCatalog), set(MetadataCatalog.list())\n"
+        "import rambo_det, rambo_det.data\n"
+        "assert (set(DatasetCatalog), set(MetadataCatalog.list())) == before\n"
+        "rambo_det.data.register_shapes()\n"
+        "print(sorted(set(DatasetCatalog) - before[0]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stdout == "['rambo_shapes_train', 'rambo_shapes_val']\n", done.stderr
 
 
 def test_an_unwritable_cache_is_said_in_one_line(

@@ -17,14 +17,13 @@ pytest.importorskip("detectron2")
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rambo_det.engine.saved import load_truth
+from rambo_det.evaluation.pictures import FALSE, TRUE, choose_crops, draw_class
 from rambo_det.evaluation.ranking import (
     RankedClass,
     average_precision,
     best_threshold,
     rank_detections,
 )
-from rambo_det.evaluation.ranking_figure import FALSE, TRUE, choose_crops, draw_class
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -38,35 +37,46 @@ def import_tool():
     return visualize_ranking
 
 
-def random_data(seed, tmp_path):
+def truth_of(boxes, names=("a", "b", "c"), images=12):
+    """COCO's index of (image, category, box, crowd)."""
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": i, "width": 96, "height": 96} for i in range(images)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": number, "bbox": box,
+             "area": box[2] * box[3], "iscrowd": crowd}
+            for i, (image, number, box, crowd) in enumerate(boxes, 1)
+        ],
+    }  # fmt: skip
+    truth.createIndex()
+    return truth
+
+
+def result(image, number, box, score):
+    return {"image_id": image, "category_id": number, "bbox": box, "score": score}
+
+
+def random_data(seed):
     """Boxes of three classes in twelve images, and detections near them and elsewhere."""
     rng = np.random.default_rng(seed)
-    annotations, results = [], []
+    boxes, results = [], []
     for image in range(12):
         for _ in range(rng.integers(0, 6)):
             number, box = int(rng.integers(1, 4)), [*rng.uniform(0, 60, 2), *rng.uniform(9, 30, 2)]
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": image, "category_id": number,
-                 "bbox": box, "area": box[2] * box[3], "iscrowd": int(rng.random() < 0.1)}
-            )  # fmt: skip
+            boxes.append((image, number, box, int(rng.random() < 0.1)))
             for _ in range(rng.integers(0, 4)):
                 near = (np.array(box) + rng.normal(0, 4, 4)).clip(1).tolist()
                 label = number if rng.random() < 0.8 else int(rng.integers(1, 4))
                 score = round(float(rng.random()), 1)  # many are equal
-                results.append(
-                    {"image_id": image, "category_id": label, "bbox": near, "score": score}
-                )
-    categories = [{"id": i, "name": name} for i, name in ((1, "a"), (2, "b"), (3, "c"))]
-    images = [{"id": i, "width": 96, "height": 96, "file_name": f"{i}.png"} for i in range(12)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (tmp_path / "truth.json").write_text(json.dumps(content))
-    return load_truth(str(tmp_path / "truth.json")), results
+                results.append(result(image, label, near, score))
+    return truth_of(boxes), results
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("iou", [0.5, 0.75])
-def test_ap_is_cocos(seed, iou, tmp_path, capsys):
-    truth, results = random_data(seed, tmp_path)
+def test_ap_is_cocos(seed, iou):
+    truth, results = random_data(seed)
     evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
@@ -127,29 +137,23 @@ def test_edges():
     assert choose_crops(ranked_class([True, False, True, False], 2)) == [0, 1, 2, 3]
 
 
-def test_reasons(tmp_path):
-    boxes = {1: [10, 10, 20, 20], 2: [60, 60, 20, 20]}
-    annotations = [
-        {"id": n, "image_id": 1, "category_id": n, "bbox": b, "area": 400, "iscrowd": 0}
-        for n, b in boxes.items()
-    ]
-    content = {
-        "images": [{"id": 1, "width": 96, "height": 96, "file_name": "1.png"}],
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
-    }
-    (tmp_path / "t.json").write_text(json.dumps(content))
+def test_reasons():
+    truth = truth_of([(1, 1, [10, 10, 20, 20], 0), (1, 2, [60, 60, 20, 20], 0)], ("cat", "dog"))
     found = [[10, 10, 20, 19], [10, 10, 20, 20], [60, 60, 20, 20], [66, 66, 20, 20],
              [17, 17, 20, 20], [40, 10, 9, 9]]  # fmt: skip
-    results = [
-        {"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9 - 0.1 * i}
-        for i, box in enumerate(found)
-    ]
-    cat, dog = rank_detections(load_truth(str(tmp_path / "t.json")), results)
+    results = [result(1, 1, box, 0.9 - 0.1 * i) for i, box in enumerate(found)]
+    cat, dog = rank_detections(truth, results)
     want = ["", "found twice", "wrong: dog", "near: dog", "badly placed", "background"]
     assert cat.reasons.tolist() == want and cat.true.tolist() == [True] + 5 * [False]
     assert cat.iou.round(2).tolist() == [0.95, 1.0, 0, 0, 0.27, 0]
     assert (dog.num_objects, len(dog.true), dog.ap, dog.outranked) == (1, 0, 0.0, 0)
+
+
+def test_up_to_100_detections_of_an_image_count():
+    results = [result(1, 1, [60, 60, 9, 9], 1 - i / 1000) for i in range(99)]
+    results.append(result(1, 1, [5, 5, 20, 20], 0.5))
+    (ranked,) = rank_detections(truth_of([(1, 1, [5, 5, 20, 20], 0)], "a"), results)
+    assert len(ranked.true) == 100 and ranked.true[-1]
 
 
 def test_the_picture_shows_true_and_false():
@@ -237,29 +241,3 @@ def test_a_users_mistake_is_one_line(arguments, message, finished_run, tmp_path,
     assert main(["--run", str(finished_run / "out"), *output, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
-
-
-def test_up_to_100_detections_of_an_image_count():
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": 1, "width": 99, "height": 99}],
-        "categories": [{"id": 1, "name": "a"}],
-        "annotations": [
-            {
-                "id": 1,
-                "image_id": 1,
-                "category_id": 1,
-                "bbox": [5, 5, 20, 20],
-                "area": 400,
-                "iscrowd": 0,
-            }
-        ],
-    }
-    truth.createIndex()
-    results = [
-        {"image_id": 1, "category_id": 1, "bbox": [60, 60, 9, 9], "score": 1 - i / 1000}
-        for i in range(99)
-    ]
-    results.append({"image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "score": 0.5})
-    (ranked,) = rank_detections(truth, results)
-    assert len(ranked.true) == 100 and ranked.true[-1]

@@ -36,7 +36,7 @@ import rambo_det  # noqa: E402
 from rambo_det.cli.failures import status_of  # noqa: E402
 from rambo_det.cli.predict import quiet  # noqa: E402
 from rambo_det.cli.train import add_data_arguments  # noqa: E402
-from rambo_det.data.register import register_datasets  # noqa: E402
+from rambo_det.data import register_datasets, register_shapes  # noqa: E402
 from rambo_det.engine.saved import read_data  # noqa: E402
 from rambo_det.engine.setup import check_dataset, register_own  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
@@ -106,6 +106,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def register(args: argparse.Namespace, name: str, training: Sequence[str]) -> None:
     """Registers the data set of the first run: as the command line says, else as the run does."""
+    register_shapes()
     if register_own(args, training) is None:
         saved = read_data(args.run[0])
         coco = [source for source in saved.register_coco if source[0] == name]

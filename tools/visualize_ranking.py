@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rambo_det.cli.failures import status_of  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
 
+COUNTS = ("objects", "found", "outranked")
+SHARES = ("ap", "lost_to_order", "lost_to_not_found")
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Ranking of {{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -99,17 +101,15 @@ def run(args: argparse.Namespace) -> None:
 
 def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, title: str) -> None:
     """Writes pictures, numbers and page; prints the numbers."""
-    import cv2
     import jinja2
     import numpy as np
     from PIL import Image
     from tabulate import tabulate
 
     from rambo_det.engine.files import distinct
-    from rambo_det.evaluation.ranking_figure import draw_class
+    from rambo_det.evaluation.pictures import draw_class
 
-    ranked = [k for k in ranked if k.num_objects]
-    ranked.sort(key=lambda k: k.ap - k.ap_ideal)
+    ranked = sorted((k for k in ranked if k.num_objects), key=lambda k: k.ap - k.ap_ideal)
     rows = [
         {
             "name": k.name, "objects": k.num_objects, "found": int(k.true.sum()),
@@ -118,20 +118,18 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
         }
         for k in ranked
     ]  # fmt: skip
-    keys = ("ap", "lost_to_order", "lost_to_not_found")
-    mean = {key: float(np.mean([row[key] for row in rows])) for key in keys}
-    total = {key: sum(row[key] for row in rows) for key in ("objects", "found", "outranked")}
+    last: dict[str, Any] = {key: sum(row[key] for row in rows) for key in COUNTS}
+    last |= {key: float(np.mean([row[key] for row in rows])) for key in SHARES}
+    rows.append({"name": "mean or sum", **last})
     output.mkdir(parents=True, exist_ok=True)
     pictures, encoded, taken = [], [], {Path("ranking.png")}
     for k in ranked[: args.shown]:
         pictures.append(draw_class(k, args.iou, data.look(k.name)))
-        png = cv2.imencode(".png", pictures[-1][:, :, ::-1])[1].tobytes()
-        file = distinct(Path(re.sub(r"[^-.\w]", "_", k.name) + ".png"), taken)
-        (output / file).write_bytes(png)
-        encoded.append({"name": k.name, "data": base64.b64encode(png).decode()})
+        file = output / distinct(Path(re.sub(r"[^-.\w]", "_", k.name) + ".png"), taken)
+        Image.fromarray(pictures[-1]).save(file)
+        encoded.append({"name": k.name, "data": base64.b64encode(file.read_bytes()).decode()})
     poster = Image.fromarray(np.concatenate(pictures))
     poster.quantize(256).save(output / "ranking.png", optimize=True)  # a third of the size
-    rows.append({"name": "mean or sum", **total, **mean})
     page = jinja2.Environment(autoescape=True).from_string(PAGE).render(
         title=title, data=data.name, iou=args.iou, rows=rows, pictures=encoded,
         left_out=max(0, len(ranked) - args.shown),

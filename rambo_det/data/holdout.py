@@ -1,8 +1,8 @@
 """Set a part of the training images aside, to choose settings on without the test images."""
 
-import hashlib
 import json
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
     if not file:
         raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
     content = json.loads(Path(file).read_text(encoding="utf-8"))
-    order = sorted(content["images"], key=_digest)
+    order = sorted(
+        content["images"], key=lambda image: sha256(str(image["file_name"]).encode()).digest()
+    )
     aside = {image["id"] for image in order[: len(order) // number]}
     # Where the annotations of a VOC folder are is left out: they are those of all images.
     kept = {
@@ -66,10 +68,6 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
         path = write_json(part, chosen, json_dir)
         add_to_catalogs(part, path, metadata.image_root, {**kept, "hold_out": number})
     return fit, held
-
-
-def _digest(image: dict[str, Any]) -> str:
-    return hashlib.sha256(str(image["file_name"]).encode()).hexdigest()
 
 
 def _part(content: dict[str, Any], aside: set[Any], inside: bool) -> dict[str, Any]:

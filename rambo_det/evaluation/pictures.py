@@ -1,12 +1,13 @@
-"""Pictures of boxes and detections, drawn by Detectron2's Visualizer, a colour a class."""
+"""Pictures of detections, by Detectron2's Visualizer, and of how they rank, by Matplotlib."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -16,8 +17,23 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch, Rectangle
+
+from .ranking import RankedClass
 
 _LEAST_PX = 512  # of the longer side; labels would cover a smaller picture
+TRUE, FALSE = "#2166ac", "#d6604d"  # told apart by colour-blind people too
+_CROPS = 10
+_LEAST_CROP_PX = 24
+_AROUND = 0.35  # of the box's longer side, shown on each side
+
+#: From an image id to the image, ``(H, W, 3)`` uint8 RGB, and the objects of the class in it,
+#: ``(G, 4)`` x, y, width, height.
+Look = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
 
 def class_metadata(names: Sequence[str]) -> Metadata:
@@ -118,3 +134,108 @@ def grid(pictures: Sequence[np.ndarray], columns: int, cell_px: int = 384) -> np
         top, left = (index // columns) * cell_px, (index % columns) * cell_px
         canvas[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
     return canvas
+
+
+def draw_class(ranked: RankedClass, iou: float, look: Look) -> np.ndarray:
+    """One class as a picture, ``(H, W, 3)`` uint8 RGB."""
+    figure = Figure(figsize=(15, 3.5), dpi=100, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    _curve(figure.add_axes((0.035, 0.15, 0.19, 0.68)), ranked)
+    chosen = choose_crops(ranked)
+    ranks = figure.add_axes((0.25, 0.74, 0.74, 0.08))
+    _ranks(ranks, ranked, chosen)
+    width = 0.74 / _CROPS
+    for place, index in enumerate(chosen):
+        axis = figure.add_axes((0.25 + place * width + 0.003, 0.14, width - 0.006, 0.36))
+        _crop(axis, ranked, index, look)
+        # From its place in the ranking to its crop.
+        ends = (index + 1, 0), (0.5, 1.2), ranks.transData, axis.transAxes
+        figure.add_artist(ConnectionPatch(*ends, color="0.55", lw=0.8))
+    lost, found = ranked.ap_ideal - ranked.ap, ranked.true.sum()
+    words = (
+        f"AP{iou * 100:.0f} {ranked.ap * 100:.1f}.  {lost * 100:.1f} lost to the order: "
+        f"{ranked.outranked} of {found} true detections have a false one above them.  "
+        f"{(1 - ranked.ap_ideal) * 100:.1f} lost to objects that were not found "
+        f"({ranked.num_objects - found} of {ranked.num_objects})."
+    )
+    figure.text(0.035, 0.92, ranked.name, fontsize=15, weight="bold", va="center")
+    figure.text(0.25, 0.92, words, fontsize=11, va="center")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def choose_crops(ranked: RankedClass) -> list[int]:
+    """Which detections to show, by their places in the ranking, ascending.
+
+    The false ones that cost most AP and, below each, the next true one that it outranks; a ranking
+    without a flaw shows its top.
+    """
+    costs = ranked.costs()
+    chosen: set[int] = set()
+    for index in np.argsort(-costs, kind="mergesort"):
+        if costs[index] > 0:
+            pair = {int(index), int(index + np.flatnonzero(ranked.true[index:])[0])}
+            chosen |= pair if len(chosen | pair) <= _CROPS else set()
+    others = [index for index in range(len(ranked.true)) if index not in chosen]
+    return sorted([*chosen, *others[: _CROPS - len(chosen)]])
+
+
+def _curve(axis: Axes, ranked: RankedClass) -> None:
+    found = np.cumsum(ranked.true)
+    recall = np.append(0, found / max(ranked.num_objects, 1))
+    precision = found / np.arange(1, len(found) + 1)
+    precision = np.append(precision[:1] if len(found) else 1, precision)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    axis.fill_between(recall, envelope, 1, step="pre", color=FALSE, alpha=0.25, lw=0)
+    axis.axvspan(recall[-1], 1, color="0.88", lw=0)
+    axis.plot(recall, precision, color=TRUE, lw=1.5)
+    if recall[-1] > 0.45:
+        axis.text(recall[-1] * 0.03, 0.05, "shaded red: AP lost to the order", fontsize=8)
+    axis.text(0.985, 0.97, "grey: not found", fontsize=8, ha="right", va="top", rotation=90)
+    axis.set(xlim=(0, 1), ylim=(0, 1.02))
+    axis.set_xlabel("recall", fontsize=9, labelpad=1)
+    axis.set_ylabel("precision", fontsize=9, labelpad=1)
+    axis.tick_params(labelsize=8)
+
+
+def _ranks(axis: Axes, ranked: RankedClass, chosen: list[int]) -> None:
+    last = int(np.flatnonzero(ranked.true).max(initial=-1)) + 1
+    number = max(min(last, 2 * ranked.num_objects), max(chosen, default=0) + 1)
+    shown = ranked.true[:number]
+    if len(shown):
+        extent = (0.5, len(shown) + 0.5, 0, 1)
+        colours = ListedColormap([FALSE, TRUE])
+        axis.imshow(shown[None], colours, aspect="auto", extent=extent, vmin=0, vmax=1)
+    axis.set(yticks=[], xlim=(0.5, number + 0.5), ylim=(0, 1))
+    axis.set_title(
+        f"the {number} highest of {len(ranked.true)} detections in order of score ({shown.sum()} "
+        f"of the {ranked.true.sum()} true ones);  blue: true, red: false",
+        fontsize=8.5, loc="left", pad=4,
+    )  # fmt: skip
+    axis.xaxis.tick_top()
+    axis.tick_params(axis="x", labelsize=7, direction="in", pad=-9, length=0, labelcolor="white")
+
+
+def _crop(axis: Axes, ranked: RankedClass, index: int, look: Look) -> None:
+    """A square around the detection, grey where it leaves the image."""
+    image, objects = look(ranked.image_ids[index])
+    color = TRUE if ranked.true[index] else FALSE
+    x, y, width, height = box = ranked.boxes[index]
+    side = round(max(max(width, height) * (1 + 2 * _AROUND), _LEAST_CROP_PX))
+    left, top = round(x + width / 2 - side / 2), round(y + height / 2 - side / 2)
+    cut = image[max(top, 0) : top + side, max(left, 0) : left + side]
+    x0, y0 = max(left, 0), max(top, 0)
+    axis.set_facecolor("0.88")
+    axis.imshow(cut, extent=(x0, x0 + cut.shape[1], y0 + cut.shape[0], y0))
+    for x, y, width, height in objects:
+        dashed = Rectangle((x, y), width, height, fill=False, ec="white", lw=1.2, ls=(0, (3, 2)))
+        axis.add_patch(dashed)
+    axis.add_patch(Rectangle(box[:2], *box[2:], fill=False, ec=color, lw=2))
+    axis.set(xlim=(left, left + side), ylim=(top + side, top), xticks=[], yticks=[])
+    axis.spines[:].set(color=color, lw=3)
+    # With as many digits as tell scores near 1 apart.
+    score = ranked.scores[index]
+    digits = 3 if score < 0.9995 else math.ceil(-math.log10(max(1 - score, 1e-8))) + 1
+    axis.set_title(f"#{index + 1}  {score:.{digits}f}", fontsize=9, pad=4)
+    words = f"{ranked.reasons[index] or 'true'}\nIoU {ranked.iou[index]:.2f}"
+    axis.set_xlabel(words, fontsize=8.5, color=color, labelpad=4)

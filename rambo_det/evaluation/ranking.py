@@ -64,11 +64,6 @@ class RankedClass:
         below = np.cumsum(gain[::-1])[::-1]
         return np.where(self.true, 0, below / max(self.num_objects, 1))
 
-    def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Recall and precision ``(D,)`` after each detection."""
-        found = np.cumsum(self.true)
-        return found / max(self.num_objects, 1), found / np.arange(1, len(found) + 1)
-
 
 def average_precision(true: np.ndarray, num_objects: int) -> float:
     """COCO's AP: the highest precision at or beyond each of 101 recalls, averaged.
