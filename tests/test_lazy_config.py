@@ -54,6 +54,7 @@ def lazy_twin(file, names, folder):
         cfg.model.roi_heads.box_head.fc_dims = [32, 32]
         cfg.model.roi_heads.box_predictor.input_shape = ShapeSpec(channels=32)
     cfg.dataloader.train.mapper.augmentations[0].update(short_edge_length=(96,), max_size=96)
+    cfg.dataloader.test.mapper.augmentations[0].update(short_edge_length=96, max_size=96)
     cfg.dataloader.train.update(total_batch_size=2, num_workers=0)
     if "seed=cfg.SEED" in inspect.getsource(build):  # later Detectron2s order a yaml's data by SEED
         cfg.dataloader.train.sampler = LazyCall(TrainingSampler)(size=4, seed=1)

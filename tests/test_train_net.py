@@ -37,6 +37,9 @@ def train_net(*args):
 
 def refused(words, capsys):
     """The one line that these arguments end with."""
+    for name in {"tn_train", "tn_val"} & set(DatasetCatalog.list()):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
     assert main([str(word) for word in words]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
@@ -137,10 +140,6 @@ def test_what_an_earlier_run_forbids(run, capsys, catalogs):
             ("star,triangle,square,circle", 1, "star"),
             ("circle,triangle,square,star", 2, "triangle"),
         ):
-            for data in ("tn_train", "tn_val"):
-                if data in DatasetCatalog.list():
-                    DatasetCatalog.remove(data)
-                    MetadataCatalog.remove(data)
             error = refused([*args, flag, "--classes", order, *keys], capsys)
             was = learnt.split(",")[number - 1]
             assert error.startswith(f"error: {flag}: class {number} is '{was}' in the run in")
