@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import pytest
 
 pytest.importorskip("detectron2")
@@ -95,14 +94,10 @@ def test_commands_work(page, project, cache):
             words[:1] = [sys.executable, "-m", "torch.distributed.run"]
         if "tools/train_net.py" in words:
             words += SHORT
-        if "tools/make_figure.py" in words:
-            words += ["--images", "0", "1"]
         done = subprocess.run(words, cwd=project, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         if "tools/train_net.py" in words:
             assert "AP50" in done.stdout and "checkpoint: " in done.stdout, command
-    for name in re.findall(r"--out (\S+\.png)", "\n".join(commands(page))):
-        assert cv2.imread(str(project / name)) is not None
 
 
 def leaves(node, path=""):
