@@ -43,6 +43,7 @@ setup(
         # What the tools take beside; all of them come with Detectron2 or torch too.
         "jinja2",
         "matplotlib",
+        "scipy",
         "tabulate",
         "tqdm",
     ],

@@ -1,7 +1,6 @@
 """tools/compare.py as a user runs it: real trainings of a very small detector."""
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -21,10 +20,6 @@ import pytest
 import torch
 
 import rambo_det
-from rambo_det.compare.collect import class_names, truth_file
-from rambo_det.compare.pictures import disagreements
-from rambo_det.compare.report import _chosen
-from rambo_det.compare.versions import source_digest
 
 pytest.importorskip("detectron2")
 
@@ -33,15 +28,12 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from rambo_det.cli.compare import main
-from rambo_det.compare.collect import collect
-from rambo_det.compare.losses import Variant
 from rambo_det.compare.plan import Plan, Run
-from rambo_det.compare.progress import Progress
-from rambo_det.compare.record import read_record, write_record
-from rambo_det.compare.report import write_report
-from rambo_det.compare.results import compare
-from rambo_det.compare.run import run_all
-from rambo_det.compare.words import as_text
+from rambo_det.compare.report import shown_losses, write_report
+from rambo_det.compare.results import collect, compare
+from rambo_det.compare.run import alone_in, read_record, run_all, source_digest, write_record
+from rambo_det.compare.specs import Variant
+from rambo_det.compare.text import as_text
 from rambo_det.data import register_datasets
 from rambo_det.errors import InputError
 
@@ -127,7 +119,7 @@ def comparison(tmp_path_factory):
         lines = []
         for line in again.stdout:
             lines.append(line)
-            if "waiting for the process that trains it" in line:
+            if "waiting for the process that works in" in line:
                 os.kill(orphan, signal.SIGCONT)
         made.again = "".join(lines)
     assert again.returncode == 0, made.again
@@ -140,7 +132,7 @@ def test_a_killed_comparison_goes_on(comparison):
     assert "1 of 2 runs are finished already" in again
     assert "drawn, ce" not in again  # not trained again
     # The orphan of the killed one is waited for, not trained beside.
-    assert "waiting for the process that trains it" in again
+    assert "waiting for the process that works in" in again
     assert (comparison.folder("ce") / "metrics.json").stat().st_mtime_ns == comparison.first
     assert comparison.record("rambo")["status"] == "finished"
     steps = [
@@ -278,7 +270,7 @@ def test_the_report_says_what_differs_and_what_an_interval_covers(tmp_path, cata
     assert "where there are several, the seeds (by Student’s t)" in said
     found = evaluated(tmp_path / "none", {"ce": [True, True], "rambo": [True, True]}, name="again")
     said = report(*found, tmp_path)
-    assert "while it learns: model, starting weights" in said and "settings" not in said
+    assert "while it learns: model, starting weights" in said and "settings listed" not in said
     assert "and the seeds (by Student’s t)." in said
 
 
@@ -330,27 +322,6 @@ def test_letters_that_the_font_lacks_are_no_warning(tmp_path, catalogs):
     assert "细胞" in report(*evaluated(tmp_path, finds, ("细胞", "கலம்")), tmp_path)
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_the_time_left_stays_while_no_iteration_is_known_to_be_done(terminal):
-    class Screen(io.StringIO):
-        def isatty(self):
-            return terminal
-
-    screen = Screen()
-    progress = Progress(1000, 0, 3, 0, screen)
-    progress.update(0, 0)
-    time.sleep(0.2)
-    progress.update(10, 1)
-    for finished in (2, 3):
-        time.sleep(0.5)
-        progress.update(10, finished)
-    shown = screen.getvalue()
-    progress.close()
-    pattern = r"<(\d\d:\d\d)" if terminal else r"about (\S+) left"
-    first, *others = re.findall(pattern, shown)
-    assert len(others) >= 2 and first >= "00:19" and set(others) == {first}
-
-
 @pytest.mark.parametrize("keep", ["last", "none"])
 def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     """Whichever comes second waits for the first, and finds what that has finished."""
@@ -363,8 +334,13 @@ def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
         Run("drawn", "ce", 0, f, ("bash", "-c", script, str(f)), {"SOLVER.MAX_ITER": 2}, 2)
         for f in folders
     ]
+
+    def compare_there():
+        with alone_in(tmp_path) as lock:
+            return run_all(runs, 1, 1, keep, lock)
+
     with ThreadPoolExecutor() as pool:
-        ends = [pool.submit(run_all, runs, 1, 1, keep) for _ in range(2)]
+        ends = [pool.submit(compare_there) for _ in range(2)]
         for end in as_completed(ends):
             assert end.result() == []
             assert [read_record(f)["status"] for f in folders] == ["finished"] * 2
@@ -468,21 +444,7 @@ def test_the_digest_is_of_the_cpp_too(monkeypatch, tmp_path):
 
 
 def test_many_variants_leave_the_best_in_the_plots():
-    losses = {name: {"metrics": {"AP": {"mean": float(i)}}} for i, name in enumerate("abcdefgh")}
-    assert _chosen({"data": {"x": {"losses": losses}}}, "x", list("abcdefgh")) == list("adefgh")
-
-
-def test_disagreements_are_of_the_second_loss_less_the_first(tmp_path, catalogs):
-    made, measured, _ = evaluated(tmp_path, {"ce": [False], "rambo": [True]})
-    found = disagreements(
-        measured[:1],
-        measured[1:],
-        ("ce", "RaMBO"),
-        truth_file(made, "drawn"),
-        "compared",
-        class_names(made, "drawn"),
-    )
-    assert found and all(item.difference > 0 for item in found)
+    assert shown_losses({n: float(i) for i, n in enumerate("abcdefgh")}) == list("adefgh")
 
 
 def test_a_training_has_the_threads_that_were_asked_for(tmp_path):

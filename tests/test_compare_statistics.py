@@ -3,29 +3,28 @@
 import contextlib
 import copy
 import io
-import json
 import tracemalloc
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-from rambo_det.compare.calibration import calibration
-from rambo_det.compare.matches import run_matches
-from rambo_det.compare.results import _best, _spread
-from rambo_det.compare.words import verdict
 
 pytest.importorskip("detectron2")
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rambo_det.compare.bootstrap import difference, image_weights, resampled_metrics
-from rambo_det.compare.calibration import calibration_error, refitted
-from rambo_det.compare.matches import find_matches
-from rambo_det.compare.pictures import _per_image
-from rambo_det.compare.precision import RECALLS, average_precision, metrics, precision_curve
+from rambo_det.compare.intervals import (
+    calibration,
+    calibration_error,
+    difference,
+    image_weights,
+    refitted,
+    resampled_metrics,
+)
+from rambo_det.compare.matches import RECALLS, average_precision, find_matches, metrics
+from rambo_det.compare.pictures import ap50_of_images
+from rambo_det.compare.text import verdict
 
 CLASSES = ["a", "b", "c"]
 IMAGES = 12
@@ -117,7 +116,7 @@ def test_ap_of_each_image_needs_no_square_of_their_number():
     small = find_matches(coco(dataset), detections)
     matches = replace(small, positives=np.pad(small.positives, [(0, 0), (0, 3000)]))
     tracemalloc.start()
-    found = _per_image(matches)
+    found = ap50_of_images(matches)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     each = average_precision(small, np.eye(IMAGES, dtype=np.int32))[:, :, 0]
@@ -126,24 +125,13 @@ def test_ap_of_each_image_needs_no_square_of_their_number():
     assert not found[IMAGES:].any() and peak < 8e6  # 3012² integers take 36 MB
 
 
-def test_precision_curve_is_cocos():
-    dataset, detections = random_data(7)
-    matches = find_matches(coco(dataset), detections)
-    precision = official(dataset, detections).eval["precision"][:, :, :, 0, -1]
-    for k in range(2):
-        for t in (0, 5):
-            np.testing.assert_allclose(
-                precision_curve(matches, k, t), precision[t, :, k], atol=1e-9
-            )
-    assert np.isnan(precision_curve(matches, 2)).all() and len(RECALLS) == 101
-
-
 def test_no_detections_at_all():
     dataset, _ = random_data(1)
     matches = find_matches(coco(dataset), [])
     ap = average_precision(matches, np.ones((1, IMAGES), np.int32))
     assert (ap[0, :2] == 0).all() and np.isnan(ap[0, 2]).all()
-    assert (precision_curve(matches, 0) == 0).all()
+    assert (matches.curves[:2] == 0).all() and np.isnan(matches.curves[2]).all()
+    assert matches.curves.shape == (len(CLASSES), len(RECALLS))
 
 
 def test_resamples_in_chunks_are_those_at_once():
@@ -227,21 +215,6 @@ def test_refit_mends_scores_that_are_only_stretched():
     assert calibration_error(refitted(scores, right, images), right) < 1.5
 
 
-def _measured(ap):
-    return SimpleNamespace(result={"metrics": {"AP": ap}})
-
-
-def test_spread_and_best():
-    cell = [_measured(ap) for ap in (1.0, 2.0, 4.0)]
-    assert _spread(cell)["AP"] == {
-        "mean": pytest.approx(7 / 3),
-        "std": pytest.approx(np.std([1, 2, 4], ddof=1)),
-    }
-    plan = SimpleNamespace(variants={n: SimpleNamespace(name=n, loss="rambo") for n in "ab"})
-    losses = {"a": {"metrics": {"AP": {"mean": 3.0}}}, "b": {"metrics": {"AP": {"mean": 5.0}}}}
-    assert _best(plan, losses) == {"rambo": "b"}
-
-
 @pytest.mark.parametrize(
     "mean, low, high, seeds, kind, words",
     [
@@ -270,19 +243,6 @@ def test_the_verdict(mean, low, high, seeds, kind, words):
     }
     found = verdict(results, "x", "rambo")
     assert found["kind"] == kind and words in found["text"]
-
-
-def test_kept_matches_are_of_these_detections_and_this_truth(tmp_path):
-    (tmp_path / "inference").mkdir()
-    for truth_seed, seed in ((1, 1), (2, 1), (2, 2)):
-        dataset, _ = random_data(truth_seed)
-        _, detections = random_data(seed)
-        (tmp_path / f"t{truth_seed}{seed}.json").write_text(json.dumps(dataset))
-        (tmp_path / "inference/coco_instances_results.json").write_text(json.dumps(detections))
-        want = find_matches(coco(dataset), detections)
-        for _ in range(2):  # the second time as it was kept
-            got = run_matches(tmp_path, str(tmp_path / f"t{truth_seed}{seed}.json"))
-            assert np.array_equal(got.right, want.right) and np.array_equal(got.scores, want.scores)
 
 
 def test_the_refit_of_an_image_knows_nothing_of_its_own_half():

@@ -1,18 +1,23 @@
-"""docs/evidence.md says what the stored comparisons say, and README what that page says."""
+"""docs/evidence.md says what the stored rows say, and README what that page says."""
 
 import json
 import re
 import runpy
 import shlex
+import statistics
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("detectron2")
 
+from rambo_det.cli.compare import parse_args
+from rambo_det.compare.text import interval_text, number, spread_text
 from rambo_det.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
+ROWS = json.loads((ROOT / "results/evidence.json").read_text())
+PAGE = (ROOT / "docs/evidence.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -20,120 +25,139 @@ def tool():
     return runpy.run_path(str(ROOT / "tools" / "evidence.py"))
 
 
-def test_the_page_is_what_the_tool_writes(tool):
-    assert (ROOT / "docs/evidence.md").read_text() == tool["page"](tool["read"]())
+def without_tables(text):
+    """The prose of a page, without what is in backticks or addresses."""
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "<!--"))]
+    return re.sub(r"`[^`]*`|\]\([^)]*\)|```.*?```", "", "\n".join(lines), flags=re.S)
 
 
-def test_every_figure_of_the_page_is_there(tool, tmp_path, monkeypatch):
-    page = (ROOT / "docs/evidence.md").read_text()
-    named = set(re.findall(r"\(evidence/(\w+\.png)\)", page))
-    assert named == {file.name for file in (ROOT / "docs/evidence").glob("*.png")}
-    monkeypatch.setitem(tool["draw"].__globals__, "FIGURES", tmp_path)
-    tool["draw"](tool["read"]())
-    assert {file.name for file in tmp_path.iterdir()} == named
+def test_the_tables_are_what_the_tool_writes(tool):
+    assert PAGE.count("<!-- table: ") > 10
+    emptied = re.sub(r"^\|.*\n", "", PAGE, flags=re.M)
+    assert tool["page"](ROWS, emptied) == PAGE
+    assert tool["as_json"](ROWS) == (ROOT / "results/evidence.json").read_text()
 
 
-def test_what_is_stored_names_no_place_of_a_machine(tool):
-    for file in (ROOT / "results/evidence").glob("*.json"):
-        text = file.read_text()
-        assert not re.search(r'"/|=/| /\w', text), file
-        results = json.loads(text)
-        assert results["command"].startswith("rambo-compare ")
-        assert f"--out output/{file.stem} " in results["command"] + " "
+def test_every_number_of_the_page_is_in_a_row():
+    told = {f"{row[key]:.1f}" for row in ROWS["ranges"] for key in ("range of AP", "by chance")
+            if row[key] is not None}  # fmt: skip
+    told |= {number(row[key]) for row in ROWS["lowest class"] for key in ("AP", "focal loss")}
+    for row in ROWS["losses"] + ROWS["differences"]:
+        for values in (row[key] for key in row if isinstance(row[key], list) and key[0].isupper()):
+            told |= {number(value) for value in values}
+            told |= {number(abs(values[0])), f"+{number(values[0])}"}
+            told.add(spread_text({"mean": values[0], "std": values[-1]}))
+            if len(values) == 3:
+                told.add(interval_text(dict(zip(("mean", "low", "high"), values, strict=True))))
+    settings = {"0.5", "0.2", "0.4", "0.03", "0.3", "0.7", "20.0"}  # keys, and two differences
+    pattern = r"[+−]?\d+\.\d+(?: ± \d+\.\d+| \([+−]?\d+\.\d+ … [+−]?\d+\.\d+\))?"
+    found = [n for n in re.findall(pattern, without_tables(PAGE)) if n not in settings]
+    assert len(found) > 25
+    for text in found:
+        assert text in told or text in ("0.01", "0.02", "0.04"), text
+
+
+def test_every_comparison_is_named_and_its_command_is_one():
+    for about in ROWS["comparisons"]:
+        assert f"`{about['name']}`" in PAGE, about["name"]
+        program, *words = shlex.split(about["command"])
+        assert program == "rambo-compare"
+        args = parse_args(words)
+        assert args.out == Path("output", about["name"])
+        assert about["torch"] and about["detectron2"] and about["device"]
+        assert not re.search(r"(^|[ :=])/", about["command"]), "a place of a machine"
+    names = {about["name"] for about in ROWS["comparisons"]}
+    derived = {"ablation", "each", "retinanet_rules"}
+    assert {row["of"] for row in ROWS["losses"] + ROWS["differences"]} == names | derived
+
+
+def test_the_rows_are_those_of_their_seeds():
+    """Means and deviations, and each difference as that of the same seeds."""
+    aps = {}
+    for row in ROWS["losses"]:
+        if "AP of seeds" not in row:
+            continue
+        found = row["AP of seeds"]
+        aps.setdefault(
+            (row["of"], row["data"], row["title"]), dict(zip(row["seeds"], found, strict=True))
+        )
+        assert row["AP"][0] == pytest.approx(statistics.mean(found), abs=2e-4)
+        if len(found) > 1:
+            assert row["AP"][1] == pytest.approx(statistics.stdev(found), abs=2e-4)
+    checked = 0
+    for row in ROWS["differences"]:
+        one, other = (aps.get((row["of"], row["data"], row[key])) for key in ("loss", "less"))
+        if one and other:
+            mean = statistics.mean(one[seed] - other[seed] for seed in row["seeds"])
+            assert row["AP"][0] == pytest.approx(mean, abs=2e-4)
+            checked += 1
+        assert row["AP"][1] is None or row["AP"][1] <= row["AP"][0] <= row["AP"][2]
+    assert checked > 40
 
 
 def test_readmes_results_are_those_of_the_page():
-    readme, page = ((ROOT / name).read_text() for name in ("README.md", "docs/evidence.md"))
+    readme = (ROOT / "README.md").read_text()
     part = readme[readme.index("## Results") :].partition("\n## ")[0]
-    rows = [line for line in part.splitlines() if line.startswith("|")]
-    assert len(rows) > 4
-    lines = page.splitlines()
+    lines = {re.sub(r"\s+", " ", line) for line in PAGE.splitlines()}
+    rows = [re.sub(r"\s+", " ", line) for line in part.splitlines() if line.startswith("|")]
+    rows = [row for row in rows if re.search(r"\d", row)]
+    assert len(rows) > 2
     for row in rows:
         assert row in lines, row
-    prose = " ".join(line for line in part.splitlines() if not line.startswith("|"))
-    numbers = re.findall(r"[+−]?\d+\.\d(?: ± \d+\.\d)?", prose)
-    assert len(numbers) > 5
-    for number in numbers:
-        assert number in page, number
+    for text in re.findall(r"[+−]?\d+\.\d(?: ± \d+\.\d)?", without_tables(part)):
+        assert text in PAGE, text
 
 
-def test_a_file_that_is_no_comparison_is_refused(tool, tmp_path):
-    (tmp_path / "x.json").write_text("{}")
-    for name in ("x.json", "none.json"):
-        with pytest.raises(InputError, match=f"{name} is no results.json"):
-            tool["keep"]("x", tmp_path / name, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    kept = tool["keep"]("y", ROOT / "results/evidence/main.json", tmp_path)
-    before = kept.read_text()
-    seeds = ROOT / "results/evidence/seeds.json"
-    with pytest.raises(InputError, match="y.json is there already: --overwrite"):
-        tool["keep"]("y", seeds, tmp_path)
-    assert kept.read_text() == before
-    tool["keep"]("y", seeds, tmp_path, overwrite=True)
-    assert kept.read_text() != before
+def test_the_figures_of_the_page_are_drawn(tool, tmp_path):
+    named = set(re.findall(r"\(evidence/(\w+)\.png\)", PAGE))
+    assert named == set(tool["FIGURES"])
+    assert named == {file.stem for file in (ROOT / "docs/evidence").iterdir()}
+    for name, comparisons in tool["FIGURES"].items():
+        tool["draw"](ROWS, comparisons, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
-def test_the_mean_of_the_sets_is_that_of_the_seeds_differences(tool):
-    def comparison(differences, first=0, keys=(), name="ce_0.5"):
-        runs = []
-        for data, values in differences.items():
-            for seed, value in enumerate(values, first):
-                for variant, ap in (("rambo", 40.0 + seed), (name, 40.0 + seed + value)):
-                    run = {"data": data, "variant": variant, "seed": seed, "metrics": {"AP": ap}}
-                    runs.append(run)
-        command = ["rambo-compare", "--config", "x.yaml"]
-        command += [word for data in differences for word in ("--data", data)]
-        opts = ["MODEL.RAMBO.CE_WEIGHT", "0.5"] if "ce_0.5" in name else ["MODEL.RAMBO.BETA", "0.0"]
-        return {
-            "command": " ".join([*command, *keys]), "reference": "rambo",
-            "variants": {
-                "rambo": {"loss": "rambo", "opts": []}, name: {"loss": "rambo", "opts": opts},
-            },
-            "data": dict.fromkeys(differences), "runs": runs,
-        }  # fmt: skip
-
-    def found(variant="ce_0.5"):
-        return tool["mean_of_sets"](stored, "ablation", variant)
-
-    stored = {
-        "ablation_a": comparison({"x": [1.0, 2.0], "y": [5.0, 5.0, 8.0]}),
-        "lambda_b": comparison({"x": [3.0]}, first=2, name="other_name_of_ce_0.5"),
+@pytest.fixture
+def results():
+    """results.json of a comparison of two losses with two seeds."""
+    aps = {"ce": (30.0, 32.0), "rambo": (35.0, 36.0)}
+    runs = [
+        {"data": "x", "variant": variant, "seed": seed, "metrics": {"AP": ap}}
+        for variant, found in aps.items()
+        for seed, ap in enumerate(found)
+    ]
+    losses = {
+        "ce": {"seeds": [0, 1], "metrics": {"AP": {"mean": 31.0, "std": 1.41421}}},
+        "rambo": {"seeds": [0, 1], "metrics": {"AP": {"mean": 35.5, "std": 0.70711}}},
     }
-    first = found()
-    # Means 2 and 6; squares 2 and 6 on 4 degrees of freedom, so a deviation of 2^(1/2); t is 2.776.
-    half = 2.776 * 2**0.5 * (1 / 3 + 1 / 3) ** 0.5 / 2
-    assert first["mean"] == pytest.approx(4.0)
-    assert first["low"] == pytest.approx(4 - half, abs=0.02)
-    assert first["high"] == pytest.approx(4 + half, abs=0.02)
-    assert tool["on_set"](stored, stored["ablation_a"], "y", "ce_0.5") == "+6.0; 3"
-    stored["ablation_c"] = comparison({"x": [9.0]}, first=1)  # a seed that another has
-    stored["ablation_d"] = comparison({"x": [9.0]}, 3, ["MODEL.RAMBO.MARGIN", "1.0"])  # other keys
-    assert found() == first
-    stored["ablation_e"] = comparison({"x": [1.0, 2.0, 3.0], "y": [5.0, 5.0, 8.0]}, name="beta_0")
-    half *= 2.306 / 2.776  # with another change of the same deviation, t of 8
-    wider = found()
-    assert wider["mean"] == pytest.approx(4.0)
-    assert wider["high"] - 4 == pytest.approx(half, abs=0.02)
-    stored["ablation_e"]["data"]["z"] = None  # a set on which it has not been trained
-    assert found() is None
+    less = {"seeds": [0, 1], "metrics": {"AP": {"mean": 4.5, "low": -1.0, "high": 9.0}}}
+    titles = {"ce": "cross entropy", "rambo": "RaMBO"}
+    return {
+        "command": "rambo-compare --config c.yaml --out /tmp/x", "reference": "ce", "runs": runs,
+        "versions": {"torch": "2.4", "detectron2": "0.6", "device": "cpu", "rambo_det": "0.1"},
+        "variants": {k: {"loss": k, "opts": [], "title": t} for k, t in titles.items()},
+        "data": {"x": {"losses": losses, "differences": {"rambo": less}}},
+    }  # fmt: skip
 
 
-def test_a_training_that_several_comparisons_have_is_one(tool):
-    """So that a seed's default may be taken from another comparison than its change."""
-    stored = tool["read"]()
-    frame = tool["frame_of"](stored["main"]["command"])
-    known, data_of, twice = {}, {}, 0
-    for name, results in stored.items():
-        if tool["frame_of"](results["command"]) != frame:
-            continue
-        words = shlex.split(results["command"])
-        for data in results["data"]:
-            (spec,) = [word for word in words if word.startswith(f"{data}=")]
-            assert data_of.setdefault(data, spec) == spec, name
-        for run in results["runs"]:
-            loss = tool["loss_of"](results, run["variant"])
-            key = (run["data"], run["seed"], str(loss))
-            ap = run["metrics"]["AP"]
-            twice += key in known
-            assert known.setdefault(key, ap) == pytest.approx(ap, abs=1e-9), (name, key)
-    assert twice > 20
+def test_a_comparison_is_added_once(tool, results, tmp_path, monkeypatch):
+    names = {"ROWS": tmp_path / "rows.json", "PAGE": tmp_path / "page.md", "PICTURES": tmp_path}
+    for name, path in names.items():
+        monkeypatch.setitem(tool["run"].__globals__, name, path)
+    names["ROWS"].write_text(tool["as_json"](ROWS))
+    names["PAGE"].write_text("What?\n\n<!-- table: results new -->\n\nThat.\n")
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results))
+    tool["run"](["--add", f"new={file}"])
+    page = names["PAGE"].read_text()
+    assert "| x | cross entropy | 2 | 31.0 ± 1.4 | – | – |\n" in page
+    assert "|  | RaMBO less cross entropy | 2 | +4.5 (−1.0 … 9.0) | – | – |\n\nThat." in page
+    kept = names["ROWS"].read_text()
+    assert "--out output/new" in kept and "/tmp/x" not in kept
+    with pytest.raises(InputError, match="there is a comparison of that name"):
+        tool["run"](["--add", f"new={file}"])
+    for text in ("{}", "no json"):
+        file.write_text(text)
+        with pytest.raises(InputError, match="no results.json of a comparison"):
+            tool["run"](["--add", f"other={file}"])
+    assert names["ROWS"].read_text() == kept

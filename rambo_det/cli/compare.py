@@ -112,33 +112,24 @@ def _seeds(text: str) -> list[int]:
 
 def plan_of(args: argparse.Namespace) -> Any:
     """The :class:`..compare.plan.Plan` of the command line."""
-    from ..compare.datasets import Data, parse_data
-    from ..compare.losses import default_losses, parse_variants
     from ..compare.plan import make_plan
+    from ..compare.specs import Data, default_losses, parse_data, parse_variants
     from ..engine.setup import merged_config
 
     default = default_losses(merged_config(args))
     variants = parse_variants(args.losses, args.variant, args.grid, default)
-    if args.data:
-        data = [parse_data(text, args.config_file) for text in args.data]
-    else:
-        options = [word for triple in args.register_coco for word in ("--register-coco", *triple)]
-        options += [word for triple in args.register_voc for word in ("--register-voc", *triple)]
-        if args.classes is not None:
-            options += ["--classes", args.classes]
-        data = [Data("", args.config_file, tuple(options))]
-    if args.hold_out is not None:
-        data = [item.with_options("--hold-out", str(args.hold_out)) for item in data]
+    coco, voc = args.register_coco, args.register_voc
+    data = [parse_data(text, args.config_file, args.hold_out) for text in args.data]
+    data = data or [Data("", args.config_file, coco, voc, (), args.classes, args.hold_out)]
     return make_plan(data, variants, args.seeds, args.opts, args.out)
 
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Trains what is left, measures and reports; 1 if a run failed."""
-    from ..compare.collect import collect
     from ..compare.report import write_report
-    from ..compare.results import compare, save, set_aside
-    from ..compare.run import run_all
-    from ..compare.words import as_text, trained_on
+    from ..compare.results import collect, compare, save
+    from ..compare.run import alone_in, run_all
+    from ..compare.text import as_text, trained_on
     from ..engine.setup import make_output
 
     plan = plan_of(args)
@@ -146,14 +137,14 @@ def run(args: argparse.Namespace, command: str) -> int:
         for text in trained_on(images):
             print(f"warning: {data}: {text}", file=sys.stderr)
     make_output(args.out, "--out")
-    failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints)
-    measured = collect(plan)
-    results = compare(plan, measured, command, args.bootstrap)
-    kept = set_aside(plan, args.out)
-    if kept:
-        print(f"what was in {args.out} is of other runs too and is kept: {', '.join(kept)}")
-    save(results, args.out / "results.json")
-    write_report(plan, measured, results, args.out / "report.html")
+    with alone_in(args.out) as lock:
+        failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints, lock)
+        measured = collect(plan)
+        results = compare(plan, measured, command, args.bootstrap)
+        kept = save(plan, results, args.out)
+        if kept:
+            print(f"what was in {args.out} is of other runs too and is kept: {', '.join(kept)}")
+        write_report(plan, measured, results, args.out / "report.html")
     print(f"\n{as_text(results)}\n\nreport: {args.out / 'report.html'}")
     if failed:
         folders = ", ".join(str(item.folder) for item in failed)

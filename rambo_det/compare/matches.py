@@ -1,25 +1,21 @@
-"""Which detections of a run are right, as COCO's evaluation matches them."""
+"""Which detections of a run are right, and the average precision of many resamples of the images.
+
+Shapes: B resamples, I images, K classes, T IoU thresholds, N detections.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..engine.files import AtomicFiles
-from ..engine.saved import load_truth
-from .record import damaged
-
-DETECTIONS = Path("inference", "coco_instances_results.json")
-_CACHE = "matches.npz"
+#: Recalls and number of IoU thresholds of COCO's evaluation.
+RECALLS, IOUS = np.linspace(0.0, 1.0, 101), 10
 
 
 @dataclass
@@ -34,6 +30,7 @@ class Matches:
         ignored: (T, N) bool, neither right nor wrong: matched to a crowd.
         positives: (K, I) int32, objects that count.
         boxes: (N, 4) float32, x, y, width, height in px.
+        curves: (K, 101) precision at :data:`RECALLS`, at IoU 0.5; nan of a class without objects.
     """
 
     scores: np.ndarray
@@ -43,6 +40,7 @@ class Matches:
     ignored: np.ndarray
     positives: np.ndarray
     boxes: np.ndarray
+    curves: np.ndarray
 
 
 def find_matches(truth: COCO, detections: list[dict[str, Any]]) -> Matches:
@@ -57,66 +55,88 @@ def find_matches(truth: COCO, detections: list[dict[str, Any]]) -> Matches:
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.params.areaRng = evaluation.params.areaRng[:1]  # all sizes
         evaluation.evaluate()
+        evaluation.accumulate()
     params = evaluation.params
-    number = {image: index for index, image in enumerate(params.imgIds)}
+    curves = evaluation.eval["precision"][0, :, :, 0, -1].T
     positives = np.zeros((len(params.catIds), len(params.imgIds)), np.int32)
-    parts: list[tuple[np.ndarray, ...]] = []
+    fields: dict[str, list[Any]] = {n: [] for n in ("score", "image", "right", "ignored", "box")}
     counts = [0]
-    for index, images in enumerate(_by_class(evaluation)):
-        scores = [np.asarray(image["dtScores"], float) for image in images]
-        order = np.argsort(-np.concatenate([np.zeros(0), *scores]), kind="mergesort")
-        where = [
-            np.full(len(image["dtScores"]), number[image["image_id"]], np.int32) for image in images
-        ]
-        empty = np.zeros((len(params.iouThrs), 0))
+    number = {image: index for index, image in enumerate(params.imgIds)}
+    for k in range(len(params.catIds)):
+        every = evaluation.evalImgs[k * len(number) : (k + 1) * len(number)]
+        images = [image for image in every if image is not None]
+        scores = np.concatenate([[], *(image["dtScores"] for image in images)])
+        order = np.argsort(-scores, kind="stable")
+        where = [number[image["image_id"]] for image in images for _ in image["dtScores"]]
+        empty = np.zeros((IOUS, 0))
         matched = np.concatenate([empty, *(i["dtMatches"] for i in images)], axis=1) > 0
         ignored = np.concatenate([empty, *(i["dtIgnore"] for i in images)], axis=1) > 0
         for image in images:
-            positives[index, number[image["image_id"]]] = np.sum(np.asarray(image["gtIgnore"]) == 0)
-        joined = np.concatenate([np.zeros(0), *scores])[order]
-        places = np.concatenate([np.zeros(0, np.int32), *where])[order]
-        ids = [detection for image in images for detection in image["dtIds"]]
-        boxes = np.asarray([found.anns[i]["bbox"] for i in ids], np.float32).reshape(-1, 4)
-        right = (matched & ~ignored)[:, order]
-        parts.append((joined, places, right, ignored[:, order], boxes[order].T))
+            positives[k, number[image["image_id"]]] = np.sum(np.asarray(image["gtIgnore"]) == 0)
+        boxes = [found.anns[i]["bbox"] for image in images for i in image["dtIds"]]
+        parts = (scores, np.array(where, np.int32), matched & ~ignored, ignored,
+                 np.array(boxes, np.float32).reshape(-1, 4).T)  # fmt: skip
+        for name, part in zip(fields, parts, strict=True):
+            fields[name].append(part[..., order])
         counts.append(len(order))
-    joined, places, right, ignored, boxes = (
-        np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)
-    )
-    return Matches(joined, places, np.cumsum(counts), right, ignored, positives, boxes.T)
+    score, image, right, ignored, box = (np.concatenate(x, axis=-1) for x in fields.values())
+    curves = np.where(curves < 0, np.nan, curves)
+    return Matches(score, image, np.cumsum(counts), right, ignored, positives, box.T, curves)
 
 
-def _by_class(evaluation: COCOeval) -> list[list[dict[str, Any]]]:
-    """COCO's matches of each class: of the images that have objects or detections of it."""
-    number = len(evaluation.params.imgIds)
-    images = evaluation.evalImgs
-    return [
-        [image for image in images[start : start + number] if image is not None]
-        for start in range(0, len(images), number)
-    ]
+def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
+    """AP in 0..1, as COCOeval gives it for a data set in which images occur several times.
 
-
-def run_matches(folder: Path, truth_file: str) -> Matches:
-    """The matches of a finished run; they are kept in its folder.
+    An image that occurs w times has its detections w times in the list, at one score: their true
+    positives count w in recall and precision, and the 101-point AP, which is read off the envelope
+    of precision, is that of the list with every copy written out.
 
     Args:
-        folder: of the run.
-        truth_file: COCO json of the data set that it was evaluated on.
+        matches: of one run.
+        weights: (B, I) int, how often each image occurs.
 
-    Raises:
-        InputError: the run's detections are no json.
+    Returns:
+        (B, K, T) float; nan where a class has no objects.
     """
-    text = (folder / DETECTIONS).read_bytes()
-    key = hashlib.sha256(text + Path(truth_file).read_bytes()).hexdigest()
-    names = [field.name for field in fields(Matches)]
-    with contextlib.suppress(OSError, ValueError, KeyError), np.load(folder / _CACHE) as cache:
-        if str(cache["key"]) == key:
-            return Matches(**{name: cache[name] for name in names})
-    try:
-        detections = json.loads(text)
-    except ValueError as error:
-        raise damaged(folder, f"{DETECTIONS} cannot be read ({error})") from None
-    matches = find_matches(load_truth(truth_file), detections)
-    with AtomicFiles(None).open(str(folder / _CACHE), "wb") as file:
-        np.savez_compressed(file, key=key, **{name: getattr(matches, name) for name in names})
-    return matches
+    num_classes = len(matches.positives)
+    result = np.full((len(weights), num_classes, IOUS), np.nan)
+    objects = weights @ matches.positives.T
+    for k in range(num_classes):
+        part = slice(matches.offsets[k], matches.offsets[k + 1])
+        right, ignored = matches.right[:, part], matches.ignored[:, part]
+        # Behind the last that is right at any threshold, nothing changes the AP.
+        end = int(np.flatnonzero(right.any(axis=0))[-1]) + 1 if right.any() else 0
+        copies = weights[:, matches.images[part][:end]]
+        seen = np.cumsum(copies, axis=1)
+        known = objects[:, k] > 0
+        for t in range(IOUS):
+            hits = np.flatnonzero(right[t, :end])
+            counted = seen
+            if ignored[t, :end].any():
+                counted = np.cumsum(copies * ~ignored[t, :end], axis=1)
+            ap = _area(copies[:, hits], counted[:, hits], objects[:, k])
+            result[known, k, t] = ap[known]
+    return result
+
+
+def _area(copies: np.ndarray, seen: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """101-point AP of B lists: at their P right detections, (B, P) copies and detections so far."""
+    found = np.cumsum(copies, axis=1)
+    precision = found / np.maximum(seen, 1)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    recall = found / np.maximum(objects, 1)[:, None]
+    # How many of the recalls each detection is the first to reach.
+    reached = np.diff(np.searchsorted(RECALLS, recall, side="right"), axis=1, prepend=0)
+    return (envelope * reached).sum(axis=1) / len(RECALLS)
+
+
+def metrics(ap: np.ndarray, classes: list[str]) -> dict[str, np.ndarray]:
+    """(B, K, T) AP in 0..1 to percent: ``AP``, ``AP50``, ``AP75`` and ``AP-<class>``, each (B,)."""
+    with np.errstate(invalid="ignore"):
+        known = ~np.isnan(ap[:, :, 0])
+        count = np.maximum(known.sum(axis=1), 1)
+        mean = np.where(known[:, :, None], ap, 0.0).sum(axis=1) / count[:, None]
+        mean[~known.any(axis=1)] = np.nan
+        found = {"AP": mean.mean(axis=1), "AP50": mean[:, 0], "AP75": mean[:, 5]}
+        found |= {f"AP-{name}": ap[:, k].mean(axis=1) for k, name in enumerate(classes)}
+    return {name: 100 * value for name, value in found.items()}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,10 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..cli.train import parse_args
 from ..config import add_rambo_config
 from ..engine.setup import build_config, flat_config, merged_config
 from ..errors import InputError
-from .datasets import Data
-from .losses import Variant, loss_opts
+from .specs import Data, Variant, loss_opts
 
 #: Keys that do not make a run another one: where it is, and on what it is computed.
 _NO_SETTINGS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
@@ -48,6 +44,11 @@ class Run:
     command: tuple[str, ...]
     settings: dict[str, Any]
     iterations: int
+
+    @property
+    def name(self) -> str:
+        """How a person is told of it."""
+        return f"{self.data}, {self.variant}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,14 @@ def make_plan(
     trained_on: dict[str, int] = {}
     cells: list[tuple[str, str, list[str], dict[str, Any]]] = []
     for item in data:
-        args = ["--config", item.config, *item.options]
         given = [*opts, *item.opts]
         classes: list[str] | None = None
         for index, variant in enumerate(variants):
-            own = _own_opts(parse_args([*args, *given]), variant)
-            _check_opts([*given, *own])
-            parsed = parse_args([*args, *given, *own])
-            cfg = build_config(parsed, classes)
+            keys = [*given, *_own_opts(item, given, variant)]
+            for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--out")):
+                if key in keys[::2]:
+                    raise InputError(f"{key} differs from run to run: use {option}")
+            cfg = build_config(item.arguments(keys), classes)
             if len(cfg.DATASETS.TEST) != 1:
                 raise InputError(
                     f"DATASETS.TEST is {cfg.DATASETS.TEST}: a run is measured on one set; repeat "
@@ -106,11 +107,12 @@ def make_plan(
             name = item.name or cfg.DATASETS.TEST[0]
             if index == 0 and name in test_sets:
                 raise InputError(f"two data sets are called {name}: give them different names")
-            for registered, *_ in (*parsed.register_coco, *parsed.register_voc):
+            for registered, *_ in (*item.coco, *item.voc):
                 classes = MetadataCatalog.get(registered).thing_classes  # the same for all
             test_sets[name] = cfg.DATASETS.TEST[0]
-            trained_on[name] = max(trained_on.get(name, 0), _trained_on(cfg))
-            cells.append((name, variant.name, [*args, *given, *own], _settings(cfg, item)))
+            if index == 0:  # all losses have the same sets
+                trained_on[name] = _trained_on(cfg)
+            cells.append((name, variant.name, [*item.words(), *keys], _settings(cfg, item)))
     runs = [
         _run(name, variant, seed, args, settings, out)
         for seed in seeds
@@ -129,21 +131,15 @@ def _run(
     return Run(name, variant, seed, folder, command, settings, settings["SOLVER.MAX_ITER"])
 
 
-def _own_opts(args: argparse.Namespace, variant: Variant) -> list[str]:
+def _own_opts(data: Data, given: list[str], variant: Variant) -> list[str]:
     """The keys of the variant alone: of its loss, unless the user has set them, and its own."""
-    opts = loss_opts(merged_config(args), variant.loss)
+    opts = loss_opts(merged_config(data.arguments(given)), variant.loss)
     kept = [
         (key, value)
         for key, value in zip(opts[::2], opts[1::2], strict=True)
-        if key.endswith((".NAME", ".META_ARCHITECTURE")) or key not in args.opts[::2]
+        if key.endswith((".NAME", ".META_ARCHITECTURE")) or key not in given[::2]
     ]
     return [*(word for pair in kept for word in pair), *variant.opts]
-
-
-def _check_opts(opts: list[str]) -> None:
-    for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--out")):
-        if key in opts[::2]:
-            raise InputError(f"{key} differs from run to run: use {option}")
 
 
 def _settings(cfg: CfgNode, data: Data) -> dict[str, Any]:
@@ -151,7 +147,7 @@ def _settings(cfg: CfgNode, data: Data) -> dict[str, Any]:
     settings = flat_config(yaml.safe_load(cfg.dump()))
     for key in _NO_SETTINGS:
         settings.pop(key)
-    if data.options:
+    if data.coco or data.voc:
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             content = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
             content.pop("info", None)  # where the data lie
@@ -165,23 +161,17 @@ def _trained_on(cfg: CfgNode) -> int:
     (test,) = cfg.DATASETS.TEST
     if test in cfg.DATASETS.TRAIN:
         return len(DatasetCatalog.get(test))
-    trained = frozenset[str]().union(*map(_images, cfg.DATASETS.TRAIN))
-    return len(trained & _images(test))
+    return len(_images(test) & {file for name in cfg.DATASETS.TRAIN for file in _images(name)})
 
 
-def _images(name: str) -> frozenset[str]:
+def _images(name: str) -> set[str]:
     """The image files of a data set; none where no json names them."""
     metadata = MetadataCatalog.get(name)
-    file = metadata.get("json_file")
+    file, root = metadata.get("json_file"), metadata.get("image_root") or ""
     if not file or not os.path.isfile(file):  # shapes that are not drawn yet
-        return frozenset()
-    return _images_of(file, metadata.get("image_root") or "")
-
-
-@lru_cache(maxsize=16)  # the variants have the same sets
-def _images_of(file: str, folder: str) -> frozenset[str]:
+        return set()
     images = json.loads(Path(file).read_text())["images"]
-    return frozenset(os.path.realpath(os.path.join(folder, i["file_name"])) for i in images)
+    return {os.path.realpath(os.path.join(root, image["file_name"])) for image in images}
 
 
 def default_settings() -> dict[str, Any]:

@@ -9,22 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
-from ..engine.files import AtomicFiles
+from ..engine.files import whole_file
+from ..engine.saved import load_truth
 from . import figures
-from .collect import Measured, class_names, truth_file
-from .losses import TITLES
 from .pictures import disagreements
 from .plan import Plan
-from .words import (
-    cautions,
-    class_rows,
-    difference_rows,
-    loss_rows,
-    number,
-    verdict,
-    with_intervals,
-)
+from .results import Measured, class_names, truth_file
+from .specs import TITLES
+from .text import cautions, grid, number, tables, verdict
 
 _MOST_LOSSES = 6  # in a plot
 
@@ -40,130 +34,90 @@ def write_report(
         results: of :func:`.results.compare`.
         file: the html file.
     """
-    folder = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters["number"] = number
-    environment.filters["shell"] = lambda words: shlex.join(words or [])
-    variants = list(plan.variants.values())
+    environment.filters.update(number=number, shell=lambda words: shlex.join(words or []))
+    differences = [
+        (data, variant, found)
+        for data, part in results["data"].items()
+        for variant, found in part["differences"].items()
+    ]
+    reference = plan.variants[results["reference"]].title
+    rows = [
+        (f"{data}: {plan.variants[variant].title} less {reference}", found["metrics"]["AP"])
+        for data, variant, found in differences
+        if found["metrics"].get("AP", {"low": None})["low"] is not None
+    ]
     html = environment.get_template("report.html.jinja").render(
         results=results,
-        titles=[variant.title for variant in variants],
-        losses=list(dict.fromkeys(variant.loss for variant in variants)),
+        variants=list(plan.variants.values()),
+        losses=list(dict.fromkeys(variant.loss for variant in plan.variants.values())),
         loss_titles=TITLES,
-        with_keys=any(variant.opts for variant in variants),
-        seeds=sorted({run.seed for run in plan.runs}),
-        verdicts=[
-            {"data": data, **verdict(results, data, variant)}
-            for data in plan.test_sets
-            for variant in results["data"][data]["differences"]
-        ],
-        intervals=_uri(_intervals(results)),
-        fewest_seeds=min(
-            (
-                len(found["seeds"])
-                for part in results["data"].values()
-                for found in part["differences"].values()
-                if found["seeds"]
-            ),
-            default=0,
-        ),
+        seeds=len({run.seed for run in plan.runs}),
+        verdicts=[(data, verdict(results, data, variant)) for data, variant, _ in differences],
+        intervals=_uri(figures.intervals(rows)) if rows else None,
+        fewest_seeds=min((len(f["seeds"]) for *_, f in differences if f["seeds"]), default=0),
         trained_on=sum(plan.trained_on.values()),
         parts=[_part(plan, measured, results, data) for data in plan.test_sets],
         failed=[item.result for item in measured if item.result["status"] == "failed"],
     )
-    with AtomicFiles(None).open(str(file), "w", encoding="utf-8") as f:
+    with whole_file(str(file), "w", encoding="utf-8") as f:
         f.write(html)
-
-
-def _intervals(results: dict[str, Any]) -> bytes | None:
-    rows = []
-    reference = results["variants"][results["reference"]]["title"]
-    for data, part in results["data"].items():
-        for variant, found in part["differences"].items():
-            value = found["metrics"].get("AP")
-            if value is not None and value["low"] is not None:
-                title = results["variants"][variant]["title"]
-                label = f"{data}: {title} less {reference}"
-                rows.append((label, value, verdict(results, data, variant)["kind"]))
-    return figures.intervals(rows) if rows else None
 
 
 def _part(
     plan: Plan, measured: Sequence[Measured], results: dict[str, Any], data: str
 ) -> dict[str, Any]:
     """What the template shows of one data set."""
-    by_variant = {
-        name: [
-            item
-            for item in measured
-            if (item.run.data, item.run.variant) == (data, name) and item.matches is not None
-        ]
-        for name in plan.variants
-    }
-    chosen = _chosen(results, data, [name for name, runs in by_variant.items() if runs])
-    cells = {plan.variants[name].title: by_variant[name] for name in chosen}
+    runs: dict[str, list[Measured]] = {}
+    for item in measured:
+        if item.run.data == data and item.matches is not None:
+            runs.setdefault(item.run.variant, []).append(item)
+    losses = results["data"][data]["losses"]
+    chosen = shown_losses(
+        {n: losses[n]["metrics"]["AP"]["mean"] for n in plan.variants if n in runs}
+    )
+    cells = {plan.variants[name].title: runs[name] for name in chosen}
+    classes = class_names(plan, data)
+    plots: dict[str, bytes | None] = {}
+    if cells:
+        plots = {
+            "Precision and recall": figures.precision_recall(cells, classes),
+            "Scores of right and wrong detections": figures.score_distributions(cells),
+            "AP while training": figures.over_training(cells),
+        }
+    reference = next(iter(plan.variants))
+    pictures = {}
+    for name in (name for name in chosen if name != reference):
+        seeds = {item.run.seed: item for item in runs.get(reference, [])}
+        pairs = [(seeds[b.run.seed], b) for b in runs[name] if b.run.seed in seeds]
+        titles = (plan.variants[reference].title, plan.variants[name].title)
+        truth = load_truth(truth_file(plan, data))
+        found = list(disagreements(pairs, titles, truth, plan.test_sets[data], classes) if pairs
+                     else ())  # fmt: skip
+        for one in found:
+            one["panels"] = {k: _uri(v, "image/jpeg") for k, v in one["panels"].items()}
+        pictures[titles] = found
     return {
         "name": data,
         "cautions": cautions(results, data),
-        "with_intervals": with_intervals(results["data"][data]),
-        "rows": loss_rows(results, data),
-        "classes": class_rows(results, data),
-        "differences": difference_rows(results, data),
+        "tables": {
+            title: Markup(grid(rows, "html")) for title, rows in tables(results, data).items()
+        },
         "best": results["data"][data]["best"],
         "left_out": len(plan.variants) - len(chosen),
-        "precision": _uri(figures.precision_recall(cells, class_names(plan, data)))
-        if cells
-        else None,
-        "scores": _uri(figures.score_distributions(cells)) if cells else None,
-        "training": _uri(figures.over_training(cells)) if cells else None,
-        "pictures": [
-            _pictures(plan, by_variant, name, data)
-            for name in chosen
-            if name != results["reference"]
-        ],
+        "plots": {title: _uri(plot) for title, plot in plots.items() if plot},
+        "pictures": pictures,
     }
 
 
-def _chosen(results: dict[str, Any], data: str, names: list[str]) -> list[str]:
-    """The losses in the plots: all, or the reference and those of the highest AP, in order."""
-    losses = results["data"][data]["losses"]
-    ranked = sorted(names[1:], key=lambda n: -losses[n]["metrics"].get("AP", {"mean": 0})["mean"])
-    kept = {*names[:1], *ranked[: _MOST_LOSSES - 1]}
-    return [name for name in names if name in kept]
-
-
-def _pictures(
-    plan: Plan, by_variant: dict[str, list[Measured]], variant: str, data: str
-) -> dict[str, Any]:
-    reference = next(iter(plan.variants))
-    ours = {item.run.seed: item for item in by_variant[variant]}
-    theirs = {item.run.seed: item for item in by_variant[reference]}
-    seeds = sorted(ours.keys() & theirs.keys())
-    titles = (plan.variants[reference].title, plan.variants[variant].title)
-    found = []
-    if seeds:
-        found = disagreements(
-            [theirs[seed] for seed in seeds],
-            [ours[seed] for seed in seeds],
-            titles,
-            truth_file(plan, data),
-            plan.test_sets[data],
-            class_names(plan, data),
-        )
-    images = [
-        {
-            "image": item.image,
-            "file": item.file,
-            "seed": item.seed,
-            "difference": item.difference,
-            "panels": {title: _uri(jpeg, "image/jpeg") for title, jpeg in item.pictures.items()},
-        }
-        for item in found
-    ]
-    return {"titles": titles, "images": images}
+def shown_losses(aps: dict[str, float]) -> list[str]:
+    """The losses in the plots: all, or the first and those of the highest AP, in order."""
+    first, *others = [*aps] or [""]
+    kept = {first, *sorted(others, key=lambda name: -aps[name])[: _MOST_LOSSES - 1]}
+    return [name for name in aps if name in kept]
 
 
 def _uri(data: bytes | None, kind: str = "image/svg+xml") -> str | None:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from tqdm import tqdm
 
 import rambo_det
 
-from .plan import Run
-from .progress import Progress
-from .record import LOCK, check_same_run, last_iteration, read_record, write_record
-from .versions import source_digest
+from ..engine.files import PART, whole_file
+from ..errors import InputError
+from .plan import Run, default_settings
 
 _POLL = 0.2  # seconds
-_OUTPUT = "output.txt"
+_OUTPUT, _RECORD = "output.txt", "compare.json"
+# What a training runs through; the comparison itself changes no number of a run.
+_NOT_TRAINED_BY = ("cli", "compare")
 
 
 def run_all(
-    runs: Sequence[Run],
-    jobs: int,
-    threads: int,
-    keep: str = "last",
-    progress: Progress | None = None,
+    runs: Sequence[Run], jobs: int, threads: int, keep: str = "last", lock: IO[str] | None = None
 ) -> list[Run]:
     """Does what is left to do; a run that fails stops no other.
 
@@ -38,7 +41,7 @@ def run_all(
         threads: of each process.
         keep: which checkpoints of a finished run stay: "all", "last", with the best one where that
             is kept, or "none".
-        progress: where to show it.
+        lock: an open file that the trainings hold open as long as they live.
 
     Returns:
         The runs that failed; their records have the ``error``.
@@ -47,157 +50,175 @@ def run_all(
         InputError: the folder of a run holds another one. Nothing is started then.
     """
     for run in runs:
-        check_same_run(run)
-    finished = {run.folder for run in runs if _is_finished(run)}
-    waiting = [run for run in runs if run.folder not in finished]
-    total = sum(run.iterations for run in runs)
-    own = progress or Progress(total, _iterations(runs, finished), len(runs), len(finished))
-    if finished:
-        own.say(f"{len(finished)} of {len(runs)} runs are finished already")
-    active: list[_Process] = []
+        _check_same_run(run)
+    finished = [run for run in runs if read_record(run.folder).get("status") == "finished"]
+    waiting = [run for run in runs if run not in finished]
     failed: list[Run] = []
+    active: list[tuple[Run, subprocess.Popen[bytes]]] = []
+    done = {run.folder: run.iterations for run in finished}
+    bar = tqdm(
+        total=sum(run.iterations for run in runs), initial=sum(done.values()), unit="it",
+        file=sys.stdout, dynamic_ncols=True, smoothing=0.05,
+        mininterval=0.1 if sys.stdout.isatty() else 60,
+    )  # fmt: skip
+    if finished:
+        bar.write(f"{len(finished)} of {len(runs)} runs are finished already")
     try:
         while waiting or active:
             while waiting and len(active) < jobs:
-                active.append(_Process(waiting.pop(0), threads, own))
+                run = waiting.pop(0)
+                active.append((run, _start(run, threads, lock, bar)))
             time.sleep(_POLL)
-            for process in list(active):
-                status = process.poll()
-                if status is None:
+            for run, process in list(active):
+                done[run.folder] = _last_iteration(run)
+                if process.poll() is None:
                     continue
-                active.remove(process)
-                finished.add(process.run.folder)
-                if status == 0:
-                    process.finish(keep)
+                active.remove((run, process))
+                done[run.folder] = run.iterations
+                if process.returncode:
+                    failed.append(run)
+                    error = _reason(run, process.returncode)
+                    write_record(run.folder, status="failed", error=error)
+                    bar.write(f"FAILED {run.name}: {error}")
                 else:
-                    failed.append(process.run)
-                    own.say(f"FAILED {_name(process.run)}: {process.fail(status)}")
-            evaluating = [
-                _name(process.run)
-                for process in active
-                if last_iteration(process.run.folder) >= process.run.iterations
-            ]
-            own.update(_iterations(runs, finished), len(finished), evaluating)
+                    write_record(run.folder, status="finished", error=None)
+                    _drop_checkpoints(run.folder, keep)
+            left = len(waiting) + len(active)
+            bar.set_postfix_str(f"{len(runs) - left} of {len(runs)} runs", refresh=False)
+            bar.update(sum(done.values()) - bar.n)
     finally:
-        for process in active:
-            process.end()
-        own.close()
+        for _, process in active:
+            process.terminate()  # it can be gone on with
+            process.wait()
+        bar.close()
     return failed
 
 
-def _iterations(runs: Sequence[Run], finished: set[Path]) -> int:
-    return sum(
-        run.iterations
-        if run.folder in finished
-        else min(last_iteration(run.folder), run.iterations)
-        for run in runs
-    )
+@contextmanager
+def alone_in(folder: Path) -> Iterator[IO[str]]:
+    """Within, no other comparison works in the folder: waits until that has ended.
 
-
-def _is_finished(run: Run) -> bool:
-    return read_record(run.folder).get("status") == "finished"
-
-
-def _name(run: Run) -> str:
-    return f"{run.data}, {run.variant}, seed {run.seed}"
-
-
-class _Process:
-    """One training. It waits until no other process works in the folder.
-
-    A comparison that is killed leaves its trainings behind: they hold a lock as long as they live.
-    Another comparison that has the run too holds it until it has written down how the run ended.
+    A comparison that is killed leaves its trainings behind; they hold the lock too.
     """
-
-    def __init__(self, run: Run, threads: int, progress: Progress) -> None:
-        self.run = run
-        self._threads = threads
-        self._progress = progress
-        run.folder.mkdir(parents=True, exist_ok=True)
-        self._lock: IO[str] = open(run.folder / LOCK, "w")  # noqa: SIM115
-        self._process: subprocess.Popen[bytes] | None = None
-        self._told = False
-        self.poll()
-
-    def poll(self) -> int | None:
-        """The exit status, 0 of a run that another comparison has finished; None: not ended yet.
-
-        Raises:
-            InputError: another comparison has begun another run in the folder.
-        """
-        if self._process is None:
-            if not self._locked():
-                return None
-            check_same_run(self.run)
-            if _is_finished(self.run):
-                return 0
-            self._start()
-        assert self._process is not None
-        return self._process.poll()
-
-    def finish(self, keep: str) -> None:
-        """Writes down that it is finished, and removes the checkpoints that are not to be kept."""
-        if self._process is not None:
-            write_record(self.run.folder, status="finished", error=None)
-            _drop_checkpoints(self.run.folder, keep)
-        self._lock.close()
-
-    def end(self) -> None:
-        """Ends the training, which can be gone on with."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-        self._lock.close()
-
-    def fail(self, status: int) -> str:
-        """Writes down, and returns, why it failed."""
-        lines = (self.run.folder / _OUTPUT).read_text(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else ""
-        if status < 0:
-            reason = f"killed by signal {-status}"
-        error = f"{reason} (exit status {status}, {self.run.folder / _OUTPUT})"
-        write_record(self.run.folder, status="failed", error=error)
-        self._lock.close()
-        return error
-
-    def _locked(self) -> bool:
+    with open(folder / ".lock", "w") as lock:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            if not self._told:
-                self._progress.say(f"{_name(self.run)}: waiting for the process that trains it")
-            self._told = True
-            return False
-        return True
+            print(f"waiting for the process that works in {folder}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
 
-    def _start(self) -> None:
-        folder, command = self.run.folder, list(self.run.command)
-        write_record(
-            folder, status="started", settings=self.run.settings, command=command,
-            source=source_digest(), error=None,
+
+def _start(run: Run, threads: int, lock: IO[str] | None, bar: Any) -> subprocess.Popen[bytes]:
+    command = list(run.command)
+    write_record(
+        run.folder, status="started", settings=run.settings, command=command,
+        source=source_digest(), error=None,
+    )  # fmt: skip
+    begun = any((run.folder / name).exists() for name in ("last_checkpoint", "metrics.json"))
+    if begun:
+        command.insert(3, "--resume")  # behind python -m rambo_det.cli.train
+    package = str(Path(rambo_det.__file__).resolve().parents[1])
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    cores = {key: str(threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    bar.write(f"{'go on with' if begun else 'start'} {run.name}")
+    with open(run.folder / _OUTPUT, "ab") as output:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": path, **cores},
+            pass_fds=[lock.fileno()] if lock else [], start_new_session=True,
         )  # fmt: skip
-        begun = any((folder / name).exists() for name in ("last_checkpoint", "metrics.json"))
-        if begun:
-            command.insert(3, "--resume")  # behind python -m rambo_det.cli.train
-        package = str(Path(rambo_det.__file__).resolve().parents[1])
-        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-        threads = {key: str(self._threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        with open(folder / _OUTPUT, "ab") as output:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": path, **threads},
-                pass_fds=[self._lock.fileno()], start_new_session=True,
-            )  # fmt: skip
-        self._progress.say(f"{'go on with' if begun else 'start'} {_name(self.run)}")
+
+
+def _reason(run: Run, status: int) -> str:
+    lines = (run.folder / _OUTPUT).read_text(errors="replace").strip().splitlines()
+    reason = f"killed by signal {-status}" if status < 0 else lines[-1] if lines else ""
+    return f"{reason} (exit status {status}, {run.folder / _OUTPUT})"
 
 
 def _drop_checkpoints(folder: Path, keep: str) -> None:
     """Removes the checkpoints of a finished run that are not to be kept."""
-    if keep == "all":
+    # The best one is there because RAMBO_TRAIN.KEEP_BEST asked for it.
+    kept = {"last": ("model_final.pth", "model_best.pth", "last_checkpoint"), "none": ()}
+    for file in [*folder.glob("model_*.pth"), folder / "last_checkpoint"]:
+        if keep != "all" and file.name not in kept[keep]:
+            file.unlink(missing_ok=True)
+
+
+def source_digest() -> str:
+    """Digest, 12 hex digits, of the code that trains and evaluates."""
+    package = Path(rambo_det.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*")):
+        name = file.relative_to(package)
+        if file.suffix in (".py", ".cpp") and name.parts[0] not in _NOT_TRAINED_BY:
+            digest.update(name.as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def damaged(folder: Path, what: str) -> InputError:
+    """The error about a run's folder that is not as the run left it."""
+    return InputError(f"{folder}: {what}: remove this folder, and the same command trains it again")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in the folder; empty if there is none.
+
+    Keys: ``settings``, ``command``, ``source`` (digest of the code that trained it), ``status``
+    ("started", "finished" or "failed"), ``error`` (the line, where it failed).
+
+    Raises:
+        InputError: it is no json.
+    """
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise damaged(folder, f"{_RECORD} cannot be read ({error})") from None
+    return record if isinstance(record, dict) else {}
+
+
+def write_record(folder: Path, **changes: Any) -> None:
+    """Changes keys of the record; makes folder and file where there are none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {**read_record(folder), **changes}
+    with whole_file(str(folder / _RECORD), "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1)
+
+
+def _check_same_run(run: Run) -> None:
+    """Raises InputError if the folder of the run holds another one."""
+    record = read_record(run.folder)
+    names = {file.name for file in run.folder.iterdir()} if run.folder.is_dir() else set()
+    if not record and names - {".lock", _RECORD + PART}:  # earlier versions locked here
+        raise InputError(f"{run.folder} holds something else: name another folder with --out")
+    # A key that is new since then had no other value than its default.
+    was = {**default_settings(), **record.get("settings", run.settings)}
+    for key in sorted(run.settings):
+        if was.get(key) != run.settings[key]:
+            raise InputError(
+                f"{run.folder} was made with {key} {was.get(key)!r}, now it is "
+                f"{run.settings[key]!r}: name another folder with --out, or remove this one"
+            )
+
+
+def read_metrics(folder: Path, tail: int = 2**62) -> Iterator[dict[str, Any]]:
+    """The lines in the last bytes of the run's metrics.json; none if it has not begun."""
+    try:
+        with open(folder / "metrics.json", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - tail))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
         return
-    for file in folder.glob("model_*.pth"):
-        # The best one is there because RAMBO_TRAIN.KEEP_BEST asked for it.
-        if keep == "none" or file.name not in ("model_final.pth", "model_best.pth"):
-            file.unlink()
-    if keep == "none":
-        (folder / "last_checkpoint").unlink(missing_ok=True)
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:  # cut off, or of a run that was killed, or being written
+            continue
+
+
+def _last_iteration(run: Run) -> int:
+    """How many iterations of the run are done, as far as its metrics.json tells."""
+    done = [line["iteration"] + 1 for line in read_metrics(run.folder, 65536)]
+    return min(max(done, default=0), run.iterations)

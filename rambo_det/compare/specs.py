@@ -1,14 +1,17 @@
-"""Losses as differences of a config, and what a user makes of them on the command line."""
+"""Losses and data sets of a comparison, as a user names them on the command line."""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
+from ..config_files import find_config
 from ..errors import InputError
 
 #: What a loss is called where it is explained to a reader.
@@ -90,24 +93,20 @@ def parse_variants(
     Raises:
         InputError: whatever is wrong with them.
     """
-    if losses is None and (variants or grids):
-        names = []
-    else:
-        names = default if losses is None else [name.strip() for name in losses.split(",")]
-    for name in names:
-        _check_loss("--losses", name)
-    found = [Variant(name, name) for name in names]
-    for text in variants:
-        name, loss, opts = _split("--variant", text)
-        found.append(Variant(name, loss, tuple(opts)))
+    names = [] if variants or grids else default
+    if losses is not None:
+        names = [name.strip() for name in losses.split(",")]
+    found = [_variant("--losses", name, name) for name in names]
+    form = '"NAME=LOSS KEY VALUE ..."'
+    found += [_variant("--variant", *_split("--variant", text, form)) for text in variants]
     for text in grids:
-        name, loss, opts = _split("--grid", text)
+        name, loss, opts = _split("--grid", text, form)
         keys = opts[::2]
         for values in itertools.product(*(_values(value) for value in opts[1::2])):
             pairs = list(zip(keys, values, strict=True))
             label = "_".join([name, *(f"{k.rpartition('.')[2].lower()}-{v}" for k, v in pairs)])
             label = re.sub(r"[^-+.\w]", "-", label)  # it becomes a folder
-            found.append(Variant(label, loss, tuple(itertools.chain(*pairs))))
+            found.append(_variant("--grid", label, loss, [*itertools.chain(*pairs)]))
     for one, other in itertools.combinations(found, 2):
         if one.name == other.name:
             raise InputError(f"two variants are called {one.name}: give them different names")
@@ -119,33 +118,29 @@ def parse_variants(
     return found
 
 
+def _variant(option: str, name: str, loss: str, opts: Sequence[str] = ()) -> Variant:
+    if loss not in TITLES:
+        raise InputError(f"{option}: there is no loss {loss!r}, only {', '.join(TITLES)}")
+    return Variant(name, loss, tuple(opts))
+
+
 def _values(text: str) -> list[str]:
     """The parts between commas that are in no brackets and no quotes."""
-    parts, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        else:
-            depth += (character in "([{") - (character in ")]}")
-        if character == "," and not quote and depth <= 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
+    parts, part = [], ""
+    for piece in text.split(","):
+        part = f"{part},{piece}" if part else piece
+        pairs = all(part.count(a) == part.count(b) for a, b in ("()", "[]", "{}"))
+        if pairs and part.count("'") % 2 == part.count('"') % 2 == 0:
+            parts.append(part)
+            part = ""
+    return [*parts, part] if part else parts
 
 
-def split_spec(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
+def _split(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
     """``NAME=WORD KEY VALUE …`` in its parts.
 
-    Args:
-        option: of the command line, for the message.
-        text: what the user gave.
-        form: what it should look like.
-
     Raises:
-        InputError: it does not.
+        InputError: naming the option and ``form``, what it should look like.
     """
     name, equals, rest = text.partition("=")
     try:
@@ -163,18 +158,74 @@ def split_spec(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
     return name, words[0], words[1:]
 
 
-def _split(option: str, text: str) -> tuple[str, str, list[str]]:
-    name, loss, opts = split_spec(option, text, '"NAME=LOSS KEY VALUE ..."')
-    _check_loss(option, loss)
-    return name, loss, opts
-
-
-def _check_loss(option: str, name: str) -> None:
-    if name not in TITLES:
-        raise InputError(f"{option}: there is no loss {name!r}, only {', '.join(TITLES)}")
-
-
 def default_losses(cfg: CfgNode) -> list[str]:
     """The stock loss of the config's model and RaMBO."""
     one_stage = any(cfg.MODEL.META_ARCHITECTURE in names.values() for names in _ONE_STAGE)
     return ["focal" if one_stage else "ce", "rambo"]
+
+
+_FORM = (
+    '"NAME=voc:ROOT:TRAIN:VAL", "NAME=coco:TRAIN.json:IMAGES:VAL.json:IMAGES" or '
+    '"NAME=CONFIG.yaml", each with KEY VALUE ... behind it if need be'
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """One data set to compare on.
+
+    Attributes:
+        name: how folders and tables call it; "": that of the set that is evaluated on.
+        config: the config file of its runs.
+        coco, voc: what ``--register-coco`` and ``--register-voc`` of the training command take.
+        opts: KEY VALUE … for the runs on it.
+        classes, hold_out: options of the training command.
+    """
+
+    name: str
+    config: str
+    coco: Sequence[Sequence[str]] = ()
+    voc: Sequence[Sequence[str]] = ()
+    opts: Sequence[str] = ()
+    classes: str | None = None
+    hold_out: int | None = None
+
+    def arguments(self, opts: Sequence[str]) -> argparse.Namespace:
+        """The arguments of the training command, parsed."""
+        return argparse.Namespace(
+            config_file=self.config, opts=list(opts), register_coco=list(self.coco),
+            register_voc=list(self.voc), classes=self.classes, hold_out=self.hold_out,
+            eval_only=False, resume=False,
+        )  # fmt: skip
+
+    def words(self) -> list[str]:
+        """The same as a user types them, without the keys."""
+        words = ["--config", self.config]
+        words += [word for one in self.coco for word in ("--register-coco", *one)]
+        words += [word for one in self.voc for word in ("--register-voc", *one)]
+        words += ["--classes", self.classes] if self.classes is not None else []
+        return words + (["--hold-out", str(self.hold_out)] if self.hold_out is not None else [])
+
+
+def parse_data(text: str, config: str, hold_out: int | None = None) -> Data:
+    """One ``--data``, see ``_FORM``; InputError if it is none.
+
+    Args:
+        text: what the user gave.
+        config: the file of ``--config``.
+        hold_out: of all data sets.
+    """
+    name, spec, opts = _split("--data", text, _FORM)
+    if spec.endswith((".yaml", ".yml")):
+        find_config(spec, f"--data {text!r}:")
+        return Data(name, spec, opts=opts, hold_out=hold_out)
+    kind, *parts = spec.split(":")
+    train, val = f"{name}_train", f"{name}_val"
+    opts = ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)", *opts]
+    if kind == "voc" and len(parts) == 3:
+        voc = [(train, parts[0], parts[1]), (val, parts[0], parts[2])]
+        return Data(name, config, voc=voc, opts=opts, hold_out=hold_out)
+    if kind == "coco" and len(parts) == 4:
+        coco = [(train, *parts[:2]), (val, *parts[2:])]
+        return Data(name, config, coco, opts=opts, hold_out=hold_out)
+    raise InputError(f"--data {text!r} is not {_FORM}")

@@ -1,0 +1,118 @@
+"""How sure a difference between two losses is, and whether scores are probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from .matches import Matches, average_precision, metrics
+
+_CHUNK = 64  # resamples at a time: bounds the memory
+_BINS = 15
+
+
+def image_weights(num_images: int, resamples: int, seed: int = 0) -> np.ndarray:
+    """(resamples, num_images) int: how often each image is drawn, with replacement."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_images, np.full(num_images, 1 / num_images), resamples)
+
+
+def resampled_metrics(
+    matches: Matches, classes: list[str], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What :func:`.matches.metrics` gives for each row of ``weights``, (B, I)."""
+    chunks = [
+        metrics(average_precision(matches, weights[i : i + _CHUNK]), classes)
+        for i in range(0, len(weights), _CHUNK)
+    ]
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def difference(
+    values: Sequence[float], resampled: np.ndarray, seed: int = 0, level: float = 0.95
+) -> dict[str, float]:
+    """Mean over the seeds of a paired difference, with its interval.
+
+    The images, of which there are many, are resampled. The seeds are few, and resampling five of
+    them would give an interval that is too short; Student's t, which is right for normal
+    deviations, takes its place: resample b is
+
+        mean over seeds of the difference on images b  +  t_b · s / sqrt(S),
+
+    the t_b being the B quantiles of t in random order, s the standard deviation over the S seeds,
+    and the interval the middle 95 % of them. With one seed it speaks of the images alone.
+
+    Args:
+        values: (S,) differences of percentages, seed by seed, on all images.
+        resampled: (B, S) the same on each resample of the images.
+        seed: of that order.
+        level: of the interval.
+
+    Returns:
+        ``mean``, ``low`` and ``high``; none beyond ±100, which few seeds' t would be.
+    """
+    centre = np.asarray(resampled, float).mean(axis=1)
+    number = len(values)
+    if number > 1:
+        quantiles = stats.t.ppf((np.arange(len(centre)) + 0.5) / len(centre), number - 1)
+        order = np.random.default_rng(seed).permutation(len(centre))
+        centre = centre + quantiles[order] * stats.sem(values)
+    centre = centre[~np.isnan(centre)]  # a class may be missing on a resample
+    tails = (1 - level) / 2
+    low, high = np.quantile(centre, [tails, 1 - tails]) if len(centre) else (np.nan, np.nan)
+    low, high = np.clip([low, high], -100.0, 100.0)
+    return {"mean": float(np.mean(values)), "low": float(low), "high": float(high)}
+
+
+def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error (Guo et al. 2017) in percent; nan without detections.
+
+    The mean, over the detections, of |share that is right − mean score| in each of 15 bins of equal
+    width.
+
+    Args:
+        scores: (N,) in 0..1.
+        right: (N,) bool.
+    """
+    if not len(scores):
+        return float("nan")
+    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    gaps = np.bincount(bins, weights=right.astype(float) - scores, minlength=_BINS)
+    return float(100 * np.abs(gaps).sum() / len(scores))
+
+
+def refitted(scores: np.ndarray, right: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Scores recalibrated by Platt's two numbers, fitted on one half of the images for the other.
+
+    Args:
+        scores: (N,) in 0..1.
+        right: (N,) bool.
+        images: (N,) int, which image each is of.
+
+    Returns:
+        (N,) in 0..1, in the same order within each half if scores and being right go together.
+    """
+    odds = special.logit(np.clip(scores, 1e-7, 1 - 1e-7))
+    result = np.empty(len(scores))
+    for half in (0, 1):
+        mine = images % 2 == half
+        x, sign = odds[~mine], np.where(right[~mine], 1.0, -1.0)
+
+        def loss(w: np.ndarray, x: np.ndarray = x, sign: np.ndarray = sign) -> float:
+            # The last term bounds the fit where the other half is separable or empty.
+            bound = 5e-4 * np.sum((w - [1.0, 0.0]) ** 2)
+            return float(np.logaddexp(0, -sign * (w[0] * x + w[1])).sum() + bound)
+
+        slope, shift = optimize.minimize(loss, [1.0, 0.0]).x
+        result[mine] = special.expit(slope * odds[mine] + shift)
+    return result
+
+
+def calibration(matches: Matches) -> dict[str, float]:
+    """``ECE`` at IoU 0.5, and ``ECE refit`` after Platt's recalibration, in percent."""
+    counted = ~matches.ignored[0]
+    scores, right = matches.scores[counted], matches.right[0][counted]
+    again = refitted(scores, right, matches.images[counted])
+    return {"ECE": calibration_error(scores, right), "ECE refit": calibration_error(again, right)}

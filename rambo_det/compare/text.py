@@ -1,0 +1,148 @@
+"""The results as a person reads them: sentences and tables of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tabulate import tabulate
+
+from .results import METRICS
+from .specs import TITLES
+
+_FEW_IMAGES = 10  # below, resampling them says too little of others
+Table = list[dict[str, str]]
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """With a minus that is one; "–" for what there is not."""
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.replace("-", "")
+
+
+def spread_text(value: dict[str, float | None] | None) -> str:
+    """``mean ± deviation``."""
+    if value is None:
+        return "–"
+    deviation = value["std"]
+    return number(value["mean"]) + ("" if deviation is None else f" ± {number(deviation)}")
+
+
+def interval_text(value: dict[str, float | None] | None) -> str:
+    """``difference (low … high)``."""
+    if value is None:
+        return "–"
+    mean = ("+" if (value["mean"] or 0) > 0 else "") + number(value["mean"])
+    if value["low"] is None:
+        return mean
+    return f"{mean} ({number(value['low'])} … {number(value['high'])})"
+
+
+def verdict(results: dict[str, Any], data: str, variant: str) -> dict[str, str]:
+    """What the comparison says of the AP of one loss against the first.
+
+    Returns:
+        ``kind``: "higher", "lower", "none" (cannot be told) or "missing"; ``text``: a sentence.
+    """
+    part, names = results["data"][data], (variant, results["reference"])
+    title, other = (results["variants"][name]["title"] for name in names)
+    begin = title[0].upper() + title[1:] if title in TITLES.values() else title
+    value, seeds = (part["differences"][variant][key] for key in ("metrics", "seeds"))
+    value, one_image = value.get("AP"), part.get("images") == 1
+    if value is None or (value["low"] is None and not one_image):
+        return {"kind": "missing", "text": f"{begin}: no finished seed to compare with {other}."}
+    if all(number(part["losses"][name]["metrics"]["AP"]["mean"]) == "0.0" for name in names):
+        text = f"{begin} and {other}: AP 0.0, nothing is detected yet. Train for longer."
+        return {"kind": "none", "text": text}
+    low, high = value["low"], value["high"]
+    way = "higher" if value["mean"] >= 0 else "lower"
+    text = f"{begin}’s AP is {number(abs(value['mean']))} {way} than that of {other}"
+    if one_image:
+        text += ": one test image cannot tell whether that holds for others."
+        return {"kind": "none", "text": text}
+    text += f" (95 % interval of the difference {number(low)} … {number(high)}): "
+    sample = f"these {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    if low <= 0 <= high:
+        return {"kind": "none", "text": f"{text}no difference can be told from {sample}."}
+    if len(seeds) == 1:
+        text += "more than the choice of images explains, but one seed does not show what chance "
+        return {"kind": "none", "text": f"{text}does in training."}
+    return {"kind": way, "text": f"{text}more than chance explains, going by {sample}."}
+
+
+def cautions(results: dict[str, Any], data: str) -> list[str]:
+    """Sentences on what makes the numbers of a data set say less than they seem to."""
+    images = results["data"][data].get("images")
+    found = trained_on(results["data"][data].get("trained_on", 0))
+    if images == 1:
+        found.append("There is one test image: no interval and no difference can be told.")
+    elif images is not None and images < _FEW_IMAGES:
+        found.append(
+            f"There are only {images} test images: the choice of them matters more than so few can "
+            "show, and the intervals are too short."
+        )
+    return found
+
+
+def trained_on(images: int) -> list[str]:
+    """The sentence about so many test images that are trained on too; none if there are none."""
+    if not images:
+        return []
+    return [
+        f"{images} image{'s are' if images > 1 else ' is'} both trained on and tested on: the "
+        "numbers say in part how well the detectors remember, not how they do on new images."
+    ]
+
+
+def tables(results: dict[str, Any], data: str) -> dict[str, Table]:
+    """Heading -> rows: all metrics, AP of each class, differences from the first loss."""
+    part = results["data"][data]
+    losses = {results["variants"][v]["title"]: loss for v, loss in part["losses"].items()}
+    less = {results["variants"][v]["title"]: found for v, found in part["differences"].items()}
+    metrics = [m for m in METRICS if any(m in loss["metrics"] for loss in losses.values())]
+    found = {
+        "Mean ± standard deviation over the seeds, percent": [
+            {"loss": title, "seeds": str(len(loss["seeds"]))}
+            | {metric: spread_text(loss["metrics"].get(metric)) for metric in metrics}
+            for title, loss in losses.items()
+        ],
+        "AP of each class": [
+            {"class": name}
+            | {t: spread_text(loss["metrics"].get(f"AP-{name}")) for t, loss in losses.items()}
+            for name in part["classes"]
+        ],
+    }
+    if less:
+        heading = f"Less {results['variants'][results['reference']]['title']}, seed by seed"
+        heading += "" if part.get("images") == 1 else ", with 95 % intervals"
+        names = ["AP", "AP50", "AP75", *(f"AP-{name}" for name in part["classes"])]
+        found[heading] = [
+            {"metric": name.replace("AP-", "AP of ", 1)}
+            | {title: interval_text(one["metrics"].get(name)) for title, one in less.items()}
+            for name in names
+        ]
+    return found
+
+
+def grid(rows: Table, form: str = "github") -> str:
+    """A table in one of tabulate's formats."""
+    align = ["left", *["right"] * (len(rows[0]) - 1)]
+    return tabulate(rows, "keys", tablefmt=form, disable_numparse=True, colalign=align)
+
+
+def as_text(results: dict[str, Any]) -> str:
+    """Everything that is said of the results on a terminal."""
+    parts = []
+    for data, part in results["data"].items():
+        parts.append(f"== {data}")
+        parts += [f"{title}\n\n{grid(rows)}" for title, rows in tables(results, data).items()]
+        parts += [f"caution: {text}" for text in cautions(results, data)]
+        parts += [verdict(results, data, variant)["text"] for variant in part["differences"]]
+        if part["best"]:
+            best = ", ".join(f"{loss}: {variant}" for loss, variant in part["best"].items())
+            parts.append(f"Highest mean AP of each loss, chosen on these same images: {best}")
+    if len(results["sources"]) > 1:
+        versions = ", ".join(results["sources"])
+        parts.append(f"The runs were made by different versions of the code: {versions}")
+    return "\n\n".join(parts)
