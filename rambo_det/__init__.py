@@ -7,14 +7,14 @@
 import warnings
 from importlib.util import find_spec
 
-from .core import RamboLoss
+from .losses import RamboLoss
 from .version import __version__
 
 __all__ = ["RamboLoss", "__version__"]
 
 _OF_DETECTRON2 = [
-    "RamboCascadeROIHeads", "RamboCriterion", "RamboFastRCNNOutputLayers", "RamboROIHeads",
-    "RamboRPN", "RamboRes5ROIHeads", "RamboRetinaNet", "add_rambo_config",
+    "RamboCascadeROIHeads", "RamboCriterion", "RamboFCOS", "RamboFastRCNNOutputLayers",
+    "RamboROIHeads", "RamboRPN", "RamboRes5ROIHeads", "RamboRetinaNet", "add_rambo_config",
 ]  # fmt: skip
 
 if find_spec("detectron2") is not None:
@@ -27,6 +27,7 @@ if find_spec("detectron2") is not None:
             RamboCascadeROIHeads,
             RamboCriterion,
             RamboFastRCNNOutputLayers,
+            RamboFCOS,
             RamboRes5ROIHeads,
             RamboRetinaNet,
             RamboROIHeads,
@@ -37,19 +38,11 @@ if find_spec("detectron2") is not None:
 
     __all__ += _OF_DETECTRON2
 
-    if find_spec("detectron2.modeling.meta_arch.fcos") is not None:  # v0.5 has none
-        from .modeling.fcos import RamboFCOS  # noqa: F401
-
-        __all__ += ["RamboFCOS"]
-
 
 def __getattr__(name: str) -> None:
-    if name not in (*_OF_DETECTRON2, "RamboFCOS"):
+    if name not in _OF_DETECTRON2:
         raise AttributeError(f"module 'rambo_det' has no attribute {name!r}")
-    lacks = f"rambo_det.{name} needs Detectron2, which is not installed"
-    if "add_rambo_config" in __all__:
-        lacks = f"rambo_det.{name} needs a Detectron2 with FCOS, which the one installed lacks"
     raise ImportError(
-        f"{lacks}: pip install "
+        f"rambo_det.{name} needs Detectron2, which is not installed: pip install "
         "--no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
     )

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rambo_det  # noqa: E402
 from rambo_det.config_files import find_config  # noqa: E402
-from rambo_det.modeling.dense import flatten_dense  # noqa: E402
+from rambo_det.modeling.one_stage import flatten_levels  # noqa: E402
 from rambo_det.modeling.scores import score_function  # noqa: E402
 
 # Model: its config with the stock loss, with RaMBO.
@@ -104,7 +104,7 @@ class Contender:
 
     def _classify_dense(self) -> None:
         _, logits, labels, *_ = self.inputs
-        scores, gt_classes = flatten_dense(logits, labels)
+        scores, gt_classes = flatten_levels(logits, labels)
         if hasattr(self.head, "rambo_loss"):
             self.head.rambo_loss(scores, gt_classes).backward()
             return
@@ -198,7 +198,7 @@ def _size_of_head(contender: Contender) -> dict[str, int]:
     """How many scores the classification loss is of, and of how many positive boxes or anchors."""
     first, second, *rest = contender.inputs
     if rest:
-        scores, classes = flatten_dense(second, rest[0])
+        scores, classes = flatten_levels(second, rest[0])
     else:
         scores, classes = first[0][:, :-1], cat([p.gt_classes for p in second])
     positive = (classes >= 0) & (classes < scores.shape[1])

@@ -19,7 +19,7 @@ from torch import nn
 from ..config import add_rambo_config
 from ..errors import InputError
 from ..evaluation.pictures import class_metadata
-from ..modeling.architecture import resolve_rpn
+from ..modeling.config_checks import resolve_rpn
 from .checkpointer import load_whole_model
 from .saved import SavedModel
 from .setup import merge, pick_device

@@ -7,14 +7,14 @@ from typing import Any
 from detectron2.engine import HookBase
 from torch import nn
 
-from ..core import ScoreMemory
+from ..losses import ScoreMemory
 
 
 def collect_memories(model: nn.Module) -> None:
     """Has what all processes remember be in the state dict that is taken next; a collective."""
     for module in model.modules():
         if isinstance(module, ScoreMemory):
-            module.collect()
+            module.all_gather_for_checkpoint()
 
 
 class CollectMemories(HookBase):

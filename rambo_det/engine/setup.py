@@ -23,8 +23,8 @@ from ..config_files import find_config
 from ..data.holdout import hold_out
 from ..data.register import register_datasets
 from ..errors import InputError
-from ..modeling.architecture import check_architecture, resolve_rpn
-from ..modeling.build import loss_arguments
+from ..modeling.config_checks import check_architecture, resolve_rpn
+from ..modeling.criterion import RamboCriterion
 from ..modeling.scores import score_function
 from .checkpointer import earlier_config, earlier_seed
 from .keypoints import set_keypoints
@@ -70,7 +70,7 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(cfg.DATASETS.TRAIN, args.hold_out)
     check_architecture(cfg)
     resolve_rpn(cfg)
-    loss_arguments(cfg)
+    RamboCriterion.from_cfg(cfg, num_classes=1, class_names=None)  # checks the ranges
     score_function(cfg.MODEL.RAMBO.SCORE)
     cfg.freeze()
     return cfg
