@@ -30,7 +30,7 @@ setup(
     packages=[*find_packages(include=["rambo_det", "rambo_det.*"]), "rambo_det.configs"],
     package_dir={"rambo_det.configs": "configs"},
     package_data={
-        "rambo_det": ["py.typed", "core/counting/native.cpp", "compare/*.jinja"],
+        "rambo_det": ["py.typed", "losses/binning/binning.cpp", "compare/*.jinja"],
         "rambo_det.configs": ["**/*.yaml", "**/*.py"],
     },
     # Detectron2 is needed for training but is on no package index: see README.md.

@@ -7,7 +7,7 @@
 import warnings
 from importlib.util import find_spec
 
-from .core import RamboLoss
+from .losses import RamboLoss
 from .version import __version__
 
 __all__ = ["RamboLoss", "__version__"]
@@ -26,12 +26,12 @@ if find_spec("detectron2") is not None:
             RamboCascadeROIHeads,
             RamboCriterion,
             RamboFastRCNNOutputLayers,
+            RamboFCOS,
             RamboRes5ROIHeads,
             RamboRetinaNet,
             RamboROIHeads,
             RamboRPN,
         )
-        from .modeling.fcos import RamboFCOS  # noqa: F401
 
     __all__ += _OF_DETECTRON2
 

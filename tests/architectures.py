@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.events import EventStorage
 
-from rambo_det.modeling.architecture import check_architecture, resolve_rpn
+from rambo_det.modeling.config_checks import check_architecture, resolve_rpn
 
 from .models import small_cfg, write_coco
 

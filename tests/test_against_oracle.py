@@ -6,71 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rambo_det.core import RamboLoss
-from rambo_det.core.batch import Batch
-from rambo_det.core.functional import make_step, recall_loss
-from rambo_det.core.lists import Ranking
-from rambo_det.core.objectives import average_precision
+from rambo_det.losses import RamboLoss, recall_loss
 
 from . import oracle
-from .test_loss import batch
-
-# Few distinct values make ties, many make none.
-VALUES = {
-    "ties": lambda rng, shape: rng.integers(-3, 4, shape) / 2,
-    "all equal": lambda rng, shape: np.zeros(shape),
-    "normal": lambda rng, shape: rng.normal(0, 1, shape),
-    "tight": lambda rng, shape: rng.normal(0, 1e-3, shape),
-    "wide": lambda rng, shape: rng.normal(0, 1, shape) * 10.0 ** rng.integers(-6, 7, shape),
-}
-
-
-@st.composite
-def batches(draw, max_rows=60):
-    """(scores (N, C) float32, gt_classes (N,)) with everything from no positive to all positive."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    n, c = draw(st.integers(0, max_rows)), draw(st.integers(1, 5))
-    values = VALUES[draw(st.sampled_from(sorted(VALUES)))]
-    scores = torch.tensor(values(rng, (n, c)), dtype=torch.float32)
-    kind = draw(st.sampled_from(["mixed", "few", "none", "all"]))
-    low, high = {"mixed": (-1, c + 1), "few": (c, c + 1), "none": (c, c + 1), "all": (0, c)}[kind]
-    gt = rng.integers(low, high, n)
-    if kind == "few":
-        gt[: n // 20 + 1] = rng.integers(0, c, len(gt[: n // 20 + 1]))
-    return scores, torch.tensor(gt)
-
-
-steps = st.one_of(
-    st.floats(1e-3, 1e7).map(lambda x: {"lambda_": x}),
-    st.floats(1e-3, 50).map(lambda x: {"lift": x}),
-    st.one_of(st.floats(1e-3, 50), st.sampled_from([1e4, 1e30])).map(
-        lambda x: {"lift": x, "each": True}
-    ),
-)
-margins = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0])
-
-
-def assert_same_gradient(got, want, step):
-    """To the last digit; where the step divides by AP, a sum, but for the order of summation."""
-    np.testing.assert_array_equal(got == 0, want == 0)
-    if "each" in step:  # differences of running sums
-        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-13)
-        return
-    np.testing.assert_allclose(got, want, rtol=0 if "lambda_" in step else 1e-13)
-
-
-def run(scores, gt, per_class, margin, step):
-    """What rank() gives, the loss and the gradient of its float64 scores."""
-    leaf = scores.double().requires_grad_()
-    rule = make_step(
-        step.get("lambda_"), step.get("lift", 2.0), margin, each=step.get("each", False)
-    )
-    batch = Batch.of(leaf, gt)
-    beta = 0.0 if per_class else 1.0
-    result = batch.rank(Ranking(per_class, not per_class, beta, average_precision, rule, margin))
-    loss = batch.lose(result)
-    loss.backward()
-    return loss.detach(), result, leaf.grad.cpu().numpy()
+from .strategies import assert_same_gradient, batch, batches, margins, run, steps
 
 
 @settings(max_examples=400, deadline=None)
@@ -84,7 +23,7 @@ def test_class_lists_equal_the_oracle(batch, margin, step):
     np.testing.assert_array_equal(result.present.numpy(), [*present, False])
     share = 1 / max(present.sum(), 1)
     assert_same_gradient(grad, want_grad * share, step)
-    np.testing.assert_allclose(result.losses.numpy(), [*want, 0], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(result.segment_losses.numpy(), [*want, 0], rtol=1e-12, atol=1e-15)
     assert loss.item() == pytest.approx(want.sum() * share, rel=1e-6, abs=1e-7)
 
 
@@ -95,8 +34,8 @@ def test_interclass_list_equals_the_oracle(batch, margin, step):
     _, result, grad = run(scores, gt, False, margin, step)
     want, want_grad = oracle.flat_list(scores.double().numpy(), gt.numpy(), margin=margin, **step)
     assert_same_gradient(grad, want_grad, step)
-    np.testing.assert_allclose(result.losses.numpy()[-1], want, rtol=1e-12, atol=1e-15)
-    assert not result.losses[:-1].any()
+    np.testing.assert_allclose(result.segment_losses.numpy()[-1], want, rtol=1e-12, atol=1e-15)
+    assert not result.segment_losses[:-1].any()
 
 
 @settings(max_examples=200, deadline=None)

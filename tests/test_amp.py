@@ -7,7 +7,7 @@ import torch
 
 from rambo_det import RamboLoss
 
-from .test_loss import batch
+from .strategies import batch
 
 HALF = [torch.bfloat16, torch.float16]
 

@@ -9,8 +9,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
 from rambo_det.cli.compare import main, parse_args, plan_of
-from rambo_det.cli.train import parse_args as parse_train
 from rambo_det.compare.specs import loss_opts
+from rambo_det.engine.arguments import parse_args as parse_train
 from rambo_det.engine.setup import merged_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError

@@ -1,4 +1,4 @@
-"""The loss on a GPU, with Triton's kernels and in plain PyTorch, against the oracle and a CPU."""
+"""The loss on a GPU, with Triton's kernel and in plain PyTorch, against the oracle and a CPU."""
 
 import os
 import subprocess
@@ -11,21 +11,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rambo_det.core import RamboLoss, counting
+from rambo_det.losses import RamboLoss, binning
 
 from . import oracle
-from .test_against_oracle import assert_same_gradient, batches, margins, run, steps
+from .strategies import assert_same_gradient, batches, margins, run, steps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 
-@pytest.fixture(params=["1", "0"], ids=["kernels", "plain"], scope="module", autouse=True)
-def passes(request):
+@pytest.fixture(params=["1", "0"], ids=["Triton", "reference"], scope="module", autouse=True)
+def backend(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAMBO_DET_TRITON", request.param)
-        counting._passes.cache_clear()
+        binning._backend.cache_clear()
         yield
-    counting._passes.cache_clear()
+    binning._backend.cache_clear()
 
 
 @settings(max_examples=100, deadline=None)
@@ -38,7 +38,9 @@ def test_class_lists_equal_the_oracle(batch, margin, step):
     )
     share = 1 / max(present.sum(), 1)
     assert_same_gradient(grad, want_grad * share, step)
-    np.testing.assert_allclose(result.losses.cpu().numpy(), [*want, 0], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        result.segment_losses.cpu().numpy(), [*want, 0], rtol=1e-12, atol=1e-15
+    )
     assert loss.item() == pytest.approx(want.sum() * share, rel=1e-6, abs=1e-7)
 
 
@@ -73,11 +75,10 @@ def test_a_gpu_gives_what_a_cpu_gives(seed, memory_length, thresholds, dtype):
         assert other == pytest.approx(value, rel=1e-6, abs=1e-7)
         np.testing.assert_allclose(other_grad, grad, rtol=1e-2 if dtype != torch.float32 else 1e-5)
     if memory_length:
-        for ours, theirs in zip(*(loss.memory.stored() for loss in losses), strict=True):
-            assert ours.device.type == "cpu" and theirs.device.type == "cuda"
-        kept, theirs = (loss.memory.scores.sort().values.tolist() for loss in losses)
-        assert kept == theirs
-        assert losses[0].memory.positives.tolist() == losses[1].memory.positives.cpu().tolist()
+        ours, theirs = (loss.memory for loss in losses)
+        assert theirs.negatives.is_cuda and theirs.positives.is_cuda
+        assert torch.equal(ours.negatives.sort().values, theirs.negatives.cpu().sort().values)
+        assert torch.equal(ours.positives, theirs.positives.cpu())
 
 
 @pytest.mark.parametrize("model", ["faster_rcnn", "retinanet"])

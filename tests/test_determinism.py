@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from rambo_det import RamboLoss
-from rambo_det.core import recall_loss
+from rambo_det.losses import recall_loss
 
-from .test_loss import batch
+from .strategies import batch
 
 
 @pytest.fixture

@@ -10,7 +10,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rambo_det import RamboLoss
-from rambo_det.core import ScoreMemory
+from rambo_det.losses import ScoreMemory
+from rambo_det.losses.distributed import Processes
+from rambo_det.losses.inputs import prepare_inputs
+from rambo_det.losses.sort_keys import EMPTY_KEY, scores_of, segments_of
 
 from .forked import in_processes
 
@@ -49,7 +52,7 @@ def head(dtype=torch.float64):
     return nn.Linear(FEATURES, CLASSES).to(dtype)
 
 
-def scores_of(model, x):
+def scores_from(model, x):
     # Of float64 weights, so that a sum over processes and one over rows differ by less than 1e-5;
     # rounded to what float32 ranks.
     return model(x.double())
@@ -62,7 +65,7 @@ def one_process(kind, batches):
     for batch in batches:
         x, gt, ious = (torch.cat([p[i] for p in batch]) for i in range(3))
         model.zero_grad()
-        value = loss(scores_of(model, x), gt, ious)
+        value = loss(scores_from(model, x), gt, ious)
         value.backward()
         found.append((value.item(), model.weight.grad.clone()))
     return found
@@ -76,7 +79,7 @@ class Detector(nn.Module):
         self.head, self.loss = head(), RamboLoss(CLASSES, **kwargs)
 
     def forward(self, x, gt, ious):
-        return self.loss(scores_of(self.head, x), gt, ious)
+        return self.loss(scores_from(self.head, x), gt, ious)
 
 
 def compare(rank, world):
@@ -101,7 +104,7 @@ def compare(rank, world):
 def alone(rank, world):
     """Without global ranking, in eval mode and without gradients nothing waits for the others."""
     x, gt, ious = parts(UNEVEN[world], 0)[rank]
-    scores = scores_of(head(), x)
+    scores = scores_from(head(), x)
     want = one_process("default", [[(x, gt, ious)]])[0][0]
     if rank == 0:
         with torch.no_grad():
@@ -121,8 +124,8 @@ def bytes_sent(rank, world):
         loss(torch.randn(rows, CLASSES, generator=g).requires_grad_(), gt)
         sent.append(loss.stats.bytes_sent)
     positives = 10 * world
-    # A header of two numbers, the keys, and two sums over both terms' positives.
-    assert sent == [16 + 8 * 10 + 2 * 2 * 8 * positives] * 4
+    # A header of three numbers, the keys, and two sums over both terms' positives.
+    assert sent == [24 + 8 * 10 + 2 * 2 * 8 * positives] * 4
 
 
 def not_finite(rank, world):
@@ -137,16 +140,16 @@ def not_finite(rank, world):
 
 def shards(rank, world):
     """A checkpoint of one process has the negatives of all, for as many processes or for one."""
-    loss = RamboLoss(CLASSES, memory_length=2, memory_size=128, persistent=False)
+    loss = RamboLoss(CLASSES, memory_length=2, memory_size=128)
     model = head()
     for batch in (parts(UNEVEN[world], step) for step in range(2)):
-        loss(scores_of(model, batch[rank][0]), batch[rank][1])
-    loss.memory.collect()
+        loss(scores_from(model, batch[rank][0]), batch[rank][1])
+    loss.memory.all_gather_for_checkpoint()
     state = [loss.state_dict()]
     dist.broadcast_object_list(state)  # what the main process saves
     saved = copy.deepcopy(state[0])
     saved._metadata = state[0]._metadata
-    other = RamboLoss(CLASSES, memory_length=2, memory_size=128, persistent=False)
+    other = RamboLoss(CLASSES, memory_length=2, memory_size=128)
     other.load_state_dict(saved)
     for name, buffer in loss.memory.tensors().items():
         assert torch.equal(other.memory.tensors()[name], buffer), name
@@ -158,8 +161,11 @@ def shards(rank, world):
         whole = ScoreMemory(2, 1024)
         for step in range(2):
             joined = [torch.cat([p[i] for p in parts(UNEVEN[world], step)]) for i in (0, 1)]
-            whole.write(scores_of(model, joined[0]).detach().float(), joined[1])
-        single = RamboLoss(CLASSES, memory_length=2, memory_size=128, persistent=False)
+            inputs = prepare_inputs(
+                scores_from(model, joined[0]), joined[1], Processes(together=False)
+            )
+            whole.write(inputs, torch.full((CLASSES,), torch.inf))
+        single = RamboLoss(CLASSES, memory_length=2, memory_size=128)
         single.load_state_dict(saved)
         for slot, (want, got) in enumerate(zip(kept(whole), kept(single.memory), strict=True)):
             union = sorted(pair for process in every for pair in process[slot])
@@ -169,19 +175,22 @@ def shards(rank, world):
 
 def kept(memory):
     """(score, list) of the negatives of each batch, rising."""
-    rows = zip(memory.scores, memory.lists, memory.counts, strict=True)
-    return [sorted(zip(s[:n].tolist(), c[:n].tolist(), strict=True)) for s, c, n in rows]
+    rows = [row[row != EMPTY_KEY] for row in memory.negatives]
+    pairs = [(scores_of(row).tolist(), segments_of(row).tolist()) for row in rows]
+    return [sorted(zip(*pair, strict=True)) for pair in pairs]
 
 
 def stale(rank, world):
-    loss = RamboLoss(CLASSES, memory_length=2, memory_size=128, persistent=False)
+    loss = RamboLoss(CLASSES, memory_length=2, memory_size=128)
     for step in range(2):
         x, gt, _ = parts(UNEVEN[world], step)[rank]
-        loss(scores_of(head(), x), gt)
+        loss(scores_from(head(), x), gt)
         if step == 0:
-            loss.memory.collect()
+            loss.memory.all_gather_for_checkpoint()
     saved = loss.state_dict()._metadata["memory"]["memory"]
-    assert torch.equal(saved["scores"], loss.memory.scores)  # of this process, and of both batches
+    assert torch.equal(
+        saved["negatives"], loss.memory.negatives
+    )  # of this process, and of both batches
 
 
 def _checks(rank, world):

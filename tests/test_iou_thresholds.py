@@ -8,9 +8,8 @@ from detectron2.utils.events import EventStorage
 
 from rambo_det import RamboCriterion
 from rambo_det.errors import InputError
-from rambo_det.modeling.build import loss_arguments
-from rambo_det.modeling.dense import flatten_dense
-from rambo_det.modeling.placement import own_deltas
+from rambo_det.modeling.one_stage import flatten_levels
+from rambo_det.modeling.predicted_box_iou import class_deltas
 
 from .models import small_cfg, training_inputs
 
@@ -56,12 +55,12 @@ def test_positives_are_the_boxes_that_reach_the_threshold_as_now_predicted(name)
     if name == FASTER:
         (_, deltas), proposals = seen["inputs"]
         gt_classes = torch.cat([p.gt_classes for p in proposals])
-        deltas = own_deltas(deltas, gt_classes, head.num_classes)
+        deltas = class_deltas(deltas, gt_classes, head.num_classes)
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         gt_boxes = torch.cat([p.gt_boxes.tensor for p in proposals])
     else:
         anchors, logits, labels, deltas, gt_boxes = seen["inputs"]
-        gt_classes = flatten_dense(logits, labels)[1]
+        gt_classes = flatten_levels(logits, labels)[1]
         boxes = Boxes.cat(anchors).tensor.repeat(len(labels), 1)
         deltas, gt_boxes = torch.cat(deltas, 1).flatten(0, 1), torch.cat(gt_boxes)
     positive = ((gt_classes >= 0) & (gt_classes < head.num_classes)).nonzero().flatten()
@@ -107,12 +106,12 @@ def test_values_out_of_range_are_named(key, value):
     cfg = small_cfg()
     cfg.MODEL.RAMBO[key] = value
     with pytest.raises(InputError, match=f"MODEL.RAMBO.{key} must be .*got"):
-        loss_arguments(cfg)
+        RamboCriterion.from_cfg(cfg, 4)
 
 
-def test_own_deltas_are_those_of_the_rows_class():
+def test_class_deltas_are_those_of_the_rows_class():
     deltas = torch.arange(24.0).view(2, 12)
-    assert own_deltas(deltas, torch.tensor([2, 0]), 3).tolist() == [
+    assert class_deltas(deltas, torch.tensor([2, 0]), 3).tolist() == [
         [8, 9, 10, 11],
         [12, 13, 14, 15],
     ]
@@ -130,5 +129,5 @@ def test_iou_thresholds_and_an_image_without_objects():
 def test_the_warm_up_comes_on_top_of_the_weight():
     loss = RamboCriterion(3, ce_weight=0.25, ce_warmup=10)
     with EventStorage(5):
-        assert loss.shares() == (0.5, 0.75)
-    assert loss.shares() == (1.0, 0.25)  # outside of a training
+        assert loss.loss_weights() == (0.5, 0.75)
+    assert loss.loss_weights() == (1.0, 0.25)  # outside of a training

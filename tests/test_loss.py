@@ -7,25 +7,10 @@ import pytest
 import torch
 
 from rambo_det import RamboLoss
-from rambo_det.core import ap_loss, blackbox_rank, class_ap_loss, interclass_ap_loss, recall_loss
-from rambo_det.core.batch import Batch
-from rambo_det.core.functional import make_step
-from rambo_det.core.lists import Ranking
-from rambo_det.core.objectives import average_precision
 from rambo_det.errors import InputError
+from rambo_det.losses import ap_loss, blackbox_rank, class_ap_loss, interclass_ap_loss, recall_loss
 
-
-def batch(n=200, c=4, p=20, seed=0, std=1.0):
-    g = torch.Generator().manual_seed(seed)
-    gt = torch.full((n,), c)
-    gt[:p] = torch.randint(0, c, (p,), generator=g)
-    return torch.randn(n, c, generator=g) * std, gt
-
-
-def grad_of(loss, scores, *args, weight=1.0):
-    leaf = scores.clone().requires_grad_()
-    (loss(leaf, *args) * weight).backward()
-    return leaf.grad
+from .strategies import batch, grad_of, run
 
 
 def test_defaults_give_a_scalar_with_a_gradient():
@@ -120,11 +105,10 @@ def test_ranks_are_exact_beyond_float32():
     n = (1 << 24) + 3
     scores = torch.zeros(n + 1)
     scores[-1] = -1.0
-    targets = torch.zeros(n + 1, dtype=torch.bool)
-    targets[-1] = True
-    how = Ranking(True, False, 0.0, average_precision, make_step(None, 3.0, 0.0), 0.0)
-    result = Batch.of(scores[:, None], (~targets).long()).rank(how)
-    assert result.losses.tolist() == [1 - 1 / (n + 1), 0]
+    gt = torch.ones(n + 1, dtype=torch.int64)
+    gt[-1] = 0
+    _, result, _ = run(scores[:, None], gt, True, 0.0, {})
+    assert result.segment_losses.tolist() == [1 - 1 / (n + 1), 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -153,6 +137,15 @@ def test_no_positive_gives_a_connected_zero(n):
     loss.backward()
     assert loss.item() == 0
     assert scores.grad is not None and (scores.grad == 0).all()
+
+
+@pytest.mark.parametrize("columns", [1, 4, 80])
+def test_an_empty_batch_may_have_any_number_of_columns(columns):
+    """What a detector without proposals gives: no row, and no matter how wide."""
+    scores = torch.zeros(0, columns, requires_grad=True)
+    loss = RamboLoss(4, memory_length=1)(scores, torch.zeros(0))
+    loss.backward()
+    assert loss.item() == 0 and scores.grad.shape == (0, columns)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from rambo_det import RamboLoss
-from rambo_det.core import ScoreMemory
-from rambo_det.core.keys import decode
+from rambo_det.losses import ScoreMemory, hard_negatives
+from rambo_det.losses.distributed import Processes
+from rambo_det.losses.inputs import prepare_inputs
+from rambo_det.losses.sort_keys import EMPTY_KEY, scores_of, segments_of
 
-from .test_loss import batch
+from .strategies import batch
 
 
 def fill(loss, times=1):
@@ -46,7 +48,7 @@ def test_written_only_in_training_with_gradients():
 def test_length_zero_keeps_nothing():
     """Trap 7: the published memory crashes at τ = 0."""
     loss = fill(RamboLoss(4, memory_length=0), 3)
-    assert loss.memory.fill == 0 and loss.memory.stored() is None
+    assert loss.memory.fill == 0 and loss.memory.contents() is None
 
 
 def test_it_changes_the_loss_of_the_next_batch():
@@ -63,14 +65,13 @@ def test_positives_of_the_memory_alone_still_push_negatives_down():
     assert value > 0 and (scores.grad > 0).any()
 
 
-@pytest.mark.parametrize("persistent", [True, False])
-def test_saved_and_loaded_whole(persistent):
+def test_saved_and_loaded_whole():
     """Trap 7: a memory in a deque, or in buffers that grow, is lost on resume."""
-    loss = fill(RamboLoss(4, memory_length=3, persistent=persistent), 2)
+    loss = fill(RamboLoss(4, memory_length=3), 2)
     file = io.BytesIO()
     torch.save(loss.state_dict(), file)
     file.seek(0)
-    other = RamboLoss(4, memory_length=3, persistent=persistent)
+    other = RamboLoss(4, memory_length=3)
     assert not same(state(other), state(loss))
     incompatible = other.load_state_dict(torch.load(file, weights_only=True))
     assert not incompatible.missing_keys and not incompatible.unexpected_keys
@@ -80,12 +81,17 @@ def test_saved_and_loaded_whole(persistent):
 
 
 def test_not_persistent_means_no_entry_in_the_state_dict():
-    loss = fill(RamboLoss(4, memory_length=3, persistent=False))
+    loss = fill(RamboLoss(4, memory_length=3))
     assert not loss.state_dict()
-    other = RamboLoss(4, memory_length=5, persistent=False)
+    other = RamboLoss(4, memory_length=5)
     before = state(other)
     other.load_state_dict(loss.state_dict())  # of another length: another run's, left alone
     assert same(state(other), before)
+
+
+def write(memory, scores, gt, lowest=None):
+    inputs = prepare_inputs(scores, gt, Processes(together=False))
+    memory.write(inputs, torch.full((scores.shape[1],), torch.inf) if lowest is None else lowest)
 
 
 def test_a_batch_larger_than_the_memory_keeps_its_highest():
@@ -93,22 +99,40 @@ def test_a_batch_larger_than_the_memory_keeps_its_highest():
     scores = torch.arange(100.0)[:, None]
     gt = torch.ones(100, dtype=torch.int64)
     gt[50:60] = 0
-    memory.write(scores, gt)
-    stored = memory.stored()
-    assert decode(stored.keys()).tolist() == [50.0, 52.0, 55.0, 57.0]
-    scores, lists = stored.negatives()
-    assert sorted(scores.tolist()) == list(range(84, 100))
-    assert set(lists.tolist()) == {0}
+    write(memory, scores, gt)
+    contents = memory.contents()
+    assert scores_of(contents.positives).tolist() == [50.0, 52.0, 55.0, 57.0]
+    assert scores_of(contents.negatives).tolist() == list(range(84, 100))
+    assert set(segments_of(contents.negatives).tolist()) == {0}
     kept = memory.tensors().values()
-    assert sum(b.numel() * b.element_size() for b in kept) == 8 * (16 + 4 + 1 + 1 + 1)
+    assert sum(b.numel() * b.element_size() for b in kept) == 8 * (16 + 4 + 1 + 1)
 
 
-@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("size", [8, 5000])
+@pytest.mark.parametrize("high_rows", [0, 40])
+def test_the_highest_are_found_whatever_the_sample_says(size, high_rows, monkeypatch):
+    """Also where what is above the cut-off is too little, and with ignored rows and positives."""
+    monkeypatch.setattr(hard_negatives, "_FEW", 64)
+    monkeypatch.setattr(hard_negatives, "_MIN_SAMPLE", 8)
+    g = torch.Generator().manual_seed(size)
+    scores, gt = torch.randn(1000, 3, generator=g), torch.randint(-1, 40, (1000,), generator=g)
+    gt = gt.clamp(max=3)
+    scores[:high_rows] += 50
+    lowest = torch.tensor([0.0, -3.0, 9.0])
+    inputs = prepare_inputs(scores, gt, Processes(together=False))
+    found = hard_negatives.highest_negatives(inputs, lowest, size)
+    found = found[found != EMPTY_KEY]
+    negative = (gt[:, None] >= 0) & (gt[:, None] != torch.arange(3))
+    want = (scores - lowest)[negative].sort().values[-size:]
+    heights = scores_of(found) - lowest[segments_of(found)]
+    assert torch.equal(heights.sort().values, want)
+
+
 @pytest.mark.parametrize("classes", [2, 9])
-def test_what_was_remembered_of_another_number_of_classes_is_dropped(persistent, classes):
+def test_what_was_remembered_of_another_number_of_classes_is_dropped(classes):
     """Its buffers have the same shapes; its scores belong to classes that are not these."""
-    loss = fill(RamboLoss(4, memory_length=3, persistent=persistent), 2)
-    other = RamboLoss(classes, memory_length=3, persistent=persistent)
+    loss = fill(RamboLoss(4, memory_length=3), 2)
+    other = RamboLoss(classes, memory_length=3)
     before = state(other)
     other.load_state_dict(loss.state_dict())
     assert same(state(other), before)
@@ -116,14 +140,13 @@ def test_what_was_remembered_of_another_number_of_classes_is_dropped(persistent,
     assert other(scores, gt) == RamboLoss(classes, memory_length=3)(scores, gt)
 
 
-@pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("thresholds", [(), (0.5, 0.9)])
-def test_what_was_remembered_with_more_iou_thresholds_is_dropped(persistent, thresholds):
+def test_what_was_remembered_with_more_iou_thresholds_is_dropped(thresholds):
     """Its keys say how many thresholds each positive misses: more than there are here."""
-    loss = RamboLoss(4, memory_length=3, persistent=persistent, iou_thresholds=(0.5, 0.6, 0.7, 0.8))
+    loss = RamboLoss(4, memory_length=3, iou_thresholds=(0.5, 0.6, 0.7, 0.8))
     scores, gt = batch(seed=1)
     loss(scores.requires_grad_(), gt, torch.linspace(0, 1, len(scores)))
-    other = RamboLoss(4, memory_length=3, persistent=persistent, iou_thresholds=thresholds)
+    other = RamboLoss(4, memory_length=3, iou_thresholds=thresholds)
     before = state(other)
     other.load_state_dict(loss.state_dict())
     assert same(state(other), before)
@@ -133,7 +156,7 @@ def test_what_was_remembered_with_more_iou_thresholds_is_dropped(persistent, thr
 
 
 @pytest.mark.parametrize("changed", [{"memory_length": 2}, {"memory_size": 32}])
-def test_a_checkpointer_that_drops_what_does_not_fit_leaves_the_memory_empty(changed, tmp_path):
+def test_a_memory_of_another_shape_starts_empty(changed, tmp_path):
     checkpoint = pytest.importorskip("fvcore.common.checkpoint")
     arguments = {"memory_length": 4, "memory_size": 64}
     checkpoint.Checkpointer(fill(RamboLoss(4, **arguments), 5), str(tmp_path)).save("model")
@@ -141,6 +164,26 @@ def test_a_checkpointer_that_drops_what_does_not_fit_leaves_the_memory_empty(cha
     before = state(other)
     checkpoint.Checkpointer(other).load(str(tmp_path / "model.pth"))
     assert same(state(other), before) and other.memory.fill == 0
+
+
+@pytest.mark.parametrize("entries", [True, False])
+def test_a_memory_of_version_0_1_starts_empty_and_says_so(entries, caplog):
+    """It had scores, classes and counts of the negatives, as entries of the state dict or not."""
+    old = {
+        "positives": torch.full((2, 4), -1), "scores": torch.zeros(2, 16),
+        "lists": torch.zeros(2, 16, dtype=torch.int32), "counts": torch.full((2,), 16),
+        "written": torch.tensor(2), "num_classes": torch.tensor(4),
+    }  # fmt: skip
+    loss = RamboLoss(4, memory_length=2, memory_size=16)
+    saved = loss.state_dict()
+    if entries:
+        saved.update({f"memory.{name}": value for name, value in old.items()})
+        del saved._metadata["memory"]["memory"]
+    else:
+        saved._metadata["memory"]["memory"] = old
+    loss.load_state_dict(saved)  # strict
+    assert loss.memory.fill == 0 and (loss.memory.negatives == EMPTY_KEY).all()
+    assert len(caplog.messages) == 1 and "starts empty" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -157,7 +200,8 @@ def test_scores_are_kept_in_float32_whatever_the_model_or_the_default(dtype):
             assert default(scores, gt) == want
     finally:
         torch.set_default_dtype(torch.float32)
-    assert cast.memory.scores.dtype == default.memory.scores.dtype == torch.float32
+    assert torch.equal(cast.memory.negatives, loss.memory.negatives)
+    assert torch.equal(default.memory.negatives, loss.memory.negatives)
 
 
 def test_a_loss_remembers_what_lies_highest_above_its_class():
@@ -169,13 +213,13 @@ def test_a_loss_remembers_what_lies_highest_above_its_class():
     scores[0, 0], scores[1, 1] = 5.0, -60.0  # nothing above the positive of 0, all above that of 1
     loss = RamboLoss(2, memory_length=1, memory_size=8)
     loss(scores.requires_grad_(), gt)
-    assert loss.memory.lists[0].tolist() == [1] * 8
+    assert segments_of(loss.memory.negatives[0]).tolist() == [1] * 8
 
 
 def test_an_empty_memory_of_one_of_two_processes_has_lost_nothing(caplog):
-    state = RamboLoss(4, memory_length=2, persistent=False).state_dict()
+    state = RamboLoss(4, memory_length=2).state_dict()
     state._metadata["memory"]["processes"] = 2
-    other = RamboLoss(4, memory_length=2, persistent=False)
+    other = RamboLoss(4, memory_length=2)
     other.load_state_dict(state)
     fill(other)
     assert "of 2 processes" not in caplog.text

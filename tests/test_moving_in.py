@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rambo_det import RamboLoss
-from rambo_det.core import recall_loss
+from rambo_det.losses import recall_loss
 
 from .doc_pages import DOCS, ROOT, blocks
 

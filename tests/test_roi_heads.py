@@ -198,7 +198,7 @@ def test_training_scalars():
 
 def test_no_event_storage_is_needed():
     predictor = build_model(small_cfg()).roi_heads.box_predictor
-    rambo_det.modeling.log_scalars.log_scalars(predictor.rambo_loss, ["a"] * 4)
+    rambo_det.modeling.training_log.log_scalars(predictor.rambo_loss, ["a"] * 4)
 
 
 def test_loss_weight_scales_the_loss():
@@ -228,7 +228,9 @@ def test_loss_weight_scales_the_loss():
 )
 def test_keys_out_of_range(key, value):
     with pytest.raises(InputError, match=f"MODEL.RAMBO.{key} must be"):
-        build_model(small_cfg("quickstart/faster_rcnn_rambo.yaml", f"MODEL.RAMBO.{key}", value))
+        rule = ("MODEL.RAMBO.LAMBDA_RULE", "fixed") if key == "LAMBDA" else ()
+        name = "quickstart/faster_rcnn_rambo.yaml"
+        build_model(small_cfg(name, *rule, f"MODEL.RAMBO.{key}", value))
 
 
 def test_config_without_the_node_names_the_remedy():

@@ -16,7 +16,6 @@ from fvcore.nn import sigmoid_focal_loss
 import rambo_det
 from rambo_det import RamboLoss
 from rambo_det.cli.train import main
-from rambo_det.modeling.build import loss_arguments
 from rambo_det.modeling.scores import log_odds, softmax
 
 from .architectures import config
@@ -35,11 +34,8 @@ def drawn(rows, classes, positives, mean=0.0, std=1.0):
 
 
 def defaults(**changed):
-    """RamboLoss with the defaults of MODEL.RAMBO, without memory."""
-    cfg = get_cfg()
-    rambo_det.add_rambo_config(cfg)
-    arguments = {**loss_arguments(cfg), "memory_length": 0, **changed}
-    return arguments
+    """Arguments of the detectors' loss, without memory."""
+    return {"memory_length": 0, **changed}
 
 
 def test_every_section_is_tested():
@@ -194,12 +190,12 @@ def test_nan_from_the_learning_rate_stops_the_run_as_the_page_says(
 
 
 def test_after_a_resume_the_memory_is_empty_where_it_no_longer_fits():
-    saved = RamboLoss(2, memory_length=2, persistent=False)
+    saved = RamboLoss(2, memory_length=2)
     for _ in range(3):
         saved(drawn(50, 2, 8)[0].requires_grad_(), drawn(50, 2, 8)[1])
     state = saved.state_dict()
     for changed in ({"memory_length": 2}, {"memory_length": 3}, {"memory_size": 64}):
-        loss = RamboLoss(2, **{"memory_length": 2, "persistent": False, **changed})
+        loss = RamboLoss(2, **{"memory_length": 2, **changed})
         loss.load_state_dict(state)
         assert loss.memory.fill == (changed == {"memory_length": 2})
 

@@ -33,9 +33,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from rambo_det.core import RamboLoss, class_ap_loss  # noqa: E402
-from rambo_det.core.counting import Thresholds, native_counting  # noqa: E402
-from rambo_det.core.keys import make_keys  # noqa: E402
+from rambo_det.losses import RamboLoss, class_ap_loss, ranking  # noqa: E402
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -70,13 +68,13 @@ def methods_for(gt: Tensor, scores: Tensor, limit: float) -> dict[str, Method]:
     """Everything that is affordable here; ``limit``: the most P * N of the O(P N) loss."""
     c = scores.shape[1]
     target = one_hot(gt, scores)
-    full, memory = RamboLoss(c), RamboLoss(c, memory_length=8)
+    full, memory = RamboLoss(c), RamboLoss(c, memory_length=4)
     full.to(scores.device), memory.to(scores.device)
     found = {
         "focal": lambda s: sigmoid_focal_loss(s, target, reduction="sum"),
         "L_APC": lambda s: class_ap_loss(s, gt),
         "RamboLoss": lambda s: full(s, gt),
-        "RamboLoss τ=8": lambda s: memory(s, gt),
+        "RamboLoss τ=4": lambda s: memory(s, gt),
         # The background's logit is 0.
         "cross entropy": lambda s: F.cross_entropy(F.pad(s, (0, 1)), gt),
     }
@@ -142,37 +140,27 @@ def measure(case: dict, device: str, seconds: float, limit: float) -> dict:
 
 
 def passes(case: dict) -> dict[str, Any]:
-    """Where RamboLoss's time goes on a CPU: medians of both passes over the scores, of all that the
-    forward does beside them and of the backward, and what a copy of the scores takes."""
+    """Where RamboLoss's time goes: medians of both passes over the scores, of the whole forward, of
+    the backward, and what a copy of the scores takes."""
     scores, gt = make_case(**case, device="cpu")
-    leaf, loss, native = scores.requires_grad_(), RamboLoss(case["c"]), native_counting()
-    if native is None:
-        raise SystemExit("error: --passes needs the C++ part of the loss, so a C++ compiler")
-    high, times = float(scores.detach().max()), {}
+    leaf, loss, times = scores.requires_grad_(), RamboLoss(case["c"]), {}
 
-    def timed(name: str, call: Callable[[], Any]) -> Any:
+    def timed(name: str, call: Callable[..., Any], *args: Any) -> Any:
         start = time.perf_counter()
-        found = call()
+        found = call(*args)
         times.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
         return found
 
-    with torch.no_grad():
-        columns = gt[gt < case["c"]]
-        found = make_keys(columns, leaf[gt < case["c"], columns] - loss.margin)
-        keys = torch.cat([found, found + ((case["c"] - columns) << 32)])
-    ranked = native.rank(keys, case["c"] + 1, 0.0)
-    before = Thresholds(ranked.at, ranked.bounds)
-    # As at the default: the median positive moves up by the margin and 2.
-    after = Thresholds(ranked.at + loss.margin + 2.0, ranked.bounds)
-    ones = torch.ones(case["c"] + 1, dtype=torch.float64)
-    flat = leaf.detach()
+    bin_negatives = ranking.bin_negatives
+    ranking.bin_negatives = lambda *args: timed(
+        "count" if args[3] is None else "write", bin_negatives, *args
+    )
     for _ in range(15):
-        value = timed("forward", lambda: loss(leaf, gt))
+        value = timed("forward", loss, leaf, gt)
         timed("backward", value.backward)
-        timed("count", lambda: native.count(flat, gt, high, before))
-        timed("write", lambda: native.write(flat, gt, high, before, after, ones, ones, flat.dtype))
-        timed("copy", flat.clone)
+        timed("copy", leaf.detach().clone)
         leaf.grad = None
+    ranking.bin_negatives = bin_negatives
     row: dict[str, Any] = {"N": f"{case['n']:.0e}", "P/N": case["rate"], "scores": case["regime"]}
     return row | {f"{name} [ms]": f"{statistics.median(ms):.2f}" for name, ms in times.items()}
 
@@ -231,7 +219,7 @@ def summary(results: list[dict]) -> str:
         key = result["n"], result["rate"], result["regime"]
         row = rows.setdefault(key, dict(zip(("N", "P/N", "scores"), key, strict=True)))
         methods = result["methods"]
-        for name in ("RamboLoss", "RamboLoss τ=8", "double argsort"):
+        for name in ("RamboLoss", "RamboLoss τ=4", "double argsort"):
             ratio = f"{methods[name]['to_focal']:.2f}" if name in methods else "-"
             row[name] = f"{row[name]} / {ratio}" if name in row else ratio
         peak = methods["RamboLoss"]["peak_mib"] / methods["focal"]["peak_mib"]

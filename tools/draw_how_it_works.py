@@ -20,7 +20,7 @@ import matplotlib  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from rambo_det.core import ap_loss, blackbox_rank  # noqa: E402
+from rambo_det.losses import ap_loss, blackbox_rank  # noqa: E402
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

@@ -59,7 +59,7 @@ the objects. The classes that lose most to the order come first{% if left_out %}
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of the command line."""
     from rambo_det.cli.predict import add_model_arguments
-    from rambo_det.cli.train import add_data_arguments
+    from rambo_det.engine.arguments import add_data_arguments
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_model_arguments(parser)

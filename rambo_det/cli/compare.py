@@ -14,9 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from ..engine.arguments import add_data_arguments, add_hold_out
 from ..errors import InputError
 from .failures import status_of
-from .train import add_data_arguments, add_hold_out
 
 _EPILOG = """\
 The order of precedence of config keys: those of --config, then those at the end of the command
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     from ..compare.results import collect, compare, save
     from ..compare.run import alone_in, run_all
     from ..compare.text import as_text, trained_on
-    from ..engine.setup import make_output
+    from ..engine.folder import make_output
 
     plan = plan_of(args)
     for data, images in plan.trained_on.items():

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine.arguments import add_data_arguments, add_hold_out, parse_args
+from ..engine.arguments import parse_args
 from ..errors import InputError
 from .failures import status_of
-
-__all__ = ["add_data_arguments", "add_hold_out", "main", "parse_args", "result_table", "run"]
 
 #: What is evaluated beside boxes -> title and metric that the table has of it.
 _OTHERS = {

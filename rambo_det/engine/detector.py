@@ -17,7 +17,7 @@ from ..config import add_rambo_config
 from ..data.shapes import register_shapes
 from ..errors import InputError
 from ..evaluation.pictures import class_metadata
-from ..modeling.architecture import resolve_rpn
+from ..modeling.config_checks import resolve_rpn
 from .checkpointer import load_whole_model
 from .keys import LAZY, YAML, names
 from .saved import SavedModel

@@ -5,14 +5,14 @@ from __future__ import annotations
 from detectron2.engine import HookBase
 from torch import nn
 
-from ..core import ScoreMemory
+from ..losses import ScoreMemory
 
 
 def collect_memories(model: nn.Module) -> None:
     """Makes the next state dict hold what all processes remember; a collective."""
     for module in model.modules():
         if isinstance(module, ScoreMemory):
-            module.collect()
+            module.all_gather_for_checkpoint()
 
 
 class CollectMemories(HookBase):

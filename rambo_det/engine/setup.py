@@ -17,10 +17,9 @@ from ..config_files import find_config
 from ..data.holdout import hold_out
 from ..data.shapes import register_shapes
 from ..errors import InputError
-from ..modeling.architecture import check_architecture, resolve_rpn
+from ..modeling.config_checks import check_architecture, resolve_rpn
 from ..modeling.criterion import RamboCriterion
 from ..modeling.scores import score_function
-from .folder import make_output  # noqa: F401
 from .keys import YAML
 from .own_data import check_dataset, check_own_trained_on, own_names, register_own, set_from_data
 from .values import check_model, check_training
@@ -29,7 +28,6 @@ __all__ = [
     "build_config",
     "check_dataset",
     "flat_config",
-    "make_output",
     "merged_config",
     "register_own",
 ]
@@ -66,7 +64,7 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     check_architecture(cfg)
     resolve_rpn(cfg)
     # What the model would find wrong with MODEL.RAMBO, before the run has a folder.
-    RamboCriterion.from_cfg(cfg, 1)
+    RamboCriterion.from_cfg(cfg, num_classes=1, class_names=None)
     score_function(cfg.MODEL.RAMBO.SCORE)
     cfg.freeze()
     return cfg

@@ -1,9 +1,9 @@
 """Adapters that put the loss into Detectron2's models; importing them registers them."""
 
 from .criterion import RamboCriterion
-from .fast_rcnn import RamboFastRCNNOutputLayers
 from .focal import FocalCascadeROIHeads, FocalRes5ROIHeads, FocalROIHeads
-from .retinanet import RamboRetinaNet
+from .one_stage import RamboFCOS, RamboRetinaNet
+from .output_layers import RamboFastRCNNOutputLayers
 from .roi_heads import RamboCascadeROIHeads, RamboRes5ROIHeads, RamboROIHeads
 from .rpn import RamboRPN
 
@@ -13,6 +13,7 @@ __all__ = [
     "FocalRes5ROIHeads",
     "RamboCascadeROIHeads",
     "RamboCriterion",
+    "RamboFCOS",
     "RamboFastRCNNOutputLayers",
     "RamboROIHeads",
     "RamboRPN",

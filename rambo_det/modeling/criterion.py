@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: torch.jit.script reads unused methods' as they are.
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,35 +11,48 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-from ..config import add_rambo_config
-from ..core import RamboLoss
 from ..errors import InputError
-from .build import loss_arguments, rambo_node
-from .log_scalars import current_storage, log_scalars
-from .not_finite import not_finite
+from ..losses import RamboLoss
+from .config_checks import rambo_node
+from .training_log import current_storage, log_scalars, not_finite
+
+_RULES = ("lift", "each", "fixed")
+#: The keys of MODEL.RAMBO, by the argument that each of them sets.
+_KEYS = {
+    "margin": "MARGIN",
+    "lambda_": "LAMBDA",
+    "lift": "LIFT",
+    "beta": "BETA",
+    "memory_length": "MEMORY_LENGTH",
+    "memory_size": "MEMORY_SIZE",
+    "iou_thresholds": "IOU_THRESHOLDS",
+    "global_ranking": "GLOBAL_RANKING",
+    "weight": "LOSS_WEIGHT",
+    "ce_weight": "CE_WEIGHT",
+    "ce_warmup": "CE_WARMUP",
+}
 
 
 class RamboCriterion(RamboLoss):
     """RamboLoss as a detector calls it: in float32, weighted, with its scalars logged.
 
-    Its memory is no entry of a state dict, see :class:`rambo_det.core.memory.ScoreMemory`: to a
-    checkpoint, a detector with a criterion is the stock one.
+    Its memory is no entry of a state dict: a checkpoint of a detector with a criterion is one of
+    the stock detector.
 
     Args:
         num_classes: number of foreground classes C.
-        weight: weight of the loss; None, here and for what is not named: the default of
-            ``MODEL.RAMBO``, see :mod:`rambo_det.config`.
+        weight: > 0, weight of the loss.
+        memory_length: τ, as RamboLoss's.
         class_names: C names for the training scalars; None: their indices.
-        prefix: of the training scalars, see :func:`.log_scalars.log_scalars`; "": whoever calls
+        prefix: of the training scalars, see :func:`.training_log.log_scalars`; "": whoever calls
             the loss calls :meth:`log` too.
-        name: of the loss, for the error where scores are not finite.
-        ce_weight: weight of the stock loss beside this one, see :meth:`shares`.
-        ce_warmup: iterations in which the stock loss passes over to this one.
-        checkpoint_period, max_iter: of a trainer that saves its model in the main process alone, as
-            Detectron2's do: after which iterations. Then that has the memories of all processes.
-            None: unknown.
-        **kwargs: of RamboLoss: ``margin``, ``lambda_``, ``lift``, ``each``, ``beta``,
-            ``memory_length``, ``memory_size``, ``iou_thresholds``, ``global_ranking``.
+        name: of the loss, for the error if scores are not finite.
+        ce_weight: >= 0, weight of the stock loss beside this one, see :meth:`loss_weights`.
+        ce_warmup: >= 0, iterations in which the stock loss passes over to this one.
+        checkpoint_period, max_iter: when a trainer saves, which saves its model in the main process
+            alone, as Detectron2's do. The checkpoint then has the memories of all processes. None:
+            unknown.
+        **kwargs: of RamboLoss.
 
     Raises:
         InputError: a parameter out of its range.
@@ -48,66 +62,79 @@ class RamboCriterion(RamboLoss):
         self,
         num_classes: int,
         *,
-        weight: float | None = None,
+        weight: float = 1.0,
+        memory_length: int = 4,
         class_names: Sequence[str] | None = None,
         prefix: str = "rambo",
         name: str = "loss_cls",
-        ce_weight: float | None = None,
-        ce_warmup: int | None = None,
+        ce_weight: float = 0.0,
+        ce_warmup: int = 0,
         checkpoint_period: int | None = None,
         max_iter: int | None = None,
         **kwargs: Any,
     ) -> None:
-        defaults = CfgNode({"MODEL": CfgNode()})
-        add_rambo_config(defaults)
-        super().__init__(num_classes, persistent=False, **{**loss_arguments(defaults), **kwargs})
-        node = defaults.MODEL.RAMBO
-        self.weight = node.LOSS_WEIGHT if weight is None else weight
-        self.ce_weight = node.CE_WEIGHT if ce_weight is None else ce_weight
-        self.ce_warmup = node.CE_WARMUP if ce_warmup is None else ce_warmup
+        super().__init__(num_classes, memory_length=memory_length, **kwargs)
+        if not 0 < weight < math.inf:
+            raise InputError(f"weight must be > 0 and finite, got {weight}")
+        if not 0 <= ce_weight < math.inf:
+            raise InputError(f"ce_weight must be >= 0 and finite, got {ce_weight}")
+        if not 0 <= ce_warmup < math.inf:
+            raise InputError(f"ce_warmup must be >= 0 and finite, got {ce_warmup}")
+        self.weight, self.ce_weight, self.ce_warmup = weight, ce_weight, ce_warmup
         self.prefix = prefix
         self.name = name
         self._saved = checkpoint_period, max_iter
         self.class_names = list(class_names or map(str, range(num_classes)))
-        for key, least in (("weight", "> 0"), ("ce_weight", ">= 0"), ("ce_warmup", ">= 0")):
-            value = getattr(self, key)
-            if not (0 <= value < math.inf and (value or least == ">= 0")):
-                raise InputError(f"{key} must be {least} and finite, got {value}")
         if len(self.class_names) != num_classes:
             raise InputError(f"class_names must be {num_classes}, got {len(self.class_names)}")
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, num_classes: int, **kwargs: Any) -> "RamboCriterion":
-        """What ``cfg.MODEL.RAMBO`` describes; ``kwargs`` come before it.
+        """What ``cfg.MODEL.RAMBO`` describes; ``kwargs`` take precedence.
 
         Raises:
             InputError: the node is missing, or a key is out of its range.
         """
-        arguments = {
-            "class_names": _training_classes(cfg, num_classes),
-            **loss_arguments(cfg),
-            "weight": rambo_node(cfg).LOSS_WEIGHT,
-            "ce_weight": rambo_node(cfg).CE_WEIGHT,
-            "ce_warmup": rambo_node(cfg).CE_WARMUP,
-            "checkpoint_period": cfg.SOLVER.CHECKPOINT_PERIOD,
-            "max_iter": cfg.SOLVER.MAX_ITER,
-        }
-        return cls(num_classes, **{**arguments, **kwargs})
+        node = rambo_node(cfg)
+        if node.LAMBDA_RULE not in _RULES:
+            raise InputError(
+                f"MODEL.RAMBO.LAMBDA_RULE must be one of {_RULES}, got {node.LAMBDA_RULE!r}"
+            )
+        arguments = {argument: node[key] for argument, key in _KEYS.items()}
+        if node.LAMBDA_RULE != "fixed":
+            arguments["lambda_"] = None
+        arguments.update(
+            each=node.LAMBDA_RULE == "each",
+            class_names=_training_classes(cfg, num_classes),
+            checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+            max_iter=cfg.SOLVER.MAX_ITER,
+        )
+        try:
+            return cls(num_classes, **{**arguments, **kwargs})
+        except InputError as error:
+            # The message begins with the argument, as in "margin (α) must be ...".
+            found = re.match(r"(\w+)(?: \(.\))?(?= must be )", str(error))
+            if found is None or found[1] not in _KEYS:
+                raise
+            key = f"MODEL.RAMBO.{_KEYS[found[1]]}"
+            raise InputError(key + str(error)[found.end() :]) from None
 
     @torch.jit.unused  # no part of inference, and autograd.Function cannot be scripted
     def forward(
         self,
         scores: Tensor,
         gt_classes: Tensor,
-        *made_of: Tensor,
+        *logits: Tensor,
         ious: Tensor | None = None,
     ) -> Tensor:
         """The weighted loss, a scalar.
 
         Args:
-            scores, gt_classes, ious: as those of :meth:`RamboLoss.forward`.
-            *made_of: what the scores were made of, if not of one number each: see
-                :func:`.not_finite.not_finite`.
+            scores: ``(N, C)``, what is ranked.
+            gt_classes: ``(N,)`` integers; C is background, below 0 is ignored.
+            *logits: what the scores were made of, if it is not they themselves: see
+                :func:`.training_log.not_finite`.
+            ious: ``(N,)``, as those of :meth:`RamboLoss.forward`.
 
         Raises:
             FloatingPointError: a score is not finite; on every process, if their batches are ranked
@@ -116,16 +143,16 @@ class RamboCriterion(RamboLoss):
         with torch.autocast(scores.device.type, enabled=False):
             loss = super().forward(scores.float(), gt_classes, ious)
         if self.stats is not None and not self.stats.finite:
-            raise not_finite(self.name, self.class_names, *made_of, scores)
+            raise not_finite(self.name, self.class_names, *logits, scores)
         if self.prefix:
             self.log(self.prefix)
         if self.global_ranking and self.training and torch.is_grad_enabled():
-            self._collect_for_checkpoint()
+            self._gather_for_checkpoint()
         return loss * self.weight
 
     @torch.jit.unused
-    def shares(self) -> tuple[float, float]:
-        """What this loss and the stock one are multiplied by in this iteration.
+    def loss_weights(self) -> tuple[float, float]:
+        """The weights of this loss and of the stock one in this iteration.
 
         The iteration is that of Detectron2's event storage; outside of a training the warm-up is
         over.
@@ -137,15 +164,15 @@ class RamboCriterion(RamboLoss):
         return done, (1 - done) + self.ce_weight
 
     @torch.jit.unused
-    def _collect_for_checkpoint(self) -> None:
-        # Here every process still comes by; a stock trainer's checkpointer runs in one of them.
+    def _gather_for_checkpoint(self) -> None:
+        # Every process comes by here; the checkpointer of a stock trainer runs in one of them.
         period, max_iter = self._saved
         storage = current_storage()
         if storage is None or period is None or max_iter is None:
             return
         done = storage.iter + 1
         if done % period == 0 or done >= max_iter:
-            self.memory.collect()
+            self.memory.all_gather_for_checkpoint()
 
     @torch.jit.unused
     def log(self, prefix: str) -> None:

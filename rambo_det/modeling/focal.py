@@ -21,7 +21,8 @@ from detectron2.structures import Instances
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
-from .build import refuse_fed_loss
+from .config_checks import refuse_fed_loss
+from .swap_predictor import swap_predictors
 
 
 class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -88,7 +89,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
             logits[:, :-1], targets, self.focal_alpha, self.focal_gamma, reduction="sum"
         )
         loss = loss / targets.sum().clamp(min=1)
-        losses["loss_cls"] = loss * getattr(self, "loss_weight", {}).get("loss_cls", 1.0)
+        losses["loss_cls"] = loss * self.loss_weight.get("loss_cls", 1.0)
         return losses
 
     def predict_probs(
@@ -102,10 +103,8 @@ class FocalROIHeads(StandardROIHeads):
     """StandardROIHeads with :class:`FocalFastRCNNOutputLayers`."""
 
     @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        args: dict[str, Any] = super()._init_box_head(cfg, input_shape)
-        args["box_predictor"] = _focal_predictor(cfg, args["box_predictor"])
-        return args
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        return _swap(cfg, super().from_config(cfg, input_shape))
 
 
 class FocalRes5ROIHeads(Res5ROIHeads):
@@ -113,35 +112,28 @@ class FocalRes5ROIHeads(Res5ROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        args: dict[str, Any] = super().from_config(cfg, input_shape)
-        args["box_predictor"] = _focal_predictor(cfg, args["box_predictor"])
-        return args
+        return _swap(cfg, super().from_config(cfg, input_shape))
 
 
 class FocalCascadeROIHeads(CascadeROIHeads):
     """CascadeROIHeads with a :class:`FocalFastRCNNOutputLayers` for each stage."""
 
     @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        args: dict[str, Any] = super()._init_box_head(cfg, input_shape)
-        args["box_predictors"] = [_focal_predictor(cfg, p) for p in args["box_predictors"]]
-        return args
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        return _swap(cfg, super().from_config(cfg, input_shape))
 
 
-def _focal_predictor(cfg: CfgNode, stock: FastRCNNOutputLayers) -> FocalFastRCNNOutputLayers:
-    """The predictor that stands for ``stock``, with its weights but for the classes' bias.
+def _swap(cfg: CfgNode, args: dict[str, Any]) -> dict[str, Any]:
+    def make(stock: FastRCNNOutputLayers, stage: int | None) -> FocalFastRCNNOutputLayers:
+        shape = ShapeSpec(channels=stock.cls_score.in_features)
+        transform = stock.box2box_transform
+        return FocalFastRCNNOutputLayers(cfg, shape, box2box_transform=transform)
 
-    Drawn aside, so that the initial weights of everything else equal the stock model's.
-    """
-    with torch.random.fork_rng(devices=[]):
-        predictor = FocalFastRCNNOutputLayers(
-            cfg,
-            ShapeSpec(channels=stock.cls_score.in_features),
-            box2box_transform=stock.box2box_transform,
-        )
-    predictor.load_state_dict(stock.state_dict())
-    predictor.start_at_prior()
-    return predictor
+    args = swap_predictors(args, make)
+    # The stock weights but for the bias of the classes.
+    for predictor in args.get("box_predictors") or [args["box_predictor"]]:
+        predictor.start_at_prior()
+    return args
 
 
 for _heads in (FocalROIHeads, FocalRes5ROIHeads, FocalCascadeROIHeads):

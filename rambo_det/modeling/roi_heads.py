@@ -16,26 +16,23 @@ from detectron2.modeling.roi_heads import (
 from detectron2.structures import Instances
 from torch import Tensor
 
-from .architecture import check_rpn_key
-from .build import refuse_class_agnostic, refuse_fed_loss
+from .config_checks import check_roi_heads
 from .criterion import RamboCriterion
-from .fast_rcnn import RamboFastRCNNOutputLayers
+from .output_layers import RamboFastRCNNOutputLayers
+from .swap_predictor import swap_predictors
 
 
 class RamboROIHeads(StandardROIHeads):
-    """StandardROIHeads with :class:`RamboFastRCNNOutputLayers`; masks and keypoints ride along."""
+    """StandardROIHeads with :class:`RamboFastRCNNOutputLayers`; masks and key points as before."""
 
     # For torch.jit.script; Detectron2 says so of StandardROIHeads alone.
     mask_on: torch.jit.Final[bool]
     keypoint_on: torch.jit.Final[bool]
 
     @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        _check(cfg)
-        refuse_class_agnostic(cfg)
-        args: dict[str, Any] = super()._init_box_head(cfg, input_shape)
-        args["box_predictor"] = _rambo_predictor(cfg, args["box_predictor"])
-        return args
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        check_roi_heads(cfg, shared_boxes=False)
+        return _swap(cfg, super().from_config(cfg, input_shape))
 
 
 class RamboRes5ROIHeads(Res5ROIHeads):
@@ -43,25 +40,17 @@ class RamboRes5ROIHeads(Res5ROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        _check(cfg)
-        refuse_class_agnostic(cfg)
-        args: dict[str, Any] = super().from_config(cfg, input_shape)
-        args["box_predictor"] = _rambo_predictor(cfg, args["box_predictor"])
-        return args
+        check_roi_heads(cfg, shared_boxes=False)
+        return _swap(cfg, super().from_config(cfg, input_shape))
 
 
 class RamboCascadeROIHeads(CascadeROIHeads):
     """CascadeROIHeads with a :class:`RamboFastRCNNOutputLayers`, hence a memory, for each stage."""
 
     @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        _check(cfg)
-        args: dict[str, Any] = super()._init_box_head(cfg, input_shape)
-        args["box_predictors"] = [
-            _rambo_predictor(cfg, stock, prefix="", name=f"loss_cls_stage{stage}")
-            for stage, stock in enumerate(args["box_predictors"])
-        ]
-        return args
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        check_roi_heads(cfg, shared_boxes=True)
+        return _swap(cfg, super().from_config(cfg, input_shape))
 
     def _forward_box(
         self,
@@ -77,29 +66,17 @@ class RamboCascadeROIHeads(CascadeROIHeads):
         return result
 
 
-def _check(cfg: CfgNode) -> None:
-    # Before super() builds a stock predictor, which asks for other keys first.
-    refuse_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
-    check_rpn_key(cfg)
-
-
-def _rambo_predictor(
-    cfg: CfgNode, stock: FastRCNNOutputLayers, **kwargs: Any
-) -> RamboFastRCNNOutputLayers:
-    """The predictor that stands for ``stock``, with its weights; ``kwargs``: of its criterion.
-
-    super() has drawn the stock one; drawing ours aside keeps the initial weights of everything
-    else equal to the stock model's.
-    """
-    with torch.random.fork_rng(devices=[]):
-        predictor = RamboFastRCNNOutputLayers(
+def _swap(cfg: CfgNode, args: dict[str, Any]) -> dict[str, Any]:
+    def make(stock: FastRCNNOutputLayers, stage: int | None) -> RamboFastRCNNOutputLayers:
+        named = {} if stage is None else {"prefix": "", "name": f"loss_cls_stage{stage}"}
+        return RamboFastRCNNOutputLayers(
             cfg,
             ShapeSpec(channels=stock.cls_score.in_features),
             box2box_transform=stock.box2box_transform,
-            rambo_loss=RamboCriterion.from_cfg(cfg, stock.num_classes, **kwargs),
+            rambo_loss=RamboCriterion.from_cfg(cfg, stock.num_classes, **named),
         )
-    predictor.load_state_dict(stock.state_dict())
-    return predictor
+
+    return swap_predictors(args, make)
 
 
 for _heads in (RamboROIHeads, RamboRes5ROIHeads, RamboCascadeROIHeads):

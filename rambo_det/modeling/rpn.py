@@ -45,18 +45,20 @@ class RamboRPN(RPN):
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
         """As the stock method; ``loss_rpn_cls`` is the AP loss of all images' sampled anchors."""
-        share, stock = self.rambo_loss.shares()
+        weight, stock_weight = self.rambo_loss.loss_weights()
         logits = pred_objectness_logits
         losses: dict[str, Tensor] = super().losses(
-            anchors, logits if stock else [x.detach() for x in logits], gt_labels,
+            anchors, logits if stock_weight else [x.detach() for x in logits], gt_labels,
             pred_anchor_deltas, gt_boxes,
         )  # fmt: skip
         labels = torch.stack(gt_labels).flatten().long()
         # The RPN's 1 is object, 0 background, -1 ignored; the loss's 0, 1 and -1.
         classes = torch.where(labels >= 0, 1 - labels, labels)
         loss = self.rambo_loss(cat(logits, dim=1).reshape(-1, 1), classes)
-        loss = loss * (self.loss_weight.get("loss_rpn_cls", 1.0) * share)
-        losses["loss_rpn_cls"] = loss + losses["loss_rpn_cls"] * stock if stock else loss
+        loss = loss * (self.loss_weight.get("loss_rpn_cls", 1.0) * weight)
+        if stock_weight:
+            loss = loss + losses["loss_rpn_cls"] * stock_weight
+        losses["loss_rpn_cls"] = loss
         return losses
 
 

@@ -12,10 +12,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rambo_det.core import RamboLoss
+from rambo_det.losses import RamboLoss
 
 from .. import test_against_oracle as oracle_tests
-from ..test_against_oracle import batches, margins, steps
+from ..strategies import batches, margins, steps
 from .conftest import WHOLE
 
 LOOSE = {"deadline": None, "suppress_health_check": list(HealthCheck)}

@@ -1,0 +1,96 @@
+"""The one primitive that looks at all N·C scores."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+
+import torch
+from torch import Tensor
+
+from ..sort_keys import make_keys
+from . import cpu, reference
+
+__all__ = ["bin_negatives"]
+
+
+def bin_negatives(
+    scores: Tensor,
+    gt_classes: Tensor,
+    edges: Tensor,
+    values: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    max_score: float = float("inf"),
+) -> tuple[Tensor, Tensor | None]:
+    """Counts the negatives at or above edges and, with values of the edges, gives their gradient.
+
+    A negative is a score of a row whose class is >= 0 and not the score's column. It belongs to two
+    segments: that of its column, and segment C, of all columns. Its gradient is the sum of two
+    values: in each segment that of the highest edge at or below it, or 0 if there is none.
+
+    Args:
+        scores: ``(N, C)`` float32, contiguous or strided.
+        gt_classes: ``(N,)`` int64, contiguous.
+        edges: ``(E,)`` int64, rising keys (:mod:`.sort_keys`) of segment and float32 edge. Those of
+            segments above C count nothing.
+        values: ``(E,)`` float64, one for each edge; None: no gradient is wanted.
+        dtype: of the gradient, float32 or float64; summed in float64, rounded once.
+        max_score: no score is above it. A hint that saves time on a CPU.
+
+    Returns:
+        Counts ``(E,)`` int64, and the gradient ``(N, C)``, 0 for what is no negative, or None. Both
+        are on the device of the scores, which is not waited for.
+
+    Example:
+        >>> scores = torch.tensor([[0.0, 1.0], [2.0, 3.0], [9.0, 2.0]])
+        >>> gt_classes = torch.tensor([0, 2, 0])  # negatives: 1., 2., 3., and 2. of the last row
+        >>> edges = make_keys(torch.tensor([0, 1]), torch.tensor([1.5, 2.5]))
+        >>> values = torch.tensor([5.0, 7.0], dtype=torch.float64)
+        >>> counts, grad = bin_negatives(scores, gt_classes, edges, values)
+        >>> counts.tolist()  # column 0: only 2. is above 1.5; column 1: only 3. is above 2.5
+        [1, 1]
+        >>> grad.tolist()
+        [[0.0, 0.0], [5.0, 7.0], [0.0, 0.0]]
+    """
+    found: tuple[Tensor, Tensor | None] = _backend(scores.device).bin_negatives(
+        scores, gt_classes, edges, values, dtype, max_score
+    )
+    return found
+
+
+@functools.cache
+def _backend(device: torch.device):  # type: ignore[no-untyped-def]  # a module
+    """The fastest module for the device; the reference, with one line in the log, if it fails."""
+    if device.type == "cpu":
+        return cpu if cpu.library() else reference
+    if device.type != "cuda" or os.environ.get("RAMBO_DET_TRITON") == "0":
+        return reference
+    try:
+        from . import triton_kernel
+
+        _try_out(triton_kernel, device)
+    except Exception as error:  # of Triton, of the compilers that it calls, of the driver
+        logging.getLogger(__name__).warning(
+            "The loss takes many times as long on this GPU as it could: its Triton kernel does not "
+            "run (%s: %s). The triton that fits this torch and a C compiler mend that; "
+            "RAMBO_DET_TRITON=0 silences this line.",
+            type(error).__name__, " ".join(str(error).split())[:200],
+        )  # fmt: skip
+        return reference
+    return triton_kernel
+
+
+def _try_out(backend, device: torch.device) -> None:  # type: ignore[no-untyped-def]  # a module
+    """Raises whatever keeps the backend from running, RuntimeError if its numbers are wrong."""
+    scores = torch.tensor([[0.0, 1.0], [2.0, 0.5], [1.0, 2.0]], device=device)
+    gt_classes = torch.tensor([0, 2, 1], device=device)
+    segments = torch.tensor([0, 0, 2, 2], device=device)
+    edges = make_keys(segments, torch.tensor([0.25, 0.75, 0.5, 1.5], device=device))
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64, device=device)
+    for asked in ((None,), (values, torch.float32), (values, torch.float64)):
+        got = backend.bin_negatives(scores, gt_classes, edges, *asked)
+        want = reference.bin_negatives(scores, gt_classes, edges, *asked)
+        pairs = [(a, b) for a, b in zip(got, want, strict=True) if a is not None and b is not None]
+        if not all(torch.equal(a, b) for a, b in pairs):
+            raise RuntimeError("its numbers are not those of plain PyTorch")

@@ -1,0 +1,50 @@
+"""bin_negatives in plain PyTorch, on any device: what the other backends are held against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..sort_keys import make_keys
+
+#: Scores that are looked at in one go: bounds the memory that their bins take.
+_CHUNK = 1 << 22
+
+
+def bin_negatives(
+    scores: Tensor,
+    gt_classes: Tensor,
+    edges: Tensor,
+    values: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    max_score: float = float("inf"),
+) -> tuple[Tensor, Tensor | None]:
+    """See :func:`.binning.bin_negatives`."""
+    num_classes = scores.shape[1]
+    # Bin 0 is for what is below all edges of its segment, bin e + 1 for what edge e is the highest.
+    bins = edges.new_zeros(edges.shape[0] + 1)
+    segment_of_bin = torch.cat([edges.new_full((1,), -1), edges >> 32])
+    value_of_bin = None if values is None else torch.nn.functional.pad(values, (1, 0))
+    grad = None if values is None else torch.empty_like(scores, dtype=dtype)
+    rows = max(_CHUNK // max(num_classes, 1), 1)
+    columns = torch.arange(num_classes, device=scores.device)
+    for start in range(0, scores.shape[0], rows):
+        part, classes = scores[start : start + rows], gt_classes[start : start + rows, None]
+        is_negative = (classes >= 0) & (classes != columns)
+        part_grad = torch.zeros(part.shape, dtype=torch.float64, device=scores.device)
+        for segments in (columns, torch.full_like(columns, num_classes)):
+            found = torch.searchsorted(edges, make_keys(segments, part), right=True)
+            found = found.where(is_negative & (segment_of_bin[found] == segments), 0)
+            bins.index_add_(0, found.flatten(), torch.ones_like(found).flatten())
+            if value_of_bin is not None:
+                part_grad += value_of_bin[found]
+        if grad is not None:
+            grad[start : start + rows] = part_grad
+    return counts_from_bins(bins[1:], edges), grad
+
+
+def counts_from_bins(bins: Tensor, edges: Tensor) -> Tensor:
+    """``(E,)`` int64: negatives at or above each edge, from those of which it is the highest."""
+    from_here_on = torch.nn.functional.pad(bins.flip(0).cumsum(0).flip(0), (0, 1))
+    end_of_segment = torch.searchsorted(edges, ((edges >> 32) + 1) << 32)
+    return from_here_on[:-1] - from_here_on[end_of_segment]

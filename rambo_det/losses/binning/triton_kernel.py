@@ -1,0 +1,148 @@
+"""bin_negatives as one Triton kernel, for a GPU.
+
+One program looks at a block of columns and goes over blocks of rows. A score is compared with the
+lowest and the highest edge of its two segments; one that lies between is looked up by bisection.
+What lies above all edges of a segment is summed up in registers, what lies between in several
+copies of the bins, so that few additions meet at one place in memory.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..sort_keys import scores_of, segment_offsets
+from .reference import counts_from_bins
+
+#: Scores of a block, and warps that share them.
+_BLOCK, _WARPS = 256, 4
+#: Programs that go over the rows: several for each multiprocessor of a large GPU.
+_PROGRAMS = 2048
+#: Places for the bins of all copies, and the most copies.
+_PLACES, _COPIES = 1 << 18, 64
+
+
+@triton.jit
+def _segment(edges, offsets, segment, exists):
+    """Where a segment's edges begin, how many there are, the lowest and the highest."""
+    first = tl.load(offsets + segment, mask=exists, other=0).to(tl.int32)
+    number = tl.load(offsets + segment + 1, mask=exists, other=0).to(tl.int32) - first
+    some = exists & (number > 0)
+    lowest = tl.load(edges + first, mask=some, other=float("inf"))
+    highest = tl.load(edges + first + number - 1, mask=some, other=float("inf"))
+    return first, number, lowest, highest
+
+
+@triton.jit
+def _num_at_or_below(value, near, edges, first, number, highest):
+    """How many edges are at or below each value that is ``near``, at or above the lowest; 0 else.
+
+    And which values are at or above the highest, and which between the two.
+    """
+    over = near & (value >= highest)
+    between = near & (value < highest)
+    low = tl.zeros_like(value).to(tl.int32)
+    high = tl.where(between, number, 0)
+    longest = tl.max(tl.max(high, axis=1), axis=0)
+    while longest > 0:
+        longest = longest >> 1
+        middle = (low + high) >> 1
+        open_ = low < high
+        reached = tl.load(edges + first + middle, mask=open_, other=float("inf")) <= value
+        low = tl.where(open_ & reached, middle + 1, low)
+        high = tl.where(open_ & (reached == 0), middle, high)
+    return tl.where(over, number, low), over, between
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "num_edges"])
+def _bin_kernel(
+    scores, gt_classes, rows, columns, row_stride, column_stride, edges, offsets, bins, num_edges,
+    values, grad, grad_row_stride, grad_column_stride,
+    WRITE: tl.constexpr, COPIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    first, number, lowest, highest = _segment(edges, offsets, column, column < columns)
+    first, number = first[None, :], number[None, :]
+    lowest, highest = lowest[None, :], highest[None, :]
+    # Those of the segment of all columns.
+    first_all, number_all, lowest_all, highest_all = _segment(edges, offsets, columns, columns > 0)
+    mine = bins + (tl.program_id(0) % COPIES).to(tl.int64) * num_edges
+    zeros = tl.zeros((ROWS, COLUMNS), tl.int32)
+    one = tl.full((1, 1), 1, tl.int64)
+    num_over, num_over_all = zeros, zeros
+    for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        row = block * ROWS + tl.arange(0, ROWS)
+        gt_class = tl.load(gt_classes + row, mask=row < rows, other=-1)[:, None]
+        row_place, column_place = row[:, None].to(tl.int64), column[None, :].to(tl.int64)
+        exists = (row[:, None] < rows) & (column[None, :] < columns)
+        place = row_place * row_stride + column_place * column_stride
+        value = tl.load(scores + place, mask=exists, other=float("-inf"))
+        negative = exists & (gt_class >= 0) & (gt_class != column[None, :])
+        near, near_all = negative & (value >= lowest), negative & (value >= lowest_all)
+        pushed = tl.zeros((ROWS, COLUMNS), tl.float64)
+        if tl.max(tl.max((near | near_all).to(tl.int32), axis=1), axis=0) > 0:
+            found, over, between = _num_at_or_below(
+                value, near, edges, first, zeros + number, highest
+            )
+            num_over += over.to(tl.int32)
+            tl.atomic_add(mine + first + found - 1, zeros + one, mask=between, sem="relaxed")
+            if WRITE:
+                pushed += tl.load(values + first + found - 1, mask=near, other=0.0)
+            found, over, between = _num_at_or_below(
+                value, near_all, edges, first_all, zeros + number_all, highest_all
+            )
+            num_over_all += over.to(tl.int32)
+            tl.atomic_add(mine + first_all + found - 1, zeros + one, mask=between, sem="relaxed")
+            if WRITE:
+                pushed += tl.load(values + first_all + found - 1, mask=near_all, other=0.0)
+        if WRITE:
+            place = row_place * grad_row_stride + column_place * grad_column_stride
+            tl.store(grad + place, pushed.to(grad.dtype.element_ty), mask=exists)
+    total = tl.sum(num_over.to(tl.int64), axis=0)[None, :]
+    tl.atomic_add(mine + first + number - 1, total, mask=total > 0, sem="relaxed")
+    total_all = tl.sum(tl.sum(num_over_all.to(tl.int64), axis=1), axis=0)
+    tl.atomic_add(mine + first_all + number_all - 1, total_all, mask=total_all > 0, sem="relaxed")
+
+
+def _tiles(rows: int, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """The programs along rows and columns; the block of each and its warps."""
+    widest = min(triton.next_power_of_2(columns), 64)
+    widths = [w for w in (1, 2, 4, 8, 16, 32, 64) if min(widest, 8) <= w <= widest]
+    # As little as possible hangs over the last column.
+    width = min(reversed(widths), key=lambda w: -(-columns // w) * w)
+    height = _BLOCK // width
+    across = -(-columns // width)
+    down = max(min(-(-rows // height), _PROGRAMS // across), 1)
+    return (down, across), {"ROWS": height, "COLUMNS": width, "num_warps": _WARPS}
+
+
+@torch.compiler.disable
+def bin_negatives(
+    scores: Tensor,
+    gt_classes: Tensor,
+    edges: Tensor,
+    values: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    max_score: float = float("inf"),
+) -> tuple[Tensor, Tensor | None]:
+    """See :func:`.binning.bin_negatives`."""
+    num_edges, write = edges.shape[0], values is not None
+    make = torch.empty_like if num_edges else torch.zeros_like
+    grad = make(scores, dtype=dtype) if write else None
+    room = max(_PLACES // max(num_edges, 1), 1)
+    copies = min(1 << (room.bit_length() - 1), _COPIES)
+    bins = edges.new_zeros((copies, num_edges))
+    if scores.numel() and num_edges:
+        offsets = segment_offsets(edges, scores.shape[1] + 1)
+        out = grad if grad is not None else scores  # a kernel that does not write has none
+        grid, blocks = _tiles(*scores.shape)
+        # Triton starts a kernel on the current device, whatever the device of the tensors.
+        with torch.cuda.device_of(scores):
+            _bin_kernel[grid](
+                scores, gt_classes, *scores.shape, *scores.stride(), scores_of(edges), offsets,
+                bins, num_edges, values if write else scores, out, *out.stride(),
+                WRITE=write, COPIES=copies, **blocks,
+            )  # fmt: skip
+    return counts_from_bins(bins.sum(dim=0), edges), grad

@@ -1,0 +1,69 @@
+"""Ranking as a differentiable function, by the blackbox rule (Vlastelica et al., ICLR 2020).
+
+For rank-based losses of your own. The losses of this package do not use it: they get the same
+gradient by counting (:mod:`.ranking`), without sorting all scores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def blackbox_rank(scores: Tensor, lambda_: float) -> Tensor:
+    """Ranks of ``scores`` along the last dimension, 1 = highest, with the blackbox gradient.
+
+    Backward, with ``g`` the gradient that arrives at the ranks:
+    ``(rk(scores + λ g) - rk(scores)) / λ`` (Rolínek et al., CVPR 2020, Eq. 3). It is *not* linear
+    in ``g``: scaling the loss also scales the λ in effect.
+
+    Args:
+        scores: ``(..., N)``, float32 or float64 (half precision would tie distinct scores).
+        lambda_: interpolation strength λ > 0, in units of score per unit of ``g``.
+
+    Returns:
+        Tensor of the shape and dtype of ``scores``. Equal scores are ranked in order of position.
+
+    Raises:
+        ValueError: if λ is not positive.
+
+    Example:
+        >>> scores = torch.tensor([0.1, 2.0, 1.0], requires_grad=True)
+        >>> ranks = blackbox_rank(scores, lambda_=5.0)
+        >>> ranks.tolist()
+        [3.0, 1.0, 2.0]
+        >>> ranks[0].backward()  # a lower rank is a smaller number: the first score should rise
+        >>> bool(scores.grad[0] < 0)
+        True
+    """
+    if not lambda_ > 0:
+        raise ValueError(f"lambda_ must be > 0, got {lambda_}")
+    ranks: Tensor = _BlackboxRank.apply(scores, float(lambda_))
+    return ranks
+
+
+class _BlackboxRank(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, lambda_: float) -> Tensor:
+        ranks = _rank(scores)
+        ctx.save_for_backward(scores, ranks)
+        ctx.lambda_ = lambda_
+        return ranks
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ranks: Tensor) -> tuple[Tensor, None]:
+        scores, ranks = ctx.saved_tensors
+        perturbed = _rank(scores + ctx.lambda_ * grad_ranks)
+        return (perturbed - ranks) / ctx.lambda_, None
+
+
+def _rank(scores: Tensor) -> Tensor:
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    ranks = torch.empty_like(order)
+    places = torch.arange(1, order.shape[-1] + 1, device=order.device)
+    ranks.scatter_(-1, order, places.expand_as(order))
+    return ranks.to(scores.dtype)

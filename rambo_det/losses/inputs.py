@@ -1,0 +1,137 @@
+"""A batch's scores on their way into a ranking, and the gradient on its way back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..errors import InputError
+from .distributed import Processes
+from .sort_keys import add_failed_ious, make_keys
+
+
+@dataclass
+class RankingInputs:
+    """The scores of this process and the positives of all processes, on one device.
+
+    Attributes:
+        scores: ``(N, C)`` float32, without gradient; contiguous or strided.
+        gt_classes: ``(N,)`` int64; C is background, below 0 is ignored.
+        max_score: the highest of them.
+        grad_dtype: float64 for the gradient of float64 scores, else float32.
+        rows, columns: ``(Q,)`` int64, where this process's own positives are.
+        keys: ``(P,)`` int64 (:mod:`.sort_keys`), the positives of all processes, by process.
+        first: where this process's own positives begin in ``keys``.
+        finite: whether all scores of all processes are.
+    """
+
+    scores: Tensor
+    gt_classes: Tensor
+    max_score: float
+    grad_dtype: torch.dtype
+    rows: Tensor
+    columns: Tensor
+    keys: Tensor
+    first: int
+    finite: bool
+
+
+@torch.no_grad()
+def prepare_inputs(
+    scores: Tensor,
+    gt_classes: Tensor,
+    processes: Processes,
+    num_failed_ious: Tensor | None = None,
+) -> RankingInputs:
+    """Finds the positives; a collective of ``processes``.
+
+    It waits for the device once: how many positives there are has to be known here.
+
+    Args:
+        scores: ``(N, C)``, any floating dtype.
+        gt_classes: ``(N,)`` integers.
+        num_failed_ious: ``(N,)`` integers, how many IoU thresholds a positive fails; None: none.
+
+    Raises:
+        InputError: shapes or devices do not fit.
+    """
+    if scores.dim() != 2 or gt_classes.shape != scores.shape[:1]:
+        raise InputError(
+            "scores must be (N, C) and gt_classes (N,), "
+            f"got {tuple(scores.shape)} and {tuple(gt_classes.shape)}"
+        )
+    if scores.device != gt_classes.device:
+        raise InputError(f"scores are on {scores.device}, gt_classes on {gt_classes.device}")
+    ranked, gt_classes = scores.detach().float(), gt_classes.long().contiguous()
+    is_positive = (gt_classes >= 0) & (gt_classes < scores.shape[1])
+    lowest, highest = ranked.aminmax() if ranked.numel() else ranked.new_zeros(2)  # or NaN
+    header = torch.stack([is_positive.sum().double(), lowest.double(), highest.double()])
+    headers = processes.all_gather(header).tolist()  # waits for the device
+    counts = [int(count) for count, _, _ in headers]
+    rows = _positions(is_positive, counts[processes.rank])
+    columns = gt_classes.index_select(0, rows)
+    keys = make_keys(columns, ranked[rows, columns])
+    if num_failed_ious is not None:
+        keys = add_failed_ious(keys, num_failed_ious[rows])
+    keys = processes.all_gather_uneven(keys, counts)
+    first = sum(counts[: processes.rank])
+    finite = all(math.isfinite(low) and math.isfinite(high) for _, low, high in headers)
+    max_score = headers[processes.rank][2]
+    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    return RankingInputs(ranked, gt_classes, max_score, dtype, rows, columns, keys, first, finite)
+
+
+def _positions(mask: Tensor, number: int) -> Tensor:
+    """``(number,)`` int64, where the ``number`` true entries of ``mask`` are."""
+    if mask.device.type == "cpu":
+        return mask.nonzero()[:, 0]
+    # nonzero() would wait for the device.
+    wanted = torch.arange(1, number + 1, device=mask.device)
+    return torch.searchsorted(mask.cumsum(0), wanted)
+
+
+class _PrecomputedGradient(torch.autograd.Function):
+    """A loss whose gradient was computed in the forward, at unit upstream gradient.
+
+    The blackbox rule is not linear in the gradient that arrives. Multiplying the gradient of the
+    plain loss makes every weight and AMP scale act linearly.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, loss: Tensor, grad: Tensor, factor: float) -> Tensor:
+        ctx.grad, ctx.factor = grad, factor
+        ctx.shape, ctx.dtype = scores.shape, scores.dtype
+        return (loss * factor if math.isnan(factor) else loss).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if math.isnan(ctx.factor):
+            grad = torch.full_like(ctx.grad, torch.nan)
+        else:
+            grad = ctx.grad * (upstream * ctx.factor if ctx.factor != 1 else upstream)
+        # Half precision is rounded to last. Scores without a row may have another width.
+        return grad.to(ctx.dtype).view(ctx.shape), None, None, None
+
+
+def attach_gradient(
+    scores: Tensor, loss: Tensor, grad: Tensor, finite: bool, processes: Processes
+) -> Tensor:
+    """``loss`` as a float32 scalar that hands ``grad`` to ``scores`` in the backward.
+
+    NaN, with a gradient of NaN, if a score is not finite: a ranking would hide it. The gradient is
+    that of the sum over the processes, as DistributedDataParallel then takes the mean.
+
+    Args:
+        scores: ``(N, C)``, connected to the model.
+        loss: scalar.
+        grad: ``(N, C)``, of the loss by the scores.
+    """
+    factor = float(processes.size) if finite else math.nan
+    attached: Tensor = _PrecomputedGradient.apply(scores, loss, grad, factor)
+    return attached

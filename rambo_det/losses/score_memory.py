@@ -1,0 +1,209 @@
+"""Scores of the last τ batches, kept to make the AP of each class less biased."""
+
+# No `from __future__ import annotations`: torch.jit.script reads the tensors' as they are.
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .distributed import Processes
+from .hard_negatives import highest_negatives
+from .inputs import RankingInputs
+from .sort_keys import EMPTY_KEY, failed_ious_of, scores_of, sort
+
+#: What differs from process to process, and all that a checkpoint has.
+_OF_PROCESS = ("positives", "negatives")
+_SAVED = (*_OF_PROCESS, "written", "num_classes")
+
+
+class MemoryContents(NamedTuple):
+    """The tensors of a memory, until the next batch is written.
+
+    Attributes:
+        positives: ``(M,)`` int64 keys (:mod:`.sort_keys`), ``EMPTY_KEY`` for none.
+        negatives: ``(τ size,)`` int64 keys, rising, ``EMPTY_KEY`` for none.
+    """
+
+    positives: Tensor
+    negatives: Tensor
+
+
+class ScoreMemory(nn.Module):
+    """A ring of the last τ batches' scores, without gradient (RaMBO, Sec. 4.3).
+
+    Of each batch it keeps up to ``size // 4`` positives and ``size`` negatives, those that lie
+    highest above the lowest positive of their class: ``10 τ size`` bytes.
+
+    Its tensors move with the module, but are no buffers: DistributedDataParallel would overwrite
+    them with those of process 0 before each step. They travel in the metadata of ``state_dict``
+    (``state_dict()._metadata``): saved and loaded with it, whole, but no unexpected key for a model
+    without a memory.
+
+    Where processes rank their batches as one, all remember the same positives, and each the
+    negatives of its own batches.
+
+    Args:
+        length: τ >= 0, the number of batches; 0 keeps nothing.
+        size: the number of negatives kept of one batch.
+        num_classes: C.
+        num_iou_thresholds: how many IoU thresholds a positive can fail.
+
+    A state saved with another length, size, number of classes or with more IoU thresholds is
+    ignored, as is one of version 0.1: the memory then starts empty.
+    """
+
+    positives: Tensor
+    negatives: Tensor
+    written: Tensor
+    num_classes: Tensor
+
+    def __init__(
+        self,
+        length: int,
+        size: int = 1 << 13,
+        num_classes: int = 0,
+        num_iou_thresholds: int = 0,
+    ) -> None:
+        super().__init__()
+        self.length = length
+        self._num_iou_thresholds = num_iou_thresholds
+        self._gathered: tuple[int, dict[str, Tensor]] | None = None
+        self._num_lost = 0
+        self.positives = torch.full((length, size // 4), EMPTY_KEY)
+        self.negatives = torch.full((length, size), EMPTY_KEY)
+        # These stay on the CPU: they are read at every step, and a GPU would be waited for.
+        self.written = torch.zeros((), dtype=torch.int64, device="cpu")
+        self.num_classes = torch.tensor(num_classes, device="cpu")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint has, by name, as it is."""
+        return {name: getattr(self, name) for name in _SAVED}
+
+    @property
+    def fill(self) -> float:
+        """The fraction of the τ batches that are filled; 0 where τ is 0."""
+        return min(int(self.written), self.length) / self.length if self.length else 0.0
+
+    def contents(self) -> MemoryContents | None:
+        """All that is remembered; None where τ is 0."""
+        if self.length == 0:
+            return None
+        positives = self.positives.flatten()
+        if not positives.is_cuda:  # a GPU would be waited for; empty places cost it next to nothing
+            positives = positives[positives != EMPTY_KEY]
+        return MemoryContents(positives, sort(self.negatives.flatten()))
+
+    @torch.no_grad()
+    def write(self, inputs: RankingInputs, lowest: Tensor) -> None:
+        """Puts a batch in the place of the oldest one.
+
+        Args:
+            inputs: the scores of this process and the positives of all.
+            lowest: ``(C,)`` float32, the lowest threshold of each class; infinite for none, which
+                stands for the lowest of the others, or 0.
+        """
+        if self.length == 0:
+            return
+        if self._num_lost:
+            self._warn_of_lost_negatives()
+        slot = int(self.written) % self.length
+        row, positives = self.positives[slot].fill_(EMPTY_KEY), inputs.keys
+        if positives.shape[0] > row.shape[0]:
+            # Evenly over the batch: the highest alone would have too good a precision.
+            place = torch.arange(row.shape[0], device=positives.device) * positives.shape[0]
+            positives = positives[place // row.shape[0]]
+        row[: positives.shape[0]] = positives
+        of_others = lowest.min().nan_to_num(posinf=0.0)
+        lowest = torch.where(lowest.isfinite(), lowest, of_others)
+        self.negatives[slot] = highest_negatives(inputs, lowest, self.negatives.shape[1])
+        self.written.add_(1)
+
+    def all_gather_for_checkpoint(self) -> None:
+        """Puts what all processes remember into the state dict that is taken next.
+
+        A collective. Without it a state dict has the negatives of the process that takes it.
+        """
+        processes = Processes()
+        if self.length and processes.size > 1:
+            shards = {name: processes.all_gather(getattr(self, name)) for name in _OF_PROCESS}
+            self._gathered = int(self.written), shards
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is None:
+            return
+        saved = {name: value.clone() for name, value in self.tensors().items()}
+        if self._gathered and self._gathered[0] == int(self.written):
+            saved.update(self._gathered[1])
+        elif self.length:
+            metadata[prefix[:-1]]["processes"] = Processes().size
+        metadata[prefix[:-1]]["memory"] = saved
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        saved = local_metadata.get("memory", {})
+        entries = [key for key in state_dict if key.startswith(prefix)]  # those of version 0.1
+        for key in entries:
+            del state_dict[key]
+        if self.length and (entries or "lists" in saved):
+            logging.getLogger(__name__).warning(
+                "The checkpoint's score memory is of rambo_det 0.1: this one starts empty"
+            )
+        if saved.keys() == set(_SAVED) and self._fits(saved):
+            processes = Processes()
+            saved = {**saved, **_share(saved, processes.rank, processes.size)}
+            for name, own in self.tensors().items():
+                own.copy_(saved[name])
+            self._num_lost = local_metadata.get("processes", 1) - 1 if self.written else 0
+
+    def _fits(self, saved: dict[str, Tensor]) -> bool:
+        own, positives = self.tensors(), saved["positives"].cpu()
+        failed = failed_ious_of(positives[positives != EMPTY_KEY])
+        return (
+            all(saved[k].shape[-own[k].dim() :] == own[k].shape for k in own)
+            and int(saved["num_classes"]) == int(self.num_classes)
+            # A positive that fails more thresholds than there are would be of no list.
+            and not bool((failed > self._num_iou_thresholds).any())
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ScoreMemory":
+        super()._apply(fn, recurse)
+        for name in _OF_PROCESS:
+            value = getattr(self, name)
+            setattr(self, name, value.to(fn(value).device))
+        return self
+
+    def _warn_of_lost_negatives(self) -> None:
+        if Processes().rank == 0:
+            logging.getLogger(__name__).warning(
+                "The checkpoint has the remembered negatives of 1 of %d processes. The losses of "
+                "the next %d iterations differ from those of the run that was interrupted. To save "
+                "all of them, call ScoreMemory.all_gather_for_checkpoint() in every process before "
+                "each checkpoint",
+                self._num_lost + 1, self.length,
+            )  # fmt: skip
+        self._num_lost = 0
+
+
+def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
+    """What process ``rank`` of ``size`` takes over from the W processes that saved their memories.
+
+    Args:
+        saved: tensors of one process, or those of W processes stacked.
+    """
+    positives, negatives = saved["positives"], saved["negatives"]
+    if negatives.dim() == 2:
+        positives, negatives = positives[None], negatives[None]
+    # Processes that rank together all have the same positives.
+    shared = {"positives": positives[rank % positives.shape[0]]}
+    mine = negatives[rank::size]
+    if mine.shape[0] == 0:
+        return {**shared, "negatives": torch.full_like(negatives[0], EMPTY_KEY)}
+    if mine.shape[0] == 1:
+        return {**shared, "negatives": mine[0]}
+    mine = mine.transpose(0, 1).flatten(1)  # (τ, W' * size)
+    scores = scores_of(mine).masked_fill(mine == EMPTY_KEY, -torch.inf)
+    highest = scores.topk(negatives.shape[2], dim=1).indices
+    return {**shared, "negatives": mine.gather(1, highest)}

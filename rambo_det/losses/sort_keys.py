@@ -1,0 +1,92 @@
+"""Scores as integers that sort by segment first and by score second.
+
+One sort of such keys ranks in all segments at once, integers compare exactly where shifted floats
+would round, and one tensor of them is all that processes exchange and a memory keeps.
+
+A key is ``num_failed_ious << 56 | segment << 32 | code``: the code orders as the float32 score
+does, the segment is a class, or C for the scores of all classes together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SIGN = 1 << 31
+_SEGMENT_MASK = (1 << 24) - 1
+_FAILED_SHIFT = 56
+#: The most IoU thresholds that a positive can fail: what a key has room for.
+MAX_FAILED_IOUS = 127
+#: An unused place in a tensor of keys. It sorts behind all others.
+EMPTY_KEY = torch.iinfo(torch.int64).max
+
+
+def make_keys(segments: Tensor, scores: Tensor) -> Tensor:
+    """Keys of float32 ``scores`` in int64 ``segments`` within ``[0, 2^24)``.
+
+    Example:
+        >>> make_keys(torch.tensor([1, 0, 1]), torch.tensor([0.5, 9.0, -2.0])).argsort()
+        tensor([1, 2, 0])
+    """
+    bits = (scores + 0.0).view(torch.int32)  # -0.0 and 0.0 are equal
+    return (segments << 32) + _SIGN + (bits ^ ((bits >> 31) & 0x7FFFFFFF))
+
+
+def make_keys_ceil(segments: Tensor, values: Tensor) -> Tensor:
+    """Keys of the smallest float32 that are not below the float64 ``values``.
+
+    For a float32 ``b``, ``b >= x`` is exactly that b's key is not below this one: thresholds
+    computed in float64 are compared without a rounding error.
+    """
+    rounded = values.float()
+    return make_keys(segments, rounded) + (rounded < values)  # the next code is the next float32
+
+
+def scores_of(keys: Tensor) -> Tensor:
+    """The float32 scores in ``keys``."""
+    bits = ((keys & 0xFFFFFFFF) - _SIGN).int()
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+
+def segments_of(keys: Tensor) -> Tensor:
+    """The int64 segments in ``keys``."""
+    return (keys >> 32) & _SEGMENT_MASK
+
+
+def segment_offsets(sorted_keys: Tensor, num_segments: int) -> Tensor:
+    """``(G + 1,)`` int64: the keys of segment g begin at ``offsets[g]``, end at ``offsets[g + 1]``.
+
+    Args:
+        sorted_keys: ``(K,)``, rising; none holds failed IoU thresholds.
+    """
+    first_keys = torch.arange(num_segments + 1, device=sorted_keys.device) << 32
+    return torch.searchsorted(sorted_keys, first_keys)
+
+
+def add_failed_ious(keys: Tensor, num_failed_ious: Tensor) -> Tensor:
+    """``keys`` that also hold how many IoU thresholds each positive fails, at most 127."""
+    return keys + (num_failed_ious.long() << _FAILED_SHIFT)
+
+
+def failed_ious_of(keys: Tensor) -> Tensor:
+    """How many IoU thresholds each positive in ``keys`` fails; 127 for ``EMPTY_KEY``."""
+    return keys >> _FAILED_SHIFT
+
+
+def sort(keys: Tensor) -> Tensor:
+    """``(K,)`` keys, rising."""
+    if keys.device.type == "cpu":
+        return torch.from_numpy(np.sort(keys.numpy()))  # several times as fast as torch
+    return keys.sort().values
+
+
+def count_at_or_above(sorted_keys: Tensor, edges: Tensor, num_segments: int) -> Tensor:
+    """``(E,)`` int64: how many keys of an edge's segment are at or above the edge.
+
+    Args:
+        sorted_keys: ``(K,)`` keys, rising.
+        edges: ``(E,)`` keys of segments up to ``num_segments``. Neither holds failed IoUs.
+    """
+    ends = segment_offsets(sorted_keys, num_segments + 1).index_select(0, (edges >> 32) + 1)
+    return ends - torch.searchsorted(sorted_keys, edges)

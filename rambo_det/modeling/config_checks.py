@@ -1,0 +1,106 @@
+"""What a config asks of this plugin that a detector cannot do: one line each."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, ProposalNetwork, RetinaNet
+from detectron2.modeling.meta_arch import SemanticSegmentor
+
+from ..errors import InputError
+
+#: Meta-architectures without ROI heads, and what to set instead.
+_NO_ROI_HEADS = {
+    RetinaNet: "set MODEL.META_ARCHITECTURE RamboRetinaNet",
+    ProposalNetwork: "it scores objectness alone, which MODEL.RAMBO.RPN True ranks",
+    SemanticSegmentor: "it detects nothing; use MODEL.META_ARCHITECTURE GeneralizedRCNN "
+    "or RamboRetinaNet",
+}
+
+
+def rambo_node(cfg: CfgNode) -> CfgNode:
+    """``cfg.MODEL.RAMBO``; an InputError that names the remedy where it is missing."""
+    if "RAMBO" not in cfg.MODEL:
+        raise InputError("config has no MODEL.RAMBO: call rambo_det.add_rambo_config(cfg) first")
+    return cfg.MODEL.RAMBO
+
+
+def resolve_rpn(cfg: CfgNode) -> None:
+    """Turns ``MODEL.RAMBO.RPN: True`` into the proposal generator that ranks anchors.
+
+    Raises:
+        InputError: the architecture has no RPN, or one of another kind.
+    """
+    if not rambo_node(cfg).RPN:
+        return
+    generator = cfg.MODEL.PROPOSAL_GENERATOR
+    if generator.NAME not in ("RPN", "RamboRPN"):
+        raise InputError(
+            f"MODEL.RAMBO.RPN: MODEL.PROPOSAL_GENERATOR.NAME {generator.NAME} has no objectness "
+            "to rank: set that to RPN, or MODEL.RAMBO.RPN to False"
+        )
+    generator.NAME = "RamboRPN"
+
+
+def check_architecture(cfg: CfgNode) -> None:
+    """Raises InputError if a key asks for RaMBO in a part that the architecture does not have.
+
+    Architectures that are no subclass of Detectron2's own are not checked.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        return
+    model = META_ARCH_REGISTRY.get(name)
+    if issubclass(model, GeneralizedRCNN):
+        return
+    heads = cfg.MODEL.ROI_HEADS.NAME
+    for stock, remedy in _NO_ROI_HEADS.items():
+        if not issubclass(model, stock):
+            continue
+        if heads.startswith("Rambo"):
+            raise InputError(
+                f"MODEL.ROI_HEADS.NAME {heads}: MODEL.META_ARCHITECTURE {name} has no ROI heads: "
+                f"{remedy}"
+            )
+        if rambo_node(cfg).RPN and stock is not ProposalNetwork:
+            raise InputError(
+                f"MODEL.RAMBO.RPN: MODEL.META_ARCHITECTURE {name} has no RPN: set it to False, or "
+                "use GeneralizedRCNN or ProposalNetwork"
+            )
+
+
+def check_roi_heads(cfg: CfgNode, shared_boxes: bool) -> None:
+    """Raises InputError if the box heads cannot be trained with the AP loss as configured.
+
+    Args:
+        shared_boxes: whether the heads predict one box for all classes anyway (Cascade).
+    """
+    refuse_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
+    if rambo_node(cfg).RPN and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RamboRPN":
+        raise InputError(
+            "MODEL.RAMBO.RPN True is resolved by rambo-train: in a script of your own set "
+            "MODEL.PROPOSAL_GENERATOR.NAME RamboRPN in its place"
+        )
+    if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG and not shared_boxes:
+        raise InputError(
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG cannot be combined with "
+            f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME}: set it to False, or use "
+            "RamboCascadeROIHeads, whose stages share their boxes"
+        )
+
+
+def refuse_fed_loss(use_fed_loss: bool) -> None:
+    """Raises InputError if the federated loss, which samples classes, is asked for as well."""
+    if use_fed_loss:
+        raise InputError(
+            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS cannot go with the RaMBO loss: set it to False"
+        )
+
+
+def check_sigmoid_score(cfg: CfgNode) -> None:
+    """Raises InputError if softmax probabilities are to be ranked in a head that has none."""
+    score = rambo_node(cfg).SCORE
+    if score not in ("log_odds", "logits"):
+        raise InputError(
+            f"MODEL.RAMBO.SCORE {score!r}: MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} "
+            "scores by a sigmoid, whose log odds are the logits: use 'log_odds' or 'logits'"
+        )

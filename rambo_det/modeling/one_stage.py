@@ -1,0 +1,155 @@
+"""RetinaNet and FCOS with the AP loss in place of focal loss.
+
+Shapes: N images, R anchors (FCOS: locations) over all levels, K classes, R+ anchors positive in
+some image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import cat
+from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.structures import Boxes
+from torch import Tensor
+
+from .config_checks import check_architecture, check_sigmoid_score
+from .criterion import RamboCriterion
+from .predicted_box_iou import predicted_box_iou
+
+
+class RamboRetinaNet(RetinaNet):
+    """RetinaNet whose ``loss_cls`` is the batch-wide AP loss of all anchors' logits.
+
+    Ignored anchors are not ranked. The loss lies in [0, 1) times its weight: unlike the focal loss
+    it is not divided by the moving average of the number of positives.
+    """
+
+    @configurable
+    def __init__(
+        self, *, num_classes: int, rambo_loss: RamboCriterion | None = None, **kwargs: Any
+    ) -> None:
+        """
+        Args:
+            num_classes: number of foreground classes K.
+            rambo_loss: the loss; None: one with its defaults.
+            **kwargs: passed to RetinaNet.
+        """
+        super().__init__(num_classes=num_classes, **kwargs)
+        self.rambo_loss = rambo_loss or RamboCriterion(num_classes)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_architecture(cfg)
+        check_sigmoid_score(cfg)
+        args: dict[str, Any] = super().from_config(cfg)
+        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, args["num_classes"])
+        return args
+
+    def losses(self, *inputs: Any) -> dict[str, Tensor]:
+        """As the stock method; ``loss_cls`` is the AP loss of all images' anchors together."""
+        return one_stage_losses(self, super().losses, "loss_cls", *inputs)
+
+
+class RamboFCOS(FCOS):
+    """FCOS whose ``loss_fcos_cls`` is the batch-wide AP loss of all locations' logits.
+
+    As FCOS itself it is built by a LazyConfig; there is no yaml for it.
+    """
+
+    def __init__(
+        self, *, num_classes: int, rambo_loss: RamboCriterion | None = None, **kwargs: Any
+    ) -> None:
+        """
+        Args:
+            num_classes: number of foreground classes K.
+            rambo_loss: the loss; None: one with its defaults.
+            **kwargs: passed to FCOS.
+        """
+        super().__init__(num_classes=num_classes, **kwargs)
+        self.rambo_loss = rambo_loss or RamboCriterion(num_classes, name="loss_fcos_cls")
+
+    def losses(self, *inputs: Any) -> dict[str, Tensor]:
+        """As the stock method; ``loss_fcos_cls`` is the AP loss of all images together."""
+        return one_stage_losses(self, super().losses, "loss_fcos_cls", *inputs)
+
+
+def one_stage_losses(
+    model: Any,
+    stock_losses: Callable[..., dict[str, Tensor]],
+    name: str,
+    anchors: list[Boxes],
+    pred_logits: list[Tensor],
+    gt_labels: list[Tensor],
+    pred_anchor_deltas: list[Tensor],
+    gt_boxes: list[Tensor],
+    *more_per_level: list[Tensor],
+) -> dict[str, Tensor]:
+    """What a one-stage detector's ``losses`` gives, with the AP loss in place of ``name``.
+
+    Unless the stock classification loss is used too, the stock method is called with the anchors
+    alone that are positive in some image. All that it takes from the others is that loss: the box
+    losses, normaliser and statistics are the same.
+
+    Args:
+        model: the detector, with ``rambo_loss``, ``num_classes`` and ``box2box_transform``.
+        stock_losses: the stock method.
+        name: of the classification loss.
+        anchors: Boxes of each level.
+        pred_logits: of each level ``(N, R of the level, K)``.
+        gt_labels: N of ``(R,)`` int64; K is background, -1 ignored.
+        pred_anchor_deltas: of each level ``(N, R of the level, 4)``.
+        gt_boxes: N of ``(R, 4)`` px.
+        *more_per_level: what else the stock method takes, of the form of ``pred_anchor_deltas``.
+    """
+    weight, stock_weight = model.rambo_loss.loss_weights()
+    if stock_weight:
+        losses = stock_losses(
+            anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level
+        )
+    else:
+        labels = torch.stack(gt_labels)
+        used = ((labels >= 0) & (labels != model.num_classes)).any(dim=0)  # (R,)
+        labels = labels[:, used]
+        # Zeros without memory of their own in place of the logits.
+        no_logits = pred_logits[0].new_zeros(()).expand(*labels.shape, model.num_classes)
+        losses = stock_losses(
+            [Boxes.cat(anchors)[used]],
+            [no_logits],
+            list(labels),
+            [cat(pred_anchor_deltas, dim=1)[:, used]],
+            [of_image[used] for of_image in gt_boxes],
+            *([cat(levels, dim=1)[:, used]] for levels in more_per_level),
+        )
+    ious = None
+    if model.rambo_loss.iou_thresholds:
+        boxes, deltas = Boxes.cat(anchors).tensor, cat(pred_anchor_deltas, dim=1).detach()
+        ious = torch.cat(
+            [
+                predicted_box_iou(
+                    model.box2box_transform, of_image, boxes, matched,
+                    (labels >= 0) & (labels < model.num_classes),
+                )
+                for of_image, labels, matched in zip(deltas, gt_labels, gt_boxes, strict=True)
+            ]
+        )  # fmt: skip
+    loss = model.rambo_loss(*flatten_levels(pred_logits, gt_labels), ious=ious) * weight
+    losses[name] = loss + losses[name] * stock_weight if stock_weight else loss
+    return losses
+
+
+def flatten_levels(pred_logits: list[Tensor], gt_labels: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits ``(N, R of the level, K)`` of each level and N labels ``(R,)`` as one batch.
+
+    Returns:
+        ``(N * R, K)`` and ``(N * R,)``.
+    """
+    return cat(pred_logits, dim=1).flatten(0, 1), torch.stack(gt_labels).flatten()
+
+
+if "RamboRetinaNet" not in META_ARCH_REGISTRY:  # the package may be imported a second time
+    META_ARCH_REGISTRY.register(RamboRetinaNet)

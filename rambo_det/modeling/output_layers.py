@@ -1,0 +1,118 @@
+"""Fast R-CNN's output layers with the AP loss in place of cross entropy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Instances
+from torch import Tensor
+
+from ..errors import InputError
+from .config_checks import rambo_node, refuse_fed_loss
+from .criterion import RamboCriterion
+from .predicted_box_iou import class_deltas, predicted_box_iou
+from .scores import score_function
+
+
+class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
+    """FastRCNNOutputLayers whose ``loss_cls`` is the batch-wide AP loss.
+
+    The layers, hence the weights of a checkpoint, are those of the stock class.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_classes: int,
+        rambo_loss: RamboCriterion | None = None,
+        score: str = "log_odds",
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            input_shape: as the stock class.
+            num_classes: number of foreground classes K.
+            rambo_loss: the loss; None: one with its defaults.
+            score: name of what is ranked, see :mod:`.scores`.
+            **kwargs: passed to FastRCNNOutputLayers.
+
+        Raises:
+            InputError: what is ranked, or the stock loss beside it, is not what boxes are scored by
+                at inference.
+        """
+        refuse_fed_loss(kwargs.get("use_fed_loss", False))
+        super().__init__(input_shape, num_classes=num_classes, **kwargs)
+        self.rambo_loss = rambo_loss or RamboCriterion(num_classes)
+        self.rambo_score = score
+        self._score = score_function(score)
+        self._sigmoid = score == "logits"
+        _check_sigmoid(score, kwargs.get("use_sigmoid_ce", False), self.rambo_loss)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        args: dict[str, Any] = super().from_config(cfg, input_shape)
+        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, args["num_classes"])
+        args["score"] = rambo_node(cfg).SCORE
+        return args
+
+    def losses(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """As the stock method; ``loss_cls`` is the AP loss of all images' proposals together."""
+        logits, deltas = predictions
+        weight, stock_weight = self.rambo_loss.loss_weights()
+        # super() gives the box loss, its weights and the logged statistics; with detached logits
+        # unless its classification loss is used too.
+        losses: dict[str, Tensor] = super().losses(
+            (logits if stock_weight else logits.detach(), deltas), proposals
+        )
+        if proposals:
+            gt_classes = cat([p.gt_classes for p in proposals], dim=0)
+        else:
+            gt_classes = torch.zeros(0, dtype=torch.int64, device=logits.device)
+        ious = self._ious(deltas, proposals, gt_classes) if self.rambo_loss.iou_thresholds else None
+        loss = self.rambo_loss(self._score(logits.float()), gt_classes, logits, ious=ious)
+        loss = loss * (self.loss_weight.get("loss_cls", 1.0) * weight)
+        losses["loss_cls"] = loss + losses["loss_cls"] * stock_weight if stock_weight else loss
+        return losses
+
+    def _ious(self, deltas: Tensor, proposals: list[Instances], gt_classes: Tensor) -> Tensor:
+        positive = (gt_classes >= 0) & (gt_classes < self.num_classes)
+        if not positive.any():
+            return deltas.new_zeros(gt_classes.shape)
+        boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
+        # An image without objects has no such field, and no positive.
+        matched = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
+        deltas = class_deltas(deltas.detach(), gt_classes, self.num_classes)
+        gt_boxes = cat([b.tensor for b in matched], dim=0)
+        return predicted_box_iou(self.box2box_transform, deltas, boxes, gt_boxes, positive)
+
+    def predict_probs(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[Tensor]:
+        """As the stock method: softmax, or for ``score="logits"`` a sigmoid of each class."""
+        # Not by way of super(), which torch.jit.script does not know.
+        scores = predictions[0]
+        probs = scores.sigmoid() if self._sigmoid else scores.softmax(dim=-1)
+        return probs.split([len(p) for p in proposals], dim=0)
+
+
+def _check_sigmoid(score: str, use_sigmoid_ce: bool, loss: RamboCriterion) -> None:
+    key = "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"
+    if use_sigmoid_ce and score != "logits":
+        raise InputError(
+            f"{key} scores boxes by a sigmoid, MODEL.RAMBO.SCORE {score} ranks them by a softmax: "
+            "set one to False, or the other to logits"
+        )
+    if score == "logits" and not use_sigmoid_ce and (loss.ce_weight or loss.ce_warmup):
+        raise InputError(
+            "MODEL.RAMBO.SCORE logits scores boxes by a sigmoid, the cross entropy of "
+            f"MODEL.RAMBO.CE_WEIGHT and CE_WARMUP is that of a softmax: set {key} to True "
+            "(a key that Detectron2 main has and its v0.6 release lacks)"
+        )

@@ -1,0 +1,87 @@
+"""Batches, margins and λ rules that the tests of the loss draw from, and how they call it."""
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from rambo_det.losses.distributed import Processes
+from rambo_det.losses.functional import make_lambda_rule
+from rambo_det.losses.inputs import attach_gradient, prepare_inputs
+from rambo_det.losses.objectives import average_precision
+from rambo_det.losses.ranking import RankingSpec, rank
+
+#: Few distinct values make ties, many make none.
+VALUES = {
+    "ties": lambda rng, shape: rng.integers(-3, 4, shape) / 2,
+    "all equal": lambda rng, shape: np.zeros(shape),
+    "normal": lambda rng, shape: rng.normal(0, 1, shape),
+    "tight": lambda rng, shape: rng.normal(0, 1e-3, shape),
+    "wide": lambda rng, shape: rng.normal(0, 1, shape) * 10.0 ** rng.integers(-6, 7, shape),
+}
+
+
+def batch(n=200, c=4, p=20, seed=0, std=1.0):
+    """Scores ``(n, c)`` and classes, the first ``p`` of them positive."""
+    g = torch.Generator().manual_seed(seed)
+    gt = torch.full((n,), c)
+    gt[:p] = torch.randint(0, c, (p,), generator=g)
+    return torch.randn(n, c, generator=g) * std, gt
+
+
+def grad_of(loss, scores, *args, weight=1.0):
+    leaf = scores.clone().requires_grad_()
+    (loss(leaf, *args) * weight).backward()
+    return leaf.grad
+
+
+@st.composite
+def batches(draw, max_rows=60):
+    """(scores (N, C) float32, gt_classes (N,)) with everything from no positive to all positive."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, c = draw(st.integers(0, max_rows)), draw(st.integers(1, 5))
+    values = VALUES[draw(st.sampled_from(sorted(VALUES)))]
+    scores = torch.tensor(values(rng, (n, c)), dtype=torch.float32)
+    kind = draw(st.sampled_from(["mixed", "few", "none", "all"]))
+    low, high = {"mixed": (-1, c + 1), "few": (c, c + 1), "none": (c, c + 1), "all": (0, c)}[kind]
+    gt = rng.integers(low, high, n)
+    if kind == "few":
+        gt[: n // 20 + 1] = rng.integers(0, c, len(gt[: n // 20 + 1]))
+    return scores, torch.tensor(gt)
+
+
+steps = st.one_of(
+    st.floats(1e-3, 1e7).map(lambda x: {"lambda_": x}),
+    st.floats(1e-3, 50).map(lambda x: {"lift": x}),
+    st.one_of(st.floats(1e-3, 50), st.sampled_from([1e4, 1e30])).map(
+        lambda x: {"lift": x, "each": True}
+    ),
+)
+margins = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0])
+
+
+def spec(per_class, margin, lambda_=None, lift=2.0, each=False, num_iou_thresholds=0):
+    """Either the lists of the classes or that of all, as the loss ranks them."""
+    rule = make_lambda_rule(lambda_, lift, each, margin)
+    beta = 0.0 if per_class else 1.0
+    return RankingSpec(
+        per_class, not per_class, beta, average_precision, rule, margin, num_iou_thresholds
+    )
+
+
+def run(scores, gt, per_class, margin, step):
+    """What rank() gives, the loss and the gradient of its float64 scores."""
+    leaf, alone = scores.double().requires_grad_(), Processes(together=False)
+    inputs = prepare_inputs(leaf, gt, alone)
+    result = rank(inputs, spec(per_class, margin, **step), alone)
+    loss = attach_gradient(leaf, result.loss, result.grad, inputs.finite, alone)
+    loss.backward()
+    return loss.detach(), result, leaf.grad.cpu().numpy()
+
+
+def assert_same_gradient(got, want, step):
+    """To the last digit; where the step divides by AP, a sum, but for the order of summation."""
+    np.testing.assert_array_equal(got == 0, want == 0)
+    if "each" in step:  # differences of running sums
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-13)
+        return
+    np.testing.assert_allclose(got, want, rtol=0 if "lambda_" in step else 1e-13)

@@ -1,0 +1,246 @@
+"""bin_negatives: the reference against the definition, the other backends against the reference."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rambo_det.losses import RamboLoss, binning, ranking
+from rambo_det.losses.binning import compile, cpu, reference
+from rambo_det.losses.sort_keys import EMPTY_KEY, make_keys, scores_of, segments_of
+
+from .strategies import VALUES, batches, margins, steps
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+
+
+@st.composite
+def cases(draw, max_rows, columns=(1, 2, 5, 70, 129)):
+    """Scores, some of them strided, classes, edges of some segments and beyond, values."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, c = draw(st.integers(0, max_rows)), draw(st.sampled_from(columns))
+    values = VALUES[draw(st.sampled_from(sorted(VALUES)))]
+    scores = torch.tensor(values(rng, (n, c)), dtype=torch.float32)
+    layout = draw(st.sampled_from(["rows", "columns", "gaps"]))
+    if layout == "columns":
+        scores = scores.t().contiguous().t()
+    elif layout == "gaps":
+        scores = torch.stack([scores, scores + 1], 2)[:, :, 0]
+    number = draw(st.sampled_from([0, 1, 3, 40, 400]))
+    # Segments up to c, and that of what belongs to none; some have no edge.
+    segments = torch.tensor(rng.choice(rng.integers(0, c + 2, 5), number), dtype=torch.int64)
+    edges = torch.tensor(values(rng, (number,)), dtype=torch.float32)
+    keys = make_keys(segments, edges).sort().values
+    gt = torch.tensor(rng.integers(-1, c + 1, n))
+    return scores, gt, keys, torch.tensor(rng.normal(size=number))
+
+
+def by_definition(scores, gt, edges, values):
+    """The counts and the gradient, score by score, in float64."""
+    c, at, segments = scores.shape[1], scores_of(edges).numpy(), segments_of(edges).numpy()
+    counts, grad = np.zeros(len(at), dtype=np.int64), np.zeros(scores.shape)
+    for (n, j), b in np.ndenumerate(scores.numpy()):
+        if gt[n] < 0 or gt[n] == j:
+            continue
+        for g in (j, c):
+            reached = np.flatnonzero((segments == g) & (b >= at))
+            counts[reached] += 1
+            if len(reached):
+                grad[n, j] += values[reached[-1]].item()
+    return counts, grad
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(12, (1, 2, 5)))
+def test_the_reference_is_the_definition(case):
+    counts, grad = by_definition(*case)
+    for dtype in (torch.float64, torch.float32):
+        got, got_grad = reference.bin_negatives(*case, dtype)
+        np.testing.assert_array_equal(got.numpy(), counts)
+        np.testing.assert_array_equal(got_grad.numpy(), torch.tensor(grad).to(dtype).numpy())
+    assert reference.bin_negatives(*case[:3])[1] is None
+
+
+def triton_kernel(patch):
+    pytest.importorskip("triton")
+    from rambo_det.losses.binning import triton_kernel
+
+    # A program takes several blocks of rows, and the bins have few copies.
+    patch.setattr(triton_kernel, "_PROGRAMS", 3)
+    patch.setattr(triton_kernel, "_PLACES", 100)
+    return triton_kernel, DEVICE
+
+
+def compiled(patch):
+    if cpu.library() is None:
+        pytest.skip("there is no C++ compiler here")
+    patch.setattr(torch, "get_num_threads", lambda: 3)
+    return cpu, "cpu"
+
+
+BACKENDS = {"C++": (compiled, 200), "Triton": (triton_kernel, 15)}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_is_the_reference(name):
+    backend, examples = BACKENDS[name]
+
+    @settings(max_examples=examples, deadline=None)
+    @given(cases(1500), st.sampled_from([torch.float32, torch.float64]), st.booleans())
+    def check(case, dtype, with_values):
+        scores, gt, edges, values = case
+        values = values if with_values else None
+        want = reference.bin_negatives(scores, gt, edges, values, dtype)
+        high = float(scores.max()) if scores.numel() else 0.0
+        with pytest.MonkeyPatch.context() as patch:
+            module, device = backend(patch)
+            there = [x if x is None else x.to(device) for x in (scores, gt, edges, values)]
+            for max_score in (high, float("inf")):
+                got = module.bin_negatives(*there, dtype, max_score)
+                for a, b in zip(got, want, strict=True):
+                    assert (a is None and b is None) or torch.equal(a.cpu(), b)
+
+    check()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_loss_is_the_same_with_every_backend(name):
+    backend, examples = BACKENDS[name]
+
+    @settings(max_examples=examples // 2, deadline=None)
+    @given(batches(60), batches(30), margins, steps, st.sampled_from([(), (0.5, 0.75)]))
+    def check(batch, earlier, margin, step, thresholds):
+        c, found = batch[0].shape[1], []
+        for way in ("reference", name):
+            with pytest.MonkeyPatch.context() as patch:
+                module, device = (reference, "cpu") if way == "reference" else backend(patch)
+                patch.setattr(ranking, "bin_negatives", module.bin_negatives)
+                # Room for all negatives: which of several tied ones are left out is not said.
+                loss = RamboLoss(
+                    c, margin=margin, memory_length=2, memory_size=512, iou_thresholds=thresholds,
+                    **step,
+                ).to(device)  # fmt: skip
+                for part, classes in (earlier, batch):
+                    part = part.repeat(1, c)[:, :c].double().to(device, copy=True).requires_grad_()
+                    ious = torch.arange(len(part), device=device) % 3 / 2 if thresholds else None
+                    value = loss(part, classes.clamp(max=c).to(device), ious)
+                value.backward()
+                stats = [loss.stats.class_ap, loss.stats.zero_gradient, loss.stats.starved]
+                kept = loss.memory.negatives.sort().values
+                found.append([value.detach(), part.grad, *stats, kept, loss.memory.positives])
+        for want, got in zip(*found, strict=True):
+            torch.testing.assert_close(got.cpu(), want, rtol=1e-6, atol=1e-12, equal_nan=True)
+
+    check()
+
+
+def test_minus_zero_ties_with_zero():
+    keys = make_keys(torch.tensor([3, 3]), torch.tensor([-0.0, 0.0]))
+    assert keys[0] == keys[1] < EMPTY_KEY
+
+
+def test_without_a_compiler_the_reference_takes_over(tmp_path):
+    """One line in the log, the same loss; RAMBO_DET_NATIVE=0 takes it without a word."""
+    script = (
+        "import torch\n"
+        "from rambo_det.losses import RamboLoss\n"
+        "g = torch.Generator().manual_seed(0)\n"
+        "s = torch.randn(50, 3, generator=g).requires_grad_()\n"
+        "loss = RamboLoss(3)(s, torch.arange(50) % 4)\n"
+        "loss.backward()\n"
+        "print(loss.item(), s.grad.sum(0).tolist())"
+    )
+    said = {}
+    for name, env in {
+        "native": {},
+        "none": {"CXX": str(tmp_path / "no-such-compiler")},
+        "asked": {"RAMBO_DET_NATIVE": "0"},
+    }.items():
+        said[name] = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+            env={**os.environ, **env},
+        )  # fmt: skip
+    assert said["none"].stdout == said["asked"].stdout == said["native"].stdout
+    assert "no-such-compiler" in said["none"].stderr and not said["asked"].stderr
+    assert len(said["none"].stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, compile._COMPILERS)), reason="there is no C++ compiler here"
+)
+def test_the_cpp_compiles_and_loads(monkeypatch, tmp_path):
+    """Without it all else is tried with the reference, and passes."""
+    monkeypatch.delenv("RAMBO_DET_NATIVE", raising=False)
+    monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path))
+    assert cpu.library.__wrapped__() is not None
+    (library,) = tmp_path.iterdir()  # whole, and nothing beside it
+    assert library.suffix == ".so"
+
+
+def test_the_kernel_is_tried_out_before_it_is_used(monkeypatch, caplog):
+    """It runs and gives what the reference gives, or that takes over with one line."""
+    kernel, device = triton_kernel(monkeypatch)
+    binning._try_out(kernel, torch.device(device))
+    backend, gpu = binning._backend.__wrapped__, torch.device("cuda")
+    with monkeypatch.context() as patch:
+        patch.setattr(binning, "_try_out", lambda module, device: None)
+        assert backend(gpu) is kernel
+    right = kernel.bin_negatives
+    for part in (0, 1):  # the counts, the gradient
+
+        def wrong(*args, part=part):
+            got = list(right(*args))
+            got[part] = got[part] if got[part] is None else got[part] + 1
+            return got
+
+        monkeypatch.setattr(kernel, "bin_negatives", wrong)
+        with pytest.raises(RuntimeError, match="its numbers are not"):
+            binning._try_out(kernel, torch.device(device))
+    monkeypatch.setattr(binning, "_try_out", lambda module, device: 1 / 0)
+    assert backend(gpu) is reference
+    (said,) = caplog.messages
+    assert "Triton" in said and "ZeroDivisionError" in said
+    monkeypatch.setenv("RAMBO_DET_TRITON", "0")
+    assert backend(gpu) is reference and len(caplog.messages) == 1
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from rambo_det.losses.binning.triton_kernel import _bin_kernel
+
+POINTERS = {"scores": "fp32", "gt_classes": "i64", "edges": "fp32", "offsets": "i64",
+    "values": "fp64", "grad": "fp32", "bins": "i64"}
+for write in (False, True):
+    chosen = {"WRITE": write, "COPIES": 64, "ROWS": 16, "COLUMNS": 16, "column_stride": 1}
+    signature, constants = {}, {}
+    for place, argument in enumerate(_bin_kernel.arg_names):
+        if argument in chosen:
+            signature[argument], constants[(place,)] = "constexpr", chosen[argument]
+        else:
+            pointed = POINTERS.get(argument)
+            signature[argument] = f"*{pointed}" if pointed else "i32"
+    source = ASTSource(_bin_kernel, signature, constants, {})
+    triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 4})
+print("compiled")
+"""
+
+
+def test_the_kernel_compiles_for_a_gpu_where_there_is_none(tmp_path):
+    """The interpreter is less strict: it does not mind, say, a variable that changes its type."""
+    pytest.importorskip("triton")
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True,
+        env={**env, "TRITON_CACHE_DIR": str(tmp_path)}, cwd=Path(__file__).resolve().parents[1],
+    )  # fmt: skip
+    assert done.stdout == "compiled\n", done.stderr[-2000:]
