@@ -172,6 +172,7 @@ class RamboLoss(nn.Module):
         if ious is None or ious.shape != (number,):
             shape = None if ious is None else tuple(ious.shape)
             raise InputError(f"iou_thresholds ask for ious of shape ({number},), got {shape}")
-        thresholds = torch.tensor(self.iou_thresholds, dtype=torch.float32, device=ious.device)
-        # An IoU that is NaN reaches none.
-        return len(thresholds) - (ious.detach().float()[:, None] >= thresholds).sum(dim=1)
+        ious = ious.detach().float()
+        # A tensor of the thresholds would be copied to a GPU. An IoU that is NaN reaches none.
+        reached = torch.stack([ious >= threshold for threshold in self.iou_thresholds])
+        return len(reached) - reached.sum(dim=0)

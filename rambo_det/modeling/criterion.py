@@ -36,8 +36,8 @@ _KEYS = {
 class RamboCriterion(RamboLoss):
     """RamboLoss as a detector calls it: in float32, weighted, with its scalars logged.
 
-    Its memory is no entry of a state dict: a checkpoint of a detector with a criterion is one of the
-    stock detector.
+    Its memory is no entry of a state dict: a checkpoint of a detector with a criterion is one of
+    the stock detector.
 
     Args:
         num_classes: number of foreground classes C.
