@@ -53,10 +53,12 @@ THRESHOLDS = tuple(np.arange(0.5, 1, 0.05).tolist())
     st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )  # fmt: skip
 def test_a_gpu_gives_what_a_cpu_gives(seed, memory_length, thresholds, dtype):
-    """Loss, gradient and memory over some batches, more negatives than are remembered."""
+    """Loss, gradient, memory over some batches; of float32 more negatives than are remembered."""
     rng = torch.Generator().manual_seed(seed)
+    # Half scores tie, and which of several tied ones are left out is not said: room for all.
+    size = 40 if dtype == torch.float32 else 160
     losses = [
-        RamboLoss(3, memory_length=memory_length, memory_size=40, iou_thresholds=thresholds)
+        RamboLoss(3, memory_length=memory_length, memory_size=size, iou_thresholds=thresholds)
         for _ in range(2)
     ]
     losses[1].cuda()

@@ -143,9 +143,13 @@ def test_no_positive_gives_a_connected_zero(n):
 def test_an_empty_batch_may_have_any_number_of_columns(columns):
     """What a detector without proposals gives: no row, and no matter how wide."""
     scores = torch.zeros(0, columns, requires_grad=True)
-    loss = RamboLoss(4, memory_length=1)(scores, torch.zeros(0))
-    loss.backward()
-    assert loss.item() == 0 and scores.grad.shape == (0, columns)
+    loss = RamboLoss(4, memory_length=1)
+    value = loss(scores, torch.zeros(0))
+    value.backward()
+    assert value.item() == 0 and scores.grad.shape == (0, columns)
+    loss(*(x.requires_grad_(x.is_floating_point()) for x in batch()))
+    with torch.no_grad():  # what is remembered is ranked all the same
+        assert loss(scores, torch.zeros(0)) == loss(torch.zeros(0, 4), torch.zeros(0)) > 0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rambo_det import RamboLoss
+from rambo_det.errors import InputError
 from rambo_det.losses import ScoreMemory, hard_negatives
 from rambo_det.losses.distributed import Processes
 from rambo_det.losses.inputs import prepare_inputs
@@ -126,6 +127,56 @@ def test_the_highest_are_found_whatever_the_sample_says(size, high_rows, monkeyp
     want = (scores - lowest)[negative].sort().values[-size:]
     heights = scores_of(found) - lowest[segments_of(found)]
     assert torch.equal(heights.sort().values, want)
+
+
+@pytest.mark.parametrize("high", [False, True])
+@pytest.mark.parametrize("size", [200, 3000])
+def test_the_sample_finds_enough_but_not_where_it_alone_is_high(size, high, monkeypatch):
+    """Of scores like any what lies above the cut-off is what a GPU has room for, and the highest.
+    Where the sampled ones are the highest it is too little, and all are compared."""
+    heights = torch.randn(60_000, generator=torch.Generator().manual_seed(0))
+    if high:
+        monkeypatch.setattr(hard_negatives, "_MIN_SAMPLE", size // 4)
+        monkeypatch.setattr(hard_negatives, "_SAMPLE_RATE", 0)
+        heights[torch.arange(size // 4) * hard_negatives._PRIME % 60_000] += 10
+    places = hard_negatives._above_cutoff(heights, size)
+    if high:
+        assert places is None
+    else:
+        assert size <= len(places) <= 4 * size
+        assert torch.equal(places, heights.topk(len(places)).indices.sort().values)
+
+
+def test_a_memory_elsewhere_than_the_scores_is_one_line():
+    loss = RamboLoss(3, memory_length=2).to("meta")
+    with pytest.raises(InputError, match=r"scores are on cpu, the memory of RamboLoss on meta"):
+        loss(torch.zeros(4, 3), torch.zeros(4).long())
+
+
+@pytest.mark.parametrize("thresholds", [(), (0.5, 0.75)])
+def test_all_is_where_the_scores_are_whatever_the_default_device(thresholds):
+    scores, gt = batch(40, 3)
+    ious = torch.linspace(0, 1, 40) if thresholds else None
+    arguments = {"memory_length": 2, "memory_size": 16, "iou_thresholds": thresholds}
+    loss, other = (RamboLoss(3, **arguments) for _ in range(2))
+    want = [loss(scores.requires_grad_(), gt, ious).item() for _ in range(2)]
+    with torch.device("meta"):
+        assert [other(scores, gt, ious).item() for _ in range(2)] == want
+
+
+def test_where_very_many_scores_tie_at_the_cutoff_the_higher_ones_are_remembered(monkeypatch):
+    """As in half precision before a training has begun; the places that a GPU would find."""
+    monkeypatch.setattr(hard_negatives, "_FEW", 64)
+    monkeypatch.setattr(
+        hard_negatives,
+        "_above_cutoff",
+        lambda heights, size: hard_negatives._above_without_waiting(heights, -1.0, size),
+    )
+    scores, gt = torch.full((3000, 2), -1.0), torch.full((3000,), 2)
+    scores[2000:2020, 0] = 1.0
+    inputs = prepare_inputs(scores, gt, Processes(together=False))
+    found = scores_of(hard_negatives.highest_negatives(inputs, torch.zeros(2), 100))
+    assert found.sort().values.tolist() == [-1.0] * 80 + [1.0] * 20
 
 
 @pytest.mark.parametrize("classes", [2, 9])

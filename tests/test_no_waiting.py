@@ -1,5 +1,6 @@
 """On a GPU nothing but the number of positives is waited for, and nothing leaves the device."""
 
+import contextlib
 import doctest
 import importlib
 import inspect
@@ -9,12 +10,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import rambo_det.losses
-from rambo_det.losses import RamboLoss, ScoreMemory, ranking
+from rambo_det.losses import RamboLoss, hard_negatives, ranking
 from rambo_det.losses.binning import reference
 from rambo_det.losses.distributed import Processes
-from rambo_det.losses.inputs import RankingInputs, prepare_inputs
+from rambo_det.losses.inputs import prepare_inputs
 from rambo_det.losses.ranking import rank
 from rambo_det.losses.sort_keys import EMPTY_KEY
 
@@ -23,36 +25,8 @@ from .strategies import batch, spec
 RULES = [{}, {"lambda_": 300.0}, {"each": True}]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("thresholds", [0, 3])
-@pytest.mark.parametrize("memory_length", [0, 2])
-def test_no_step_of_a_ranking_depends_on_data_that_is_on_a_gpu(
-    rule, thresholds, memory_length, monkeypatch
-):
-    """With tensors that have a device and a shape, but no data: to read them is an error, and so is
-    to mix devices."""
-    monkeypatch.setattr(ranking, "bin_negatives", reference.bin_negatives)
-    with FakeTensorMode(), torch.device("cuda"):
-        rows, columns = torch.empty(2, 7, dtype=torch.int64).unbind()
-        inputs = RankingInputs(
-            torch.empty(50, 4), torch.empty(50, dtype=torch.int64), 1.0, torch.float32, rows,
-            columns, torch.empty(7, dtype=torch.int64), 0, True,
-        )  # fmt: skip
-        memory = ScoreMemory(memory_length, 16, 4, thresholds)
-        memory.written = torch.zeros((), dtype=torch.int64, device="cpu")
-        alone = Processes(together=False)
-        how = spec(True, 0.5, **rule, num_iou_thresholds=thresholds)
-        contents = None
-        if memory_length:
-            keys = memory.positives.flatten(), memory.negatives.flatten()
-            assert all(key.is_cuda for key in keys)
-            contents = memory.contents()
-        result = rank(inputs, how, alone, contents)
-        assert result.grad.is_cuda and result.loss.is_cuda and result.num_above.is_cuda
-
-
 class Recorder(TorchDispatchMode):
-    """The operations that read a tensor's data on the host, or bring it to another device."""
+    """The operations in which tensors of several devices meet, as copies do."""
 
     def __init__(self):
         super().__init__()
@@ -60,24 +34,77 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        name = function.name()
-        moved = name == "aten::_to_copy" and result.device != args[0].device
-        if moved or name == "aten::_local_scalar_dense":
-            self.found.append(name)
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        if len({tensor.device for tensor in tensors}) > 1:
+            self.found.append(function.name())
         return result
 
 
+class Written(int):
+    """The memory's count of batches, a tensor that stays on the CPU and may be read."""
+
+    def add_(self, number):
+        pass
+
+
+class NoKernel:
+    def __getitem__(self, grid):
+        return lambda *args, **kwargs: None
+
+
+def backend(name, patch):
+    if name == "reference":
+        return reference
+    pytest.importorskip("triton")
+    from rambo_det.losses.binning import triton_kernel
+
+    patch.setattr(triton_kernel, "_bin_kernel", NoKernel())
+    patch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())
+    return triton_kernel
+
+
+@pytest.mark.parametrize("name", ["reference", "Triton"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_ranking_reads_no_number(rule):
-    scores, gt = batch()
-    alone = Processes(together=False)
-    inputs = prepare_inputs(scores, gt, alone)
-    with Recorder() as recorder:
-        rank(inputs, spec(True, 0.5, **rule), alone)
-    assert not recorder.found
-    with Recorder() as recorder:
-        scores.sum().item()
-    assert recorder.found  # it does see what it is to see
+@pytest.mark.parametrize("thresholds", [(), (0.5, 0.75)])
+@pytest.mark.parametrize("memory_length", [0, 2])
+@pytest.mark.parametrize("few", [64, 1 << 18], ids=["sampled", "all"])
+@pytest.mark.parametrize("positives", [0, 7])
+def test_a_gpu_is_waited_for_once(
+    name, rule, thresholds, memory_length, few, positives, monkeypatch
+):
+    """With tensors that have a device and a shape, but no data: to read them is an error, and so is
+    to mix devices. But for the header, which says how many positives there are."""
+    monkeypatch.setattr(ranking, "bin_negatives", backend(name, monkeypatch).bin_negatives)
+    monkeypatch.setattr(hard_negatives, "_FEW", few)
+    headers = []
+
+    def read(processes, header):
+        assert header.is_cuda and header.shape == (3,)
+        headers.append(header)
+        return real_header
+
+    real_header = torch.tensor([[float(positives), -1.0, 1.0]], dtype=torch.float64)
+    monkeypatch.setattr(Processes, "all_gather", read)
+    loss = RamboLoss(
+        4, memory_length=memory_length, memory_size=16, iou_thresholds=thresholds, **rule
+    )
+    with FakeTensorMode(), Recorder() as recorder:
+        for kept in ("positives", "negatives"):
+            shape = getattr(loss.memory, kept).shape
+            setattr(loss.memory, kept, torch.empty(shape, dtype=torch.int64, device="cuda"))
+        loss.memory.written = Written(3)
+        scores = torch.empty(50, 4, device="cuda", requires_grad=True)
+        gt = torch.empty(50, dtype=torch.int64, device="cuda")
+        ious = torch.empty(50, device="cuda") if thresholds else None
+        value = loss(scores, gt, ious)
+        assert value.is_cuda and loss.stats.class_ap.is_cuda and loss.stats.starved.is_cuda
+    assert len(headers) == 1 and not recorder.found
+
+
+def test_the_recorder_sees_copies():
+    with FakeTensorMode(), Recorder() as recorder:
+        torch.tensor([1.0, 2.0], device="cuda")
+    assert recorder.found
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -10,8 +10,8 @@ Arguments they share:
     margin: α >= 0, in units of score: a positive counts as ranked above a negative only if it beats
         it by more than α.
 
-All raise InputError, a ValueError, for values out of range and for shapes or devices that do not
-fit.
+They return a scalar float32, >= 0 and for AP < 1. Without a positive it is 0, still connected to
+the scores. They raise InputError, a ValueError, for values, shapes and devices that do not fit.
 """
 
 from __future__ import annotations
@@ -70,10 +70,6 @@ def class_ap_loss(
     Args:
         scores: ``(N, C)``, any floating dtype.
         gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
-        lambda_, lift, each, margin: see the module.
-
-    Returns:
-        Scalar float32 in [0, 1); 0, still connected to ``scores``, if there is no positive.
 
     Example:
         Each class is ranked perfectly, but a negative of class 1 is above the positive of class 0.
@@ -97,8 +93,7 @@ def interclass_ap_loss(
     each: bool = False,
     margin: float = 0.5,
 ) -> Tensor:
-    """L_AP of the scores of all classes in one list; arguments, result and example as
-    :func:`class_ap_loss`."""
+    """L_AP of the scores of all classes in one list; arguments and example: class_ap_loss."""
     rule = make_lambda_rule(lambda_, lift, each, margin)
     return _loss(scores, gt_classes, RankingSpec(False, True, 1.0, average_precision, rule, margin))
 
@@ -117,10 +112,6 @@ def ap_loss(
     Args:
         scores: ``(N,)``, any floating dtype.
         targets: ``(N,)``, bool or number; not 0 is positive.
-        lambda_, lift, each, margin: see the module.
-
-    Returns:
-        Scalar float32 in [0, 1); 0, still connected to ``scores``, if there is no positive.
 
     Example:
         >>> scores = torch.tensor([3.0, 2.0, -1.0], requires_grad=True)
@@ -146,11 +137,8 @@ def recall_loss(
     """Recall loss of one list: the mean over positives of ``w(r - r⁺)`` (RaMBO, Eq. 9).
 
     Args:
-        scores, targets, lambda_, lift, each, margin: as :func:`ap_loss`.
+        scores, targets: as :func:`ap_loss`.
         weighting: ``"log"``: w(k) = log(1 + k); ``"loglog"``: w(k) = log(1 + log(1 + k)).
-
-    Returns:
-        Scalar float32 >= 0; 0, still connected to ``scores``, if there is no positive.
 
     Example:
         >>> loss = recall_loss(torch.tensor([3.0, 2.0, -1.0]), torch.tensor([0, 1, 0]))

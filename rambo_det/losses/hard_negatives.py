@@ -32,7 +32,8 @@ def highest_negatives(inputs: RankingInputs, lowest: Tensor, size: int) -> Tenso
         Keys (:mod:`.sort_keys`), ``EMPTY_KEY`` where there are fewer negatives.
     """
     heights = inputs.scores - lowest
-    heights[inputs.rows, inputs.columns] = -torch.inf
+    # A Python number would be copied to a GPU, which would have to be waited for.
+    heights[inputs.rows, inputs.columns] = heights.new_full((), -torch.inf)
     heights.masked_fill_((inputs.gt_classes < 0)[:, None], -torch.inf)
     heights = heights.flatten()
     places = _above_cutoff(heights, size) if heights.shape[0] > _FEW else None
@@ -54,9 +55,18 @@ def _above_cutoff(heights: Tensor, size: int) -> Tensor | None:
     wanted = min(2 * size * sample_size // number + 1, sample_size)
     sample = torch.arange(sample_size, device=heights.device).mul_(_PRIME).remainder_(number)
     cutoff = heights[sample].topk(wanted, sorted=False).values.min()
-    above = heights >= cutoff
     if heights.device.type == "cpu":
-        places = above.nonzero()[:, 0]
+        places = (heights >= cutoff).nonzero()[:, 0]
         return places if places.shape[0] >= size else None
-    above &= heights > -torch.inf
-    return torch.nonzero_static(above, size=4 * size, fill_value=-1)[:, 0]
+    return _above_without_waiting(heights, cutoff, size)
+
+
+def _above_without_waiting(heights: Tensor, cutoff: Tensor, size: int) -> Tensor:
+    """``(5 size,)`` int64: places above ``cutoff``, then of those at it, which may be very many."""
+    at = (heights == cutoff) & (heights > -torch.inf)
+    parts = (heights > cutoff, 4 * size), (at, size)
+    try:
+        found = [torch.nonzero_static(mask, size=room, fill_value=-1) for mask, room in parts]
+    except NotImplementedError:  # CUDA has it since torch 2.7; before, this waits
+        found = [mask.nonzero()[:room] for mask, room in parts]
+    return torch.cat(found)[:, 0]

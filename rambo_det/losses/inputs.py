@@ -43,14 +43,9 @@ class RankingInputs:
 
 @torch.no_grad()
 def prepare_inputs(
-    scores: Tensor,
-    gt_classes: Tensor,
-    processes: Processes,
-    num_failed_ious: Tensor | None = None,
+    scores: Tensor, gt_classes: Tensor, processes: Processes, num_failed_ious: Tensor | None = None
 ) -> RankingInputs:
-    """Finds the positives; a collective of ``processes``.
-
-    It waits for the device once: how many positives there are has to be known here.
+    """Finds the positives; a collective of ``processes``. It waits for the device, once.
 
     Args:
         scores: ``(N, C)``, any floating dtype.
@@ -98,8 +93,8 @@ def _positions(mask: Tensor, number: int) -> Tensor:
 class _PrecomputedGradient(torch.autograd.Function):
     """A loss whose gradient was computed in the forward, at unit upstream gradient.
 
-    The blackbox rule is not linear in the gradient that arrives. Multiplying the gradient of the
-    plain loss makes every weight and AMP scale act linearly.
+    The blackbox rule is not linear in the gradient that arrives; this is, so loss weights and AMP
+    scales keep their meaning.
     """
 
     @staticmethod

@@ -68,12 +68,10 @@ class FixedLambda:
 class MedianShift:
     """λ = shift / median_k(g_k): the median positive of every list moves up by ``shift``.
 
-    With a fixed λ the step λ·g shrinks as ``1/N²`` of the list's length. It soon ends before the
-    next negative, where the blackbox gradient is exactly zero. This rule keeps the step's length in
-    units of score. The median of an even number of slopes is the lower one.
-
-    With ``log`` it is the rule for ``-log AP`` in place of ``1 - AP``: the step is the same, but
-    the gradient is divided by the list's AP, so that it does not fade where AP is close to 0.
+    With a fixed λ the step λ·g shrinks as ``1/N²`` of the list's length and soon ends before the
+    next negative, where the blackbox gradient is zero. This rule fixes the step's length instead.
+    The median of an even number of slopes is the lower one. With ``log`` the gradient is that of
+    ``-log AP``: divided by the list's AP, so that it does not fade where AP is close to 0.
     """
 
     shift: float
@@ -96,10 +94,10 @@ class MedianShift:
 class ErrorDriven:
     """Every positive moves up by ``shift``; its gradient is its own summand of the loss.
 
-    For AP that summand is ``(1 - r⁺/r) / P``. The negatives that the positive overtakes share it
-    equally; if there are none, the gradient is zero. So ``shift`` decides which negatives are
-    pushed down, not how hard. As it grows the rule becomes the error-driven update of AP-Loss (Chen
-    et al., CVPR 2019).
+    For AP that is ``(1 - r⁺/r) / P``. The negatives that the positive overtakes share it equally;
+    if there are none, the gradient is zero. So ``shift`` decides which negatives are pushed down,
+    not how hard. As it grows this becomes the error-driven update of AP-Loss (Chen et al., CVPR
+    2019).
     """
 
     constant_shift: float

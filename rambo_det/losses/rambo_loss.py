@@ -58,13 +58,11 @@ class RamboLoss(nn.Module):
         beta: β in [0, 1], the share of the interclass term.
         memory_length: τ >= 0, the number of past batches whose scores join the lists of L_APC.
         memory_size: >= 8, negatives kept of a batch, see :class:`.score_memory.ScoreMemory`.
-        iou_thresholds: rising, in (0, 1]. L_APC and L_AP are then means over the thresholds, as
-            COCO's AP is: for each, the positives that fail it are negatives. None of them: all
-            are positives.
-        global_ranking: where several processes train (``torch.distributed``), rank their batches as
-            one. Each process gives the loss of all, and after DistributedDataParallel's mean the
-            parameters have its gradient. Every process has to call the loss at every step, be its
-            batch empty.
+        iou_thresholds: rising, in (0, 1]. L_APC and L_AP are then means over them, as COCO's AP
+            is: for each, the positives that fail it are negatives.
+        global_ranking: rank the batches of several processes (``torch.distributed``) as one. Each
+            gives the loss of all, and after DistributedDataParallel's mean the parameters have its
+            gradient. Every process has to call the loss at every step, be its batch empty.
 
     The memory is saved and loaded with ``state_dict``, in its metadata. With several processes each
     calls ``memory.all_gather_for_checkpoint()`` before one of them saves.
@@ -136,7 +134,7 @@ class RamboLoss(nn.Module):
         to_rank = scores
         if scores.dim() == 2 and len(scores) == 0:
             to_rank = scores.new_zeros((0, self.num_classes))
-        if to_rank.dim() != 2 or to_rank.shape[1] != self.num_classes:
+        elif scores.dim() != 2 or scores.shape[1] != self.num_classes:
             raise InputError(f"scores must be (N, {self.num_classes}), got {tuple(scores.shape)}")
         memory = self.memory.contents()
         if memory is not None and memory.positives.device != scores.device:
@@ -174,6 +172,7 @@ class RamboLoss(nn.Module):
         if ious is None or ious.shape != (number,):
             shape = None if ious is None else tuple(ious.shape)
             raise InputError(f"iou_thresholds ask for ious of shape ({number},), got {shape}")
-        thresholds = torch.tensor(self.iou_thresholds, dtype=torch.float32, device=ious.device)
-        # An IoU that is NaN reaches none.
-        return len(thresholds) - (ious.detach().float()[:, None] >= thresholds).sum(dim=1)
+        ious = ious.detach().float()
+        # A tensor of the thresholds would be copied to a GPU. An IoU that is NaN reaches none.
+        reached = torch.stack([ious >= threshold for threshold in self.iou_thresholds])
+        return len(reached) - reached.sum(dim=0)

@@ -90,7 +90,7 @@ class ScoreMemory(nn.Module):
         if self.length == 0:
             return None
         positives = self.positives.flatten()
-        if not positives.is_cuda:  # a GPU would be waited for; empty places cost it next to nothing
+        if positives.device.type == "cpu":  # a GPU would be waited for; empty places cost little
             positives = positives[positives != EMPTY_KEY]
         return MemoryContents(positives, sort(self.negatives.flatten()))
 

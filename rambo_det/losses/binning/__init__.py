@@ -43,15 +43,12 @@ def bin_negatives(
         are on the device of the scores, which is not waited for.
 
     Example:
-        >>> scores = torch.tensor([[0.0, 1.0], [2.0, 3.0], [9.0, 2.0]])
-        >>> gt_classes = torch.tensor([0, 2, 0])  # negatives: 1., 2., 3., and 2. of the last row
-        >>> edges = make_keys(torch.tensor([0, 1]), torch.tensor([1.5, 2.5]))
-        >>> values = torch.tensor([5.0, 7.0], dtype=torch.float64)
-        >>> counts, grad = bin_negatives(scores, gt_classes, edges, values)
-        >>> counts.tolist()  # column 0: only 2. is above 1.5; column 1: only 3. is above 2.5
-        [1, 1]
-        >>> grad.tolist()
-        [[0.0, 0.0], [5.0, 7.0], [0.0, 0.0]]
+        >>> scores = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+        >>> gt_classes = torch.tensor([0, 2])  # so 0.0 is positive and the others are negatives
+        >>> edges = make_keys(torch.tensor([0, 1]), torch.tensor([1.5, 2.5]))  # in columns 0 and 1
+        >>> bin_negatives(scores, gt_classes, edges, torch.tensor([5.0, 7.0]).double())
+        (tensor([1, 1]), tensor([[0., 0.],
+                [5., 7.]]))
     """
     found: tuple[Tensor, Tensor | None] = _backend(scores.device).bin_negatives(
         scores, gt_classes, edges, values, dtype, max_score
