@@ -29,15 +29,17 @@ SHORT = [
     "SOLVER.WARMUP_ITERS", "0", "SOLVER.BASE_LR", "0.001", "SEED", "1",
 ]  # fmt: skip
 # The quickstart's data set is one of four images a split.
-FEW_IMAGES = "from rambo_det.data import drawing\ndrawing.SPEC['images'] = {'train': 4, 'val': 4}\n"
+IMAGES, FEW_IMAGES = '"images": {"train": 800, "val": 250}', '"images": {"train": 4, "val": 4}'
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with the clone's tools and configs and with the data that the pages name."""
+    """A copy of the clone with little to draw, and with the data that the pages name."""
     for name in ("tools", "configs", "rambo_det"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "sitecustomize.py").write_text(FEW_IMAGES)
+        shutil.copytree(ROOT / name, tmp_path / name)
+    drawing = tmp_path / "rambo_det" / "data" / "drawing.py"
+    assert IMAGES in text_of(drawing)
+    drawing.write_text(text_of(drawing).replace(IMAGES, FEW_IMAGES), encoding="utf-8")
     for split in ("train", "val"):
         file, images = write_coco(tmp_path / "drawn", 4, split)
         (tmp_path / "images").mkdir(exist_ok=True)
