@@ -122,8 +122,8 @@ def test_resume_goes_on_with_the_memory(run):
     after = after["roi_heads.box_predictor.rambo_loss.memory"]["memory"]
     assert int(after["written"]) == 5
     # τ = 4: iteration 4 wrote slot 0, the other three are those of the first run.
-    assert torch.equal(after["scores"][1:], memory["scores"][1:])
-    assert not torch.equal(after["scores"][0], memory["scores"][0])
+    assert torch.equal(after["negatives"][1:], memory["negatives"][1:])
+    assert not torch.equal(after["negatives"][0], memory["negatives"][0])
 
 
 def test_what_an_earlier_run_forbids(run, capsys, catalogs):
@@ -201,7 +201,10 @@ OUT = ["OUTPUT_DIR", "{tmp}/out"]
             "'SOLVER.MAXITER' is no config key: did you mean SOLVER.MAX_ITER",
         ),
         (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
-        (["MODEL.RAMBO.LAMBDA", "0"], "MODEL.RAMBO.LAMBDA must be > 0"),
+        (
+            ["MODEL.RAMBO.LAMBDA_RULE", "fixed", "MODEL.RAMBO.LAMBDA", "0"],
+            "MODEL.RAMBO.LAMBDA must be > 0",
+        ),
         (["MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),
         (["MODEL.RAMBO.MEMORY_LENGTH", "-1"], "MODEL.RAMBO.MEMORY_LENGTH must"),
         (["MODEL.RAMBO.BETA", "1.5"], "MODEL.RAMBO.BETA must be in [0, 1]"),
