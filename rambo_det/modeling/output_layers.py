@@ -100,7 +100,9 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         # Not by way of super(), which torch.jit.script does not know.
         scores = predictions[0]
         probs = scores.sigmoid() if self._sigmoid else scores.softmax(dim=-1)
-        return probs.split([len(p) for p in proposals], dim=0)
+        # len() would make a constant of the number of proposals while a model is traced. Detectron2
+        # patches it for that, in modules of its own.
+        return probs.split([p.__len__() for p in proposals], dim=0)
 
 
 def _check_sigmoid(score: str, use_sigmoid_ce: bool, loss: RamboCriterion) -> None:
