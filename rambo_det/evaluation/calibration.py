@@ -1,0 +1,216 @@
+"""Scores that are probabilities: detections of labelled images, and a rescaling fitted to them.
+
+A score is calibrated if of the boxes that have it, that share is right. *Right* means matched to an
+object at an IoU of 0.5, as COCO's evaluation matches; crowds and difficult objects do not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..modeling.classifier import Classifier, Rescaling
+
+#: Detections of an image that are looked at: more than are kept, for a class may have none of the
+#: best 100 because its scores are low as a whole.
+_PER_IMAGE = 300
+#: Standard deviation of the shifts of the classes around that of all of them, in logits.
+_DEVIATION = 0.5
+_BINS = 15
+
+
+@dataclass
+class LabelledDetections:
+    """D detections that count, and whether each is right.
+
+    Attributes:
+        outputs: see :meth:`..modeling.classifier.Classifier.detect`.
+        classes: ``(D,)`` int64.
+        right: ``(D,)`` bool.
+        objects: ``(K,)`` int64, the objects that count.
+    """
+
+    outputs: Tensor
+    classes: Tensor
+    right: Tensor
+    objects: Tensor
+
+
+@contextlib.contextmanager
+def _all_detections(model: Any) -> Iterator[None]:
+    """Lets a model keep more detections of an image, of any score."""
+    heads = getattr(getattr(model, "roi_heads", None), "box_predictor", model)
+    with contextlib.ExitStack() as stack:
+        for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+            for name, value in {
+                "test_score_thresh": 0.0,
+                "test_topk_per_image": _PER_IMAGE,
+                "max_detections_per_image": _PER_IMAGE,
+                "test_topk_candidates": 10_000,
+            }.items():
+                if hasattr(head, name):
+                    stack.callback(setattr, head, name, getattr(head, name))
+                    setattr(head, name, value)
+        yield
+
+
+def label_detections(
+    model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: COCO
+) -> LabelledDetections:
+    """Detects in labelled images, and looks up which detections are right.
+
+    Args:
+        model: the detector, in evaluation mode.
+        images: batches of inputs, as a test loader of Detectron2 gives.
+        truth: their annotations, whose sorted category ids are the K classes.
+
+    Raises:
+        InputError: nothing that counts is labelled, or nothing is detected.
+    """
+    classifier = Classifier(model)
+    results: list[dict[str, Any]] = []
+    outputs, classes, ids = [], [], []
+    category_ids = sorted(truth.getCatIds())
+    with _all_detections(model):
+        for image in (image for batch in images for image in batch):
+            found, of_image = classifier.detect(image)
+            outputs.append(of_image.cpu())
+            classes.append(found.pred_classes.cpu())
+            ids.append(image["image_id"])
+            results += instances_to_coco_json(found.to("cpu"), image["image_id"])
+    if not results:
+        raise InputError("nothing was detected in the images to calibrate on")
+    for result in results:
+        result["category_id"] = category_ids[result["category_id"]]
+        result.pop("segmentation", None)
+        result.pop("keypoints", None)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.params.imgIds = ids
+        evaluation.params.iouThrs = np.array([0.5])
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]  # all sizes
+        evaluation.params.maxDets = [_PER_IMAGE]
+        evaluation.evaluate()
+    right, counts = np.zeros(len(results), bool), np.zeros(len(results), bool)
+    objects = torch.zeros(len(category_ids), dtype=torch.int64)
+    for found in filter(None, evaluation.evalImgs):
+        place = np.asarray(found["dtIds"], int) - 1  # loadRes numbers the results from 1
+        counts[place] = ~found["dtIgnore"][0].astype(bool)
+        right[place] = found["dtMatches"][0] > 0
+        objects[category_ids.index(found["category_id"])] += int((found["gtIgnore"] == 0).sum())
+    if not objects.any():
+        raise InputError("the images to calibrate on have no object that counts")
+    kept = torch.from_numpy(counts)
+    return LabelledDetections(
+        torch.cat(outputs)[kept], torch.cat(classes)[kept], torch.from_numpy(right)[kept], objects
+    )
+
+
+def identity(num_classes: int) -> Rescaling:
+    """The rescaling that changes nothing."""
+    return Rescaling(torch.tensor(1.0).double(), torch.zeros(num_classes).double())
+
+
+def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
+    """The rescaling under which what is right is most probable (Platt 1999; Guo et al. 2017).
+
+    All classes have one factor. Their shifts are drawn towards that of all, by a normal prior: a
+    class of few detections takes over the common one.
+
+    Raises:
+        InputError: no rescaling fits.
+    """
+    log_factor, common = (
+        torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
+    own = torch.zeros(classifier.num_classes, dtype=torch.float64, requires_grad=True)
+    right = labelled.right.double()
+    optimizer = torch.optim.LBFGS(
+        [log_factor, common, own], max_iter=500, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        new = Rescaling(log_factor.exp(), common + own)
+        scores = classifier.scores(labelled.outputs, labelled.classes, new).clamp(1e-12, 1 - 1e-12)
+        value = torch.nn.functional.binary_cross_entropy(scores, right, reduction="sum")
+        value = value + (own / _DEVIATION).square().sum() / 2
+        # Bounds the two where the scores alone tell what is right.
+        value = value + 1e-3 * (log_factor.square() + common.square())
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    found = Rescaling(log_factor.detach().exp(), (common + own).detach())
+    if not (found.factor.isfinite() and found.shift.isfinite().all()):
+        raise InputError("no calibration fits these detections")
+    return found
+
+
+def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error (Guo et al. 2017) in percent; nan without detections.
+
+    The mean, over the detections, of |share that is right − mean score| in each of 15 bins of equal
+    width.
+
+    Args:
+        scores: (N,) in 0..1.
+        right: (N,) bool.
+    """
+    if not len(scores):
+        return float("nan")
+    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    gaps = np.bincount(bins, weights=right.astype(float) - scores, minlength=_BINS)
+    return float(100 * np.abs(gaps).sum() / len(scores))
+
+
+def best_f1(scores: np.ndarray, right: np.ndarray, objects: int) -> float | None:
+    """The threshold on the score with the best F1; None if nothing is right.
+
+    Args:
+        scores: (N,) in 0..1.
+        right: (N,) bool.
+        objects: how many there are to find.
+    """
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], np.cumsum(right[order])
+    if not len(hits) or not hits[-1]:
+        return None
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + objects)
+    best = int(np.argmax(f1))
+    # Between the last score that is kept and the first that is not.
+    below = scores[best + 1] if best + 1 < len(scores) else 0.0
+    return float((scores[best] + below) / 2)
+
+
+def draw_reliability(axis: Any, curves: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
+    """Draws the share of right detections over their mean score, in the bins of the error.
+
+    Args:
+        axis: of matplotlib.
+        curves: label, scores (N,) and right (N,) of each.
+    """
+    axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for label, scores, right in curves:
+        bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+        number = np.bincount(bins, minlength=_BINS)
+        used = number >= 5  # of fewer, the share says nothing
+        mean, share = (
+            np.bincount(bins, weights=x, minlength=_BINS)[used] / number[used]
+            for x in (scores, right.astype(float))
+        )
+        error = calibration_error(scores, right)
+        axis.plot(mean, share, marker="o", label=f"{label}: error {error:.1f} %")
+    axis.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axis.legend(loc="upper left")

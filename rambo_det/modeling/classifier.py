@@ -1,0 +1,140 @@
+"""The last layer of a detector's classifier: its outputs for each detection, and other scales.
+
+Shapes: D detections, K classes, S last layers (one, or one for each stage of a cascade).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.modeling import RetinaNet
+from detectron2.modeling.meta_arch.fcos import FCOS
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """``factor * logit + shift`` in place of the logit of each class.
+
+    The factor is that of all classes. With one of its own a class would, at scores near 0, be far
+    above or below the others, and lose or take places among the detections of an image that are
+    kept. Under a sigmoid the order of the boxes of a class stays the same, under a softmax nearly
+    so, as the shifts of the other classes matter there too.
+
+    Attributes:
+        factor: scalar float64, > 0.
+        shift: ``(K,)`` float64.
+    """
+
+    factor: Tensor
+    shift: Tensor
+
+
+class Classifier:
+    """The last layers that score the K classes of an R-CNN, RetinaNet or FCOS.
+
+    Attributes:
+        num_classes: K.
+        is_softmax: whether a box is scored by a softmax over K + 1 outputs, the last background.
+
+    Raises:
+        InputError: the model is none of these.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        roi_heads = getattr(model, "roi_heads", None)
+        predictor = getattr(roi_heads, "box_predictor", None)
+        self._is_dense = isinstance(model, (RetinaNet, FCOS))
+        self._is_fcos = isinstance(model, FCOS)
+        if self._is_dense:
+            self._heads: list[Any] = [model.head]
+            self.num_classes: int = model.num_classes
+        elif predictor is not None:
+            self._heads = list(predictor) if isinstance(predictor, nn.ModuleList) else [predictor]
+            self.num_classes = roi_heads.num_classes
+        else:
+            raise InputError(
+                f"{type(model).__name__} has no scores that can be calibrated: an R-CNN, RetinaNet "
+                "or FCOS has"
+            )
+        if not all(hasattr(head, "cls_score") for head in self._heads):
+            raise InputError(f"{type(self._heads[0]).__name__} has no layer cls_score to rescale")
+        self.is_softmax = predictor is not None and not (
+            getattr(self._heads[0], "use_sigmoid_ce", False)
+            or getattr(self._heads[0], "rambo_score", "") == "logits"
+        )
+        self._model = model
+        self._seen: list[Any] = []
+
+    def detect(self, image: dict[str, Any]) -> tuple[Any, Tensor]:
+        """Detections in one image, as Detectron2 gives them, and the outputs of their boxes.
+
+        Args:
+            image: an input of the model.
+
+        Returns:
+            ``Instances`` of D detections, and the outputs, to be given to :meth:`scores`: for a
+            softmax ``(D, S, K + 1)`` float32 logits, for FCOS ``(D, 2)`` logits of the class and
+            the centre-ness, else ``(D, 1)`` logits of the class.
+        """
+        self._seen.clear()
+        hooks = [head.register_forward_hook(self._see) for head in self._heads]
+        try:
+            with torch.no_grad():
+                found = self._model([image])[0]["instances"]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not (self.is_softmax or self._is_fcos):
+            return found, torch.logit(found.scores.double(), eps=1e-7)[:, None].float()
+        # Boxes were selected and suppressed in between: the score tells which one each is.
+        classes = found.pred_classes
+        if self.is_softmax:
+            outputs = torch.stack(self._seen, dim=1)  # (R, S, K + 1)
+            scores = outputs.softmax(dim=-1).mean(dim=1)
+        else:
+            (outputs,) = self._seen  # (R, K, 2)
+            scores = outputs.sigmoid().prod(dim=-1).sqrt()
+        row = (scores.T[classes] - found.scores[:, None]).abs().argmin(dim=1)
+        return found, outputs[row] if self.is_softmax else outputs[row, classes]
+
+    def _see(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
+        if self.is_softmax:
+            self._seen.append(outputs[0])  # (R, K + 1)
+        elif self._is_fcos:
+            logits, _, centres = (
+                torch.cat([x[0].flatten(1).T for x in levels]) for levels in outputs
+            )  # (R, K) and (R, 1)
+            self._seen.append(torch.stack([logits, centres.expand_as(logits)], dim=-1))
+
+    def scores(self, outputs: Tensor, classes: Tensor, new: Rescaling) -> Tensor:
+        """``(D,)`` float64 scores of detections after a rescaling.
+
+        Args:
+            outputs: of :meth:`detect`.
+            classes: ``(D,)`` int64.
+            new: the rescaling.
+        """
+        outputs = outputs.double()
+        if self.is_softmax:
+            logits = outputs * new.factor + pad(new.shift, (0, 1))
+            return logits.softmax(dim=-1).mean(dim=1).gather(1, classes[:, None])[:, 0]
+        scores = (outputs[:, 0] * new.factor + new.shift[classes]).sigmoid()
+        return (scores * outputs[:, 1].sigmoid()).sqrt() if self._is_fcos else scores
+
+    @torch.no_grad()
+    def apply(self, new: Rescaling) -> None:
+        """Writes a rescaling into the weights of the last layers, whose shapes stay the same."""
+        for layer in (head.cls_score for head in self._heads):
+            if self._is_dense:  # each class once for every anchor of a place
+                shift = new.shift.repeat(layer.weight.shape[0] // self.num_classes)
+            else:  # the last one is background
+                shift = pad(new.shift, (0, 1))
+            factor, shift = new.factor.to(layer.weight.device), shift.to(layer.weight.device)
+            layer.weight.copy_(layer.weight.double() * factor)
+            layer.bias.copy_(layer.bias.double() * factor + shift)
