@@ -175,25 +175,6 @@ def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
     return float(100 * np.abs(gaps).sum() / len(scores))
 
 
-def best_f1(scores: np.ndarray, right: np.ndarray, objects: int) -> float | None:
-    """The threshold on the score with the best F1; None if nothing is right.
-
-    Args:
-        scores: (N,) in 0..1.
-        right: (N,) bool.
-        objects: how many there are to find.
-    """
-    order = np.argsort(-scores, kind="stable")
-    scores, hits = scores[order], np.cumsum(right[order])
-    if not len(hits) or not hits[-1]:
-        return None
-    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + objects)
-    best = int(np.argmax(f1))
-    # Between the last score that is kept and the first that is not.
-    below = scores[best + 1] if best + 1 < len(scores) else 0.0
-    return float((scores[best] + below) / 2)
-
-
 def draw_reliability(axis: Any, curves: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
     """Draws the share of right detections over their mean score, in the bins of the error.
 
