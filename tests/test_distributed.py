@@ -125,7 +125,7 @@ def bytes_sent(rank, world):
         sent.append(loss.stats.bytes_sent)
     positives = 10 * world
     # A header of three numbers, the keys, and two sums over both terms' positives.
-    assert sent == [24 + 8 * 10 + 2 * 2 * 8 * positives] * 4
+    assert sent == [32 + 8 * 10 + 2 * 2 * 8 * positives] * 4
 
 
 def not_finite(rank, world):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -204,6 +205,8 @@ def test_strided_scores():
         ({"memory_length": -1}, "memory_length"),
         ({"memory_size": 7}, "memory_size"),
         ({"num_classes": 0}, "num_classes"),
+        ({"num_classes": 3.0}, "num_classes must be an integer"),
+        ({"memory_length": 2.5}, "memory_length .* must be an integer"),
         ({"iou_thresholds": (0.7, 0.5)}, "iou_thresholds"),
         ({"iou_thresholds": [(i + 1) / 200 for i in range(150)]}, "iou_thresholds"),
     ],
@@ -211,6 +214,51 @@ def test_strided_scores():
 def test_parameters_out_of_range(arguments, message):
     with pytest.raises(InputError, match=message):
         RamboLoss(**{"num_classes": 4, **arguments})
+
+
+def test_numbers_of_numpy_are_numbers():
+    loss = RamboLoss(
+        np.int64(4), memory_length=np.int32(2), memory_size=np.int64(16),
+        iou_thresholds=np.array([0.5, 0.75], np.float32),
+    )  # fmt: skip
+    scores, gt = batch(20, 4, 5)
+    assert loss(scores, gt, ious=torch.ones(20)) > 0
+
+
+@pytest.mark.parametrize("label", [5, 2**40])
+def test_a_label_above_background_is_no_class(label):
+    """Cross entropy fails there too; it was taken for background."""
+    scores, gt = batch(20, 4, 5)
+    assert RamboLoss(4)(scores, gt.where(gt != 4, -1)) >= 0
+    gt[3] = label
+    with pytest.raises(InputError, match=f"gt_classes has {label}.*highest label is 4"):
+        RamboLoss(4)(scores, gt)
+    with pytest.raises(InputError, match="gt_classes must be integers, got torch.float32"):
+        RamboLoss(4)(scores, gt.float())
+
+
+def test_what_pytorch_computes_otherwise_is_refused():
+    scores, gt = batch(20, 4, 5)
+    for transform, given in ((torch.func.grad, scores), (torch.func.vmap, scores[None])):
+        with pytest.raises(InputError, match="no torch.func transform"):
+            transform(lambda s: class_ap_loss(s, gt))(given)
+
+
+@pytest.mark.parametrize("memory_length", [0, 2])
+def test_a_batch_enters_the_memory_once_or_not_at_all(memory_length):
+    """Activation checkpointing computes anew, in the backward, what it is put around."""
+    scores, gt = batch(20, 4, 5)
+    loss = RamboLoss(4, memory_length=memory_length)
+    found = torch.utils.checkpoint.checkpoint(
+        lambda x: loss(x, gt).exp(), scores.requires_grad_(), use_reentrant=False
+    )
+    if memory_length:
+        with pytest.raises(InputError, match="leave the loss out of torch.utils.checkpoint"):
+            found.backward()
+        assert loss.memory.written == 1
+    else:
+        found.backward()
+        assert scores.grad.abs().sum() > 0
 
 
 def test_wrong_shapes():

@@ -79,11 +79,11 @@ def test_a_gpu_is_waited_for_once(
     headers = []
 
     def read(processes, header):
-        assert header.is_cuda and header.shape == (3,)
+        assert header.is_cuda and header.shape == (4,)
         headers.append(header)
         return real_header
 
-    real_header = torch.tensor([[float(positives), -1.0, 1.0]], dtype=torch.float64)
+    real_header = torch.tensor([[float(positives), -1.0, 1.0, 4.0]], dtype=torch.float64)
     monkeypatch.setattr(Processes, "all_gather", read)
     loss = RamboLoss(
         4, memory_length=memory_length, memory_size=16, iou_thresholds=thresholds, **rule

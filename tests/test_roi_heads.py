@@ -265,3 +265,17 @@ def test_names_of_another_number_of_classes_are_not_taken():
         small_cfg("quickstart/faster_rcnn_rambo.yaml", "MODEL.ROI_HEADS.NUM_CLASSES", 7)
     )
     assert model.roi_heads.box_predictor.rambo_loss.class_names == list("0123456")
+
+
+@pytest.mark.parametrize("iteration", [0, 40])
+def test_the_memory_comes_back_with_a_resume_and_not_with_weights(iteration):
+    """A training that starts from the weights of another one has its own batches to remember."""
+    scores, gt_classes = torch.randn(30, 3), torch.arange(30) % 4
+    earlier, later = RamboCriterion(3), RamboCriterion(3)
+    with EventStorage(39):
+        earlier(scores.requires_grad_(), gt_classes)
+    later.load_state_dict(earlier.state_dict())
+    with EventStorage(iteration):
+        for _ in range(2):  # as with accumulated gradients
+            later(scores, gt_classes)
+    assert later.memory.written == (3 if iteration else 2)

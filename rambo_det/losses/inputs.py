@@ -53,8 +53,10 @@ def prepare_inputs(
         num_failed_ious: ``(N,)`` integers, how many IoU thresholds a positive fails; None: none.
 
     Raises:
-        InputError: shapes or devices do not fit.
+        InputError: shapes, devices or labels do not fit.
     """
+    if torch._C._functorch.is_functorch_wrapped_tensor(scores):
+        raise InputError("a ranking has no torch.func transform (grad, vmap): call backward()")
     if scores.dim() != 2 or gt_classes.shape != scores.shape[:1]:
         raise InputError(
             "scores must be (N, C) and gt_classes (N,), "
@@ -62,12 +64,21 @@ def prepare_inputs(
         )
     if scores.device != gt_classes.device:
         raise InputError(f"scores are on {scores.device}, gt_classes on {gt_classes.device}")
+    if gt_classes.is_floating_point() and gt_classes.numel():
+        raise InputError(f"gt_classes must be integers, got {gt_classes.dtype}")
     ranked, gt_classes = scores.detach().float(), gt_classes.long().contiguous()
     is_positive = (gt_classes >= 0) & (gt_classes < scores.shape[1])
     lowest, highest = ranked.aminmax() if ranked.numel() else ranked.new_zeros(2)  # or NaN
-    header = torch.stack([is_positive.sum().double(), lowest.double(), highest.double()])
+    top_class = gt_classes.max() if gt_classes.numel() else gt_classes.new_zeros(())
+    header = torch.stack([x.double() for x in (is_positive.sum(), lowest, highest, top_class)])
     headers = processes.all_gather(header).tolist()  # waits for the device
-    counts = [int(count) for count, _, _ in headers]
+    counts = [int(count) for count, *_ in headers]
+    top = int(max(top_class for *_, top_class in headers))
+    if top > scores.shape[1]:
+        raise InputError(
+            f"gt_classes has {top}, but of {scores.shape[1]} classes the highest label is "
+            f"{scores.shape[1]}, background"
+        )
     rows = _positions(is_positive, counts[processes.rank])
     columns = gt_classes.index_select(0, rows)
     keys = make_keys(columns, ranked[rows, columns])
@@ -75,7 +86,7 @@ def prepare_inputs(
         keys = add_failed_ious(keys, num_failed_ious[rows])
     keys = processes.all_gather_uneven(keys, counts)
     first = sum(counts[: processes.rank])
-    finite = all(math.isfinite(low) and math.isfinite(high) for _, low, high in headers)
+    finite = all(math.isfinite(low) and math.isfinite(high) for _, low, high, _ in headers)
     max_score = headers[processes.rank][2]
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
     return RankingInputs(ranked, gt_classes, max_score, dtype, rows, columns, keys, first, finite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,10 @@ from .objectives import average_precision
 from .ranking import RankingResult, RankingSpec, rank
 from .score_memory import ScoreMemory
 from .sort_keys import MAX_FAILED_IOUS
+
+
+def _is_integer(value: object, lowest: int) -> bool:
+    return isinstance(value, Integral) and int(value) >= lowest
 
 
 class LossStats:
@@ -96,13 +101,13 @@ class RamboLoss(nn.Module):
     ) -> None:
         super().__init__()
         thresholds = tuple(iou_thresholds)
-        rise = all(isinstance(t, (int, float)) and 0 < t <= 1 for t in thresholds)
+        rise = all(isinstance(t, Real) and 0 < t <= 1 for t in thresholds)
         rise = rise and sorted(set(thresholds)) == list(thresholds)
         for name, value, right, is_right in (
-            ("num_classes", num_classes, ">= 1", num_classes >= 1),
+            ("num_classes", num_classes, "an integer >= 1", _is_integer(num_classes, 1)),
             ("beta (β)", beta, "in [0, 1]", 0 <= beta <= 1),
-            ("memory_length (τ)", memory_length, ">= 0", memory_length >= 0),
-            ("memory_size", memory_size, ">= 8", memory_size >= 8),
+            ("memory_length (τ)", memory_length, "an integer >= 0", _is_integer(memory_length, 0)),
+            ("memory_size", memory_size, "an integer >= 8", _is_integer(memory_size, 8)),
             ("iou_thresholds", thresholds, "numbers in (0, 1] that rise", rise),
             ("iou_thresholds", thresholds, "127 at most", len(thresholds) <= MAX_FAILED_IOUS),
         ):
@@ -143,6 +148,11 @@ class RamboLoss(nn.Module):
                 f"{memory.positives.device}: move it there with .to(...)"
             )
         training = self.training and torch.is_grad_enabled()
+        if training and memory is not None and torch._C._current_graph_task_id() != -1:
+            raise InputError(
+                "RamboLoss is computed anew during backward(), which would put the batch into its "
+                "memory twice: leave the loss out of torch.utils.checkpoint"
+            )
         # Only in training can each process be expected to call this.
         processes = Processes(self.global_ranking and training)
         inputs = prepare_inputs(

@@ -70,6 +70,7 @@ class ScoreMemory(nn.Module):
         self._num_iou_thresholds = num_iou_thresholds
         self._gathered: tuple[int, dict[str, Tensor]] | None = None
         self._num_lost = 0
+        self._is_loaded = False
         self.positives = torch.full((length, size // 4), EMPTY_KEY)
         self.negatives = torch.full((length, size), EMPTY_KEY)
         # These stay on the CPU: they are read at every step, and a GPU would be waited for.
@@ -93,6 +94,14 @@ class ScoreMemory(nn.Module):
         if positives.device.type == "cpu":  # a GPU would be waited for; empty places cost little
             positives = positives[positives != EMPTY_KEY]
         return MemoryContents(positives, sort(self.negatives.flatten()))
+
+    def start_anew(self) -> None:
+        """Empties a memory that was loaded, if no batch was written since: that of another run."""
+        if self._is_loaded:
+            self.positives.fill_(EMPTY_KEY)
+            self.negatives.fill_(EMPTY_KEY)
+            self.written.zero_()
+            self._is_loaded, self._num_lost = False, 0
 
     @torch.no_grad()
     def write(self, inputs: RankingInputs, lowest: Tensor) -> None:
@@ -118,6 +127,7 @@ class ScoreMemory(nn.Module):
         lowest = torch.where(lowest.isfinite(), lowest, of_others)
         self.negatives[slot] = highest_negatives(inputs, lowest, self.negatives.shape[1])
         self.written.add_(1)
+        self._is_loaded = False
 
     def all_gather_for_checkpoint(self) -> None:
         """Puts what all processes remember into the state dict that is taken next.
@@ -156,6 +166,7 @@ class ScoreMemory(nn.Module):
             saved = {**saved, **_share(saved, processes.rank, processes.size)}
             for name, own in self.tensors().items():
                 own.copy_(saved[name])
+            self._is_loaded = True
             self._num_lost = local_metadata.get("processes", 1) - 1 if self.written else 0
 
     def _fits(self, saved: dict[str, Tensor]) -> bool:

@@ -140,6 +140,9 @@ class RamboCriterion(RamboLoss):
             FloatingPointError: a score is not finite; on every process, if their batches are ranked
                 as one.
         """
+        storage = current_storage()
+        if self.training and storage is not None and storage.iter == 0:
+            self.memory.start_anew()  # it came with the weights that this training starts from
         with torch.autocast(scores.device.type, enabled=False):
             loss = super().forward(scores.float(), gt_classes, ious)
         if self.stats is not None and not self.stats.finite:
