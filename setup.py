@@ -55,6 +55,7 @@ setup(
             "rambo-train = rambo_det.cli.train:main",
             "rambo-compare = rambo_det.cli.compare:main",
             "rambo-predict = rambo_det.cli.predict:main",
+            "rambo-calibrate = rambo_det.cli.calibrate:main",
         ]
     },
     zip_safe=False,

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from tqdm import tqdm
@@ -60,12 +61,14 @@ class Annotator:
         self._images: list[dict[str, Any]] = []
         self._drawn = self._found = 0
 
-    def annotate(self, detector: Detector, threshold: float, most: int | None = None) -> None:
+    def annotate(
+        self, detector: Detector, threshold: float | Sequence[float], most: int | None = None
+    ) -> None:
         """Annotates all sources; when interrupted by Ctrl-C, the output is whole up to there.
 
         Args:
             detector: what detects.
-            threshold: the least score that is drawn.
+            threshold: the least score that is drawn, of all classes or of each.
             most: how many frames of each video; None: all.
         """
         try:
@@ -73,7 +76,7 @@ class Annotator:
                 (self._output / source.output).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--output {self._output} cannot be made: {error}") from None
-        self._detector, self._threshold = detector, threshold
+        self._detector, self._threshold = detector, torch.as_tensor(threshold)
         lengths = [source.length and min(source.length, most or source.length) for source in
                    self._sources]  # fmt: skip
         total = None if None in lengths else sum(lengths)
@@ -124,20 +127,23 @@ class Annotator:
             item["category_id"] = self._detector.category_id(item["category_id"])
             self._file.write((",\n" if self._found else "[\n") + json.dumps(item))
             self._found += 1
-        shown = found[found.scores >= self._threshold]
+        least = self._threshold[found.pred_classes] if self._threshold.dim() else self._threshold
+        shown = found[found.scores >= least]
         self._drawn += len(shown)
         self._bar.update()
         rgb = np.ascontiguousarray(image[:, :, ::-1])
         return draw_detections(rgb, shown, self._detector.metadata)[:, :, ::-1]
 
-    def summary(self, threshold: float, why: str) -> str:
-        """What was done, and what a picture does not show."""
+    def summary(self, why: str) -> str:
+        """What was done, and what a picture does not show; ``why`` tells of the threshold."""
+        low, high = float(self._threshold.min()), float(self._threshold.max())
+        threshold = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
         pictures, videos = self._num_pictures, len(self._sources) - self._num_pictures
         numbers = ((pictures, "picture"), (videos, "video"))
         counts = [f"{n} {what}{'s' * (n > 1)}" for n, what in numbers if n]
         return (
             f"{' and '.join(counts)} in {self._output}\n"
-            f"drawn: {self._drawn} detections that score at least {threshold:.3g} ({why}); hidden: "
+            f"drawn: {self._drawn} detections that score at least {threshold} ({why}); hidden: "
             f"{self._found - self._drawn} lower ones (--threshold 0 draws all)\n"
             f"all {self._found}: {self._results}, by the image ids of {self._index.name}"
         )

@@ -38,8 +38,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output")
     parser.add_argument(
         "--threshold", type=float, metavar="SCORE",
-        help="draw what scores at least that; by default the score with the best F1 in the run's "
-        f"last evaluation, {_FALLBACK} where there is none",
+        help="draw what scores at least that; by default the thresholds of a calibration, one for "
+        "each class, without one the score with the best F1 in the run's last evaluation, "
+        f"{_FALLBACK} where there is none",
     )  # fmt: skip
     args = parser.parse_args(argv)
     if args.threshold is not None and not 0 <= args.threshold <= 1:
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: see the functions of :mod:`.sources`, and: an output exists already.
     """
+    from ..engine.calibrated import read_thresholds
     from ..engine.detector import Detector
     from ..engine.saved import find_model
     from .annotate import Annotator
@@ -110,9 +112,12 @@ def run(args: argparse.Namespace) -> int:
     detector = Detector(saved, args.opts, classes)
     score, why = (args.threshold, "--threshold")
     if score is None:
+        names = list(detector.metadata.get("thing_classes") or ())
+        score, why = read_thresholds(saved.weights, names), "thresholds.json, one for each class"
+    if score is None:
         score, why = default_threshold(saved)
     annotator.annotate(detector, score, args.frames)
-    print(annotator.summary(score, why))
+    print(annotator.summary(why))
     if broken:
         files = len(broken) + len(sources)
         print(f"error: {len(broken)} of {files} files were skipped, see above", file=sys.stderr)

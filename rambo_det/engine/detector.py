@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import LazyConfig, get_cfg, instantiate
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
@@ -36,7 +36,8 @@ class Detector(DefaultPredictor):
 
     Attributes:
         metadata: of the classes.
-        datasets: names of the data sets that the config evaluates on.
+        train_sets, datasets: names of the data sets that the config trains and evaluates on.
+        mapper: makes an input of the model from a record of a data set.
 
     Raises:
         InputError: the config is not one of a detector, the model needs proposals, or the weights
@@ -58,6 +59,7 @@ class Detector(DefaultPredictor):
             resolve_rpn(cfg)
             cfg.MODEL.WEIGHTS = ""  # the checkpoint is loaded below, which has to fit
             super().__init__(cfg)
+            self.mapper = DatasetMapper(cfg, is_train=False)
         if needs_proposals(self.model):
             raise InputError(
                 f"{saved.config}: the model detects in proposals that are made beforehand "
@@ -66,9 +68,9 @@ class Detector(DefaultPredictor):
         load_whole_model(self.model, saved.weights, saved.config)
         self.model.eval()
         keys = LAZY if saved.is_lazy else YAML
-        train, self.datasets = names(cfg, keys.train), names(cfg, keys.test)
+        self.train_sets, self.datasets = names(cfg, keys.train), names(cfg, keys.test)
         number = getattr(getattr(self.model, "roi_heads", self.model), "num_classes", None)
-        self.metadata = _metadata(saved, classes, [*train, *self.datasets], number)
+        self.metadata = _metadata(saved, classes, [*self.train_sets, *self.datasets], number)
 
     def _from_lazy(self, file: str, opts: Sequence[str]) -> Any:
         cfg = LazyConfig.load(file)
@@ -77,9 +79,9 @@ class Detector(DefaultPredictor):
         self.cfg.MODEL.DEVICE = cfg.train.device
         pick_device(self.cfg)
         self.model = instantiate(cfg.model).to(self.cfg.MODEL.DEVICE)
-        mapper = cfg.dataloader.test.mapper
-        self.aug = instantiate(mapper.augmentations[0])
-        self.input_format = mapper.image_format
+        self.mapper = instantiate(cfg.dataloader.test.mapper)
+        self.aug = instantiate(cfg.dataloader.test.mapper.augmentations[0])
+        self.input_format = cfg.dataloader.test.mapper.image_format
         return cfg
 
     def __call__(self, image: np.ndarray) -> Instances:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from tqdm import tqdm
@@ -32,6 +32,8 @@ class RankedData:
     Attributes:
         name: of the data set.
         records: its images, in Detectron2's format.
+        truth: their annotations, as pycocotools reads them.
+        classes: their names.
 
     Raises:
         InputError: there is no such data set, or it is not usable.
@@ -65,7 +67,8 @@ class RankedData:
                 f"--dataset {self.name} has the classes {', '.join(names)}, the detector "
                 f"{', '.join(classes)}"
             )
-        self._truth = load_truth(file)
+        self.truth = load_truth(file)
+        self.classes: list[str] = list(names)
         own = metadata.get("thing_dataset_id_to_contiguous_id") or {}
         self._category_ids = {index: number for number, index in own.items()}
         self._files = {record["image_id"]: record["file_name"] for record in self.records}
@@ -81,16 +84,22 @@ class RankedData:
             ]
         return results
 
+    def inputs(self, detector: Detector, most: int) -> Iterable[list[dict[str, Any]]]:
+        """Inputs of the model, an image at a time: evenly over the data set, ``most`` at most."""
+        records = self.records[:: -(-len(self.records) // most)]
+        loader = build_detection_test_loader(records, mapper=detector.mapper, num_workers=0)
+        return tqdm(loader, desc="detect", unit="image", disable=None)
+
     def rank(self, results: list[dict[str, Any]], iou: float) -> list[RankedClass]:
         """The ranking of each class, see :func:`..evaluation.ranking.rank_detections`."""
-        return rank_detections(self._truth, results, iou)
+        return rank_detections(self.truth, results, iou)
 
     def look(self, name: str) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
         """What shows an image, ``(H, W, 3)`` uint8 RGB, and the boxes of the class in it."""
-        (number,) = self._truth.getCatIds(catNms=[name])
+        (number,) = self.truth.getCatIds(catNms=[name])
 
         def look(image_id: Any) -> tuple[np.ndarray, np.ndarray]:
-            there = self._truth.imgToAnns.get(image_id, ())
+            there = self.truth.imgToAnns.get(image_id, ())
             boxes = [item["bbox"] for item in there if item["category_id"] == number]
             return read_image(self._files[image_id], format="RGB"), np.array(boxes).reshape(-1, 4)
 

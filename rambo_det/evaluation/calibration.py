@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..modeling.classifier import Classifier, Rescaling
+from .ranking import best_f1
 
 #: Detections of an image that are looked at: more than are kept, for a class may have none of the
 #: best 100 because its scores are low as a whole.
@@ -156,6 +158,61 @@ def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
     if not (found.factor.isfinite() and found.shift.isfinite().all()):
         raise InputError("no calibration fits these detections")
     return found
+
+
+@dataclass
+class Calibration:
+    """A rescaling and what it does to the detections that it was fitted to.
+
+    Attributes:
+        rescaling: see :class:`..modeling.classifier.Rescaling`.
+        threshold: the score from which on all detections together have the best F1.
+        thresholds: the same for each class alone; of a class of which nothing is right, that of
+            all.
+        raw, scores: ``(D,)`` float64 scores before and after.
+        right: ``(D,)`` bool.
+    """
+
+    rescaling: Rescaling
+    threshold: float
+    thresholds: list[float]
+    raw: np.ndarray
+    scores: np.ndarray
+    right: np.ndarray
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """The calibration error in percent, before and after."""
+        return tuple(calibration_error(x, self.right) for x in (self.raw, self.scores))  # type: ignore[return-value]
+
+
+def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: COCO) -> Calibration:
+    """Fits a rescaling to labelled images, and chooses thresholds; the model stays as it is.
+
+    Arguments and errors are those of :func:`label_detections` and :func:`fit`.
+    """
+    labelled = label_detections(model, images, truth)
+    classifier = Classifier(model)
+    new = fit(classifier, labelled)
+    raw, scores = (
+        classifier.scores(labelled.outputs, labelled.classes, x).numpy()
+        for x in (identity(classifier.num_classes), new)
+    )
+    classes, right = labelled.classes.numpy(), labelled.right.numpy()
+    threshold = _threshold(scores, right, int(labelled.objects.sum()))
+    if threshold is None:
+        raise InputError("no detection in the images to calibrate on is right")
+    thresholds = []
+    for k, objects in enumerate(labelled.objects.tolist()):
+        of_class = _threshold(scores[classes == k], right[classes == k], objects)
+        thresholds.append(threshold if of_class is None else of_class)
+    return Calibration(new, threshold, thresholds, raw, scores, right)
+
+
+def _threshold(scores: np.ndarray, right: np.ndarray, objects: int) -> float | None:
+    best = best_f1(scores, right, objects) if right.any() else None
+    # Three digits are enough, and Detectron2 keeps what is above a threshold, not at it.
+    return None if best is None else math.floor(best * 1000) / 1000
 
 
 def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
