@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("detectron2")
 
 from rambo_det.cli.compare import parse_args
-from rambo_det.compare.text import interval_text, number, spread_text
+from rambo_det.compare.text import cell, number
 from rambo_det.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,9 +46,9 @@ def test_every_number_of_the_page_is_in_a_row():
         for values in (row[key] for key in row if isinstance(row[key], list) and key[0].isupper()):
             told |= {number(value) for value in values}
             told |= {number(abs(values[0])), f"+{number(values[0])}"}
-            told.add(spread_text({"mean": values[0], "std": values[-1]}))
-            if len(values) == 3:
-                told.add(interval_text(dict(zip(("mean", "low", "high"), values, strict=True))))
+            names = ("mean", "low", "high") if len(values) == 3 else ("mean", "std")
+            if len(values) == len(names):
+                told.add(cell(dict(zip(names, values, strict=True))))
     settings = {"0.5", "0.2", "0.4", "0.03", "0.3", "0.7", "20.0"}  # keys, and two differences
     pattern = r"[+−]?\d+\.\d+(?: ± \d+\.\d+| \([+−]?\d+\.\d+ … [+−]?\d+\.\d+\))?"
     found = [n for n in re.findall(pattern, without_tables(PAGE)) if n not in settings]

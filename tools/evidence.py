@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from matplotlib.figure import Figure  # noqa: E402
 
 from rambo_det.cli.failures import status_of  # noqa: E402
-from rambo_det.compare.text import interval_text, spread_text  # noqa: E402
+from rambo_det.compare.text import cell  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,11 +67,8 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
 
 def _text(row: dict[str, Any], metric: str = "AP") -> str:
     """``mean ± deviation`` of a loss, ``mean (low … high)`` of a difference."""
-    if metric not in row:
-        return spread_text(None)
     names = ("mean", "low", "high") if "less" in row else ("mean", "std")
-    values = dict(zip(names, row[metric], strict=True))
-    return interval_text(values) if "less" in row else spread_text(values)
+    return cell(dict(zip(names, row[metric], strict=True)) if metric in row else None)
 
 
 def _of(rows: Rows, kind: str, names: Iterable[str]) -> Rows:

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import logit
 
+from ..evaluation.matches import RECALLS
 from ..evaluation.pictures import missing_glyphs
-from .matches import RECALLS
-from .results import Measured
+from .results import Cells
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -24,8 +24,6 @@ _STYLE: Any = {
 }  # fmt: skip
 _MOST_CLASSES = 12
 _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
-
-Cells = dict[str, list[Measured]]  # title of a loss -> its finished runs
 
 
 def _figure(number: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
@@ -61,16 +59,17 @@ def intervals(rows: Sequence[tuple[str, dict[str, float]]]) -> bytes:
     return _svg(figure)
 
 
-def precision_recall(cells: Cells, classes: list[str]) -> bytes:
+def precision_recall(cells: Cells) -> bytes:
     """Precision at each recall, at IoU 0.5: a plot for each class, a line for each loss."""
-    matches = {title: [run.matches for run in runs if run.matches] for title, runs in cells.items()}
-    objects = next(iter(matches.values()))[0].positives.sum(axis=1)
+    one = next(iter(cells.values()))[0].matches
+    objects = one.positives.sum(axis=1)
     chosen = sorted(np.argsort(-objects, kind="stable")[:_MOST_CLASSES])
     figure, axes = _figure(len(chosen), 4, 2.6, 2.3)
     for axis, k in zip(axes, chosen, strict=True):
-        for colour, (title, found) in enumerate(matches.items()):
-            _band(axis, RECALLS, np.array([m.curves[k] for m in found]), colour, title)
-        axis.set_title(f"{classes[k]} ({objects[k]} objects)")
+        for colour, (title, runs) in enumerate(cells.items()):
+            curves = np.array([run.matches.curves[k] for run in runs])
+            _band(axis, RECALLS, curves, colour, title)
+        axis.set_title(f"{one.classes[k]} ({objects[k]} objects)")
         axis.set(xlim=(0, 1), ylim=(0, 1.02))
     figure.supxlabel("recall: share of the objects that are found", fontsize=9)
     figure.supylabel("precision: share that is right", fontsize=9)
@@ -82,7 +81,7 @@ def score_distributions(cells: Cells) -> bytes:
     """How often right and wrong detections, at IoU 0.5, have which score, for each loss."""
     figure, axes = _figure(len(cells), 3, 3.3, 2.4)
     for axis, (title, runs) in zip(axes, cells.items(), strict=True):
-        matches = [run.matches for run in runs if run.matches]
+        matches = [run.matches for run in runs]
         images = sum(m.positives.shape[1] for m in matches)
         for right, label in ((False, "wrong"), (True, "right")):
             parts = [m.scores[~m.ignored[0] & (m.right[0] == right)] for m in matches]
