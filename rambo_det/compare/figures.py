@@ -39,15 +39,20 @@ def _figure(number: int, columns: int, width: float, height: float) -> tuple[Fig
     return figure, axes[:number]
 
 
-def _svg(figure: Figure) -> bytes:
+def _save(figure: Figure, form: str = "svg") -> bytes:
     buffer = io.BytesIO()
+    # Else it is another file each day or release.
+    metadata = {"Date": None} if form == "svg" else {"Software": None}
     with missing_glyphs(), matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format=form, metadata=metadata, dpi=120)
     return buffer.getvalue()
 
 
-def intervals(rows: Sequence[tuple[str, dict[str, float]]]) -> bytes:
-    """Differences in AP, each with its label, ``mean``, ``low`` and ``high``, below each other."""
+def intervals(rows: Sequence[tuple[str, dict[str, float]]], form: str = "svg") -> bytes:
+    """Differences in AP, each with its label, ``mean``, ``low`` and ``high``, below each other.
+
+    ``form``: "svg" or "png".
+    """
     figure, (axis,) = _figure(1, 1, 6.8, 0.2 + 0.42 * len(rows))
     axis.axvline(0, color="#333a45", linewidth=1)
     for y, (_, value) in enumerate(rows):
@@ -56,7 +61,7 @@ def intervals(rows: Sequence[tuple[str, dict[str, float]]]) -> bytes:
     axis.set_yticks(range(len(rows)), [label for label, _ in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("difference in AP (percentage points); the bar is the 95 % interval")
-    return _svg(figure)
+    return _save(figure, form)
 
 
 def precision_recall(cells: Cells) -> bytes:
@@ -74,7 +79,7 @@ def precision_recall(cells: Cells) -> bytes:
     figure.supxlabel("recall: share of the objects that are found", fontsize=9)
     figure.supylabel("precision: share that is right", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
-    return _svg(figure)
+    return _save(figure)
 
 
 def score_distributions(cells: Cells) -> bytes:
@@ -95,7 +100,7 @@ def score_distributions(cells: Cells) -> bytes:
         axis.legend(fontsize=8)
     figure.supxlabel("score", fontsize=9)
     figure.supylabel("detections per image", fontsize=9)
-    return _svg(figure)
+    return _save(figure)
 
 
 def over_training(cells: Cells) -> bytes | None:
@@ -110,7 +115,7 @@ def over_training(cells: Cells) -> bytes | None:
         _band(axis, np.array(iterations), values, colour, title)
     axis.set(xlabel="iteration", ylabel="AP on the validation images", ylim=(0, None))
     axis.legend()
-    return _svg(figure) if most > 1 else None
+    return _save(figure) if most > 1 else None
 
 
 def _band(axis: Any, x: np.ndarray, values: np.ndarray, colour: int, label: str) -> None:
