@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import add_rambo_config
 from ..engine.arguments import parse_args
+from ..engine.own_data import own_names
 from ..engine.setup import build_config, flat_config, merged_config
 from ..errors import InputError
 from .specs import Data, Variant, loss_opts
@@ -115,9 +117,9 @@ def make_plan(
                     raise InputError(f"two data sets are called {name}: give them different names")
                 plan.test_sets[name] = cfg.DATASETS.TEST[0]
                 plan.trained_on[name] = _trained_on(cfg)
-            for registered, *_ in (*item.coco, *item.voc):
+            for registered in own_names(args):
                 classes = MetadataCatalog.get(registered).thing_classes  # the same for all
-            cells.append((name, variant.name, words, _settings(cfg, item)))
+            cells.append((name, variant.name, words, _settings(cfg, args)))
     for seed in seeds:
         for name, of, words, settings in cells:
             folder = out / "runs" / name / of / f"seed{seed}"
@@ -137,11 +139,11 @@ def _own_opts(given: list[str], variant: Variant) -> list[str]:
     return [*opts, *variant.opts]
 
 
-def _settings(cfg: CfgNode, data: Data) -> dict[str, Any]:
+def _settings(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     settings = _flat(cfg)
     for key in _NO_SETTINGS:
         settings.pop(key)
-    if data.coco or data.voc:
+    if own_names(args):
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             content = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
             content.pop("info", None)  # where the data lie
@@ -171,10 +173,8 @@ def _trained_on(cfg: CfgNode) -> int:
 
 
 def _images(name: str) -> set[str]:
-    """The image files of a data set; none where no json names them."""
-    metadata = MetadataCatalog.get(name)
-    file, root = metadata.get("json_file"), metadata.get("image_root") or ""
-    if not file or not os.path.isfile(file):  # shapes that are not drawn yet
+    """The image files of a data set; none of shapes that are not drawn yet."""
+    file = MetadataCatalog.get(name).get("json_file")
+    if file and not os.path.isfile(file):
         return set()
-    images = json.loads(Path(file).read_text())["images"]
-    return {os.path.realpath(os.path.join(root, image["file_name"])) for image in images}
+    return {os.path.realpath(record["file_name"]) for record in DatasetCatalog.get(name)}

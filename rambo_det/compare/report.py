@@ -38,35 +38,33 @@ def write_report(
     )  # fmt: skip
     environment.filters.update(number=number, shell=lambda words: shlex.join(words or []), uri=_uri)
     titles = {name: variant.title for name, variant in plan.variants.items()}
-    rows, seeds = [], [0]
-    for data, part in results["data"].items():
-        for variant, found in part["differences"].items():
-            label = f"{data}: {titles[variant]} less {titles[results['reference']]}"
-            if found["metrics"].get("AP", {"low": None})["low"] is not None:
-                rows.append((label, found["metrics"]["AP"]))
-            seeds += [len(found["seeds"])] if found["seeds"] else []
+    differences = [
+        (f"{data}: {titles[variant]} less {titles[results['reference']]}", found)
+        for data, part in results["data"].items()
+        for variant, found in part["differences"].items()
+        if found["seeds"]
+    ]
+    aps = [(label, found["metrics"].get("AP", {"low": None})) for label, found in differences]
+    rows = [(label, ap) for label, ap in aps if ap["low"] is not None]
     html = environment.get_template("report.html.jinja").render(
-        results=results,
-        variants=list(plan.variants.values()),
-        loss_titles=TITLES,
-        seeds=len({run.seed for run in plan.runs}),
-        intervals=figures.intervals(rows) if rows else None,
-        fewest_seeds=min(seeds[1:], default=0),
-        parts=[_part(plan, measured, results, data) for data in plan.test_sets],
-    )
+        results=results, variants=list(plan.variants.values()), loss_titles=TITLES,
+        seeds=len({run.seed for run in plan.runs}), verdict=verdict, cautions=cautions,
+        tables=tables, intervals=figures.intervals(rows) if rows else None,
+        fewest_seeds=min((len(found["seeds"]) for _, found in differences), default=0),
+        shown={data: _shown(plan, measured, results, data) for data in plan.test_sets},
+    )  # fmt: skip
     with whole_file(str(file), "w", encoding="utf-8") as f:
         f.write(html)
 
 
-def _part(
+def _shown(
     plan: Plan, measured: Sequence[Measured], results: dict[str, Any], data: str
 ) -> dict[str, Any]:
-    """What the template shows of one data set."""
-    part, runs = results["data"][data], finished(plan, measured, data)
-    chosen = shown_losses(
-        {name: part["losses"][name]["metrics"]["AP"]["mean"] for name in runs if runs[name]}
-    )
-    cells = {plan.variants[name].title: runs[name] for name in chosen}
+    """Plots and pictures of one data set, and how many losses they leave out."""
+    losses, runs = results["data"][data]["losses"], finished(plan, measured, data)
+    chosen = shown_losses({n: losses[n]["metrics"]["AP"]["mean"] for n in runs if runs[n]})
+    titles = {name: plan.variants[name].title for name in plan.variants}
+    cells = {titles[name]: runs[name] for name in chosen}
     plots = {
         "Precision and recall": figures.precision_recall,
         "Scores of right and wrong detections": figures.score_distributions,
@@ -78,15 +76,10 @@ def _part(
     for name in (name for name in chosen if name != reference):
         pairs = [(first[item.run.seed], item) for item in runs[name] if item.run.seed in first]
         if pairs:
-            titles = (plan.variants[reference].title, plan.variants[name].title)
-            truth = truth_of(plan, data)
-            pictures[titles] = list(disagreements(pairs, titles, truth, plan.test_sets[data]))
+            both = (titles[reference], titles[name])
+            truth, test_set = truth_of(plan, data), plan.test_sets[data]
+            pictures[both] = list(disagreements(pairs, both, truth, test_set))
     return {
-        "name": data,
-        "verdicts": [verdict(results, data, variant) for variant in part["differences"]],
-        "cautions": cautions(results, data),
-        "tables": tables(results, data, "html"),
-        "best": part["best"],
         "left_out": len(plan.variants) - len(chosen),
         "plots": {title: draw(cells) for title, draw in plots.items() if cells},
         "pictures": pictures,
