@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("detectron2")
 
 from rambo_det.cli.compare import parse_args
-from rambo_det.compare.text import interval_text, number, spread_text
+from rambo_det.compare.text import cell, number
 from rambo_det.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,9 +46,9 @@ def test_every_number_of_the_page_is_in_a_row():
         for values in (row[key] for key in row if isinstance(row[key], list) and key[0].isupper()):
             told |= {number(value) for value in values}
             told |= {number(abs(values[0])), f"+{number(values[0])}"}
-            told.add(spread_text({"mean": values[0], "std": values[-1]}))
-            if len(values) == 3:
-                told.add(interval_text(dict(zip(("mean", "low", "high"), values, strict=True))))
+            names = ("mean", "low", "high") if len(values) == 3 else ("mean", "std")
+            if len(values) == len(names):
+                told.add(cell(dict(zip(names, values, strict=True))))
     settings = {"0.5", "0.2", "0.4", "0.03", "0.3", "0.7", "20.0"}  # keys, and two differences
     pattern = r"[+−]?\d+\.\d+(?: ± \d+\.\d+| \([+−]?\d+\.\d+ … [+−]?\d+\.\d+\))?"
     found = [n for n in re.findall(pattern, without_tables(PAGE)) if n not in settings]
@@ -75,15 +75,12 @@ def test_the_rows_are_those_of_their_seeds():
     """Means and deviations, and each difference as that of the same seeds."""
     aps = {}
     for row in ROWS["losses"]:
-        if "AP of seeds" not in row:
-            continue
-        found = row["AP of seeds"]
-        aps.setdefault(
-            (row["of"], row["data"], row["title"]), dict(zip(row["seeds"], found, strict=True))
-        )
-        assert row["AP"][0] == pytest.approx(statistics.mean(found), abs=2e-4)
-        if len(found) > 1:
-            assert row["AP"][1] == pytest.approx(statistics.stdev(found), abs=2e-4)
+        if found := row.get("AP of seeds"):
+            key = (row["of"], row["data"], row["title"])
+            aps[key] = dict(zip(row["seeds"], found, strict=True))
+            assert row["AP"][0] == pytest.approx(statistics.mean(found), abs=2e-4)
+            if len(found) > 1:
+                assert row["AP"][1] == pytest.approx(statistics.stdev(found), abs=2e-4)
     checked = 0
     for row in ROWS["differences"]:
         one, other = (aps.get((row["of"], row["data"], row[key])) for key in ("loss", "less"))
@@ -120,35 +117,28 @@ def test_the_figures_of_the_page_are_drawn(tool, tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
-@pytest.fixture
-def results():
-    """results.json of a comparison of two losses with two seeds."""
-    aps = {"ce": (30.0, 32.0), "rambo": (35.0, 36.0)}
-    runs = [
-        {"data": "x", "variant": variant, "seed": seed, "metrics": {"AP": ap}}
-        for variant, found in aps.items()
-        for seed, ap in enumerate(found)
-    ]
-    losses = {
-        "ce": {"seeds": [0, 1], "metrics": {"AP": {"mean": 31.0, "std": 1.41421}}},
-        "rambo": {"seeds": [0, 1], "metrics": {"AP": {"mean": 35.5, "std": 0.70711}}},
-    }
-    less = {"seeds": [0, 1], "metrics": {"AP": {"mean": 4.5, "low": -1.0, "high": 9.0}}}
-    titles = {"ce": "cross entropy", "rambo": "RaMBO"}
-    return {
-        "command": "rambo-compare --config c.yaml --out /tmp/x", "reference": "ce", "runs": runs,
-        "versions": {"torch": "2.4", "detectron2": "0.6", "device": "cpu", "rambo_det": "0.1"},
-        "variants": {k: {"loss": k, "opts": [], "title": t} for k, t in titles.items()},
-        "data": {"x": {"losses": losses, "differences": {"rambo": less}}},
-    }  # fmt: skip
-
-
-def test_a_comparison_is_added_once(tool, results, tmp_path, monkeypatch):
+def test_a_comparison_is_added_once(tool, tmp_path, monkeypatch):
     names = {"ROWS": tmp_path / "rows.json", "PAGE": tmp_path / "page.md", "PICTURES": tmp_path}
     for name, path in names.items():
         monkeypatch.setitem(tool["run"].__globals__, name, path)
     names["ROWS"].write_text(tool["as_json"](ROWS))
     names["PAGE"].write_text("What?\n\n<!-- table: results new -->\n\nThat.\n")
+    aps = {("ce", 0): 30.0, ("ce", 1): 32.0, ("rambo", 0): 35.0, ("rambo", 1): 36.0}
+    ce, rambo = {"mean": 31.0, "std": 1.41421}, {"mean": 35.5, "std": 0.70711}
+    less = {"mean": 4.5, "low": -1.0, "high": 9.0}
+    titles = {"ce": "cross entropy", "rambo": "RaMBO"}
+    results = {
+        "command": "rambo-compare --config c.yaml --out /tmp/x", "reference": "ce",
+        "runs": [{"data": "x", "variant": variant, "seed": seed, "metrics": {"AP": ap}}
+                 for (variant, seed), ap in aps.items()],
+        "versions": {"torch": "2.4", "detectron2": "0.6", "device": "cpu", "rambo_det": "0.1"},
+        "variants": {k: {"loss": k, "opts": [], "title": t} for k, t in titles.items()},
+        "data": {"x": {
+            kind: {name: {"seeds": [0, 1], "metrics": {"AP": ap}} for name, ap in found.items()}
+            for kind, found in (("losses", {"ce": ce, "rambo": rambo}),
+                                ("differences", {"rambo": less}))
+        }},
+    }  # fmt: skip
     file = tmp_path / "results.json"
     file.write_text(json.dumps(results))
     tool["run"](["--add", f"new={file}"])

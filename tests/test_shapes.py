@@ -13,37 +13,41 @@ import numpy as np
 import pytest
 
 from rambo_det.data import drawing, register_shapes, shapes
+from rambo_det.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def small(tmp_path, monkeypatch):
     """A set of a few images in a cache of its own; returns the folder of the set."""
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(drawing.SPEC, "images", {"train": 6, "val": 3})
     return shapes.shapes_folder()
 
 
-def _times(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+def python(program, **environment):
+    """What a program prints that runs in the repository."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, env={**os.environ, **environment},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="takes on the id of a user without a home")
-def test_a_user_without_a_home_has_a_cache(tmp_path: Path) -> None:
-    code = (
+def test_a_user_without_a_home_has_a_cache():
+    printed = python(
         "import os, runpy; find = runpy.run_path('rambo_det/cache.py')['cache_folder']\n"
-        "os.setuid(54321); print(find())"
-    )
-    gone = ("HOME", "RAMBO_DET_CACHE")
-    env = {k: v for k, v in os.environ.items() if k not in gone} | {"TMPDIR": "/tmp"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, env=env, capture_output=True, text=True
-    )
-    assert done.stdout == "/tmp/rambo_det-54321\n", done.stderr
+        "del os.environ['HOME']; os.environ.pop('RAMBO_DET_CACHE', None)\n"
+        "os.setuid(54321); print(find())",
+        TMPDIR="/tmp", HOME="/",
+    )  # fmt: skip
+    assert printed == "/tmp/rambo_det-54321\n"
 
 
-def test_an_image_depends_only_on_its_split_and_index() -> None:
+def test_an_image_depends_only_on_its_split_and_index():
     image, objects = drawing.draw("train", 5)
     drawing.draw("val", 5)
     again, same_objects = drawing.draw("train", 5)
@@ -52,7 +56,7 @@ def test_an_image_depends_only_on_its_split_and_index() -> None:
     assert not np.array_equal(image, drawing.draw("train", 6)[0])
 
 
-def test_boxes_enclose_the_visible_part_of_objects() -> None:
+def test_boxes_enclose_the_visible_part_of_objects():
     labels: Counter[int] = Counter()
     sides = []
     for index in range(60):
@@ -70,7 +74,7 @@ def test_boxes_enclose_the_visible_part_of_objects() -> None:
     assert min(sides) < 21 and max(sides) > 40
 
 
-def test_a_drawn_object_differs_from_what_it_covers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drawn_object_differs_from_what_it_covers(monkeypatch):
     image, objects = drawing.draw("val", 1)
     monkeypatch.setattr(drawing, "_paint", lambda *arguments: None)
     background, _ = drawing.draw("val", 1)
@@ -80,7 +84,7 @@ def test_a_drawn_object_differs_from_what_it_covers(monkeypatch: pytest.MonkeyPa
         assert (change > 10).sum() > 0.5 * area
 
 
-def test_files_are_a_coco_data_set(small: Path) -> None:
+def test_files_are_a_coco_data_set(small):
     assert shapes.prepare_shapes() == small
     for split, count in (("train", 6), ("val", 3)):
         content = json.loads((small / f"{split}.json").read_text())
@@ -97,28 +101,26 @@ def test_files_are_a_coco_data_set(small: Path) -> None:
             assert boxes == [box for _, box, _ in objects]
 
 
-def test_a_complete_set_is_reused_and_a_damaged_one_made_again(small: Path) -> None:
-    shapes.prepare_shapes()
-    before = _times(small)
-    shapes.prepare_shapes()
-    assert _times(small) == before
+def test_a_complete_set_is_reused_and_a_damaged_one_made_again(small):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in small.rglob("*") if path.is_file()}
 
-    image = small / "train" / "0003.png"
-    whole = image.read_bytes()
-    for damage in (
-        lambda: image.unlink(),
-        lambda: image.write_bytes(whole[:100]),
-        lambda: (small / shapes._MARKER).unlink(),
-        lambda: (small / shapes._MARKER).write_text("{"),
-    ):
-        damage()
-        assert not shapes.is_complete(small)
-        shapes.prepare_shapes()
-        assert shapes.is_complete(small) and image.read_bytes() == whole
+    shapes.prepare_shapes()
+    before = times()
+    shapes.prepare_shapes()
+    assert times() == before
+    for file in before:
+        whole = file.read_bytes()
+        for damage in (file.unlink, lambda file=file: file.write_bytes(b"{")):
+            damage()
+            assert not shapes.is_complete(small), file
+            shapes.prepare_shapes()
+            assert shapes.is_complete(small)
+            assert file.read_bytes() == whole or file.suffix == ".json"
     assert [path.name for path in small.parent.iterdir()] == [small.name]
 
 
-def test_a_failure_leaves_nothing_behind(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_nothing_behind(small, monkeypatch):
     monkeypatch.setattr(shapes.cv2, "imwrite", lambda *arguments: False)
     with pytest.raises(OSError, match="could not write"):
         shapes.prepare_shapes()
@@ -126,7 +128,7 @@ def test_a_failure_leaves_nothing_behind(small: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_several_at_once_end_with_one_complete_set(small: Path, damaged: bool) -> None:
+def test_several_at_once_end_with_one_complete_set(small, damaged):
     if damaged:
         shapes.prepare_shapes()
         (small / "val.json").unlink()
@@ -136,16 +138,12 @@ def test_several_at_once_end_with_one_complete_set(small: Path, damaged: bool) -
     assert [path.name for path in small.parent.iterdir()] == [small.name]
 
 
-def test_other_drawing_parameters_get_another_folder(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_drawing_parameters_get_another_folder(small, monkeypatch):
     monkeypatch.setitem(drawing.SPEC, "min_contrast", 10)
     assert shapes.shapes_folder() != small
 
 
-def test_registered_set_draws_at_first_use(
-    catalogs: None, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_registered_set_draws_at_first_use(catalogs, small):
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for catalog in (DatasetCatalog, MetadataCatalog):
@@ -163,9 +161,9 @@ def test_registered_set_draws_at_first_use(
     assert Path(metadata.json_file).is_file()
 
 
-def test_importing_the_package_registers_no_data_set() -> None:
+def test_importing_the_package_registers_no_data_set():
     pytest.importorskip("detectron2")
-    program = (
+    printed = python(
         "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
         "before = set(DatasetCatalog), set(MetadataCatalog.list())\n"
         "import rambo_det, rambo_det.data\n"
@@ -173,35 +171,24 @@ def test_importing_the_package_registers_no_data_set() -> None:
         "rambo_det.data.register_shapes()\n"
         "print(sorted(set(DatasetCatalog) - before[0]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert done.stdout == "['rambo_shapes_train', 'rambo_shapes_val']\n", done.stderr
+    assert printed == "['rambo_shapes_train', 'rambo_shapes_val']\n"
 
 
-def test_an_unwritable_cache_is_said_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rambo_det.errors import InputError
-
+def test_an_unwritable_cache_is_said_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match="RAMBO_DET_CACHE"):
         shapes.prepare_shapes()
 
 
-def test_drawing_and_files_do_not_need_detectron2(tmp_path: Path) -> None:
-    program = (
+def test_drawing_and_files_do_not_need_detectron2(tmp_path):
+    printed = python(
         "import sys; sys.modules['detectron2'] = None\n"
         "import importlib.util as u; found = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'detectron2' else found(name, *a)\n"
         "from rambo_det.data import drawing, shapes\n"
         "drawing.SPEC['images'] = {'train': 1, 'val': 1}\n"
-        "print(shapes.is_complete(shapes.prepare_shapes()))"
-    )
-    environment = {**os.environ, "RAMBO_DET_CACHE": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "True"
+        "print(shapes.is_complete(shapes.prepare_shapes()))",
+        RAMBO_DET_CACHE=str(tmp_path), PYTHONPATH=str(REPOSITORY),
+    )  # fmt: skip
+    assert printed == "True\n"

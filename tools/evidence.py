@@ -22,10 +22,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from matplotlib.figure import Figure  # noqa: E402
-
 from rambo_det.cli.failures import status_of  # noqa: E402
-from rambo_det.compare.text import interval_text, spread_text  # noqa: E402
+from rambo_det.compare.figures import intervals  # noqa: E402
+from rambo_det.compare.text import cell  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,11 +66,8 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
 
 def _text(row: dict[str, Any], metric: str = "AP") -> str:
     """``mean ± deviation`` of a loss, ``mean (low … high)`` of a difference."""
-    if metric not in row:
-        return spread_text(None)
     names = ("mean", "low", "high") if "less" in row else ("mean", "std")
-    values = dict(zip(names, row[metric], strict=True))
-    return interval_text(values) if "less" in row else spread_text(values)
+    return cell(dict(zip(names, row[metric], strict=True)) if metric in row else None)
 
 
 def _of(rows: Rows, kind: str, names: Iterable[str]) -> Rows:
@@ -148,19 +144,13 @@ def page(rows: Rows, text: str) -> str:
 
 def draw(rows: Rows, names: list[str], file: Path) -> None:
     """The differences in AP of some comparisons, each with its interval."""
-    parts = _of(rows, "differences", names).values()
-    found = [row for part in parts for row in part if row["AP"][1] is not None][::-1]
-    figure = Figure(figsize=(8, 0.9 + 0.4 * len(found)), layout="constrained")
-    axis = figure.subplots()
-    for place, row in enumerate(found):
-        axis.plot(row["AP"][1:], [place, place], color="#1b6ca8", lw=2.5)
-        axis.plot(row["AP"][0], place, "o", color="#1b6ca8", ms=7)
-    titles = (f"{r['data']}: {r['loss']} less {r['less']}".replace("`", "") for r in found)
-    axis.set_yticks(range(len(found)), [textwrap.fill(title, 60) for title in titles], fontsize=8)
-    axis.axvline(0, color="#444", lw=1)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_xlabel("difference in AP, mean over the seeds and 95 % interval")
-    figure.savefig(file, dpi=100, metadata={"Software": None})  # else another file each release
+    found = []
+    for row in (row for part in _of(rows, "differences", names).values() for row in part):
+        title = f"{row['data']}: {row['loss']} less {row['less']}".replace("`", "")
+        if row["AP"][1] is not None:
+            ap = dict(zip(("mean", "low", "high"), row["AP"], strict=True))
+            found.append((textwrap.fill(title, 60), ap))
+    file.write_bytes(intervals(found, "png"))
 
 
 def as_json(rows: Rows) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import logit
 
+from ..evaluation.matches import RECALLS
 from ..evaluation.pictures import missing_glyphs
-from .matches import RECALLS
-from .results import Measured
+from .results import Cells
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -24,8 +24,6 @@ _STYLE: Any = {
 }  # fmt: skip
 _MOST_CLASSES = 12
 _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
-
-Cells = dict[str, list[Measured]]  # title of a loss -> its finished runs
 
 
 def _figure(number: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
@@ -41,15 +39,20 @@ def _figure(number: int, columns: int, width: float, height: float) -> tuple[Fig
     return figure, axes[:number]
 
 
-def _svg(figure: Figure) -> bytes:
+def _save(figure: Figure, form: str = "svg") -> bytes:
     buffer = io.BytesIO()
+    # Else it is another file each day or release.
+    metadata = {"Date": None} if form == "svg" else {"Software": None}
     with missing_glyphs(), matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format=form, metadata=metadata, dpi=120)
     return buffer.getvalue()
 
 
-def intervals(rows: Sequence[tuple[str, dict[str, float]]]) -> bytes:
-    """Differences in AP, each with its label, ``mean``, ``low`` and ``high``, below each other."""
+def intervals(rows: Sequence[tuple[str, dict[str, float]]], form: str = "svg") -> bytes:
+    """Differences in AP, each with its label, ``mean``, ``low`` and ``high``, below each other.
+
+    ``form``: "svg" or "png".
+    """
     figure, (axis,) = _figure(1, 1, 6.8, 0.2 + 0.42 * len(rows))
     axis.axvline(0, color="#333a45", linewidth=1)
     for y, (_, value) in enumerate(rows):
@@ -58,31 +61,32 @@ def intervals(rows: Sequence[tuple[str, dict[str, float]]]) -> bytes:
     axis.set_yticks(range(len(rows)), [label for label, _ in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("difference in AP (percentage points); the bar is the 95 % interval")
-    return _svg(figure)
+    return _save(figure, form)
 
 
-def precision_recall(cells: Cells, classes: list[str]) -> bytes:
+def precision_recall(cells: Cells) -> bytes:
     """Precision at each recall, at IoU 0.5: a plot for each class, a line for each loss."""
-    matches = {title: [run.matches for run in runs if run.matches] for title, runs in cells.items()}
-    objects = next(iter(matches.values()))[0].positives.sum(axis=1)
+    one = next(iter(cells.values()))[0].matches
+    objects = one.positives.sum(axis=1)
     chosen = sorted(np.argsort(-objects, kind="stable")[:_MOST_CLASSES])
     figure, axes = _figure(len(chosen), 4, 2.6, 2.3)
     for axis, k in zip(axes, chosen, strict=True):
-        for colour, (title, found) in enumerate(matches.items()):
-            _band(axis, RECALLS, np.array([m.curves[k] for m in found]), colour, title)
-        axis.set_title(f"{classes[k]} ({objects[k]} objects)")
+        for colour, (title, runs) in enumerate(cells.items()):
+            curves = np.array([run.matches.curves[k] for run in runs])
+            _band(axis, RECALLS, curves, colour, title)
+        axis.set_title(f"{one.classes[k]} ({objects[k]} objects)")
         axis.set(xlim=(0, 1), ylim=(0, 1.02))
     figure.supxlabel("recall: share of the objects that are found", fontsize=9)
     figure.supylabel("precision: share that is right", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
-    return _svg(figure)
+    return _save(figure)
 
 
 def score_distributions(cells: Cells) -> bytes:
     """How often right and wrong detections, at IoU 0.5, have which score, for each loss."""
     figure, axes = _figure(len(cells), 3, 3.3, 2.4)
     for axis, (title, runs) in zip(axes, cells.items(), strict=True):
-        matches = [run.matches for run in runs if run.matches]
+        matches = [run.matches for run in runs]
         images = sum(m.positives.shape[1] for m in matches)
         for right, label in ((False, "wrong"), (True, "right")):
             parts = [m.scores[~m.ignored[0] & (m.right[0] == right)] for m in matches]
@@ -96,7 +100,7 @@ def score_distributions(cells: Cells) -> bytes:
         axis.legend(fontsize=8)
     figure.supxlabel("score", fontsize=9)
     figure.supylabel("detections per image", fontsize=9)
-    return _svg(figure)
+    return _save(figure)
 
 
 def over_training(cells: Cells) -> bytes | None:
@@ -111,7 +115,7 @@ def over_training(cells: Cells) -> bytes | None:
         _band(axis, np.array(iterations), values, colour, title)
     axis.set(xlabel="iteration", ylabel="AP on the validation images", ylim=(0, None))
     axis.legend()
-    return _svg(figure) if most > 1 else None
+    return _save(figure) if most > 1 else None
 
 
 def _band(axis: Any, x: np.ndarray, values: np.ndarray, colour: int, label: str) -> None:

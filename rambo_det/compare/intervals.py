@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize, special, stats
 
-from .matches import Matches, average_precision, metrics
+from ..evaluation.matches import Matches
 
-_CHUNK = 64  # resamples at a time: bounds the memory
 _BINS = 15
 
 
@@ -19,21 +18,8 @@ def image_weights(num_images: int, resamples: int, seed: int = 0) -> np.ndarray:
     return rng.multinomial(num_images, np.full(num_images, 1 / num_images), resamples)
 
 
-def resampled_metrics(
-    matches: Matches, classes: list[str], weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    """What :func:`.matches.metrics` gives for each row of ``weights``, (B, I)."""
-    chunks = [
-        metrics(average_precision(matches, weights[i : i + _CHUNK]), classes)
-        for i in range(0, len(weights), _CHUNK)
-    ]
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-
-
-def difference(
-    values: Sequence[float], resampled: np.ndarray, seed: int = 0, level: float = 0.95
-) -> dict[str, float]:
-    """Mean over the seeds of a paired difference, with its interval.
+def difference(values: Sequence[float], resampled: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Mean over the seeds of a paired difference, with its 95 % interval.
 
     The images, of which there are many, are resampled. The seeds are few, and resampling five of
     them would give an interval that is too short; Student's t, which is right for normal
@@ -48,20 +34,16 @@ def difference(
         values: (S,) differences of percentages, seed by seed, on all images.
         resampled: (B, S) the same on each resample of the images.
         seed: of that order.
-        level: of the interval.
 
     Returns:
         ``mean``, ``low`` and ``high``; none beyond ±100, which few seeds' t would be.
     """
     centre = np.asarray(resampled, float).mean(axis=1)
-    number = len(values)
-    if number > 1:
-        quantiles = stats.t.ppf((np.arange(len(centre)) + 0.5) / len(centre), number - 1)
-        order = np.random.default_rng(seed).permutation(len(centre))
-        centre = centre + quantiles[order] * stats.sem(values)
+    if len(values) > 1:
+        quantiles = stats.t.ppf((np.arange(len(centre)) + 0.5) / len(centre), len(values) - 1)
+        centre = centre + np.random.default_rng(seed).permutation(quantiles) * stats.sem(values)
     centre = centre[~np.isnan(centre)]  # a class may be missing on a resample
-    tails = (1 - level) / 2
-    low, high = np.quantile(centre, [tails, 1 - tails]) if len(centre) else (np.nan, np.nan)
+    low, high = np.quantile(centre, [0.025, 0.975]) if len(centre) else (np.nan, np.nan)
     low, high = np.clip([low, high], -100.0, 100.0)
     return {"mean": float(np.mean(values)), "low": float(low), "high": float(high)}
 

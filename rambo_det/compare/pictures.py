@@ -12,11 +12,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.visualizer import Visualizer
 from pycocotools.coco import COCO
 
+from ..evaluation.matches import Matches, average_precisions
 from ..evaluation.pictures import missing_glyphs
 from ..evaluation.ranking import best_f1
-from .matches import Matches, average_precision
 from .results import Measured
 
+_IMAGES = 64
 _PX = 400  # of the longer side of a picture
 _EACH = 3  # pictures for either loss
 _LEAST = 0.5  # difference in AP50, percent, below which the heading would say 0
@@ -28,7 +29,6 @@ def disagreements(
     titles: tuple[str, str],
     truth: COCO,
     test_set: str,
-    classes: list[str],
 ) -> Iterator[dict[str, Any]]:
     """The images on which the APs differ most in the mean over the seeds, if their files are there.
 
@@ -37,7 +37,6 @@ def disagreements(
         titles: what the losses are called.
         truth: annotations of the data set.
         test_set: its name in Detectron2's catalogs.
-        classes: names of the classes.
 
     Yields:
         ``image``, its id, and ``file``, its name; ``seed`` of the pair that differs most there, in
@@ -45,8 +44,9 @@ def disagreements(
         less the first with that seed, and ``panels``, caption -> jpeg of the objects and of what
         either loss has found.
     """
-    matches = [(a.matches, b.matches) for a, b in pairs if a.matches and b.matches]
-    each = np.array([ap50_of_images(b) - ap50_of_images(a) for a, b in matches])  # (S, I)
+    each = np.array(
+        [ap50_of_images(b.matches) - ap50_of_images(a.matches) for a, b in pairs]
+    )  # (S, I)
     gains = each.mean(axis=0)
     order = np.argsort(-gains, kind="stable")
     ids = sorted(truth.getImgIds())
@@ -61,8 +61,8 @@ def disagreements(
         names = [truth.cats[item["category_id"]]["name"] for item in objects]
         boxes = np.array([item["bbox"] for item in objects], float)
         panels = {"the objects": _draw(image, boxes, names, [_OBJECT] * len(names))}
-        for title, found in zip(titles, matches[pair], strict=True):
-            panels[title] = _detections(image, found, int(index), classes)
+        for title, item in zip(titles, pairs[pair], strict=True):
+            panels[title] = _detections(image, item.matches, int(index))
         yield {
             "image": ids[index], "file": Path(files[ids[index]]).name, "panels": panels,
             "seed": pairs[pair][0].run.seed, "difference": float(each[pair, index]),
@@ -72,16 +72,16 @@ def disagreements(
 def ap50_of_images(matches: Matches) -> np.ndarray:
     """(I,) AP50 in percent of each image alone; 0 where it has no objects."""
     number = matches.positives.shape[1]
-    result = np.zeros(number)
-    for start in range(0, number, 64):  # all at once would take a square of their number
-        rows = np.arange(start, min(start + 64, number))
-        ap = average_precision(matches, np.eye(len(rows), number, start, np.int32))[:, :, 0]
-        total = np.nansum(ap, axis=1)
-        result[rows] = 100 * total / np.maximum((~np.isnan(ap)).sum(axis=1), 1)
-    return result
+    # Some at a time: all at once would take a square of their number.
+    parts = [
+        average_precisions(matches, np.eye(_IMAGES, number, start, int))[:, :, 0]
+        for start in range(0, number, _IMAGES)
+    ]
+    ap = np.concatenate(parts)[:number]
+    return 100 * np.nansum(ap, axis=1) / np.maximum((~np.isnan(ap)).sum(axis=1), 1)
 
 
-def _detections(image: np.ndarray, matches: Matches, index: int, classes: list[str]) -> bytes:
+def _detections(image: np.ndarray, matches: Matches, index: int) -> bytes:
     """What is found at IoU 0.5, from the score on at which the loss does best."""
     counted = ~matches.ignored[0]
     right, objects = matches.right[0, counted], int(matches.positives.sum())
@@ -89,9 +89,12 @@ def _detections(image: np.ndarray, matches: Matches, index: int, classes: list[s
     least = 1.0 if lowest is None else lowest
     shown = np.flatnonzero((matches.images == index) & (matches.scores >= least))
     of_class = np.searchsorted(matches.offsets, shown, side="right") - 1
-    names = [f"{classes[k]} {matches.scores[i]:.2f}" for i, k in zip(shown, of_class, strict=True)]
+    names = [
+        f"{matches.classes[k]} {matches.scores[i]:.2f}"
+        for i, k in zip(shown, of_class, strict=True)
+    ]
     colours = [_RIGHT if matches.right[0, i] else _WRONG for i in shown]
-    return _draw(image, matches.boxes[shown].astype(float), names, colours)
+    return _draw(image, matches.boxes[shown], names, colours)
 
 
 @missing_glyphs()

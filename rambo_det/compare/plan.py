@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import add_rambo_config
+from ..engine.arguments import parse_args
+from ..engine.own_data import own_names
 from ..engine.setup import build_config, flat_config, merged_config
 from ..errors import InputError
 from .specs import Data, Variant, loss_opts
@@ -24,7 +27,7 @@ from .specs import Data, Variant, loss_opts
 _NO_SETTINGS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is a key of its own
 class Run:
     """One training.
 
@@ -34,7 +37,6 @@ class Run:
         folder: its OUTPUT_DIR.
         command: of the training, without ``--resume``.
         settings: config key -> value, and digests of the data: what makes it this run.
-        iterations: of the training.
     """
 
     data: str
@@ -43,12 +45,16 @@ class Run:
     folder: Path
     command: tuple[str, ...]
     settings: dict[str, Any]
-    iterations: int
 
     @property
     def name(self) -> str:
         """How a person is told of it."""
         return f"{self.data}, {self.variant}, seed {self.seed}"
+
+    @property
+    def iterations(self) -> int:
+        """How many it has."""
+        return int(self.settings["SOLVER.MAX_ITER"])
 
 
 @dataclass(frozen=True)
@@ -87,73 +93,75 @@ def make_plan(
     Raises:
         InputError: whatever is wrong with config, keys or data.
     """
-    test_sets: dict[str, str] = {}
-    trained_on: dict[str, int] = {}
+    plan = Plan({variant.name: variant for variant in variants}, {}, [], {})
     cells: list[tuple[str, str, list[str], dict[str, Any]]] = []
     for item in data:
-        given = [*opts, *item.opts]
+        given = [*item.words(), *opts, *item.opts]
         classes: list[str] | None = None
-        for index, variant in enumerate(variants):
-            keys = [*given, *_own_opts(item, given, variant)]
+        name = ""
+        for variant in variants:
+            words = [*given, *_own_opts(given, variant)]
+            args = parse_args(words)
             for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--out")):
-                if key in keys[::2]:
+                if key in args.opts[::2]:
                     raise InputError(f"{key} differs from run to run: use {option}")
-            cfg = build_config(item.arguments(keys), classes)
+            cfg = build_config(args, classes)
             if len(cfg.DATASETS.TEST) != 1:
                 raise InputError(
                     f"DATASETS.TEST is {cfg.DATASETS.TEST}: a run is measured on one set; repeat "
                     "--data for others"
                 )
-            name = item.name or cfg.DATASETS.TEST[0]
-            if index == 0 and name in test_sets:
-                raise InputError(f"two data sets are called {name}: give them different names")
-            for registered, *_ in (*item.coco, *item.voc):
+            if not name:  # all losses have the same sets
+                name = item.name or cfg.DATASETS.TEST[0]
+                if name in plan.test_sets:
+                    raise InputError(f"two data sets are called {name}: give them different names")
+                plan.test_sets[name] = cfg.DATASETS.TEST[0]
+                plan.trained_on[name] = _trained_on(cfg)
+            for registered in own_names(args):
                 classes = MetadataCatalog.get(registered).thing_classes  # the same for all
-            test_sets[name] = cfg.DATASETS.TEST[0]
-            if index == 0:  # all losses have the same sets
-                trained_on[name] = _trained_on(cfg)
-            cells.append((name, variant.name, [*item.words(), *keys], _settings(cfg, item)))
-    runs = [
-        _run(name, variant, seed, args, settings, out)
-        for seed in seeds
-        for name, variant, args, settings in cells
-    ]
-    return Plan({variant.name: variant for variant in variants}, test_sets, runs, trained_on)
+            cells.append((name, variant.name, words, _settings(cfg, args)))
+    for seed in seeds:
+        for name, of, words, settings in cells:
+            folder = out / "runs" / name / of / f"seed{seed}"
+            command = (sys.executable, "-m", "rambo_det.cli.train", *words,
+                       "SEED", str(seed), "OUTPUT_DIR", str(folder))  # fmt: skip
+            plan.runs.append(Run(name, of, seed, folder, command, {**settings, "SEED": seed}))
+    return plan
 
 
-def _run(
-    name: str, variant: str, seed: int, args: list[str], settings: dict[str, Any], out: Path
-) -> Run:
-    folder = out / "runs" / name / variant / f"seed{seed}"
-    command = (sys.executable, "-m", "rambo_det.cli.train", *args)
-    command += ("SEED", str(seed), "OUTPUT_DIR", str(folder))
-    settings = {**settings, "SEED": seed}
-    return Run(name, variant, seed, folder, command, settings, settings["SOLVER.MAX_ITER"])
-
-
-def _own_opts(data: Data, given: list[str], variant: Variant) -> list[str]:
+def _own_opts(given: list[str], variant: Variant) -> list[str]:
     """The keys of the variant alone: of its loss, unless the user has set them, and its own."""
-    opts = loss_opts(merged_config(data.arguments(given)), variant.loss)
-    kept = [
-        (key, value)
-        for key, value in zip(opts[::2], opts[1::2], strict=True)
-        if key.endswith((".NAME", ".META_ARCHITECTURE")) or key not in given[::2]
-    ]
-    return [*(word for pair in kept for word in pair), *variant.opts]
+    args = parse_args(given)
+    opts: list[str] = []
+    for key, value in loss_opts(merged_config(args), variant.loss).items():
+        if key.endswith((".NAME", ".META_ARCHITECTURE")) or key not in args.opts[::2]:
+            opts += [key, value]
+    return [*opts, *variant.opts]
 
 
-def _settings(cfg: CfgNode, data: Data) -> dict[str, Any]:
-    # By way of yaml: as it will be read back, e.g. tuples as lists.
-    settings = flat_config(yaml.safe_load(cfg.dump()))
+def _settings(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    settings = _flat(cfg)
     for key in _NO_SETTINGS:
         settings.pop(key)
-    if data.coco or data.voc:
+    if own_names(args):
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             content = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
             content.pop("info", None)  # where the data lie
             text = json.dumps(content, sort_keys=True)
             settings[f"data {name}"] = hashlib.sha256(text.encode()).hexdigest()[:12]
     return settings
+
+
+def default_settings() -> dict[str, Any]:
+    """Config key -> default, as :attr:`Run.settings` has them."""
+    cfg = get_cfg()
+    add_rambo_config(cfg)
+    return _flat(cfg)
+
+
+def _flat(cfg: CfgNode) -> dict[str, Any]:
+    # By way of yaml: as it will be read back, e.g. tuples as lists.
+    return flat_config(yaml.safe_load(cfg.dump()))
 
 
 def _trained_on(cfg: CfgNode) -> int:
@@ -165,17 +173,8 @@ def _trained_on(cfg: CfgNode) -> int:
 
 
 def _images(name: str) -> set[str]:
-    """The image files of a data set; none where no json names them."""
-    metadata = MetadataCatalog.get(name)
-    file, root = metadata.get("json_file"), metadata.get("image_root") or ""
-    if not file or not os.path.isfile(file):  # shapes that are not drawn yet
+    """The image files of a data set; none of shapes that are not drawn yet."""
+    file = MetadataCatalog.get(name).get("json_file")
+    if file and not os.path.isfile(file):
         return set()
-    images = json.loads(Path(file).read_text())["images"]
-    return {os.path.realpath(os.path.join(root, image["file_name"])) for image in images}
-
-
-def default_settings() -> dict[str, Any]:
-    """Config key -> default, as :attr:`Run.settings` has them."""
-    cfg = get_cfg()
-    add_rambo_config(cfg)
-    return flat_config(yaml.safe_load(cfg.dump()))
+    return {os.path.realpath(record["file_name"]) for record in DatasetCatalog.get(name)}

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from ..engine.files import whole_file
-from ..engine.saved import load_truth
 from . import figures
 from .pictures import disagreements
 from .plan import Plan
-from .results import Measured, class_names, truth_file
+from .results import Measured, finished, truth_of
 from .specs import TITLES
-from .text import cautions, grid, number, tables, verdict
+from .text import cautions, number, tables, verdict
 
 _MOST_LOSSES = 6  # in a plot
 
@@ -38,77 +36,52 @@ def write_report(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters.update(number=number, shell=lambda words: shlex.join(words or []))
+    environment.filters.update(number=number, shell=lambda words: shlex.join(words or []), uri=_uri)
+    titles = {name: variant.title for name, variant in plan.variants.items()}
     differences = [
-        (data, variant, found)
+        (f"{data}: {titles[variant]} less {titles[results['reference']]}", found)
         for data, part in results["data"].items()
         for variant, found in part["differences"].items()
+        if found["seeds"]
     ]
-    reference = plan.variants[results["reference"]].title
-    rows = [
-        (f"{data}: {plan.variants[variant].title} less {reference}", found["metrics"]["AP"])
-        for data, variant, found in differences
-        if found["metrics"].get("AP", {"low": None})["low"] is not None
-    ]
+    aps = [(label, found["metrics"].get("AP", {"low": None})) for label, found in differences]
+    rows = [(label, ap) for label, ap in aps if ap["low"] is not None]
     html = environment.get_template("report.html.jinja").render(
-        results=results,
-        variants=list(plan.variants.values()),
-        losses=list(dict.fromkeys(variant.loss for variant in plan.variants.values())),
-        loss_titles=TITLES,
-        seeds=len({run.seed for run in plan.runs}),
-        verdicts=[(data, verdict(results, data, variant)) for data, variant, _ in differences],
-        intervals=_uri(figures.intervals(rows)) if rows else None,
-        fewest_seeds=min((len(f["seeds"]) for *_, f in differences if f["seeds"]), default=0),
-        trained_on=sum(plan.trained_on.values()),
-        parts=[_part(plan, measured, results, data) for data in plan.test_sets],
-        failed=[item.result for item in measured if item.result["status"] == "failed"],
-    )
+        results=results, variants=list(plan.variants.values()), loss_titles=TITLES,
+        seeds=len({run.seed for run in plan.runs}), verdict=verdict, cautions=cautions,
+        tables=tables, intervals=figures.intervals(rows) if rows else None,
+        fewest_seeds=min((len(found["seeds"]) for _, found in differences), default=0),
+        shown={data: _shown(plan, measured, results, data) for data in plan.test_sets},
+    )  # fmt: skip
     with whole_file(str(file), "w", encoding="utf-8") as f:
         f.write(html)
 
 
-def _part(
+def _shown(
     plan: Plan, measured: Sequence[Measured], results: dict[str, Any], data: str
 ) -> dict[str, Any]:
-    """What the template shows of one data set."""
-    runs: dict[str, list[Measured]] = {}
-    for item in measured:
-        if item.run.data == data and item.matches is not None:
-            runs.setdefault(item.run.variant, []).append(item)
-    losses = results["data"][data]["losses"]
-    chosen = shown_losses(
-        {n: losses[n]["metrics"]["AP"]["mean"] for n in plan.variants if n in runs}
-    )
-    cells = {plan.variants[name].title: runs[name] for name in chosen}
-    classes = class_names(plan, data)
-    plots: dict[str, bytes | None] = {}
-    if cells:
-        plots = {
-            "Precision and recall": figures.precision_recall(cells, classes),
-            "Scores of right and wrong detections": figures.score_distributions(cells),
-            "AP while training": figures.over_training(cells),
-        }
+    """Plots and pictures of one data set, and how many losses they leave out."""
+    losses, runs = results["data"][data]["losses"], finished(plan, measured, data)
+    chosen = shown_losses({n: losses[n]["metrics"]["AP"]["mean"] for n in runs if runs[n]})
+    titles = {name: plan.variants[name].title for name in plan.variants}
+    cells = {titles[name]: runs[name] for name in chosen}
+    plots = {
+        "Precision and recall": figures.precision_recall,
+        "Scores of right and wrong detections": figures.score_distributions,
+        "AP while training": figures.over_training,
+    }
     reference = next(iter(plan.variants))
+    first = {item.run.seed: item for item in runs[reference]}
     pictures = {}
     for name in (name for name in chosen if name != reference):
-        seeds = {item.run.seed: item for item in runs.get(reference, [])}
-        pairs = [(seeds[b.run.seed], b) for b in runs[name] if b.run.seed in seeds]
-        titles = (plan.variants[reference].title, plan.variants[name].title)
-        truth = load_truth(truth_file(plan, data))
-        found = list(disagreements(pairs, titles, truth, plan.test_sets[data], classes) if pairs
-                     else ())  # fmt: skip
-        for one in found:
-            one["panels"] = {k: _uri(v, "image/jpeg") for k, v in one["panels"].items()}
-        pictures[titles] = found
+        pairs = [(first[item.run.seed], item) for item in runs[name] if item.run.seed in first]
+        if pairs:
+            both = (titles[reference], titles[name])
+            truth, test_set = truth_of(plan, data), plan.test_sets[data]
+            pictures[both] = list(disagreements(pairs, both, truth, test_set))
     return {
-        "name": data,
-        "cautions": cautions(results, data),
-        "tables": {
-            title: Markup(grid(rows, "html")) for title, rows in tables(results, data).items()
-        },
-        "best": results["data"][data]["best"],
         "left_out": len(plan.variants) - len(chosen),
-        "plots": {title: _uri(plot) for title, plot in plots.items() if plot},
+        "plots": {title: draw(cells) for title, draw in plots.items() if cells},
         "pictures": pictures,
     }
 
@@ -120,5 +93,5 @@ def shown_losses(aps: dict[str, float]) -> list[str]:
     return [name for name in aps if name in kept]
 
 
-def _uri(data: bytes | None, kind: str = "image/svg+xml") -> str | None:
-    return None if data is None else f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -26,6 +26,8 @@ _POLL = 0.2  # seconds
 _OUTPUT, _RECORD = "output.txt", "compare.json"
 # What a training runs through; the comparison itself changes no number of a run.
 _NOT_TRAINED_BY = ("cli", "compare")
+# The best checkpoint is there because RAMBO_TRAIN.KEEP_BEST asked for it.
+_KEPT = {"last": ("model_final.pth", "model_best.pth", "last_checkpoint"), "none": ()}
 
 
 def run_all(
@@ -51,43 +53,44 @@ def run_all(
     """
     for run in runs:
         _check_same_run(run)
-    finished = [run for run in runs if read_record(run.folder).get("status") == "finished"]
-    waiting = [run for run in runs if run not in finished]
+    waiting = [run for run in runs if read_record(run.folder).get("status") != "finished"]
+    active: dict[Run, subprocess.Popen[bytes]] = {}
     failed: list[Run] = []
-    active: list[tuple[Run, subprocess.Popen[bytes]]] = []
-    done = {run.folder: run.iterations for run in finished}
+    done = {run.folder: run.iterations for run in runs if run not in waiting}
     bar = tqdm(
         total=sum(run.iterations for run in runs), initial=sum(done.values()), unit="it",
         file=sys.stdout, dynamic_ncols=True, smoothing=0.05,
         mininterval=0.1 if sys.stdout.isatty() else 60,
     )  # fmt: skip
-    if finished:
-        bar.write(f"{len(finished)} of {len(runs)} runs are finished already")
+    if done:
+        bar.write(f"{len(done)} of {len(runs)} runs are finished already")
     try:
         while waiting or active:
             while waiting and len(active) < jobs:
                 run = waiting.pop(0)
-                active.append((run, _start(run, threads, lock, bar)))
+                active[run] = _start(run, threads, lock, bar)
             time.sleep(_POLL)
-            for run, process in list(active):
+            for run, process in list(active.items()):
                 done[run.folder] = _last_iteration(run)
                 if process.poll() is None:
                     continue
-                active.remove((run, process))
+                del active[run]
                 done[run.folder] = run.iterations
                 if process.returncode:
                     failed.append(run)
                     error = _reason(run, process.returncode)
                     write_record(run.folder, status="failed", error=error)
                     bar.write(f"FAILED {run.name}: {error}")
-                else:
-                    write_record(run.folder, status="finished", error=None)
-                    _drop_checkpoints(run.folder, keep)
+                    continue
+                write_record(run.folder, status="finished", error=None)
+                for file in [*run.folder.glob("model_*.pth"), run.folder / "last_checkpoint"]:
+                    if keep != "all" and file.name not in _KEPT[keep]:
+                        file.unlink(missing_ok=True)
             left = len(waiting) + len(active)
             bar.set_postfix_str(f"{len(runs) - left} of {len(runs)} runs", refresh=False)
             bar.update(sum(done.values()) - bar.n)
     finally:
-        for _, process in active:
+        for process in active.values():
             process.terminate()  # it can be gone on with
             process.wait()
         bar.close()
@@ -134,15 +137,6 @@ def _reason(run: Run, status: int) -> str:
     lines = (run.folder / _OUTPUT).read_text(errors="replace").strip().splitlines()
     reason = f"killed by signal {-status}" if status < 0 else lines[-1] if lines else ""
     return f"{reason} (exit status {status}, {run.folder / _OUTPUT})"
-
-
-def _drop_checkpoints(folder: Path, keep: str) -> None:
-    """Removes the checkpoints of a finished run that are not to be kept."""
-    # The best one is there because RAMBO_TRAIN.KEEP_BEST asked for it.
-    kept = {"last": ("model_final.pth", "model_best.pth", "last_checkpoint"), "none": ()}
-    for file in [*folder.glob("model_*.pth"), folder / "last_checkpoint"]:
-        if keep != "all" and file.name not in kept[keep]:
-            file.unlink(missing_ok=True)
 
 
 def source_digest() -> str:

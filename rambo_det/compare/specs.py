@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import re
 import shlex
@@ -18,11 +17,11 @@ from ..errors import InputError
 TITLES = {"ce": "cross entropy", "focal": "focal loss", "rambo": "RaMBO"}
 
 # The names that each kind of model has for each loss.
+_RETINANET = {"focal": "RetinaNet", "rambo": "RamboRetinaNet"}
 _ROI_HEADS = [
     {"ce": f"{kind}ROIHeads", "focal": f"Focal{name}ROIHeads", "rambo": f"Rambo{name}ROIHeads"}
     for kind, name in (("Standard", ""), ("Res5", "Res5"), ("Cascade", "Cascade"))
 ]
-_ONE_STAGE = [{"focal": "RetinaNet", "rambo": "RamboRetinaNet"}]
 
 
 @dataclass(frozen=True)
@@ -45,37 +44,41 @@ class Variant:
         return TITLES[self.loss] if self.name == self.loss else self.name
 
 
-def loss_opts(cfg: CfgNode, loss: str) -> list[str]:
-    """KEY VALUE … that make the model of a config train with that loss, whichever it has now.
+def loss_opts(cfg: CfgNode, loss: str) -> dict[str, str]:
+    """Keys that make the model of a config train with that loss, whichever it has now.
 
     Raises:
         InputError: the model is none that has such a loss.
     """
     model = cfg.MODEL
-    for names in _ONE_STAGE:
-        if model.META_ARCHITECTURE in names.values():
-            if loss not in names:
-                raise InputError(
-                    f"--losses {loss}: MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} has no "
-                    f"such loss: use {' or '.join(names)}"
-                )
-            # The AP loss learns no natural zero of the scores, and all are measured alike.
-            return ["MODEL.META_ARCHITECTURE", names[loss], "MODEL.RETINANET.SCORE_THRESH_TEST",
-                    "0.0"]  # fmt: skip
+    if model.META_ARCHITECTURE in _RETINANET.values():
+        if loss not in _RETINANET:
+            raise InputError(
+                f"--losses {loss}: MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} has no such "
+                f"loss: use {' or '.join(_RETINANET)}"
+            )
+        # The AP loss learns no natural zero of the scores, and all are measured alike.
+        threshold = {"MODEL.RETINANET.SCORE_THRESH_TEST": "0.0"}
+        return {"MODEL.META_ARCHITECTURE": _RETINANET[loss], **threshold}
     for names in _ROI_HEADS:
         if model.META_ARCHITECTURE == "GeneralizedRCNN" and model.ROI_HEADS.NAME in names.values():
-            opts = ["MODEL.ROI_HEADS.NAME", names[loss]]
+            opts = {"MODEL.ROI_HEADS.NAME": names[loss]}
             if loss != "rambo":
-                opts += ["MODEL.RAMBO.RPN", "False"]
+                opts["MODEL.RAMBO.RPN"] = "False"
                 if model.PROPOSAL_GENERATOR.NAME == "RamboRPN":
-                    opts += ["MODEL.PROPOSAL_GENERATOR.NAME", "RPN"]
+                    opts["MODEL.PROPOSAL_GENERATOR.NAME"] = "RPN"
             return opts
-    known = [next(iter(names.values())) for names in _ROI_HEADS + _ONE_STAGE]
+    known = [names["ce"] for names in _ROI_HEADS] + [_RETINANET["focal"]]
     raise InputError(
         f"losses can be swapped in {', '.join(known)} and their twins, not in "
         f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} with MODEL.ROI_HEADS.NAME "
         f"{model.ROI_HEADS.NAME}"
     )
+
+
+def default_losses(cfg: CfgNode) -> list[str]:
+    """The stock loss of the config's model and RaMBO."""
+    return ["focal" if cfg.MODEL.META_ARCHITECTURE in _RETINANET.values() else "ce", "rambo"]
 
 
 def parse_variants(
@@ -158,12 +161,6 @@ def _split(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
     return name, words[0], words[1:]
 
 
-def default_losses(cfg: CfgNode) -> list[str]:
-    """The stock loss of the config's model and RaMBO."""
-    one_stage = any(cfg.MODEL.META_ARCHITECTURE in names.values() for names in _ONE_STAGE)
-    return ["focal" if one_stage else "ce", "rambo"]
-
-
 _FORM = (
     '"NAME=voc:ROOT:TRAIN:VAL", "NAME=coco:TRAIN.json:IMAGES:VAL.json:IMAGES" or '
     '"NAME=CONFIG.yaml", each with KEY VALUE ... behind it if need be'
@@ -190,21 +187,14 @@ class Data:
     classes: str | None = None
     hold_out: int | None = None
 
-    def arguments(self, opts: Sequence[str]) -> argparse.Namespace:
-        """The arguments of the training command, parsed."""
-        return argparse.Namespace(
-            config_file=self.config, opts=list(opts), register_coco=list(self.coco),
-            register_voc=list(self.voc), classes=self.classes, hold_out=self.hold_out,
-            eval_only=False, resume=False,
-        )  # fmt: skip
-
     def words(self) -> list[str]:
-        """The same as a user types them, without the keys."""
+        """The options of the training command, without the keys."""
         words = ["--config", self.config]
-        words += [word for one in self.coco for word in ("--register-coco", *one)]
-        words += [word for one in self.voc for word in ("--register-voc", *one)]
-        words += ["--classes", self.classes] if self.classes is not None else []
-        return words + (["--hold-out", str(self.hold_out)] if self.hold_out is not None else [])
+        for option, sets in (("--register-coco", self.coco), ("--register-voc", self.voc)):
+            words += [word for one in sets for word in (option, *one)]
+        for option, value in (("--classes", self.classes), ("--hold-out", self.hold_out)):
+            words += [] if value is None else [option, str(value)]
+        return words
 
 
 def parse_data(text: str, config: str, hold_out: int | None = None) -> Data:

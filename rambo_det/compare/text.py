@@ -21,22 +21,18 @@ def number(value: float | None, digits: int = 1) -> str:
     return text.replace("-", "−") if float(text) else text.replace("-", "")
 
 
-def spread_text(value: dict[str, float | None] | None) -> str:
-    """``mean ± deviation``."""
+def cell(value: dict[str, float | None] | None) -> str:
+    """``mean ± deviation`` of what has a ``std``, else ``difference (low … high)``."""
     if value is None:
         return "–"
-    deviation = value["std"]
-    return number(value["mean"]) + ("" if deviation is None else f" ± {number(deviation)}")
-
-
-def interval_text(value: dict[str, float | None] | None) -> str:
-    """``difference (low … high)``."""
-    if value is None:
-        return "–"
-    mean = ("+" if (value["mean"] or 0) > 0 else "") + number(value["mean"])
-    if value["low"] is None:
-        return mean
-    return f"{mean} ({number(value['low'])} … {number(value['high'])})"
+    mean = number(value["mean"])
+    if "std" in value:
+        return mean if value["std"] is None else f"{mean} ± {number(value['std'])}"
+    sign = "+" if (value["mean"] or 0) > 0 else ""
+    interval = (
+        "" if value["low"] is None else f" ({number(value['low'])} … {number(value['high'])})"
+    )
+    return f"{sign}{mean}{interval}"
 
 
 def verdict(results: dict[str, Any], data: str, variant: str) -> dict[str, str]:
@@ -95,40 +91,43 @@ def trained_on(images: int) -> list[str]:
     ]
 
 
-def tables(results: dict[str, Any], data: str) -> dict[str, Table]:
-    """Heading -> rows: all metrics, AP of each class, differences from the first loss."""
-    part = results["data"][data]
-    losses = {results["variants"][v]["title"]: loss for v, loss in part["losses"].items()}
-    less = {results["variants"][v]["title"]: found for v, found in part["differences"].items()}
-    metrics = [m for m in METRICS if any(m in loss["metrics"] for loss in losses.values())]
-    found = {
+def tables(results: dict[str, Any], data: str, form: str = "github") -> dict[str, str]:
+    """Heading -> table in one of tabulate's formats: all metrics, AP of each class, differences."""
+    part, variants = results["data"][data], results["variants"]
+    losses, less = (
+        {variants[name]["title"]: found for name, found in part[kind].items()}
+        for kind in ("losses", "differences")
+    )
+    shown = [m for m in METRICS if any(m in loss["metrics"] for loss in losses.values())]
+    rows: dict[str, Table] = {
         "Mean ± standard deviation over the seeds, percent": [
             {"loss": title, "seeds": str(len(loss["seeds"]))}
-            | {metric: spread_text(loss["metrics"].get(metric)) for metric in metrics}
+            | {metric: cell(loss["metrics"].get(metric)) for metric in shown}
             for title, loss in losses.items()
         ],
-        "AP of each class": [
-            {"class": name}
-            | {t: spread_text(loss["metrics"].get(f"AP-{name}")) for t, loss in losses.items()}
-            for name in part["classes"]
-        ],
+        "AP of each class": _by_metric("class", [(c, f"AP-{c}") for c in part["classes"]], losses),
     }
     if less:
-        heading = f"Less {results['variants'][results['reference']]['title']}, seed by seed"
+        heading = f"Less {variants[results['reference']]['title']}, seed by seed"
         heading += "" if part.get("images") == 1 else ", with 95 % intervals"
-        names = ["AP", "AP50", "AP75", *(f"AP-{name}" for name in part["classes"])]
-        found[heading] = [
-            {"metric": name.replace("AP-", "AP of ", 1)}
-            | {title: interval_text(one["metrics"].get(name)) for title, one in less.items()}
-            for name in names
-        ]
-    return found
+        names = [(name, name) for name in METRICS[:3]]
+        names += [(f"AP of {name}", f"AP-{name}") for name in part["classes"]]
+        rows[heading] = _by_metric("metric", names, less)
+    return {
+        title: tabulate(
+            table, "keys", tablefmt=form, disable_numparse=True,
+            colalign=["left", *["right"] * (len(table[0]) - 1)],
+        )
+        for title, table in rows.items()
+    }  # fmt: skip
 
 
-def grid(rows: Table, form: str = "github") -> str:
-    """A table in one of tabulate's formats."""
-    align = ["left", *["right"] * (len(rows[0]) - 1)]
-    return tabulate(rows, "keys", tablefmt=form, disable_numparse=True, colalign=align)
+def _by_metric(head: str, names: list[tuple[str, str]], columns: dict[str, Any]) -> Table:
+    return [
+        {head: label}
+        | {title: cell(found["metrics"].get(name)) for title, found in columns.items()}
+        for label, name in names
+    ]
 
 
 def as_text(results: dict[str, Any]) -> str:
@@ -136,7 +135,7 @@ def as_text(results: dict[str, Any]) -> str:
     parts = []
     for data, part in results["data"].items():
         parts.append(f"== {data}")
-        parts += [f"{title}\n\n{grid(rows)}" for title, rows in tables(results, data).items()]
+        parts += [f"{title}\n\n{table}" for title, table in tables(results, data).items()]
         parts += [f"caution: {text}" for text in cautions(results, data)]
         parts += [verdict(results, data, variant)["text"] for variant in part["differences"]]
         if part["best"]:

@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.data.catalog import Metadata
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
+from PIL import Image, ImageOps
 
 from .ranking import RankedClass
 
@@ -39,13 +40,6 @@ Look = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 def class_metadata(names: Sequence[str]) -> Metadata:
     """What Detectron2's visualizers need to know of the classes."""
     return Metadata(thing_classes=list(names))
-
-
-def class_colors(classes: Sequence[int], metadata: Metadata) -> list[Any]:
-    """An RGB colour, 0..1, for each class index: always the same, the data set's own if any."""
-    own = metadata.get("thing_colors")
-    palette = np.asarray(own or colormap(rgb=True)) / 255
-    return [palette[k % len(palette)] for k in classes]
 
 
 @contextlib.contextmanager
@@ -90,6 +84,8 @@ def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> 
     """
     found = found.to("cpu")
     classes, names = found.pred_classes.tolist(), metadata.get("thing_classes") or ()
+    # Always the same for a class: the data set's own, if any.
+    palette = np.asarray(metadata.get("thing_colors") or colormap(rgb=True)) / 255
     labels = [names[k] if k < len(names) else f"class {k}" for k in classes]
     if found.has("scores"):
         labels = [f"{x} {s:.0%}" for x, s in zip(labels, found.scores.tolist(), strict=True)]
@@ -99,7 +95,7 @@ def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> 
         masks=list(found.pred_masks.numpy()) if found.has("pred_masks") else None,
         keypoints=found.pred_keypoints if found.has("pred_keypoints") else None,
         labels=labels,
-        assigned_colors=class_colors(classes, metadata),
+        assigned_colors=[palette[k % len(palette)] for k in classes],
     )
     picture: np.ndarray = drawer.output.get_image()
     return picture
@@ -119,21 +115,20 @@ def to_rgb(image: torch.Tensor, channels: str) -> np.ndarray:
         image: ``(3, H, W)``, 0..255.
         channels: the config's INPUT.FORMAT, "RGB" or "BGR".
     """
-    array = image.cpu().numpy().transpose(1, 2, 0).clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(array[:, :, ::-1] if channels == "BGR" else array)
+    array = convert_image_to_rgb(image.permute(1, 2, 0).clamp(0, 255), channels)
+    return np.ascontiguousarray(array, dtype=np.uint8)
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int, cell_px: int = 384) -> np.ndarray:
     """The pictures side by side, each fitted into a square of ``cell_px``; ``(H, W, 3)`` uint8."""
-    rows = -(-len(pictures) // columns)
-    canvas: Any = np.full((rows * cell_px, columns * cell_px, 3), 255, dtype=np.uint8)
-    for index, picture in enumerate(pictures):
-        factor = cell_px / max(picture.shape[:2])
-        fitted = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        fitted = fitted[:cell_px, :cell_px]
-        top, left = (index // columns) * cell_px, (index % columns) * cell_px
-        canvas[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
-    return canvas
+    cells = [
+        np.asarray(ImageOps.pad(Image.fromarray(p), (cell_px, cell_px), color="white",
+                                centering=(0, 0)))
+        for p in pictures
+    ]  # fmt: skip
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
+    rows = [np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)]
+    return np.concatenate(rows)
 
 
 def draw_class(ranked: RankedClass, iou: float, look: Look) -> np.ndarray:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-_RECALLS = np.linspace(0.0, 1.0, 101)
+from .matches import area, find_matches
+
 _TOUCHES = 0.1  # the least IoU at which a detection is a badly placed one rather than background
 
 
@@ -72,13 +70,9 @@ def average_precision(true: np.ndarray, num_objects: int) -> float:
         true: ``(D,)`` bool, the highest score first.
         num_objects: how many there are to find; 0: the AP is NaN.
     """
-    if num_objects == 0:
-        return float("nan")
-    found = np.cumsum(true)
-    precision = found / np.arange(1, len(found) + 1)
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    places = np.searchsorted(found / num_objects, _RECALLS, side="left")
-    return float(envelope[places].mean())
+    ranks = np.flatnonzero(true)[None] + 1
+    ap = area(np.ones_like(ranks), ranks, np.array([num_objects]))
+    return float(ap[0]) if num_objects else float("nan")
 
 
 def rank_detections(
@@ -94,69 +88,41 @@ def rank_detections(
     Returns:
         one for each category, in the order of their ids.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        found = truth.loadRes([{**item} for item in results]) if results else COCO()
-        evaluation = COCOeval(truth, found, "bbox")
-        parameters = evaluation.params
-        parameters.iouThrs, parameters.maxDets = np.array([iou]), [100]
-        parameters.areaRng, parameters.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.evaluate()
-    # One after the other, each in all images.
-    images = np.array_split(np.array(evaluation.evalImgs, dtype=object), len(parameters.catIds))
-    return [
-        _rank_class(truth, found, evaluation, number, filter(None, of_class))
-        for number, of_class in zip(parameters.catIds, images, strict=True)
-    ]
+    matches, ids = find_matches(truth, results, [iou]), np.array(sorted(truth.getImgIds()))
+    ranked = []
+    for k, number in enumerate(sorted(truth.getCatIds())):
+        mine = np.arange(*matches.offsets[k : k + 2])
+        mine = mine[~matches.ignored[0, mine]]
+        boxes, image_ids = matches.boxes[mine], ids[matches.images[mine]]
+        true, overlaps = matches.right[0, mine], matches.overlaps[mine]
+        reasons = [
+            "" if right else _reason(truth, image, number, box, overlap, iou)
+            for right, image, box, overlap in zip(true, image_ids, boxes, overlaps, strict=True)
+        ]
+        ranked.append(
+            RankedClass(
+                matches.classes[k], int(matches.positives[k].sum()), matches.scores[mine], true,
+                overlaps, image_ids, boxes, np.array(reasons, dtype=object),
+            )
+        )  # fmt: skip
+    return ranked
 
 
-def _rank_class(
-    truth: COCO, found: COCO, evaluation: COCOeval, number: int, images: Iterable[dict[str, Any]]
-) -> RankedClass:
-    """The ranking of category ``number``, from what COCOeval has matched in each image."""
-    items: list[dict[str, Any]] = []
-    objects = 0
-    for image in images:
-        objects += int((np.asarray(image["gtIgnore"]) == 0).sum())
-        ious = np.asarray(evaluation.ious[image["image_id"], number])
-        for place, detection in enumerate(image["dtIds"]):
-            if not image["dtIgnore"][0, place]:
-                item = {"true": image["dtMatches"][0, place] > 0, **found.anns[detection]}
-                items.append({**item, "iou": float(ious[place].max()) if ious.size else 0.0})
-    items.sort(key=lambda item: -item["score"])
-    iou = evaluation.params.iouThrs[0]
-
-    def column(key: str, kind: Any) -> np.ndarray:
-        return np.array([item[key] for item in items], dtype=kind)
-
-    return RankedClass(
-        truth.cats[number]["name"],
-        objects,
-        scores=column("score", float),
-        true=column("true", bool),
-        iou=column("iou", float),
-        image_ids=np.array([item["image_id"] for item in items]),
-        boxes=column("bbox", float).reshape(-1, 4),
-        reasons=np.array([_reason(truth, item, iou) for item in items], dtype=object),
-    )
-
-
-def _reason(truth: COCO, item: dict[str, Any], iou: float) -> str:
-    """What a false detection shows instead of an object of its class that nothing else found."""
-    if item["true"]:
-        return ""
-    if item["iou"] >= iou:
+def _reason(
+    truth: COCO, image: Any, number: int, box: np.ndarray, overlap: float, iou: float
+) -> str:
+    """What a false detection of category ``number`` shows instead of an object that is left."""
+    if overlap >= iou:
         return "found twice"
-    there = truth.imgToAnns.get(item["image_id"], ())
-    there = [other for other in there if other["category_id"] != item["category_id"]]
+    there = [x for x in truth.imgToAnns.get(image, ()) if x["category_id"] != number]
     if there:
-        boxes = [other["bbox"] for other in there]
-        ious = mask_util.iou([item["bbox"]], boxes, [0] * len(boxes))[0]
+        ious = mask_util.iou([box.tolist()], [x["bbox"] for x in there], [0] * len(there))[0]
         name = truth.cats[there[int(ious.argmax())]["category_id"]]["name"]
         if ious.max() >= iou:
             return f"wrong: {name}"
-        if ious.max() >= max(_TOUCHES, item["iou"]):
+        if ious.max() >= max(_TOUCHES, overlap):
             return f"near: {name}"
-    return "badly placed" if item["iou"] >= _TOUCHES else "background"
+    return "badly placed" if overlap >= _TOUCHES else "background"
 
 
 def best_threshold(ranked: Sequence[RankedClass]) -> float | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
+import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, pascal_voc_evaluation
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.pascal_voc_evaluation import voc_ap
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
 from ..data.voc import read_voc
+
+_IOU = 0.5  # above, a detection can be right
 
 
 def has_voc_annotations(dataset_name: str) -> bool:
@@ -23,7 +25,7 @@ def has_voc_annotations(dataset_name: str) -> bool:
 
 
 class VOCDetectionEvaluator(DatasetEvaluator):
-    """VOC's AP50 of a data set in VOC layout, by Detectron2's `voc_eval`; for all processes.
+    """VOC's AP50 of a data set in VOC layout, for all processes.
 
     Detectron2's own PascalVOCDetectionEvaluator rounds scores to 3 decimals, which makes ties of
     most of them, reports no class by itself and cannot read the xml files of many tools. Here
@@ -40,31 +42,23 @@ class VOCDetectionEvaluator(DatasetEvaluator):
         self._classes: list[str] = list(metadata.thing_classes)
         self._is_2007 = metadata.get("year") == 2007
         source = read_voc(dataset_name, metadata.dirname, metadata.split, check_images=False)
-        # Detectron2 separates what it writes of a detection by spaces, which names may have.
-        self._numbers = {image_id: str(number) for number, image_id in enumerate(source.images)}
-        self._objects: dict[str, list[dict[str, Any]]] = {n: [] for n in self._numbers.values()}
+        # By class and image.
+        self._objects: dict[str, Any] = {name: defaultdict(list) for name in self._classes}
         for item in source.annotations:
-            x, y, width, height = item["bbox"]
-            self._objects[self._numbers[item["image_id"]]].append(
-                {
-                    "name": source.categories[item["category_id"]],
-                    "difficult": item["difficult"],
-                    "bbox": [x + 1, y + 1, x + width, y + height],  # as VOC counts pixels
-                }
-            )
+            name = source.categories[item["category_id"]]
+            self._objects.setdefault(name, defaultdict(list))[item["image_id"]].append(item)
         self.reset()
 
     def reset(self) -> None:
-        self._found: list[tuple[int, float, str]] = []  # class, score, line of Detectron2's file
+        self._found: list[tuple[int, float, Any, list[float]]] = []  # class, score, image, box
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             found = output["instances"].to("cpu")
-            fields = (found.pred_boxes.tensor, found.scores, found.pred_classes)
-            for box, score, label in zip(*(field.tolist() for field in fields), strict=True):
-                numbers = [score, box[0] + 1, box[1] + 1, *box[2:]]
-                line = " ".join([self._numbers[image["image_id"]], *map(repr, numbers)])
-                self._found.append((label, score, line))
+            boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+            fields = (found.pred_classes, found.scores, boxes)
+            for label, score, box in zip(*(field.tolist() for field in fields), strict=True):
+                self._found.append((label, score, image["image_id"], box))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """AP in percent: `{"voc": {"AP50": mean, "AP50-<class>": …}}`; `{}` but on process 0.
@@ -74,29 +68,33 @@ class VOCDetectionEvaluator(DatasetEvaluator):
         gathered = comm.gather(self._found, dst=0)
         if not comm.is_main_process():
             return {}
-        found = defaultdict(list)
-        for label, score, line in (item for part in gathered for item in part):
-            found[label].append((score, line))
-        aps = {name: self._ap(name, found[k]) for k, name in enumerate(self._classes)}
+        # The highest score first.
+        found = sorted((item for part in gathered for item in part), key=lambda item: -item[1])
+        aps = {
+            name: self._ap(self._objects[name], [item[1:] for item in found if item[0] == k])
+            for k, name in enumerate(self._classes)
+        }
         known = [ap for ap in aps.values() if not np.isnan(ap)]
         mean = float(np.mean(known)) if known else float("nan")
         return {"voc": {"AP50": mean, **{f"AP50-{name}": ap for name, ap in aps.items()}}}
 
-    def _ap(self, name: str, found: list[tuple[float, str]]) -> float:
-        objects = [item for items in self._objects.values() for item in items]
-        if not any(item["name"] == name and not item["difficult"] for item in objects):
+    def _ap(self, objects: dict[Any, Any], found: list[tuple[float, Any, list[float]]]) -> float:
+        """Of one class, whose objects are by image."""
+        number = sum(not item["difficult"] for items in objects.values() for item in items)
+        if not number:
             return float("nan")
-        with tempfile.TemporaryDirectory() as folder:
-            detections, images = Path(folder, "detections.txt"), Path(folder, "images.txt")
-            detections.write_text("\n".join(line for _, line in found))
-            images.write_text("\n".join(self._objects))
-            # Its reader of xml cannot do without <pose>, <truncated> and whole numbers.
-            read = self._objects.__getitem__
-            with mock.patch.object(pascal_voc_evaluation, "parse_rec", read):
-                recall, precision, _ = pascal_voc_evaluation.voc_eval(
-                    str(detections), "{}", str(images), name
-                )
-        scores = np.sort([score for score, _ in found])[::-1]
-        last_of_tie = np.flatnonzero(np.diff(scores, append=-np.inf))
-        curve = recall[last_of_tie], precision[last_of_tie]
-        return 100 * float(pascal_voc_evaluation.voc_ap(*curve, self._is_2007))
+        right, wrong = np.zeros((2, len(found)))
+        taken = set()
+        for place, (_, image, box) in enumerate(found):
+            there = objects.get(image, ())
+            ious = mask_util.iou([box], [item["bbox"] for item in there], [0] * len(there))
+            best = int(np.argmax(ious)) if there else 0
+            if not there or ious[0, best] <= _IOU:
+                wrong[place] = 1
+            elif not there[best]["difficult"]:
+                (wrong if (image, best) in taken else right)[place] = 1
+                taken.add((image, best))
+        last_of_tie = np.flatnonzero(np.diff([score for score, *_ in found], append=-np.inf))
+        hits, misses = np.cumsum(right)[last_of_tie], np.cumsum(wrong)[last_of_tie]
+        precision = hits / np.maximum(hits + misses, 1)
+        return 100 * float(voc_ap(hits / number, precision, self._is_2007))

@@ -1,0 +1,169 @@
+"""Which detections of a data set are right, and the AP of many resamples of its images.
+
+Shapes: B resamples, I images, K classes, T IoU thresholds, N detections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+#: The recalls at which COCO's evaluation reads the precision.
+RECALLS = np.linspace(0.0, 1.0, 101)
+_CHUNK = 64  # resamples at a time: bounds the memory
+
+
+@dataclass
+class Matches:
+    """The N detections of a detector: class by class, the highest score first.
+
+    Attributes:
+        classes: names of the K classes, in the order of their category ids.
+        scores: (N,) float64.
+        images: (N,) int, index of the detection's image in COCO's order of their ids.
+        offsets: (K + 1,) int: detections of class k are ``offsets[k]:offsets[k + 1]``.
+        right: (T, N) bool, matched to an object that counts.
+        ignored: (T, N) bool, neither right nor wrong: matched to a crowd.
+        overlaps: (N,) the largest IoU with an object of the class.
+        positives: (K, I) int, objects that count.
+        boxes: (N, 4) x, y, width, height in px.
+        curves: (K, 101) precision at :data:`RECALLS`, at the first IoU; nan of a class without
+            objects.
+    """
+
+    classes: list[str]
+    scores: np.ndarray
+    images: np.ndarray
+    offsets: np.ndarray
+    right: np.ndarray
+    ignored: np.ndarray
+    overlaps: np.ndarray
+    positives: np.ndarray
+    boxes: np.ndarray
+    curves: np.ndarray
+
+
+def class_names(truth: COCO) -> list[str]:
+    """The classes of annotations, in the order of their category ids."""
+    return [item["name"] for item in truth.loadCats(sorted(truth.getCatIds()))]
+
+
+def find_matches(
+    truth: COCO, detections: Sequence[dict[str, Any]], ious: Sequence[float] | None = None
+) -> Matches:
+    """Matches detections with the objects of a data set as COCO's evaluation does.
+
+    Args:
+        truth: the annotations.
+        detections: in COCO's result format.
+        ious: the T IoUs from which on a detection can be right; None: COCO's ten.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        found = truth.loadRes([{**item} for item in detections]) if detections else COCO()
+        evaluation = COCOeval(truth, found, "bbox")
+        params = evaluation.params
+        params.areaRng = params.areaRng[:1]  # all sizes
+        params.iouThrs = params.iouThrs if ious is None else np.array(ious)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    curves = evaluation.eval["precision"][0, :, :, 0, -1].T
+    class_of, image_of = ({n: i for i, n in enumerate(x)} for x in (params.catIds, params.imgIds))
+    positives = np.zeros((len(class_of), len(image_of)), int)
+    rows: list[list[float]] = []
+    matched = [np.zeros((len(params.iouThrs), 0))]
+    ignored = [*matched]
+    for item in filter(None, evaluation.evalImgs):
+        k, i = class_of[item["category_id"]], image_of[item["image_id"]]
+        positives[k, i] = np.sum(np.asarray(item["gtIgnore"]) == 0)
+        overlaps = np.asarray(evaluation.ious[item["image_id"], item["category_id"]])
+        for place, number in enumerate(item["dtIds"]):
+            best = overlaps[place].max() if overlaps.size else 0.0
+            rows.append([k, i, item["dtScores"][place], best, *found.anns[number]["bbox"]])
+        matched.append(item["dtMatches"])
+        ignored.append(item["dtIgnore"])
+    table = np.array(rows, float).reshape(-1, 8)
+    order = np.lexsort((-table[:, 2], table[:, 0]))
+    classes, images, scores, iou = table[order, :4].T
+    skipped = np.concatenate(ignored, axis=1)[:, order] > 0
+    return Matches(
+        classes=class_names(truth),
+        scores=scores,
+        images=images.astype(int),
+        offsets=np.searchsorted(classes, range(len(class_of) + 1)),
+        right=(np.concatenate(matched, axis=1)[:, order] > 0) & ~skipped,
+        ignored=skipped,
+        overlaps=iou,
+        positives=positives,
+        boxes=table[order, 4:],
+        curves=np.where(curves < 0, np.nan, curves),
+    )
+
+
+def average_precisions(matches: Matches, weights: np.ndarray) -> np.ndarray:
+    """AP in 0..1, as COCOeval gives it for a data set in which images occur several times.
+
+    An image that occurs w times has its detections w times in the list, at one score: their true
+    positives count w in recall and precision, and the 101-point AP, which is read off the envelope
+    of precision, is that of the list with every copy written out.
+
+    Args:
+        matches: of one detector.
+        weights: (B, I) int, how often each image occurs.
+
+    Returns:
+        (B, K, T) float; nan where a class has no objects.
+    """
+    result = np.full((len(weights), len(matches.positives), len(matches.right)), np.nan)
+    for first in range(0, len(weights), _CHUNK):
+        chunk = slice(first, first + _CHUNK)
+        objects = weights[chunk] @ matches.positives.T
+        for k, (start, end) in enumerate(zip(matches.offsets, matches.offsets[1:], strict=False)):
+            right, known = matches.right[:, start:end], objects[:, k] > 0
+            # Behind the last that is right at any threshold, nothing changes the AP.
+            end = int(np.flatnonzero(right.any(axis=0)).max(initial=-1)) + 1
+            copies = weights[chunk][:, matches.images[start : start + end]]
+            all_seen = np.cumsum(copies, axis=1)
+            for t, ignored in enumerate(matches.ignored[:, start : start + end]):
+                hits = np.flatnonzero(right[t])
+                seen = np.cumsum(copies * ~ignored, axis=1) if ignored.any() else all_seen
+                ap = area(copies[:, hits], seen[:, hits], objects[:, k])
+                result[chunk][known, k, t] = ap[known]
+    return result
+
+
+def area(copies: np.ndarray, seen: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """101-point AP of B lists.
+
+    Args:
+        copies: (B, P) how often each of the P right detections occurs, the highest score first.
+        seen: (B, P) how many detections there are so far.
+        objects: (B,) how many there are to find.
+    """
+    found = np.cumsum(copies, axis=1)
+    precision = found / np.maximum(seen, 1)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    recall = found / np.maximum(objects, 1)[:, None]
+    # How many of the recalls each detection is the first to reach.
+    reached = np.diff(np.searchsorted(RECALLS, recall, side="right"), axis=1, prepend=0)
+    return (envelope * reached).sum(axis=1) / len(RECALLS)
+
+
+def metrics(matches: Matches, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """``AP``, ``AP50``, ``AP75`` and ``AP-<class>`` in percent, each (B,), at COCO's ten IoUs.
+
+    Arguments as of :func:`average_precisions`; nan where there are no objects.
+    """
+    ap = 100 * average_precisions(matches, weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the mean of no class
+        mean = np.nanmean(ap, axis=1)
+    found = {"AP": mean.mean(axis=1), "AP50": mean[:, 0], "AP75": mean[:, 5]}
+    return found | {f"AP-{name}": ap[:, k].mean(axis=1) for k, name in enumerate(matches.classes)}
