@@ -82,14 +82,17 @@ def run(args: argparse.Namespace) -> None:
 
 def _measure(detector: Any, data: Any) -> dict[str, float]:
     """Calibration error, AP and the AP of each class on a data set, in percent."""
+    import numpy as np
+
     from ..evaluation.calibration import calibration_error
-    from ..evaluation.matches import average_precision, find_matches, metrics
+    from ..evaluation.matches import find_matches, metrics
 
     matches = find_matches(data.truth, data.detect(detector))
     counted = ~matches.ignored[0]
     error = calibration_error(matches.scores[counted], matches.right[0][counted])
-    ap = metrics(average_precision(matches), matches.classes)
-    return {"calibration error": error, **{name: float(value[0]) for name, value in ap.items()}}
+    once = np.ones((1, matches.positives.shape[1]), int)
+    ap = {name: float(value[0]) for name, value in metrics(matches, once).items()}
+    return {"calibration error": error, **ap}
 
 
 def _table(before: dict[str, float], after: dict[str, float], is_fitted: bool) -> str:
@@ -106,7 +109,7 @@ def _summary(found: Any, data: Any, output: Path) -> str:
     before, after = found.errors
     lines = [
         "",
-        f"fitted to {data.name}: calibration error there {before:.1f} % before, {after:.1f} % after",
+        f"fitted to {data.name}: calibration error there {before:.1f} %, now {after:.1f} %",
         f"checkpoint: {output} (loads where the raw one does)",
         f"thresholds: {output.with_name('thresholds.json')}, one for each class; one for all: "
         f"SCORE_THRESH_TEST {found.threshold:.3g}",

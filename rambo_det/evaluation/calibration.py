@@ -30,6 +30,7 @@ _PER_IMAGE = 300
 #: Standard deviation of the shifts of the classes around that of all of them, in logits.
 _DEVIATION = 0.5
 _BINS = 15
+_FEW_RIGHT = 10
 
 
 @dataclass
@@ -167,8 +168,8 @@ class Calibration:
     Attributes:
         rescaling: see :class:`..modeling.classifier.Rescaling`.
         threshold: the score from which on all detections together have the best F1.
-        thresholds: the same for each class alone; of a class of which nothing is right, that of
-            all.
+        thresholds: the same for each class alone; that of all for a class of which fewer than ten
+            detections are right.
         raw, scores: ``(D,)`` float64 scores before and after.
         right: ``(D,)`` bool.
     """
@@ -204,7 +205,9 @@ def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: C
         raise InputError("no detection in the images to calibrate on is right")
     thresholds = []
     for k, objects in enumerate(labelled.objects.tolist()):
-        of_class = _threshold(scores[classes == k], right[classes == k], objects)
+        mine = classes == k
+        few = right[mine].sum() < _FEW_RIGHT
+        of_class = None if few else _threshold(scores[mine], right[mine], objects)
         thresholds.append(threshold if of_class is None else of_class)
     return Calibration(new, threshold, thresholds, raw, scores, right)
 
