@@ -6,14 +6,18 @@ import errno
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 from ..errors import InputError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _IN_ANOTHER_PROCESS = f"{InputError.__module__}.{InputError.__name__}: "
+_NO_DETECTRON2 = (
+    "Detectron2 is not installed: pip install --no-build-isolation "
+    "'git+https://github.com/facebookresearch/detectron2.git'"
+)
 
 
 def status_of(tool: Callable[[], Any], advice: str = "") -> int:
@@ -26,74 +30,54 @@ def status_of(tool: Callable[[], Any], advice: str = "") -> int:
         tool: what is run.
         advice: how a user goes on with what was cut off; empty: not at all.
     """
-    with _quiet_threads():
+    more = f"; {advice}" if advice else ""
+    with mock.patch("threading.excepthook", _quiet_thread):
         try:
             return int(tool() or 0)
         except KeyboardInterrupt:
-            print(_and("interrupted", advice), file=sys.stderr)
+            print(f"interrupted{more}", file=sys.stderr)
             return 130
         except Exception as error:
-            explained = explain(error, advice)
-            if explained is None:
-                raise
-            status, line = explained
+            status, line = 2, _mistake(error)
+            if line is None:
+                status, line = 1, _on_the_way(error)
+                if line is None:
+                    raise
+                line += more
             print(f"error: {line}", file=sys.stderr)
             return status
 
 
-def explain(error: BaseException, advice: str = "") -> tuple[int, str] | None:
-    """The exit status, 2 for a user's mistake, and the line to print; None: a bug.
-
-    Args:
-        error: what the tool ended with.
-        advice: as for :func:`status_of`.
-    """
+def _mistake(error: Exception) -> str | None:
+    """The line about a user's mistake; None: it is none."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "detectron2":
-        return 2, (
-            "Detectron2 is not installed: pip install --no-build-isolation "
-            "'git+https://github.com/facebookresearch/detectron2.git'"
-        )
+        return _NO_DETECTRON2
     # What was raised in another process comes with its traceback in the message.
     last = (str(error).strip().splitlines() or [""])[-1]
     if isinstance(error, InputError) or last.startswith(_IN_ANOTHER_PROCESS):
-        return 2, last.removeprefix(_IN_ANOTHER_PROCESS)
-    cause: BaseException | None = error
-    while cause is not None:
-        text = " ".join(str(cause).split())
-        if _is_of_a_full_disk(cause):
-            return 1, _and(f"{cause}: make room", advice)
-        if isinstance(cause, PermissionError) and cause.filename is not None:
-            return 1, _and(f"{cause}: change the rights of the file or its folder", advice)
-        if _is_of_a_worker(cause):
-            line = f"a data worker died, perhaps for want of memory ({text})"
-            return 1, f"{_and(line, advice)}; DATALOADER.NUM_WORKERS sets how many there are"
-        if _is_of_a_peer(cause):
-            reason = text.split(". ")[0]
-            line = f"another process of the run has ended, and may have said why ({reason})"
-            return 1, _and(line, advice)
-        cause = cause.__cause__ or cause.__context__
+        return last.removeprefix(_IN_ANOTHER_PROCESS)
     return None
 
 
-def _and(line: str, advice: str) -> str:
-    return f"{line}; {advice}" if advice else line
-
-
-@contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Inside, a thread that a full disk ends prints nothing: TensorBoard's hands its error on to
-    the main thread, and printed a traceback into the one line about it."""
-    before = threading.excepthook
-
-    def told(args: threading.ExceptHookArgs) -> None:
-        if not _is_of_a_full_disk(args.exc_value):
-            before(args)
-
-    threading.excepthook = told
-    try:
-        yield
-    finally:
-        threading.excepthook = before
+def _on_the_way(error: BaseException | None) -> str | None:
+    """The line about what the machine or another process did to a run; None: it is a bug."""
+    if error is None:
+        return None
+    text = " ".join(str(error).split())
+    if _is_of_a_full_disk(error):
+        return f"{error}: make room"
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return f"{error}: change the rights of the file or its folder"
+    if _is_of_a_worker(error):
+        return (
+            f"a data worker died, perhaps for want of memory ({text}): DATALOADER.NUM_WORKERS sets "
+            "how many there are"
+        )
+    # A collective fails because another process of the run is gone.
+    if isinstance(error, RuntimeError) and ("gloo/transport" in text or "ncclRemoteError" in text):
+        reason = text.split(". ")[0]
+        return f"another process of the run has ended, and may have said why ({reason})"
+    return _on_the_way(error.__cause__ or error.__context__)
 
 
 def _is_of_a_full_disk(error: BaseException | None) -> bool:
@@ -109,7 +93,10 @@ def _is_of_a_worker(error: BaseException) -> bool:
     return in_loader and isinstance(error, (ConnectionError, EOFError))
 
 
-def _is_of_a_peer(error: BaseException) -> bool:
-    """Whether a collective failed because another process of the run is gone."""
-    marks = ("gloo/transport", "ncclRemoteError")
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
+def _quiet_thread(
+    args: threading.ExceptHookArgs, otherwise: Callable[..., Any] = threading.excepthook
+) -> None:
+    """A thread that a full disk ends prints nothing: TensorBoard's hands its error on to the main
+    thread, and printed a traceback into the one line about it."""
+    if not _is_of_a_full_disk(args.exc_value):
+        otherwise(args)

@@ -14,8 +14,9 @@ from ..engine.arguments import parse_args
 from ..errors import InputError
 from .failures import status_of
 
-#: What is evaluated beside boxes -> title and metric that the table has of it.
-_OTHERS = {
+#: What is evaluated -> title and metric that the table has of it.
+_TASKS = {
+    "bbox": ("AP", "AP"),
     "segm": ("mask AP", "AP"),
     "keypoints": ("key point AP", "AP"),
     "voc": ("VOC AP50", "AP50"),
@@ -26,33 +27,28 @@ def result_table(results: dict[str, Any]) -> str:
     """A table of all metrics: a row a data set, first the averages, then AP of each class."""
     from tabulate import tabulate
 
-    by_set = results if "bbox" not in results else {"": results}
     lines = []
-    for name, result in by_set.items():
+    for name, result in ({"": results} if "bbox" in results else results).items():
         bbox = result["bbox"]
-        others = [(*_OTHERS[task], result[task]) for task in _OTHERS if task in result]
-        head = {k: bbox[k] for k in ("AP", "AP50", "AP75")}
-        head.update({title: found[metric] for title, metric, found in others})
+        tasks = {_TASKS[task]: result[task] for task in _TASKS if task in result}
+        head = {key: bbox[key] for key in ("AP", "AP50", "AP75")}
+        head |= {title: found[metric] for (title, metric), found in tasks.items()}
         classes = [key.removeprefix("AP-") for key in bbox if key.startswith("AP-")]
-        # Detectron2 has no AP of the key points of each class.
-        others = [o for o in others if all(f"{o[1]}-{label}" in o[2] for label in classes)]
-        per_class = [
-            (
-                label,
-                bbox[f"AP-{label}"],
-                *(found[f"{metric}-{label}"] for _, metric, found in others),
-            )
+        rows = [
+            {"class": label}
+            | {
+                title: found[f"{metric}-{label}"]
+                for (title, metric), found in tasks.items()
+                if f"{metric}-{label}" in found  # Detectron2 has none of each class's key points
+            }
             for label in classes
         ]
-        if name:
-            lines.append(name)
-        lines.append(tabulate([head], headers="keys", floatfmt=".3f", tablefmt="github"))
-        if per_class:
-            headers = ["class", "AP", *(title for title, *_ in others)]
-            lines.append(tabulate(per_class, headers, floatfmt=".3f", tablefmt="github"))
+        tables = [[head], rows] if rows else [[head]]
+        lines += [name] if name else []
+        lines += [tabulate(t, headers="keys", floatfmt=".3f", tablefmt="github") for t in tables]
         if head["AP"] != head["AP"]:
             lines.append("nan: nothing was detected, or the data have no object")
-        elif any(row[1] != row[1] for row in per_class):
+        elif any(row["AP"] != row["AP"] for row in rows):
             lines.append("nan: the data have no object of that class")
     return "\n\n".join(lines)
 
@@ -118,7 +114,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if main:
             write_data(str(folder), args, train, test)
         results, place = trainer.fit(args.resume), folder / "model_final.pth"
-        best = trainer.best and trainer.best.summary()
+        best = trainer.evaluations.summary()
     if main:
         print(f"\n{result_table(results)}\n\ncheckpoint: {place}")
         if best:

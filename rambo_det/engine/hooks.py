@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import detectron2.utils.comm as comm
 import torch
 from detectron2.engine import HookBase, hooks
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
 from ..errors import InputError
@@ -21,6 +21,8 @@ from .keys import Keys, value
 from .loader import ResumableLoader
 from .seeds import STEP, seed_generators
 from .terminal import ProgressBar
+
+logger = logging.getLogger(__name__)
 
 
 class SeededSteps(HookBase):
@@ -43,38 +45,6 @@ class SeededSteps(HookBase):
         seed_generators(self._seed, STEP, self.trainer.iter, comm.get_rank())
 
 
-class WriteEvaluations(HookBase):
-    """Writes the numbers of every evaluation into metrics.json and TensorBoard.
-
-    The event storage keeps the latest ones alone: of evaluations that lie closer together than the
-    period of Detectron2's PeriodicWriter, 20 iterations, all but the last would be lost.
-
-    To be registered after the hook that evaluates.
-
-    Args:
-        writers: those of the PeriodicWriter; none in processes other than the main one.
-        period: of the evaluations, in iterations; < 1: none.
-    """
-
-    def __init__(self, writers: Sequence[EventWriter], period: int) -> None:
-        # What is printed keeps its pace: evaluators print their numbers themselves.
-        self._writers = [w for w in writers if not isinstance(w, CommonMetricPrinter)]
-        self._period = period
-
-    def before_step(self) -> None:
-        # BestCheckpointer may have evaluated before the first step.
-        if self.trainer.iter == self.trainer.start_iter > 0:
-            self._write()
-
-    def after_step(self) -> None:
-        if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
-            self._write()
-
-    def _write(self) -> None:
-        for writer in self._writers:
-            writer.write()
-
-
 class StoppedEarly(BaseException):
     """Ends a training that has stopped improving.
 
@@ -82,19 +52,21 @@ class StoppedEarly(BaseException):
     """
 
 
-class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's hook with patience, in every process, and resumable.
+class Evaluations(hooks.EvalHook):
+    """Detectron2's hook, which also keeps the best evaluation, with patience, and is resumable.
 
-    Every evaluation's value is in ``best.json``, apart from the checkpoints: one of the same
-    iteration is written before the evaluation. A run that is resumed goes on with those up to its
-    checkpoint, and makes up for the one that a kill cut off.
+    Every evaluation's numbers are written at once: the event storage keeps the latest alone. Its
+    value is in ``best.json``, apart from the checkpoints: one of the same iteration is written
+    before the evaluation. A run that is resumed goes on with those up to its checkpoint, and makes
+    up for the one that a kill cut off.
 
-    To be registered in every process, after the hooks that evaluate and write.
+    To be registered in every process, after the hook that saves.
 
     Args:
+        evaluate: gives the metrics.
         checkpointer: of the run.
-        evaluate: gives the metrics; for an evaluation that was cut off.
-        period: of the evaluations, in iterations, > 0.
+        writers: of events; none in processes other than the main one.
+        period: of the evaluations, in iterations; < 1: only after the training.
         metric: name of the metric, as in ``metrics.json``; higher is better.
         keep: whether to write ``model_best.pth``.
         patience: end after that many evaluations in a row without a better one; 0: never.
@@ -103,8 +75,9 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
     def __init__(
         self,
-        checkpointer: AtomicCheckpointer,
         evaluate: Callable[[], Any],
+        checkpointer: AtomicCheckpointer,
+        writers: Sequence[EventWriter] = (),
         *,
         period: int,
         metric: str,
@@ -112,8 +85,12 @@ class BestCheckpointer(hooks.BestCheckpointer):
         patience: int = 0,
         key: str = "RAMBO_TRAIN.BEST_METRIC",
     ) -> None:
-        super().__init__(period, checkpointer, metric)
-        self._evaluate, self._keep, self._patience, self._key = evaluate, keep, patience, key
+        super().__init__(period, evaluate)
+        # What is printed keeps its pace: evaluators print their numbers themselves.
+        self._writers = [w for w in writers if not isinstance(w, CommonMetricPrinter)]
+        self._checkpointer, self._metric, self._key = checkpointer, metric, key
+        self._keep, self._patience = keep, patience
+        self._seeks = period > 0 and bool(keep or patience)
         self._file = Path(checkpointer.save_dir) / "best.json"
         self._values: dict[int, float | None] = {}  # None: not a number
 
@@ -125,45 +102,43 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
     def before_train(self) -> None:
         start, storage = self.trainer.start_iter, self.trainer.storage
+        if not self._seeks or start == 0:
+            return
         self._values = comm.all_gather(self._read(start))[0]
-        missed = start > 0 and start % self._period == 0 and start - 1 not in self._values
         # As after the step that was the last one, which a checkpoint tells to be done.
         self.trainer.iter = storage.iter = start - 1
-        if missed and start < self.trainer.max_iter:
-            self._logger.info("Evaluating iteration %d, which was cut off", start - 1)
-            results = flatten_results_dict(self._evaluate() or {})
-            storage.put_scalars(**results, smoothing_hint=False)
-            self._note(start - 1)
         if start - 1 in self._values:
             self._end_if_it_is_time(start - 1)
+        elif start % self._period == 0 and start < self.trainer.max_iter:
+            logger.info("Evaluating iteration %d, which was cut off", start - 1)
+            self._do_eval()
         self.trainer.iter = storage.iter = start
 
-    def _best_checking(self) -> None:
-        """What the base class calls after each evaluation."""
-        iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
-        self._note(iteration)
-        self._end_if_it_is_time(iteration)
-
-    def after_train(self) -> None:
-        super().after_train()
-        del self._evaluate  # a method of the trainer, perhaps, which has this hook
+    def _do_eval(self) -> None:
+        super()._do_eval()
+        for writer in self._writers:
+            writer.write()
+        if self._seeks:
+            iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
+            self._note(iteration)
+            self._end_if_it_is_time(iteration)
 
     def _note(self, iteration: int) -> None:
         latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
         latest = comm.all_gather(latest)[0]  # evaluators give their numbers to the main process
-        if self._val_metric not in latest:
+        if self._metric not in latest:
             there = sorted(k for k in latest if "/AP" in k and not k.startswith("rambo"))
             raise InputError(
-                f"{self._key} {self._val_metric!r} is not among the metrics of the evaluation: "
+                f"{self._key} {self._metric!r} is not among the metrics of the evaluation: "
                 f"{', '.join(there)}"
             )
-        value = float(latest[self._val_metric])
+        value = float(latest[self._metric])
         self._values[iteration] = value if value == value else None
         if self._keep and self.best is not None and self.best[0] == iteration:
             self._checkpointer.save(BEST, iteration=iteration)
         if comm.is_main_process():  # after the weights: a kill in between has it made again
             best = self.best and {"iteration": self.best[0], "value": self.best[1]}
-            content = {"metric": self._val_metric, "best": best, "evaluations": self._values}
+            content = {"metric": self._metric, "best": best, "evaluations": self._values}
             with whole_file(str(self._file), "w") as file:
                 json.dump(content, file, indent=1)
 
@@ -175,17 +150,17 @@ class BestCheckpointer(hooks.BestCheckpointer):
         self._checkpointer.save("model_final", iteration=iteration)
         raise StoppedEarly(
             f"Stopped early, after iteration {iteration}: {waited} evaluations without a better "
-            f"{self._val_metric}"
+            f"{self._metric}"
         )
 
     def _read(self, start: int) -> dict[int, float | None]:
         """The evaluations before iteration ``start`` of the run in the folder."""
-        if not start or not self._file.is_file():
+        if not self._file.is_file():
             return {}
         try:
             content = json.loads(self._file.read_text())
             values = {int(i): v for i, v in content["evaluations"].items() if int(i) < start}
-            return values if content["metric"] == self._val_metric else {}
+            return values if content["metric"] == self._metric else {}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(
                 f"{self._file} is not what a training wrote ({error}): remove it, and the best "
@@ -201,7 +176,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         if self.best is None:
             return None
         iteration, value = self.best
-        line = f"best {self._val_metric}: {value:.3f}, after iteration {iteration}"
+        line = f"best {self._metric}: {value:.3f}, after iteration {iteration}"
         file = os.path.join(self._checkpointer.save_dir, f"{BEST}.pth")
         if not self._keep or not os.path.isfile(file):
             return line
@@ -218,7 +193,7 @@ def training_hooks(
     writers: Sequence[EventWriter],
     log_period: int = 20,
     **periodic: Any,
-) -> list[HookBase | None]:
+) -> tuple[HookBase, Evaluations, HookBase, HookBase]:
     """What saves, evaluates and writes, for a config of either kind, in the order of Detectron2's.
 
     Args:
@@ -228,25 +203,17 @@ def training_hooks(
         writers: of events; none in processes other than the main one.
         log_period: of the writers, in iterations.
         **periodic: ``period`` and perhaps ``max_to_keep``, as those of PeriodicCheckpointer.
-
-    Returns:
-        The hooks; the last one keeps the best evaluation, or is None.
     """
     names = (keys.period, keys.metric, keys.keep, keys.patience)
     period, metric, keep, patience = (value(cfg, name) for name in names)
     if not comm.is_main_process():  # all take part in a checkpoint, one removes old ones
         periodic.pop("max_to_keep", None)
-    best = None
-    if period > 0 and (keep or patience):
-        best = BestCheckpointer(
-            checkpointer, evaluate,
-            period=period, metric=metric, keep=keep, patience=patience, key=keys.metric,
-        )  # fmt: skip
-    return [
+    return (
         hooks.PeriodicCheckpointer(checkpointer, **periodic),
-        hooks.EvalHook(period, evaluate),
+        Evaluations(
+            evaluate, checkpointer, writers,
+            period=period, metric=metric, keep=keep, patience=patience, key=keys.metric,
+        ),
         hooks.PeriodicWriter(writers, period=log_period),
         ProgressBar(),
-        WriteEvaluations(writers, period),
-        best,
-    ]
+    )  # fmt: skip

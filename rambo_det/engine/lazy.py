@@ -113,7 +113,7 @@ class LazyRun:
 
     Attributes:
         trainer: Detectron2's trainer, once trained.
-        best: the hook that keeps the best evaluation; None where none is kept.
+        evaluations: the hook that evaluates and keeps the best evaluation, once trained.
     """
 
     keys = LAZY
@@ -167,16 +167,16 @@ class LazyRun:
         def evaluate() -> dict[str, Any]:
             return self.evaluate(model)
 
-        *others, self.best = training_hooks(
+        ours = training_hooks(
             cfg, LAZY, checkpointer, evaluate, writers, train.log_period, **train.checkpointer
-        )  # fmt: skip
+        )
+        self.evaluations = ours[1]
         trainer.register_hooks(
             [
                 SeededSteps(seed, loader),
                 hooks.IterationTimer(),
                 hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-                *others,
-                self.best,
+                *ours,
             ]
         )
         checkpointer.resume_or_load(train.init_checkpoint, resume=resume)

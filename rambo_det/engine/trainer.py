@@ -39,7 +39,7 @@ class RamboTrainer(DefaultTrainer):
     a warning says which that was.
 
     Attributes:
-        best: the hook that keeps the best evaluation; None where none is kept.
+        evaluations: the hook that evaluates and keeps the best evaluation.
     """
 
     keys = YAML
@@ -86,10 +86,9 @@ class RamboTrainer(DefaultTrainer):
         replaced = (hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter)
         stock = [hook for hook in stock if not isinstance(hook, replaced)]
         period = cfg.SOLVER.CHECKPOINT_PERIOD
-        *others, self.best = training_hooks(
-            cfg, YAML, self.checkpointer, self.evaluate, writers, period=period
-        )
-        return [SeededSteps(seed, loader), self.pictures, *stock, *others, self.best]
+        ours = training_hooks(cfg, YAML, self.checkpointer, self.evaluate, writers, period=period)
+        self.evaluations = ours[1]
+        return [SeededSteps(seed, loader), self.pictures, *stock, *ours]
 
     def evaluate(self) -> Any:
         """Metrics of the model as it is now on ``DATASETS.TEST``, and pictures of what it detects.
