@@ -78,3 +78,7 @@ def add_rambo_config(cfg: CN) -> None:
     # > 0: multiplies the classification loss of the detector (loss_cls), whichever it is. Stock
     # losses have no weight of their own; to compare losses, tune it for each.
     train.CLS_WEIGHT = 1.0
+    # At the end make the scores of model_final.pth probabilities, as rambo-calibrate does: fitted
+    # to 500 images of the data set of that name, or of the training set ("train"). The raw weights
+    # are then in model_raw.pth, the thresholds of the classes in thresholds.json. "off": not.
+    train.CALIBRATE = "train"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.arguments import add_data_arguments, add_model_arguments, refuse
+from ..engine.calibrated import IMAGES
 from ..errors import InputError
 from .failures import status_of
 from .predict import quiet
@@ -29,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--dataset", metavar="NAME", help="labelled images to fit to [the config's training set]"
     )
     parser.add_argument(
-        "--images", type=int, default=500, metavar="N", help="of them at most [%(default)s]"
+        "--images", type=int, default=IMAGES, metavar="N", help="of them at most [%(default)s]"
     )
     parser.add_argument(
         "--test", metavar="NAME",
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         InputError: whatever is wrong with model, data or output.
     """
-    from ..engine.calibrated import write_calibrated
+    from ..engine.calibrated import labelled_images, write_calibrated
     from ..engine.detector import Detector
     from ..engine.ranked_data import RankedData
     from ..engine.saved import find_model
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     data = RankedData(args.dataset or detector.train_sets[0], detector, saved.data, args)
     test = detector.datasets[0] if args.test is None and detector.datasets else args.test
     measured = RankedData(test, detector, saved.data, args) if test else None
-    found = calibrate(detector.model, data.inputs(detector, args.images), data.truth)
+    found = calibrate(detector.model, *labelled_images(data.name, detector.mapper, args.images))
     before = _measure(detector, measured) if measured else {}
     write_calibrated(detector.model, found, output, data.classes, data.name)
     if measured:

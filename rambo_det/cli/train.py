@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     import detectron2.utils.comm as comm
 
+    from ..engine.calibrated import calibrate_final, check_calibration_set
+    from ..engine.checkpointer import RAW
     from ..engine.folder import check_same_model, earlier_seed, prepare_folder
     from ..engine.keys import names, set_value, value
     from ..engine.lazy import LazyRun
@@ -105,20 +107,32 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     logger = set_up(cfg, args, str(folder))
     if aside:
         logger.info("The earlier run in %s is now in %s", folder, aside)
+    calibrate = value(cfg, keys.calibrate)
+    if calibrate not in ("off", "train") and not args.eval_only:
+        check_calibration_set(keys.calibrate, calibrate, train[0])
     logger.info("Device: %s", _device_name(value(cfg, keys.device)))
-    best = None
+    best = calibrated = None
     if args.eval_only:
-        results, place = kind.evaluate_checkpoint(cfg, weights, args.config_file), weights
+        place, raw = Path(weights), Path(weights).with_name(RAW)
+        if place.name == "model_final.pth" and raw.is_file():
+            before = kind.evaluate_checkpoint(cfg, str(raw), args.config_file)
+            if main:
+                print(f"\n{result_table(before)}\n\ncheckpoint: {raw}, not calibrated")
+        results = kind.evaluate_checkpoint(cfg, weights, args.config_file)
     else:
         trainer = kind(cfg)
         if main:
             write_data(str(folder), args, train, test)
         results, place = trainer.fit(args.resume), folder / "model_final.pth"
         best = trainer.evaluations.summary()
+        if main and calibrate != "off" and place.is_file():
+            data = train[0] if calibrate == "train" else calibrate
+            calibrated = calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data)
+        comm.synchronize()
     if main:
         print(f"\n{result_table(results)}\n\ncheckpoint: {place}")
-        if best:
-            print(best)
+        for line in filter(None, (best, calibrated)):
+            print(line)
     return results
 
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from pycocotools.coco import COCO
 from torch import nn
+from tqdm import tqdm
 
 from ..errors import InputError
-from ..evaluation.calibration import Calibration, draw_reliability
+from ..evaluation.calibration import Calibration, calibrate, draw_reliability
 from ..modeling.classifier import Classifier
+from .checkpointer import RAW
 from .files import whole_file
+from .own_data import check_dataset
+from .saved import load_truth
 
 _THRESHOLDS = "thresholds.json"
 _PICTURE = "reliability.png"
+#: Images that a calibration is fitted to, at most.
+IMAGES = 500
 
 
 def write_calibrated(
@@ -62,6 +71,70 @@ def write_calibrated(
     draw_reliability(figure.add_subplot(), curves)
     with whole_file(str(file.with_name(_PICTURE)), "wb") as stream:
         figure.savefig(stream, dpi=100)
+
+
+def labelled_images(name: str, mapper: Any, most: int) -> tuple[Any, COCO]:
+    """Inputs of a model, an image at a time, evenly over a data set, and their annotations.
+
+    Raises InputError if the data set has no annotations in COCO's format.
+    """
+    file = MetadataCatalog.get(name).get("json_file")
+    if not file:
+        raise InputError(
+            f"{name} has no annotations in COCO's format: register its folder with --register-voc"
+        )
+    records = DatasetCatalog.get(name)
+    records = records[:: -(-len(records) // most)]
+    loader = build_detection_test_loader(records, mapper=mapper, num_workers=0)
+    return tqdm(loader, desc="calibrate", unit="image", disable=None), load_truth(file)
+
+
+def check_calibration_set(key: str, name: str, train: str) -> None:
+    """Raises InputError, naming ``key``, unless a data set has the classes of the training set."""
+    check_dataset(key, name)
+    was, now = (list(MetadataCatalog.get(n).get("thing_classes") or ()) for n in (train, name))
+    if was != now:
+        raise InputError(
+            f"{key}: {name} has the classes {', '.join(now)}, {train} has {', '.join(was)}"
+        )
+
+
+def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> str:
+    """Calibrates what a training has made; the raw checkpoint becomes ``model_raw.pth``.
+
+    Args:
+        model: with the weights of ``model_final.pth``.
+        mapper: makes an input of the model from a record of a data set, as in a test.
+        folder: of the run.
+        data: name of the data set to fit to.
+
+    Returns:
+        What was done, in a line. A training is not ended by it: if nothing could be fitted, the
+        line says why, and all files stay as they are.
+    """
+    model = getattr(model, "module", model)
+    file, raw = folder / "model_final.pth", folder / RAW
+    training = model.training
+    model.eval()
+    try:
+        images, truth = labelled_images(data, mapper, IMAGES)
+        found = calibrate(model, images, truth)
+    except InputError as error:
+        return f"The scores are as trained, not calibrated: {error}"
+    finally:
+        model.train(training)
+    with whole_file(str(raw), "wb") as stream, file.open("rb") as source:
+        shutil.copyfileobj(source, stream)
+    kept = torch.load(raw, map_location="cpu", mmap=True)
+    kept = {key: kept[key] for key in ("iteration", "seed") if key in kept}
+    classes = list(MetadataCatalog.get(data).thing_classes)
+    write_calibrated(model, found, file, classes, data, kept)
+    before, after = found.errors
+    return (
+        f"Calibrated on {data}: calibration error {before:.1f} % before, {after:.1f} % after; raw "
+        f"weights: {RAW}; thresholds of the classes: {_THRESHOLDS}, one for all: "
+        f"SCORE_THRESH_TEST {found.threshold:.3g}"
+    )
 
 
 def read_thresholds(weights: str, classes: list[str]) -> list[float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -12,6 +13,8 @@ from .files import AtomicFiles, remove_parts
 from .memories import collect_memories
 
 BEST = "model_best"
+#: What a calibration has made model_final.pth of.
+RAW = "model_raw.pth"
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -51,6 +54,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if self._seed is not None:
             kwargs["seed"] = self._seed
         super().save(name, **kwargs)
+        if name == "model_final" and self.save_to_disk:
+            Path(self.save_dir, RAW).unlink(missing_ok=True)
+
+    def get_checkpoint_file(self) -> str:
+        """As the stock method; the raw weights of a training that has ended and was calibrated."""
+        file: str = super().get_checkpoint_file()
+        raw = Path(self.save_dir, RAW)
+        return str(raw) if Path(file).name == "model_final.pth" and raw.is_file() else file
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         # The best evaluation's is not what --resume goes on from.

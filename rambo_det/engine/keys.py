@@ -19,6 +19,7 @@ class Keys(NamedTuple):
     keep: str
     metric: str
     patience: str
+    calibrate: str
     sign: str
 
     def named(self, key: str, opts: list[str]) -> bool:
@@ -29,12 +30,12 @@ class Keys(NamedTuple):
 YAML = Keys(
     "OUTPUT_DIR", "MODEL.WEIGHTS", "SEED", "MODEL.DEVICE", "DATASETS.TRAIN", "DATASETS.TEST",
     "TEST.EVAL_PERIOD", "RAMBO_TRAIN.KEEP_BEST", "RAMBO_TRAIN.BEST_METRIC", "RAMBO_TRAIN.PATIENCE",
-    " ",
+    "RAMBO_TRAIN.CALIBRATE", " ",
 )  # fmt: skip
 LAZY = Keys(
     "train.output_dir", "train.init_checkpoint", "train.seed", "train.device",
     "dataloader.train.dataset.names", "dataloader.test.dataset.names", "train.eval_period",
-    "train.keep_best", "train.best_metric", "train.patience", "=",
+    "train.keep_best", "train.best_metric", "train.patience", "train.calibrate", "=",
 )  # fmt: skip
 
 

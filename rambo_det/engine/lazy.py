@@ -79,7 +79,7 @@ def _add_own_keys(cfg: Any) -> None:
     defaults = CfgNode({"MODEL": CfgNode()})
     add_rambo_config(defaults)
     cfg.train.setdefault("seed", -1)
-    for key in ("KEEP_BEST", "BEST_METRIC", "PATIENCE"):
+    for key in ("KEEP_BEST", "BEST_METRIC", "PATIENCE", "CALIBRATE"):
         cfg.train.setdefault(key.lower(), defaults.RAMBO_TRAIN[key])
 
 
@@ -112,6 +112,7 @@ class LazyRun:
             ``lr_multiplier`` and ``train``, as in Detectron2's ``configs/common``.
 
     Attributes:
+        model: what is trained.
         trainer: Detectron2's trainer, once trained.
         evaluations: the hook that evaluates and keeps the best evaluation, once trained.
     """
@@ -121,7 +122,7 @@ class LazyRun:
     def __init__(self, cfg: Any) -> None:
         _add_own_keys(cfg)
         self._cfg = cfg
-        self._model = instantiate(cfg.model).to(cfg.train.device)
+        self.model = instantiate(cfg.model).to(cfg.train.device)
         self._results: Any = None
 
     def evaluate(self, model: Any = None) -> dict[str, Any]:
@@ -130,16 +131,21 @@ class LazyRun:
         evaluator = instantiate(data.evaluator)
         loader = {key: data.test[key] for key in data.test}
         if "mapper" in loader:  # a loader of the user's own may have none
-            loader["mapper"] = NamingMapper(instantiate(loader["mapper"]))
-        results = inference_on_dataset(model or self._model, instantiate(loader), evaluator)
+            loader["mapper"] = self.test_mapper(self._cfg)
+        results = inference_on_dataset(model or self.model, instantiate(loader), evaluator)
         self._results = dict(results or {})
         return self._results
+
+    @staticmethod
+    def test_mapper(cfg: Any) -> Any:
+        """What makes an input of the model from a record of a data set, without augmentation."""
+        return NamingMapper(instantiate(cfg.dataloader.test.mapper))
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: Any, file: str, config: str) -> dict[str, Any]:
         """Metrics of a checkpoint; InputError if it is not of the model of ``config``, a name."""
         run = cls(cfg)
-        load_whole_model(run._model, file, config)
+        load_whole_model(run.model, file, config)
         return run.evaluate()
 
     def fit(self, resume: bool) -> dict[str, Any]:
@@ -151,11 +157,11 @@ class LazyRun:
         """
         cfg, train = self._cfg, self._cfg.train
         seed = run_seed(train.seed)
-        cfg.optimizer.params.model = self._model
+        cfg.optimizer.params.model = self.model
         optimizer = instantiate(cfg.optimizer)
         loader = self._loader(seed)
         ddp = train.ddp if train.device.startswith("cuda") else {**train.ddp, "device_ids": None}
-        model = create_ddp_model(self._model, **ddp)
+        model = create_ddp_model(self.model, **ddp)
         trainer = (AMPTrainer if train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
         self.trainer = trainer
         checkpointer = AtomicCheckpointer(model, train.output_dir, seed=seed, trainer=trainer)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from tqdm import tqdm
@@ -83,12 +83,6 @@ class RankedData:
                 {**item, "category_id": self._category_ids[item["category_id"]]} for item in items
             ]
         return results
-
-    def inputs(self, detector: Detector, most: int) -> Iterable[list[dict[str, Any]]]:
-        """Inputs of the model, an image at a time: evenly over the data set, ``most`` at most."""
-        records = self.records[:: -(-len(self.records) // most)]
-        loader = build_detection_test_loader(records, mapper=detector.mapper, num_workers=0)
-        return tqdm(loader, desc="detect", unit="image", disable=None)
 
     def rank(self, results: list[dict[str, Any]], iou: float) -> list[RankedClass]:
         """The ranking of each class, see :func:`..evaluation.ranking.rank_detections`."""

@@ -68,8 +68,12 @@ class RamboTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        mapper = NamingMapper(DatasetMapper(cfg, is_train=False))
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_detection_test_loader(cfg, dataset_name, mapper=cls.test_mapper(cfg))
+
+    @staticmethod
+    def test_mapper(cfg: CfgNode) -> Any:
+        """What makes an input of the model from a record of a data set, without augmentation."""
+        return NamingMapper(DatasetMapper(cfg, is_train=False))
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg, loader = self.cfg, self.data_loader
