@@ -1,5 +1,9 @@
 """Scores that are probabilities: written into the last layer of every kind of detector."""
 
+import json
+import shutil
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -7,9 +11,15 @@ import torch
 pytest.importorskip("detectron2")
 
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from pycocotools.coco import COCO
 
+from rambo_det.cli.calibrate import main
+from rambo_det.cli.predict import main as predict
+from rambo_det.cli.train import main as train
+from rambo_det.data.drawing import CLASSES
+from rambo_det.engine.calibrated import read_thresholds
 from rambo_det.errors import InputError
 from rambo_det.evaluation.calibration import (
     LabelledDetections,
@@ -21,7 +31,7 @@ from rambo_det.evaluation.calibration import (
 from rambo_det.modeling.classifier import Classifier, Rescaling
 
 from .architectures import config
-from .models import CONFIGS, training_inputs, write_coco
+from .models import CONFIGS, THIN, small_cfg, training_inputs, write_coco
 
 NUM_CLASSES = 4
 RESCALING = Rescaling(
@@ -153,3 +163,160 @@ def test_nothing_to_fit_to_is_said(tmp_path, image):
         label_detections(build("retinanet"), [[image]], truth)
     with pytest.raises(InputError, match="Linear has no scores that can be calibrated"):
         Classifier(torch.nn.Linear(1, 1))
+
+
+# The commands, on a training of a few thousand parameters.
+
+
+@pytest.fixture
+def folder(finished_run, tmp_path):
+    shutil.copytree(finished_run / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def calibrate(folder, *arguments):
+    return main(["--run", str(folder), *map(str, arguments)])
+
+
+def own_data(folder):
+    return [
+        argument
+        for name in ("train", "val")
+        for argument in ("--register-coco", f"own_{name}", folder / f"{name}.json", folder / name)
+    ]
+
+
+def weights_of(file):
+    return torch.load(file, map_location="cpu")["model"]
+
+
+def test_a_training_ends_with_scores_that_are_probabilities(folder):
+    """By default, and what was trained is kept; the two differ in the last layer alone."""
+    raw, final = weights_of(folder / "model_raw.pth"), weights_of(folder / "model_final.pth")
+    assert list(raw) == list(final)
+    changed = {name for name in raw if not torch.equal(raw[name], final[name])}
+    assert changed == {f"roi_heads.box_predictor.cls_score.{x}" for x in ("weight", "bias")}
+    thresholds = json.loads((folder / "thresholds.json").read_text())
+    before, after = thresholds["calibration error in percent"]
+    assert after < 1 < before
+    assert list(thresholds["classes"]) == list(CLASSES)
+    assert cv2.imread(str(folder / "reliability.png")) is not None
+
+
+def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, catalogs, capsys):
+    """And when it has ended anew, its new weights are calibrated."""
+    raw = torch.load(folder / "model_raw.pth", map_location="cpu")
+    assert raw["iteration"] == 2 and "trainer" in raw
+    config, data = finished_run / "out" / "config.yaml", own_data(finished_run)
+    command = ["--config", config, *data, "--resume", "OUTPUT_DIR", folder]
+    assert train([str(x) for x in [*command, "SOLVER.MAX_ITER", 4]]) == 0
+    assert "Calibrated on own_train" in capsys.readouterr().out
+    log = (folder / "log.txt").read_text()
+    assert "model_raw.pth" in log and "Starting training from iteration 3" in log
+    assert torch.load(folder / "model_raw.pth", map_location="cpu")["iteration"] == 3
+    # Without calibration there is one file, as trained.
+    for name in ("own_train", "own_val"):
+        DatasetCatalog.remove(name), MetadataCatalog.remove(name)
+    more = [*command, "SOLVER.MAX_ITER", 5, "RAMBO_TRAIN.CALIBRATE", "off"]
+    assert train([str(x) for x in more]) == 0
+    assert not (folder / "model_raw.pth").exists()
+    assert torch.load(folder / "model_final.pth", map_location="cpu")["iteration"] == 4
+
+
+def test_evaluation_shows_raw_and_calibrated(folder, finished_run, catalogs, capsys):
+    config, data = finished_run / "out" / "config.yaml", own_data(finished_run)
+    command = ["--config", config, *data, "--eval-only", "OUTPUT_DIR", folder]
+    assert train([str(x) for x in command]) == 0
+    out = capsys.readouterr().out
+    assert f"checkpoint: {folder / 'model_raw.pth'}, not calibrated" in out
+    assert out.index("not calibrated") < out.index(f"checkpoint: {folder / 'model_final.pth'}")
+
+
+def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalogs, capsys):
+    assert calibrate(folder, "--weights", folder / "model_raw.pth") == 0
+    out = capsys.readouterr().out
+    assert "calibration error" in out and "SCORE_THRESH_TEST" in out and "| AP-circle" in out
+    calibrated = folder / "model_calibrated.pth"
+    cfg = small_cfg("quickstart/faster_rcnn_ce.yaml", *THIN)
+    stock = build_model(cfg)
+    state = weights_of(calibrated)
+    assert stock.load_state_dict(state) and {k: v.shape for k, v in state.items()} == {
+        k: v.shape for k, v in stock.state_dict().items()
+    }
+    # Nothing is overwritten, and other weights have no thresholds.
+    before = calibrated.read_bytes()
+    assert calibrate(folder, "--weights", folder / "model_raw.pth") == 2
+    assert "exists already: --overwrite" in capsys.readouterr().err
+    assert calibrated.read_bytes() == before
+    assert read_thresholds(str(calibrated), list(CLASSES))
+    assert read_thresholds(str(folder / "model_final.pth"), list(CLASSES)) is None
+
+
+def test_predict_draws_by_the_thresholds(folder, finished_run, catalogs, tmp_path, capsys):
+    file = folder / "thresholds.json"
+    content = json.loads(file.read_text())
+    content["classes"] = dict.fromkeys(content["classes"], 1.0) | {"circle": 0.0}
+    file.write_text(json.dumps(content))
+    images = ["--output", str(tmp_path / "shown"), str(finished_run / "val")]
+    assert predict(["--run", str(folder), *images]) == 0
+    out = capsys.readouterr().out
+    assert "0 to 1 (thresholds.json, one for each class)" in out
+    results = json.loads((tmp_path / "shown" / "results.json").read_text())
+    drawn = sum(item["category_id"] == 1 for item in results)
+    assert f"drawn: {drawn} detections" in out and 0 < drawn < len(results)
+    assert predict(["--run", str(folder), *images, "--overwrite", "--threshold", "0"]) == 0
+    assert f"drawn: {len(results)} detections" in capsys.readouterr().out
+
+
+def _other_classes(folder):
+    file = folder / "thresholds.json"
+    file.write_text(file.read_text().replace("circle", "disc"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "command", "message"),
+    [
+        (None, ["--output", "model_final.pth"], "holds the weights themselves"),
+        (None, ["--output", "none/there.pth"], "there is no folder"),
+        (None, ["--dataset", "nobodys"], "data set nobodys is not registered"),
+        (None, ["--images", "0"], "--images must be >= 1"),
+        (_other_classes, None, "is of the classes disc, square"),
+        (lambda f: (f / "thresholds.json").write_text("{"), None, "not what rambo-calibrate wrote"),
+    ],
+)
+def test_mistakes_are_one_line(damage, command, message, folder, finished_run, catalogs, capsys):
+    before = {file.name: file.read_bytes() for file in folder.glob("*.pth")}
+    if damage:
+        damage(folder)
+    if command is None:
+        status = predict(["--run", str(folder), "--output", str(folder / "x"),
+                          str(finished_run / "val")])  # fmt: skip
+    else:
+        command = [str(folder / x) if x.endswith(".pth") else x for x in command]
+        status = calibrate(folder, *command)
+    error = capsys.readouterr().err.strip()
+    assert status == 2 and message in error and "\n" not in error
+    assert {file.name: file.read_bytes() for file in folder.glob("*.pth")} == before
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("RAMBO_TRAIN.CALIBRATE", "nobodys"), "RAMBO_TRAIN.CALIBRATE: data set nobodys"),
+        (("RAMBO_TRAIN.CALIBRATE", "rambo_shapes_val"), None),
+    ],
+)
+def test_the_data_set_of_a_calibration_is_checked_before_the_training(
+    opts, message, finished_run, tmp_path, catalogs, capsys
+):
+    data = ["--register-coco", "own_train", finished_run / "train.json", finished_run / "train"]
+    config = finished_run / "out" / "config.yaml"
+    command = ["--config", config, *data, "DATASETS.TEST", "()", *opts]
+    status = train([str(x) for x in [*command, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path / "o"]])
+    seen = capsys.readouterr()
+    if message:
+        assert (
+            status == 2 and message in seen.err and not (tmp_path / "o" / "metrics.json").exists()
+        )
+    else:
+        assert status == 0 and "Calibrated on rambo_shapes_val" in seen.out
