@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     import detectron2.utils.comm as comm
 
-    from ..engine.folder import check_same_model, earlier_seed, prepare_folder
+    from ..engine.folder import check_same_model, earlier_seed, last_checkpoint, prepare_folder
     from ..engine.keys import names, set_value, value
     from ..engine.lazy import LazyRun
     from ..engine.saved import check_same_classes, write_data
@@ -84,7 +84,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"{keys.folder} is empty: name a folder")
     folder = Path(value(cfg, keys.folder))
     if args.eval_only and not keys.named(keys.weights, args.opts):
-        set_value(cfg, keys.weights, _last_checkpoint(folder, keys))
+        file = last_checkpoint(folder)
+        if file is None:
+            raise InputError(
+                f"--eval-only: no checkpoint in {keys.folder} {folder}: name one with "
+                f"{keys.weights}{keys.sign}FILE"
+            )
+        set_value(cfg, keys.weights, str(file))
         check_same_classes("--eval-only", folder, test)
     elif args.resume and not args.eval_only:
         if not args.lazy:
@@ -102,7 +108,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         remedy = f"{keys.folder}{keys.sign}FOLDER"
         aside = prepare_folder(folder, args.resume, args.fresh, remedy)
     comm.synchronize()
-    logger = set_up(cfg, args, str(folder))
+    logger = set_up(cfg, keys, args)
     if aside:
         logger.info("The earlier run in %s is now in %s", folder, aside)
     logger.info("Device: %s", _device_name(value(cfg, keys.device)))
@@ -120,18 +126,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if best:
             print(best)
     return results
-
-
-def _last_checkpoint(folder: Path, keys: Any) -> str:
-    from ..engine.folder import last_checkpoint
-
-    file = last_checkpoint(folder)
-    if file is None:
-        raise InputError(
-            f"--eval-only: no checkpoint in {keys.folder} {folder}: name one with "
-            f"{keys.weights}{keys.sign}FILE"
-        )
-    return str(file)
 
 
 def _device_name(device: str) -> str:
