@@ -45,17 +45,17 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Its data, named on the command line: ``train.json``, ``train``, ``val.json``, ``val``.
     """
     pytest.importorskip("detectron2")
-    from .models import THIN, write_coco
+    from .command_line import own_data
+    from .models import THIN
 
     folder = tmp_path_factory.mktemp("finished")
-    (train, val), cache = (write_coco(folder, n, s) for n, s in ((4, "train"), (3, "val"))), "cache"
+    data, keys = own_data(folder, "own", 4, 3)
     done = subprocess.run(
         [sys.executable, "-m", "rambo_det.cli.train", "--config",
-         "configs/quickstart/faster_rcnn_rambo.yaml", "--register-coco", "own_train", *train,
-         "--register-coco", "own_val", *val, "DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST",
-         "('own_val',)", *THIN, "SOLVER.MAX_ITER", "3", "SEED", "3", "OUTPUT_DIR", folder / "out"],
+         "configs/quickstart/faster_rcnn_rambo.yaml", *data, *keys, *THIN, "SOLVER.MAX_ITER", "3",
+         "SEED", "3", "OUTPUT_DIR", folder / "out"],
         cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True,
-        env={**os.environ, "RAMBO_DET_CACHE": str(folder / cache), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "RAMBO_DET_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     return folder

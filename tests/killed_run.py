@@ -8,16 +8,14 @@ import time
 import torch
 
 from .forked import free_port, start_script
+from .models import THIN
 
 PERIOD = 3  # of the checkpoints
 TIMEOUT = 300
 
 YAML = [
-    "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res3']",
-    "MODEL.RPN.IN_FEATURES", "['res3']", "MODEL.ROI_HEADS.IN_FEATURES", "['res3']",
-    "MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32]]", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
-    "INPUT.MIN_SIZE_TRAIN", "(64,80,96)", "SOLVER.IMS_PER_BATCH", "2",
-    "SOLVER.CHECKPOINT_PERIOD", str(PERIOD), "SOLVER.WARMUP_ITERS", "4",
+    *THIN, "INPUT.MIN_SIZE_TRAIN", "(64,80,96)", "SOLVER.CHECKPOINT_PERIOD", str(PERIOD),
+    "SOLVER.WARMUP_ITERS", "4",
 ]  # fmt: skip
 
 

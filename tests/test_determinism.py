@@ -72,19 +72,17 @@ def test_a_training_step(architecture, deterministic):
 def test_two_runs_of_one_seed(tmp_path):
     """Real processes; other data workers, and another seed, for which the losses are others."""
     pytest.importorskip("detectron2")
+    from .command_line import own_data
     from .forked import run_logged
     from .killed_run import YAML as SMALL
-    from .models import write_coco
 
-    data = ["--register-coco", "dt_train", *write_coco(tmp_path / "data", 5)]
-    data += ["--register-coco", "dt_val", *write_coco(tmp_path / "data", 1, "val")]
+    data, keys = own_data(tmp_path / "data", "dt", 5, 1)
     runs = []
     for name, seed, workers in (("a", 3, 0), ("b", 3, 2), ("c", 4, 0)):
         log = tmp_path / f"{name}.jsonl"
         command = [log, "tools/train_net.py", "--config"]
         command += ["configs/quickstart/faster_rcnn_rambo.yaml", *data, "SEED", seed]
-        command += ["DATASETS.TRAIN", "('dt_train',)", "DATASETS.TEST", "('dt_val',)"]
-        command += ["SOLVER.MAX_ITER", 3, "OUTPUT_DIR", tmp_path / name]
+        command += [*keys, "SOLVER.MAX_ITER", 3, "OUTPUT_DIR", tmp_path / name]
         command += ["DATALOADER.NUM_WORKERS", workers, *SMALL]
         run_logged([{}], [tmp_path / f"{name}.txt"], command)
         runs.append(log.read_text())

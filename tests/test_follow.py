@@ -31,7 +31,8 @@ from rambo_det.engine.checkpointer import AtomicCheckpointer
 from rambo_det.engine.hooks import Evaluations
 from rambo_det.errors import InputError
 
-from .models import CONFIGS, THIN, write_coco
+from .command_line import call, own_data
+from .models import CONFIGS, THIN
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
@@ -41,10 +42,8 @@ EACH = ["TEST.EVAL_PERIOD", "1"]
 
 @pytest.fixture
 def arguments(tmp_path):
-    data = write_coco(tmp_path / "data", 4, "train"), write_coco(tmp_path / "data", 3, "val")
-    keys = ["--register-coco", "fo_train", *data[0], "--register-coco", "fo_val", *data[1]]
-    keys += ["DATASETS.TRAIN", "('fo_train',)", "DATASETS.TEST", "('fo_val',)", *THIN]
-    return ["--config", CONFIG, *keys, "SEED", "3"]
+    flags, keys = own_data(tmp_path / "data", "fo", 4, 3)
+    return ["--config", CONFIG, *flags, *keys, *THIN, "SEED", "3"]
 
 
 def command(arguments, *more):
@@ -116,16 +115,6 @@ def images_of(folder):
     return {tag: events.Images(tag) for tag in events.Tags()["images"]}
 
 
-def run(*arguments, flags=()):
-    """In this process: the exit status."""
-    from detectron2.data import DatasetCatalog
-
-    for name in ("fo_train", "fo_val"):
-        if name in DatasetCatalog.list():
-            DatasetCatalog.remove(name)
-    return main([str(a) for a in [*flags, *arguments]])
-
-
 def evaluations_in(folder):
     """The iterations with an AP in metrics.json."""
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
@@ -144,7 +133,7 @@ def same_weights(a, b):
 def test_plain_lines_without_a_terminal_and_the_best_kept(arguments, tmp_path, capsys, catalogs):
     out = tmp_path / "out"
     keys = ["SOLVER.MAX_ITER", "8", "TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "2"]
-    assert run(*arguments, *keys, "OUTPUT_DIR", out, "RAMBO_TRAIN.IMAGES", "2") == 0
+    assert call(main, *arguments, *keys, "OUTPUT_DIR", out, "RAMBO_TRAIN.IMAGES", "2") == 0
     text = capsys.readouterr().out
     assert "train:" not in text and periodic_lines(text) == [7]
     state = best_of(out)
@@ -177,21 +166,21 @@ def stopped_run(arguments, out, *more):
 
 def test_it_ends_early_and_stays_ended(arguments, tmp_path, capsys, catalogs):
     out = tmp_path / "out"
-    assert run(*stopped_run(arguments, out)) == 0
+    assert call(main, *stopped_run(arguments, out)) == 0
     text = capsys.readouterr().out
     assert "Stopped early, after iteration 5: 2 evaluations without a better bbox/AP" in text
     assert "Exception during training" not in text and "checkpoint: " in text
     assert list(best_of(out)["evaluations"]) == ["1", "3", "5"]
     assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 5
     before = (out / "best.json").read_bytes()
-    assert run(*stopped_run(arguments, out), flags=["--resume"]) == 0
+    assert call(main, "--resume", *stopped_run(arguments, out)) == 0
     text = capsys.readouterr().out
     assert "Stopped early, after iteration 5" in text and (out / "best.json").read_bytes() == before
     saved = torch.load(out / "model_final.pth", weights_only=True)
     assert saved["trainer"]["iteration"] == 5, "the next resume would leave out an iteration"
     patient = ["RAMBO_TRAIN.PATIENCE", "3"]
     # With more of it it goes on, and remembers.
-    assert run(*stopped_run(arguments, out, *patient), flags=["--resume"]) == 0
+    assert call(main, "--resume", *stopped_run(arguments, out, *patient)) == 0
     assert list(best_of(out)["evaluations"]) == ["1", "3", "5", "7"]
     assert best_of(out)["best"]["iteration"] == 1
     assert evaluations_in(out) == [1, 3, 5, 7]
@@ -290,7 +279,7 @@ def test_a_model_that_is_given_proposals(arguments, tmp_path, capsys, catalogs):
         keys += [f"DATASETS.PROPOSAL_FILES_{name}", f"('{file}',)"]
     out = tmp_path / "out"
     keys += ["SOLVER.MAX_ITER", "2", *EACH, "RAMBO_TRAIN.KEEP_BEST", "False", "OUTPUT_DIR", out]
-    assert run(*arguments, *keys) == 0, capsys.readouterr()
+    assert call(main, *arguments, *keys) == 0, capsys.readouterr()
     assert set(images_of(out)) == {"train/inputs"}
     assert not (out / "best.json").exists() and not (out / "model_best.pth").exists()
     capsys.readouterr()
@@ -302,7 +291,7 @@ def test_a_model_that_is_given_proposals(arguments, tmp_path, capsys, catalogs):
 
 def test_a_metric_that_the_evaluation_lacks(arguments, tmp_path, capsys, catalogs):
     keys = [*EACH, "RAMBO_TRAIN.BEST_METRIC", "bbox/AP-cat", "SOLVER.MAX_ITER", "2"]
-    assert run(*arguments, *keys, "OUTPUT_DIR", tmp_path / "out") == 2
+    assert call(main, *arguments, *keys, "OUTPUT_DIR", tmp_path / "out") == 2
     error = capsys.readouterr().err
     error = error[error.index("error: ") :]
     assert error.count("\n") == 1 and "'bbox/AP-cat' is not among the metrics of the" in error

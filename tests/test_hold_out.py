@@ -149,12 +149,6 @@ def test_the_weight_is_of_the_classification_loss_alone(name):
         assert losses[1][key] == pytest.approx(value * (3 if key == "loss_cls" else 1), rel=1e-6)
 
 
-def test_a_weight_of_nothing_is_refused(capsys):
-    words = ["--config", "configs/quickstart/faster_rcnn_ce.yaml", "RAMBO_TRAIN.CLS_WEIGHT", "0"]
-    assert main(words) == 2
-    assert "RAMBO_TRAIN.CLS_WEIGHT must be > 0" in capsys.readouterr().err
-
-
 def test_where_the_data_are_is_noted_down_whole(tmp_path, monkeypatch, catalogs):
     monkeypatch.chdir(tmp_path)
     args = Namespace(

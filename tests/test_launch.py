@@ -17,8 +17,8 @@ from rambo_det.engine.launch import from_slurm
 from rambo_det.errors import InputError
 from rambo_det.losses.sort_keys import EMPTY_KEY
 
+from .command_line import own_data
 from .forked import free_port, run_logged, start_script
-from .models import write_coco
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MEMORY = "roi_heads.box_predictor.rambo_loss.memory"
@@ -28,11 +28,9 @@ SLURM = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "MASTER
 @pytest.fixture
 def training(tmp_path):
     """Command line of a small run, from the tool on."""
-    data = []
-    for split in ("train", "val"):
-        data += ["--register-coco", f"ln_{split}", *write_coco(tmp_path, 4, split)]
-    keys = ["DATASETS.TRAIN", "('ln_train',)", "DATASETS.TEST", "('ln_val',)", "SEED", "1"]
+    data, keys = own_data(tmp_path, "ln")
     keys += ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "4", "OUTPUT_DIR", tmp_path / "out"]
+    keys += ["SEED", "1"]
     config = "configs/quickstart/faster_rcnn_rambo.yaml"
     return [str(x) for x in ("tools/train_net.py", "--config", config, *data, *keys)]
 

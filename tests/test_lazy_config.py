@@ -26,6 +26,7 @@ from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
 from .architectures import assert_same_predictions
+from .command_line import call, own_data
 from .models import CONFIGS, training_inputs, write_coco
 
 FCOS = "configs/lazy/quickstart/fcos_rambo.py"
@@ -103,10 +104,7 @@ def test_an_image_of_the_test_set_that_vanishes_is_named(tmp_path, catalogs):
 
 @pytest.fixture
 def arguments(tmp_path, catalogs):
-    data = [
-        "--register-coco", "lz_train", *write_coco(tmp_path / "data", 4, "train"),
-        "--register-coco", "lz_val", *write_coco(tmp_path / "data", 4, "val"),
-    ]  # fmt: skip
+    data, _ = own_data(tmp_path / "data", "lz")
     keys = ["dataloader.train.dataset.names=lz_train", "dataloader.test.dataset.names=lz_val"]
     keys += ["dataloader.train.total_batch_size=2", f"train.output_dir={tmp_path}/out"]
     return data, keys
@@ -121,13 +119,8 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
     assert int(memory._metadata["rambo_loss.memory"]["memory"]["written"]) == 2
     (tmp_path / "out" / "copy.pth").write_bytes((tmp_path / "out" / "model_final.pth").read_bytes())
 
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
     def again(*args):
-        for name in ("lz_train", "lz_val"):
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
-        return main(["--config", FCOS, *args])
+        return call(main, "--config", FCOS, *args)
 
     config = (tmp_path / "out" / "config.yaml").read_bytes()
     assert again("--eval-only", *data, *keys, "train.max_iter=7") == 0

@@ -18,7 +18,6 @@ import yaml
 pytest.importorskip("detectron2")
 
 import detectron2.utils.comm as comm
-from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.file_io import PathManager
 
@@ -29,9 +28,10 @@ from rambo_det.engine.folder import earlier_seed, prepare_folder
 from rambo_det.engine.hooks import SeededSteps
 from rambo_det.engine.loader import ResumableLoader
 
+from .command_line import call, own_data
 from .forked import in_processes
 from .killed_run import PERIOD, YAML, Run, assert_equal
-from .models import CONFIGS, write_coco
+from .models import CONFIGS
 
 KILLS = int(os.environ.get("RAMBO_DET_KILLS", 0))
 LONGEST = 5  # steps that a process makes before it is killed
@@ -60,10 +60,7 @@ train.checkpointer.period = {PERIOD}
 
 @pytest.fixture
 def data(tmp_path):
-    return [
-        "--register-coco", "rs_train", *write_coco(tmp_path / "data", 7, "train"),
-        "--register-coco", "rs_val", *write_coco(tmp_path / "data", 2, "val"),
-    ]  # fmt: skip
+    return own_data(tmp_path / "data", "rs", 7, 2)
 
 
 whole_form = pytest.mark.skipif(not KILLS, reason="only with RAMBO_DET_KILLS")
@@ -79,6 +76,7 @@ whole_form = pytest.mark.skipif(not KILLS, reason="only with RAMBO_DET_KILLS")
     ],
 )
 def test_a_killed_run_is_the_run_that_was_not(tool, world, tmp_path, data):
+    data, keys = data
     kills = KILLS or 2
     seed = random.randrange(1 << 30)
     print(f"moments of the kills: random.Random({seed})")
@@ -86,7 +84,7 @@ def test_a_killed_run_is_the_run_that_was_not(tool, world, tmp_path, data):
     iterations = (LONGEST + PERIOD) * kills + 3
     if tool == "train_net.py":
         config = CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml"
-        opts = [*YAML, "DATASETS.TRAIN", "('rs_train',)", "DATASETS.TEST", "('rs_val',)"]
+        opts = [*YAML, *keys]
     else:
         config = tmp_path / "small.py"
         config.write_text(LAZY)
@@ -212,14 +210,11 @@ def test_what_a_resume_finds(tmp_path, data, capsys, catalogs):
     """The seed of the run, leftovers of a kill, and checkpoints that cannot be read."""
     out = tmp_path / "out"
     config = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
-    keys = [*YAML, "DATASETS.TRAIN", "('rs_train',)", "DATASETS.TEST", "('rs_val',)"]
-    keys += ["SOLVER.CHECKPOINT_PERIOD", "1", "OUTPUT_DIR", str(out)]
+    data, keys = data
+    keys = [*YAML, *keys, "SOLVER.CHECKPOINT_PERIOD", "1", "OUTPUT_DIR", out]
 
     def run(*flags, opts=()):
-        for name in ("rs_train", "rs_val"):
-            if name in DatasetCatalog.list():
-                DatasetCatalog.remove(name)
-        return main(["--config", config, *flags, *data, *keys, *opts])
+        return call(main, "--config", config, *flags, *data, *keys, *opts)
 
     def refused(message):
         capsys.readouterr()

@@ -15,12 +15,11 @@ import torch
 
 pytest.importorskip("detectron2")
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from rambo_det.cli.train import main
 from rambo_det.engine.values import check_training
 
-from .models import THIN, small_cfg, write_coco
+from .command_line import call, own_data
+from .models import THIN, small_cfg
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
@@ -37,10 +36,7 @@ def train_net(*args):
 
 def refused(words, capsys):
     """The one line that these arguments end with."""
-    for name in {"tn_train", "tn_val"} & set(DatasetCatalog.list()):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    assert main([str(word) for word in words]) == 2
+    assert call(main, *words) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     return error
@@ -48,20 +44,15 @@ def refused(words, capsys):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    return [
-        "--register-coco", "tn_train", *write_coco(folder, 4, "train"),
-        "--register-coco", "tn_val", *write_coco(folder, 4, "val"),
-    ]  # fmt: skip
+    return own_data(tmp_path_factory.mktemp("data"), "tn")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data):
     """A trained run: its folder, the arguments of it, and what it printed."""
     folder = tmp_path_factory.mktemp("run") / "out"
-    args = ["--config", CONFIG, *data]
-    keys = ["DATASETS.TRAIN", "('tn_train',)", "DATASETS.TEST", "('tn_val',)", "SEED", "1"]
-    keys += [*SMALL, "OUTPUT_DIR", folder]
+    args = ["--config", CONFIG, *data[0]]
+    keys = [*data[1], "SEED", "1", *SMALL, "OUTPUT_DIR", folder]
     status, out, err = train_net(*args, *keys)
     assert status == 0, err
     return folder, args, keys, out
@@ -92,7 +83,7 @@ def test_a_model_that_detects_nothing_is_explained(run, capsys, catalogs, tmp_pa
     folder, args, keys, _ = run
     words = [*args, "--eval-only", *keys, "MODEL.WEIGHTS", folder / "model_final.pth"]
     words += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0", "OUTPUT_DIR", tmp_path / "out"]
-    assert main([str(word) for word in words]) == 0
+    assert call(main, *words) == 0
     out = capsys.readouterr().out
     assert re.search(r"nan +\| +nan +\| +nan", out)
     assert out.count("nan: ") == 1
@@ -153,16 +144,16 @@ def test_weights_of_anywhere_are_evaluated_with_the_classes_that_are_given(
     folder, args, keys, _ = run
     words = [*args, "--eval-only", "--classes", "star,triangle,square,circle", *keys]
     words += ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
-    assert main([str(a) for a in words]) == 0
+    assert call(main, *words) == 0
     assert "star" in capsys.readouterr().out
 
 
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
     out = tmp_path / "out"
-    keys = ["DATASETS.TRAIN", "('tn_train',)", "DATASETS.TEST", "('tn_val',)", *THIN]
-    keys += ["SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5", "OUTPUT_DIR", str(out)]
+    flags, keys = ["--config", CONFIG, *data[0]], data[1]
+    keys = [*keys, *THIN, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
     process = subprocess.Popen(
-        [sys.executable, "tools/train_net.py", "--config", CONFIG, *data, *keys], cwd=REPOSITORY,
+        [sys.executable, "tools/train_net.py", *flags, *keys, "OUTPUT_DIR", out], cwd=REPOSITORY,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # What runs in the background of a script ignores Ctrl-C, and what it starts does too.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
@@ -175,62 +166,6 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert err.splitlines()[-1] == "interrupted; --resume goes on from the last checkpoint"
-
-
-OWN = ["--register-coco", "a", "no.json", "."]
-OUT = ["OUTPUT_DIR", "{tmp}/out"]
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["--config", "configs/none.yaml"], "configs/none.yaml: no such file"),
-        (["--config", "{tmp}/bad.yaml"], "bad.yaml"),
-        ([], "--config FILE is missing"),
-        (
-            ["MODEL.RAMBO.MARGINS", "1"],
-            "error: unknown config key MODEL.RAMBO.MARGINS: did you mean MODEL.RAMBO.MARGIN?",
-        ),
-        (["solver.max_iter", "5"], "did you mean SOLVER.MAX_ITER?"),
-        (["SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no value"),
-        (["SOLVER.MAX_ITER", "1", "--seeds", "2"], "options come before the config keys: --seeds"),
-        ([*OUT, "--resume"], "error: options come before the config keys: --resume"),
-        (["rambo", "SOLVER.MAX_ITER", "10"], "'rambo' is no config key"),
-        (
-            [*OUT, "SOLVER.MAXITER"],
-            "'SOLVER.MAXITER' is no config key: did you mean SOLVER.MAX_ITER",
-        ),
-        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
-        (
-            ["MODEL.RAMBO.LAMBDA_RULE", "fixed", "MODEL.RAMBO.LAMBDA", "0"],
-            "MODEL.RAMBO.LAMBDA must be > 0",
-        ),
-        (["MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),
-        (["MODEL.RAMBO.MEMORY_LENGTH", "-1"], "MODEL.RAMBO.MEMORY_LENGTH must"),
-        (["MODEL.RAMBO.BETA", "1.5"], "MODEL.RAMBO.BETA must be in [0, 1]"),
-        (["MODEL.RAMBO.SCORE", "x"], "MODEL.RAMBO.SCORE must be one of"),
-        (["DATASETS.TRAIN", "('nowhere',)"], "nowhere is not registered"),
-        (["DATASETS.TEST", "('coco_2017_val',)"], "coco_2017_val needs"),
-        (["--classes", "a,b"], "--classes goes with --register"),
-        (["--eval-only", "OUTPUT_DIR", "no/such/run"], "no checkpoint in"),
-        ([*OUT, "MODEL.WEIGHTS", "x.pth"], "x.pth: no such"),
-        ([*OWN, "DATASETS.TEST", "('a',)"], "no.json"),
-        (["--register-coco", "rambo_shapes_train", "no.json", "."], "already"),
-        (
-            [*OWN, "--register-voc", "b", ".", "val", "DATASETS.TEST", "('b',)"],
-            "--register-coco/--register-voc name a, b, but DATASETS.TRAIN is rambo_shapes_train: "
-            "add DATASETS.TRAIN \"('a',)\"",
-        ),
-        (["--num-gpus", "99"], "--num-gpus 99"),
-    ],
-)
-def test_a_users_mistake_is_one_line(words, message, capsys, catalogs, tmp_path):
-    (tmp_path / "bad.yaml").write_text("MODEL: [unclosed")
-    config = [] if not words or words[0] == "--config" else ["--config", CONFIG]
-    assert main([*config, *(word.replace("{tmp}", str(tmp_path)) for word in words)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert message in error
 
 
 def test_the_callers_level_of_logging_is_left():

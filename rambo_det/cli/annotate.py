@@ -157,6 +157,7 @@ def write_video(target: Path, pictures: Iterable[np.ndarray], rate: float) -> No
     """
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     writer = cv2.VideoWriter()
+    whole = False
     try:
         for picture in pictures:
             if not writer.isOpened():
@@ -164,17 +165,17 @@ def write_video(target: Path, pictures: Iterable[np.ndarray], rate: float) -> No
                 if not writer.open(str(part), code, rate, size):
                     raise InputError(f"{target}: this OpenCV cannot write mp4 videos")
             writer.write(np.ascontiguousarray(picture))
-    except BaseException as error:
-        writer.release()
-        if not isinstance(error, KeyboardInterrupt):
-            part.unlink(missing_ok=True)
-        elif part.exists():
-            os.replace(part, target)
+        if not writer.isOpened():
+            raise InputError(f"{target}: the video has no frames to annotate")
+        whole = True
+    except KeyboardInterrupt:
+        whole = writer.isOpened()
         raise
-    if not writer.isOpened():
-        raise InputError(f"{target}: the video has no frames to annotate")
-    writer.release()
-    os.replace(part, target)
+    finally:
+        writer.release()
+        if whole:
+            os.replace(part, target)
+        part.unlink(missing_ok=True)
 
 
 def _write_picture(path: Path, picture: np.ndarray, jpeg_quality: int = 95) -> None:

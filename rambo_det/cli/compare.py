@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from ..engine.arguments import add_data_arguments, add_hold_out
+from ..engine.arguments import add_data_arguments, add_hold_out, refuse
 from ..errors import InputError
 from .failures import status_of
 
@@ -24,17 +24,13 @@ line, of --data, and of --variant. A comparison that was interrupted goes on wit
 """
 
 
-def _refuse(message: str) -> NoReturn:
-    raise InputError(message)
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; InputError for what is wrong with it."""
     parser = argparse.ArgumentParser(
         prog="rambo-compare", description="Train with several losses and seeds and compare.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.error = _refuse  # type: ignore[method-assign]  # one line, without the usage
+    parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument(
         "--config", "--config-file", dest="config_file", required=True, metavar="FILE",
         help="yaml config of a model, with whichever loss",
@@ -81,17 +77,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys of all runs"
     )
     args = parser.parse_args(argv)
-    for key, least in (("jobs", 1), ("bootstrap", 100)):
+    if args.threads is None:
+        args.threads = max(1, (os.cpu_count() or 1) // max(1, args.jobs))
+    for key, least in (("jobs", 1), ("threads", 1), ("bootstrap", 100)):
         if getattr(args, key) < least:
             raise InputError(f"--{key} must be >= {least}, got {getattr(args, key)}")
-    if args.threads is None:
-        args.threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    if args.threads < 1:
-        raise InputError(f"--threads must be >= 1, got {args.threads}")
     if not args.config_file.endswith((".yaml", ".yml")):
         raise InputError(f"--config {args.config_file}: a yaml config is needed")
-    own = [*args.register_coco, *args.register_voc]
-    if args.data and (own or args.classes is not None):
+    if args.data and (args.register_coco or args.register_voc or args.classes is not None):
         raise InputError(
             "--data names its data sets itself: leave out --register-... and --classes"
         )

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from ..engine.calibrated import calibrate_final, check_calibration_set
     from ..engine.checkpointer import RAW
-    from ..engine.folder import check_same_model, earlier_seed, prepare_folder
+    from ..engine.folder import check_same_model, earlier_seed, last_checkpoint, prepare_folder
     from ..engine.keys import names, set_value, value
     from ..engine.lazy import LazyRun
     from ..engine.saved import check_same_classes, write_data
@@ -85,8 +85,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not value(cfg, keys.folder):
         raise InputError(f"{keys.folder} is empty: name a folder")
     folder = Path(value(cfg, keys.folder))
+    calibrate = value(cfg, keys.calibrate)
+    if calibrate not in ("off", "train") and not args.eval_only:
+        check_calibration_set(keys.calibrate, calibrate, train[0])
     if args.eval_only and not keys.named(keys.weights, args.opts):
-        set_value(cfg, keys.weights, _last_checkpoint(folder, keys))
+        file = last_checkpoint(folder)
+        if file is None:
+            raise InputError(
+                f"--eval-only: no checkpoint in {keys.folder} {folder}: name one with "
+                f"{keys.weights}{keys.sign}FILE"
+            )
+        set_value(cfg, keys.weights, str(file))
         check_same_classes("--eval-only", folder, test)
     elif args.resume and not args.eval_only:
         if not args.lazy:
@@ -104,18 +113,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         remedy = f"{keys.folder}{keys.sign}FOLDER"
         aside = prepare_folder(folder, args.resume, args.fresh, remedy)
     comm.synchronize()
-    logger = set_up(cfg, args, str(folder))
+    logger = set_up(cfg, keys, args)
     if aside:
         logger.info("The earlier run in %s is now in %s", folder, aside)
-    calibrate = value(cfg, keys.calibrate)
-    if calibrate not in ("off", "train") and not args.eval_only:
-        check_calibration_set(keys.calibrate, calibrate, train[0])
     logger.info("Device: %s", _device_name(value(cfg, keys.device)))
     best = calibrated = None
     if args.eval_only:
-        place, raw = Path(weights), Path(weights).with_name(RAW)
-        if place.name == "model_final.pth" and raw.is_file():
-            before = kind.evaluate_checkpoint(cfg, str(raw), args.config_file)
+        place, raw = weights, os.path.join(os.path.dirname(weights), RAW)
+        if os.path.basename(weights) == "model_final.pth" and os.path.isfile(raw):
+            before = kind.evaluate_checkpoint(cfg, raw, args.config_file)
             if main:
                 print(f"\n{result_table(before)}\n\ncheckpoint: {raw}, not calibrated")
         results = kind.evaluate_checkpoint(cfg, weights, args.config_file)
@@ -134,18 +140,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for line in filter(None, (best, calibrated)):
             print(line)
     return results
-
-
-def _last_checkpoint(folder: Path, keys: Any) -> str:
-    from ..engine.folder import last_checkpoint
-
-    file = last_checkpoint(folder)
-    if file is None:
-        raise InputError(
-            f"--eval-only: no checkpoint in {keys.folder} {folder}: name one with "
-            f"{keys.weights}{keys.sign}FILE"
-        )
-    return str(file)
 
 
 def _device_name(device: str) -> str:

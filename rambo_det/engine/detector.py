@@ -54,7 +54,7 @@ class Detector(DefaultPredictor):
             cfg = get_cfg()
             add_rambo_config(cfg)
             merge(cfg, saved.config, list(opts))
-            pick_device(cfg)
+            pick_device(cfg, YAML)
             check_model(cfg)
             resolve_rpn(cfg)
             cfg.MODEL.WEIGHTS = ""  # the checkpoint is loaded below, which has to fit
@@ -77,7 +77,7 @@ class Detector(DefaultPredictor):
         cfg = LazyConfig.apply_overrides(cfg, list(opts)) if opts else cfg
         self.cfg = get_cfg()  # of which the predictor reads the device alone
         self.cfg.MODEL.DEVICE = cfg.train.device
-        pick_device(self.cfg)
+        pick_device(self.cfg, YAML)
         self.model = instantiate(cfg.model).to(self.cfg.MODEL.DEVICE)
         self.mapper = instantiate(cfg.dataloader.test.mapper)
         self.aug = instantiate(cfg.dataloader.test.mapper.augmentations[0])

@@ -11,7 +11,6 @@ import warnings
 from typing import Any
 
 import detectron2.utils.comm as comm
-import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
@@ -29,8 +28,9 @@ from .files import drop_unfinished_line
 from .hooks import SeededSteps, StoppedEarly, training_hooks
 from .keys import LAZY, names
 from .loader import train_loader
-from .own_data import check_dataset, check_own_trained_on, register_own
+from .own_data import register_data
 from .seeds import ORDER, run_seed, seeded
+from .setup import pick_device
 from .values import check_best
 
 
@@ -58,19 +58,13 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     _add_own_keys(cfg)
     for opt in args.opts:
         _override(cfg, opt)
-    training, test = names(cfg, LAZY.train), names(cfg, LAZY.test)
-    check_own_trained_on(args, LAZY.train, training, test, f"{LAZY.train}={{}}")
-    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
-        cfg.train.device = "cpu"
-    classes = register_own(args, training)
+    pick_device(cfg, LAZY)
+    classes, _ = register_data(cfg, LAZY, args)
     if classes is not None:
         node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
         node.num_classes = len(classes)
-    for key in (LAZY.train, LAZY.test):
-        for name in names(cfg, key):
-            check_dataset(key, name)
     if not args.eval_only:
-        check_best(cfg, LAZY, test[:1])  # they are evaluated as one
+        check_best(cfg, LAZY, names(cfg, LAZY.test)[:1])  # they are evaluated as one
     return cfg
 
 

@@ -5,59 +5,66 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.register import register_datasets
 from ..errors import InputError
+from .keys import Keys, names
 
 #: How many key points COCO's persons have, for which pycocotools brings the tolerances.
 _COCO_KEYPOINTS = 17
 
 
-def own_names(args: argparse.Namespace) -> list[str]:
-    """The data sets that ``--register-coco`` and ``--register-voc`` name."""
-    return [name for name, *_ in [*args.register_coco, *args.register_voc]]
+def register_data(
+    cfg: Any, keys: Keys, args: argparse.Namespace, registered: Sequence[str] | None = None
+) -> tuple[Sequence[str] | None, list[str]]:
+    """Checks the data sets of a config of either kind and registers those of the command line.
 
+    Args:
+        cfg, keys: of the run.
+        args: of :func:`.arguments.parse_args`.
+        registered: the classes of the command line's data sets if they are registered already.
 
-def check_own_trained_on(
-    args: argparse.Namespace, key: str, training: Sequence[str], test: Sequence[str], remedy: str
-) -> None:
-    """Raises InputError where none of a user's own data are trained on and some are not used.
+    Returns:
+        The classes of these data sets, None if there are none; the names of those that are used.
 
-    What is found wrong later would be wrong with training data that nobody meant. ``remedy`` is how
-    the command line gives ``key`` a training set, with {} in the place of its name.
+    Raises:
+        InputError: whatever is wrong with the data, or none of a user's own are trained on and some
+            are not used: what is found wrong later would be wrong with data that nobody meant.
     """
-    own = own_names(args)
+    train, test = names(cfg, keys.train), names(cfg, keys.test)
+    own = [name for name, *_ in [*args.register_coco, *args.register_voc]]
     unused = [name for name in own if name not in test]
-    if unused and not args.eval_only and not set(own) & set(training):
+    if unused and not args.eval_only and not set(own) & set(train):
+        value = f"\"('{unused[0]}',)\"" if keys.sign == " " else unused[0]
         raise InputError(
-            f"--register-coco/--register-voc name {', '.join(own)}, but {key} is "
-            f"{', '.join(training) or 'empty'}: add {remedy.format(unused[0])}"
+            f"--register-coco/--register-voc name {', '.join(own)}, but {keys.train} is "
+            f"{', '.join(train) or 'empty'}: add {keys.train}{keys.sign}{value}"
         )
+    for key, used in ((keys.train, train), (keys.test, test)):
+        for name in used:
+            if name not in own:
+                check_dataset(key, name)
+    classes = registered or (_register(args, own, train) if own else None)
+    if args.classes is not None and not own:
+        raise InputError("--classes goes with --register-coco or --register-voc")
+    return classes, [name for name in [*train, *test] if name in own]
 
 
-def register_own(args: argparse.Namespace, training: Sequence[str]) -> list[str] | None:
-    """Registers the data sets of the command line; returns their classes, None if there are none.
-
-    ``training`` names the data sets, of whatever origin, that the run trains on.
-    """
-    own = own_names(args)
-    if not own:
-        if args.classes is not None:
-            raise InputError("--classes goes with --register-coco or --register-voc")
-        return None
+def _register(args: argparse.Namespace, own: list[str], training: list[str]) -> list[str]:
     for name in own:
         if name in DatasetCatalog.list():
             raise InputError(f"data set {name} is registered already: choose another name")
-    names = [n.strip() for n in args.classes.split(",")] if args.classes is not None else None
+    classes = [n.strip() for n in args.classes.split(",")] if args.classes is not None else None
     train = [name for name in training if name in own]
-    if names is None and not train:
+    if classes is None and not train:
         # Evaluation of a model that was trained on a set of Detectron2's own: its classes.
         for name in training:
-            names = names or MetadataCatalog.get(name).get("thing_classes")
-    return register_datasets(args.register_coco, args.register_voc, names, train or None)
+            classes = classes or MetadataCatalog.get(name).get("thing_classes")
+    return register_datasets(args.register_coco, args.register_voc, classes, train or None)
 
 
 def check_dataset(key: str, name: str) -> None:
@@ -78,7 +85,7 @@ def check_dataset(key: str, name: str) -> None:
         )
 
 
-def set_from_data(cfg: CfgNode, classes: Sequence[str], names: Sequence[str]) -> None:
+def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> None:
     """Sets number of classes, format of masks and number of key points as one's own data have them.
 
     Raises InputError if a model with masks or key points has data without, if the numbers of key
@@ -87,7 +94,7 @@ def set_from_data(cfg: CfgNode, classes: Sequence[str], names: Sequence[str]) ->
     for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
         node.NUM_CLASSES = len(classes)
     first = ""
-    for name in names:
+    for name in own:
         metadata = MetadataCatalog.get(name)
         if cfg.MODEL.MASK_ON:
             if where := metadata.get("without_mask"):

@@ -16,8 +16,8 @@ from ..data.register import register_datasets
 from ..errors import InputError
 from ..evaluation.ranking import RankedClass, rank_detections
 from .detector import Detector
+from .own_data import check_dataset
 from .saved import SavedData, load_truth
-from .setup import check_dataset
 
 
 class RankedData:

@@ -20,17 +20,9 @@ from ..errors import InputError
 from ..modeling.config_checks import check_architecture, resolve_rpn
 from ..modeling.criterion import RamboCriterion
 from ..modeling.scores import score_function
-from .keys import YAML
-from .own_data import check_dataset, check_own_trained_on, own_names, register_own, set_from_data
+from .keys import YAML, Keys, set_value, value
+from .own_data import register_data, set_from_data
 from .values import check_model, check_training
-
-__all__ = [
-    "build_config",
-    "check_dataset",
-    "flat_config",
-    "merged_config",
-    "register_own",
-]
 
 
 def build_config(args: argparse.Namespace, registered: Sequence[str] | None = None) -> CfgNode:
@@ -46,19 +38,13 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     register_shapes()  # which the quickstart's configs name
     cfg = merged_config(args)
     data = cfg.DATASETS
-    check_own_trained_on(args, YAML.train, data.TRAIN, data.TEST, f"{YAML.train} \"('{{}}',)\"")
-    pick_device(cfg)
+    pick_device(cfg, YAML)
     check_model(cfg)
     if not args.eval_only:
         check_training(cfg)
-    own = own_names(args)
-    for key in ("TRAIN", "TEST"):
-        for name in data[key]:
-            if name not in own:
-                check_dataset(f"DATASETS.{key}", name)
-    classes = registered or register_own(args, data.TRAIN)
+    classes, own = register_data(cfg, YAML, args, registered)
     if classes is not None:
-        set_from_data(cfg, classes, [n for n in [*data.TRAIN, *data.TEST] if n in own])
+        set_from_data(cfg, classes, own)
     if args.hold_out is not None:
         data.TRAIN, data.TEST = hold_out(data.TRAIN, args.hold_out)
     check_architecture(cfg)
@@ -85,11 +71,10 @@ def merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
         if word.startswith("--"):
             raise InputError(f"options come before the config keys: {word}")
         # A word too many or too few makes keys of the values behind it.
-        if len(opts) % 2 and word not in known:
-            raise InputError(
-                f"config keys come as KEY VALUE pairs, {word!r} is no config key"
-                f"{_did_you_mean(word, known)}"
-            )
+        if word not in known:
+            what = f"config keys come as KEY VALUE pairs, {word!r} is no config key"
+            what = what if len(opts) % 2 else f"unknown config key {word}"
+            raise InputError(f"{what}{_did_you_mean(word, known)}")
     if len(opts) % 2:
         raise InputError(f"config keys come as KEY VALUE pairs, {opts[-1]!r} has no value")
     try:
@@ -100,25 +85,23 @@ def merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
         if unknown:
             message += _did_you_mean(unknown[1], known)
         raise InputError(f"{file}: {message}") from error
-    for key, value in zip(opts[::2], opts[1::2], strict=True):
-        if key not in known:
-            raise InputError(f"unknown config key {key}{_did_you_mean(key, known)}")
+    for key, text in zip(opts[::2], opts[1::2], strict=True):
         # yacs refuses an integer for a key that holds a float.
-        is_integer = isinstance(known[key], float) and value.lstrip("+-").isdigit()
+        is_integer = isinstance(known[key], float) and text.lstrip("+-").isdigit()
         try:
-            cfg.merge_from_list([key, f"{value}.0" if is_integer else value])
+            cfg.merge_from_list([key, f"{text}.0" if is_integer else text])
         except (ValueError, AssertionError) as error:
-            raise InputError(f"{key} {value}: {_one_line(error)}") from error
+            raise InputError(f"{key} {text}: {_one_line(error)}") from error
 
 
 def flat_config(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Each key of a config, as the command line names it, and its value."""
     found: dict[str, Any] = {}
-    for key, value in cfg.items():
-        if isinstance(value, dict):  # a CfgNode too
-            found.update(flat_config(value, f"{prefix}{key}."))
+    for key, held in cfg.items():
+        if isinstance(held, dict):  # a CfgNode too
+            found.update(flat_config(held, f"{prefix}{key}."))
         else:
-            found[f"{prefix}{key}"] = value
+            found[f"{prefix}{key}"] = held
     return found
 
 
@@ -131,7 +114,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error.args[0] if error.args else error).split())
 
 
-def pick_device(cfg: CfgNode) -> None:
-    """The CPU, where the config asks for a GPU and there is none."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+def pick_device(cfg: Any, keys: Keys) -> None:
+    """The CPU, where a config of either kind asks for a GPU and there is none."""
+    if value(cfg, keys.device).startswith("cuda") and not torch.cuda.is_available():
+        set_value(cfg, keys.device, "cpu")

@@ -12,19 +12,20 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any
 
 import detectron2.utils.comm as comm
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase, default_setup
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from .keys import Keys, set_value, value
+
 #: How the messages begin in which Detectron2 logs config and model, hundreds of lines.
 _DUMPS = ("Contents of args.config_file=", "Running with full config:", "Model:\n")
 _SMOOTHED_OVER = 20  # iterations, as Detectron2's periodic lines
 
 
-def set_up(cfg: Any, args: argparse.Namespace, folder: str) -> logging.Logger:
+def set_up(cfg: Any, keys: Keys, args: argparse.Namespace) -> logging.Logger:
     """Detectron2's ``default_setup``, with config and model in the log file alone.
 
     In the terminal they would drown the warnings. Of an evaluation (``args.eval_only``) log and
@@ -32,19 +33,15 @@ def set_up(cfg: Any, args: argparse.Namespace, folder: str) -> logging.Logger:
 
     Args:
         cfg, args: as those of ``default_setup``.
-        folder: of the run, as ``cfg`` has it.
+        keys: of the config.
 
     Returns:
         The logger of this package, which writes where Detectron2's does.
     """
-    if args.eval_only and folder:
-        folder = os.path.join(folder, "inference")
-        cfg = copy.deepcopy(cfg)
-        if isinstance(cfg, CfgNode):
-            cfg.defrost()
-            cfg.OUTPUT_DIR = folder
-        else:
-            cfg.train.output_dir = folder
+    folder = value(cfg, keys.folder)
+    if args.eval_only:
+        folder, cfg = os.path.join(folder, "inference"), copy.deepcopy(cfg)
+        set_value(cfg, keys.folder, folder)
     rank = comm.get_rank()
     # default_setup's own call: Detectron2 remembers it and makes no second handler there.
     for handler in _to_terminal(setup_logger(folder, distributed_rank=rank)):

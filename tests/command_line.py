@@ -1,0 +1,31 @@
+"""The command line's main in this process, as often as a test likes."""
+
+from itertools import pairwise
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .models import write_coco
+
+
+def call(main, *words):
+    """The exit status of ``main``; data sets that an earlier call has registered are forgotten."""
+    words = [str(word) for word in words]
+    for flag, name in pairwise(words):
+        if flag in ("--register-coco", "--register-voc"):
+            for catalog in (DatasetCatalog, MetadataCatalog):
+                catalog.pop(name, None)
+    return main(words)
+
+
+def own_data(folder, name, num=4, num_val=4):
+    """The flags that register two drawn data sets, ``NAME_train`` and ``NAME_val``, and their keys.
+
+    Args:
+        folder: where they are drawn.
+        name: what their names begin with.
+        num, num_val: how many images.
+    """
+    train, val = f"{name}_train", f"{name}_val"
+    flags = ["--register-coco", train, *write_coco(folder, num, "train")]
+    flags += ["--register-coco", val, *write_coco(folder, num_val, "val")]
+    return flags, ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)"]
