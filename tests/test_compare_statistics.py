@@ -1,8 +1,5 @@
 """The statistics of a comparison against slow, independent versions of them."""
 
-import contextlib
-import copy
-import io
 import tracemalloc
 from dataclasses import replace
 
@@ -25,78 +22,47 @@ from rambo_det.compare.pictures import ap50_of_images
 from rambo_det.compare.text import verdict
 from rambo_det.evaluation.matches import RECALLS, average_precisions, find_matches, metrics
 
-CLASSES = ["a", "b", "c"]
+from .detections import random_data
+
 IMAGES = 12
 
 
-def random_data(seed=0):
-    """A COCO data set with crowds and an empty class per image, and noisy detections."""
-    rng = np.random.default_rng(seed)
-
-    def detection(image, label, box):
-        box = [*box[:2], *np.maximum(box[2:], 1)]
-        return {"image_id": image, "category_id": label, "bbox": box, "score": rng.random()}
-
-    images = [{"id": 10 * i + 3, "height": 100, "width": 100} for i in range(IMAGES)]
-    annotations, detections = [], []
-    for image in images:
-        for _ in range(rng.integers(0, 6)):
-            x, y, w, h = (*rng.uniform(0, 50, 2), *rng.uniform(10, 50, 2))
-            label = int(rng.integers(1, len(CLASSES)))  # the last class has no object
-            crowd = int(rng.random() < 0.15)
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": image["id"], "category_id": label,
-                 "bbox": [x, y, w, h], "area": w * h, "iscrowd": crowd}
-            )  # fmt: skip
-            for _ in range(rng.integers(0, 4)):
-                box = [x, y, w, h] + rng.normal(0, 4, 4)
-                detections.append(detection(image["id"], label, box))
-        for _ in range(rng.integers(0, 4)):
-            box = [*rng.uniform(0, 50, 2), *rng.uniform(10, 50, 2)]
-            label = int(rng.integers(1, len(CLASSES) + 1))
-            detections.append(detection(image["id"], label, box))
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
-    return {"images": images, "annotations": annotations, "categories": categories}, detections
+def data(seed):
+    """Annotations with crowds and a class without objects, and detections, no two of one score."""
+    truth, detections = random_data(seed)
+    truth.dataset["categories"].append({"id": 4, "name": "d"})
+    truth.createIndex()
+    return truth, [{**x, "score": x["score"] + i / 1e5} for i, x in enumerate(detections)]
 
 
-def coco(dataset):
-    with contextlib.redirect_stdout(io.StringIO()):
-        result = COCO()
-        result.dataset = copy.deepcopy(dataset)
-        result.createIndex()
-    return result
-
-
-def repeated(dataset, detections, weights):
-    """The data set in which each image, with all that belongs to it, is there as often as told."""
+def repeated(truth, detections, weights):
+    """Annotations in which each image, with all that belongs to it, is as often as told."""
     images, annotations, found = [], [], []
-    for image, times in zip(dataset["images"], weights, strict=True):
+    for image, times in zip(truth.dataset["images"], weights, strict=True):
         for _ in range(times):
-            number = len(images) + 1
-            images.append({**image, "id": number})
-            for item in dataset["annotations"]:
-                if item["image_id"] == image["id"]:
-                    new = {"id": len(annotations) + 1, "image_id": number}
-                    annotations.append({**item, **new})
-            mine = [d for d in detections if d["image_id"] == image["id"]]
-            found += [{**d, "image_id": number} for d in mine]
-    return {**dataset, "images": images, "annotations": annotations}, found
+            number = {"image_id": len(images) + 1}
+            images.append({**image, "id": len(images) + 1})
+            for item in truth.imgToAnns[image["id"]]:
+                annotations.append({**item, **number, "id": len(annotations) + 1})
+            found += [{**d, **number} for d in detections if d["image_id"] == image["id"]]
+    result = COCO()
+    result.dataset = {**truth.dataset, "images": images, "annotations": annotations}
+    result.createIndex()
+    return result, found
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_average_precision_of_resamples_is_cocos(seed):
-    dataset, detections = random_data(seed)
+    truth, detections = data(seed)
     weights = np.vstack([np.ones(IMAGES, int), image_weights(IMAGES, 5, seed)])
-    matches = find_matches(coco(dataset), detections)
+    matches = find_matches(truth, detections)
     ours = metrics(matches, weights)
     for b, ap in enumerate(average_precisions(matches, weights)):
-        repeats, found = repeated(dataset, detections, weights[b])
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = coco(repeats)
-            evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(found)), "bbox")
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
+        again, found = repeated(truth, detections, weights[b])
+        evaluation = COCOeval(again, again.loadRes(found), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (T, R, K)
         expected = np.where(precision > -1, precision, np.nan).mean(axis=1).T
         np.testing.assert_allclose(ap, expected, atol=1e-9)
@@ -105,8 +71,7 @@ def test_average_precision_of_resamples_is_cocos(seed):
 
 
 def test_ap_of_each_image_needs_no_square_of_their_number():
-    dataset, detections = random_data(5)
-    small = find_matches(coco(dataset), detections)
+    small = find_matches(*data(5))
     matches = replace(small, positives=np.pad(small.positives, [(0, 0), (0, 3000)]))
     tracemalloc.start()
     found = ap50_of_images(matches)
@@ -119,16 +84,15 @@ def test_ap_of_each_image_needs_no_square_of_their_number():
 
 
 def test_no_detections_at_all():
-    matches = find_matches(coco(random_data(1)[0]), [])
+    matches = find_matches(data(1)[0], [])
     ap = average_precisions(matches, np.ones((1, IMAGES), int))
-    assert (ap[0, :2] == 0).all() and np.isnan(ap[0, 2]).all()
-    assert (matches.curves[:2] == 0).all() and np.isnan(matches.curves[2]).all()
-    assert matches.curves.shape == (len(CLASSES), len(RECALLS))
+    assert (ap[0, :3] == 0).all() and np.isnan(ap[0, 3]).all()
+    assert (matches.curves[:3] == 0).all() and np.isnan(matches.curves[3]).all()
+    assert matches.curves.shape == (4, len(RECALLS))
 
 
 def test_many_resamples_are_those_one_by_one():
-    dataset, detections = random_data(2)
-    matches = find_matches(coco(dataset), detections)
+    matches = find_matches(*data(2))
     weights = image_weights(IMAGES, 150)
     assert (weights.sum(axis=1) == IMAGES).all() and len(np.unique(weights, axis=0)) > 100
     each = [average_precisions(matches, row[None]) for row in weights]
@@ -229,8 +193,7 @@ def test_the_refit_of_an_image_knows_nothing_of_its_own_half():
 
 
 def test_crowds_do_not_count_in_the_calibration():
-    dataset, detections = random_data(1)
-    matches = find_matches(coco(dataset), detections)
+    matches = find_matches(*data(1))
     ignored = matches.ignored[0]
     assert ignored.any()
     other = replace(matches, scores=np.where(ignored, 0.01, matches.scores))
