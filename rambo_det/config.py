@@ -79,6 +79,6 @@ def add_rambo_config(cfg: CN) -> None:
     # losses have no weight of their own; to compare losses, tune it for each.
     train.CLS_WEIGHT = 1.0
     # At the end make the scores of model_final.pth probabilities, as rambo-calibrate does: fitted
-    # to 500 images of the data set of that name, or of the training set ("train"). The raw weights
+    # to 500 images of the training set ("train") or of the data set of that name. The raw weights
     # are then in model_raw.pth, the thresholds of the classes in thresholds.json. "off": not.
-    train.CALIBRATE = "train"
+    train.CALIBRATE = "off"

@@ -1,7 +1,10 @@
 """Scores that are probabilities: written into the last layer of every kind of detector."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -168,9 +171,22 @@ def test_nothing_to_fit_to_is_said(tmp_path, image):
 # The commands, on a training of a few thousand parameters.
 
 
+@pytest.fixture(scope="module")
+def calibrated_run(finished_run, tmp_path_factory):
+    """The same training, calibrated at its end."""
+    out = tmp_path_factory.mktemp("calibrated") / "out"
+    arguments = ["--config", finished_run / "out" / "config.yaml", *own_data(finished_run)]
+    arguments += ["RAMBO_TRAIN.CALIBRATE", "train", "OUTPUT_DIR", out]
+    subprocess.run(
+        [sys.executable, "-m", "rambo_det.cli.train", *arguments], check=True,
+        env={**os.environ, "RAMBO_DET_CACHE": str(out.parent / "cache"), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return out
+
+
 @pytest.fixture
-def folder(finished_run, tmp_path):
-    shutil.copytree(finished_run / "out", tmp_path / "out")
+def folder(calibrated_run, tmp_path):
+    shutil.copytree(calibrated_run, tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -191,7 +207,7 @@ def weights_of(file):
 
 
 def test_a_training_ends_with_scores_that_are_probabilities(folder):
-    """By default, and what was trained is kept; the two differ in the last layer alone."""
+    """What was trained is kept; the two differ in the last layer alone."""
     raw, final = weights_of(folder / "model_raw.pth"), weights_of(folder / "model_final.pth")
     assert list(raw) == list(final)
     changed = {name for name in raw if not torch.equal(raw[name], final[name])}
@@ -209,7 +225,8 @@ def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, cat
     assert raw["iteration"] == 2 and "trainer" in raw
     config, data = finished_run / "out" / "config.yaml", own_data(finished_run)
     command = ["--config", config, *data, "--resume", "OUTPUT_DIR", folder]
-    assert train([str(x) for x in [*command, "SOLVER.MAX_ITER", 4]]) == 0
+    again = [*command, "SOLVER.MAX_ITER", 4, "RAMBO_TRAIN.CALIBRATE", "train"]
+    assert train([str(x) for x in again]) == 0
     assert "Calibrated on own_train" in capsys.readouterr().out
     log = (folder / "log.txt").read_text()
     assert "model_raw.pth" in log and "Starting training from iteration 3" in log
@@ -217,7 +234,7 @@ def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, cat
     # Without calibration there is one file, as trained.
     for name in ("own_train", "own_val"):
         DatasetCatalog.remove(name), MetadataCatalog.remove(name)
-    more = [*command, "SOLVER.MAX_ITER", 5, "RAMBO_TRAIN.CALIBRATE", "off"]
+    more = [*command, "SOLVER.MAX_ITER", 5]
     assert train([str(x) for x in more]) == 0
     assert not (folder / "model_raw.pth").exists()
     assert torch.load(folder / "model_final.pth", map_location="cpu")["iteration"] == 4

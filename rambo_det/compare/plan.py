@@ -17,8 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import add_rambo_config
-from ..engine.arguments import parse_args
-from ..engine.own_data import own_names
+from ..engine.arguments import own_names, parse_args
 from ..engine.setup import build_config, flat_config, merged_config
 from ..errors import InputError
 from .specs import Data, Variant, loss_opts

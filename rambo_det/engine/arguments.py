@@ -40,6 +40,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def own_names(args: argparse.Namespace) -> list[str]:
+    """The data sets that the options of :func:`add_data_arguments` name."""
+    return [name for name, *_ in [*args.register_coco, *args.register_voc]]
+
+
 def add_hold_out(parser: argparse.ArgumentParser) -> None:
     """The option that sets training images aside."""
     parser.add_argument(

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.register import register_datasets
 from ..errors import InputError
+from .arguments import own_names
 from .keys import Keys, names
 
 #: How many key points COCO's persons have, for which pycocotools brings the tolerances.
@@ -36,7 +37,7 @@ def register_data(
             are not used: what is found wrong later would be wrong with data that nobody meant.
     """
     train, test = names(cfg, keys.train), names(cfg, keys.test)
-    own = [name for name, *_ in [*args.register_coco, *args.register_voc]]
+    own = own_names(args)
     unused = [name for name in own if name not in test]
     if unused and not args.eval_only and not set(own) & set(train):
         value = f"\"('{unused[0]}',)\"" if keys.sign == " " else unused[0]
