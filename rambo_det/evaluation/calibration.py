@@ -128,8 +128,10 @@ def identity(num_classes: int) -> Rescaling:
 def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
     """The rescaling under which what is right is most probable (Platt 1999; Guo et al. 2017).
 
-    All classes have one factor. Their shifts are drawn towards that of all, by a normal prior: a
-    class of few detections takes over the common one.
+    All classes have one factor. Scored by a sigmoid, each has a shift of its own, drawn towards
+    that of all by a normal prior: a class of few detections takes over the common one. Scored by a
+    softmax, all have one shift, against background: shifts of their own would change which class of
+    a box is the highest.
 
     Raises:
         InputError: no rescaling fits.
@@ -137,10 +139,13 @@ def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
     log_factor, common = (
         torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2)
     )
-    own = torch.zeros(classifier.num_classes, dtype=torch.float64, requires_grad=True)
+    own = torch.zeros(classifier.num_classes, dtype=torch.float64)
+    parameters = [log_factor, common]
+    if not classifier.is_softmax:
+        parameters.append(own.requires_grad_())
     right = labelled.right.double()
     optimizer = torch.optim.LBFGS(
-        [log_factor, common, own], max_iter=500, line_search_fn="strong_wolfe"
+        parameters, max_iter=500, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
