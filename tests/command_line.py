@@ -17,6 +17,15 @@ def call(main, *words):
     return main(words)
 
 
+def registered(folder):
+    """The flags that register the data of the fixture ``finished_run``."""
+    return [
+        word
+        for split in ("train", "val")
+        for word in ("--register-coco", f"own_{split}", folder / f"{split}.json", folder / split)
+    ]
+
+
 def own_data(folder, name, num=4, num_val=4):
     """The flags that register two drawn data sets, ``NAME_train`` and ``NAME_val``, and their keys.
 

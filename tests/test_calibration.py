@@ -14,7 +14,6 @@ import torch
 pytest.importorskip("detectron2")
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from pycocotools.coco import COCO
 
@@ -34,6 +33,7 @@ from rambo_det.evaluation.calibration import (
 from rambo_det.modeling.classifier import Classifier, Rescaling
 
 from .architectures import config
+from .command_line import call, registered
 from .models import CONFIGS, THIN, small_cfg, training_inputs, write_coco
 
 NUM_CLASSES = 4
@@ -178,7 +178,7 @@ def test_nothing_to_fit_to_is_said(tmp_path, image):
 def calibrated_run(finished_run, tmp_path_factory):
     """The same training, calibrated at its end."""
     out = tmp_path_factory.mktemp("calibrated") / "out"
-    arguments = ["--config", finished_run / "out" / "config.yaml", *own_data(finished_run)]
+    arguments = ["--config", finished_run / "out" / "config.yaml", *registered(finished_run)]
     arguments += ["RAMBO_TRAIN.CALIBRATE", "train", "OUTPUT_DIR", out]
     subprocess.run(
         [sys.executable, "-m", "rambo_det.cli.train", *arguments], check=True,
@@ -195,14 +195,6 @@ def folder(calibrated_run, tmp_path):
 
 def calibrate(folder, *arguments):
     return main(["--run", str(folder), *map(str, arguments)])
-
-
-def own_data(folder):
-    return [
-        argument
-        for name in ("train", "val")
-        for argument in ("--register-coco", f"own_{name}", folder / f"{name}.json", folder / name)
-    ]
 
 
 def weights_of(file):
@@ -226,7 +218,7 @@ def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, cat
     """And when it has ended anew, its new weights are calibrated."""
     raw = torch.load(folder / "model_raw.pth", map_location="cpu")
     assert raw["iteration"] == 2 and "trainer" in raw
-    config, data = finished_run / "out" / "config.yaml", own_data(finished_run)
+    config, data = finished_run / "out" / "config.yaml", registered(finished_run)
     command = ["--config", config, *data, "--resume", "OUTPUT_DIR", folder]
     again = [*command, "SOLVER.MAX_ITER", 4, "RAMBO_TRAIN.CALIBRATE", "train"]
     assert train([str(x) for x in again]) == 0
@@ -235,16 +227,13 @@ def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, cat
     assert "model_raw.pth" in log and "Starting training from iteration 3" in log
     assert torch.load(folder / "model_raw.pth", map_location="cpu")["iteration"] == 3
     # Without calibration there is one file, as trained.
-    for name in ("own_train", "own_val"):
-        DatasetCatalog.remove(name), MetadataCatalog.remove(name)
-    more = [*command, "SOLVER.MAX_ITER", 5]
-    assert train([str(x) for x in more]) == 0
+    assert call(train, *command, "SOLVER.MAX_ITER", 5) == 0
     assert not (folder / "model_raw.pth").exists()
     assert torch.load(folder / "model_final.pth", map_location="cpu")["iteration"] == 4
 
 
 def test_evaluation_shows_raw_and_calibrated(folder, finished_run, catalogs, capsys):
-    config, data = finished_run / "out" / "config.yaml", own_data(finished_run)
+    config, data = finished_run / "out" / "config.yaml", registered(finished_run)
     command = ["--config", config, *data, "--eval-only", "OUTPUT_DIR", folder]
     assert train([str(x) for x in command]) == 0
     out = capsys.readouterr().out

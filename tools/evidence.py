@@ -20,6 +20,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rambo_det.cli.failures import status_of  # noqa: E402
@@ -115,6 +117,18 @@ def differences_table(rows: Rows, names: list[str]) -> Lines:
     return _pivot(["difference in AP"], cells)
 
 
+def calibrated_table(rows: Rows, _names: list[str]) -> Lines:
+    """Means over the seeds, before and after a calibration."""
+    runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows["calibrated"]:
+        runs.setdefault((row["data"], row["model"], row["loss"]), []).append(row)
+    lines = [["data", "model", "loss", "seeds", "error", "calibrated", "AP", "calibrated"]]
+    for key, found in runs.items():
+        pairs = np.array([[*row["error"], *row["AP"]] for row in found])
+        lines.append([*key, str(len(found)), *(f"{mean:.1f}" for mean in pairs.mean(axis=0))])
+    return lines
+
+
 def _pivot(head: list[str], cells: dict[tuple[str, ...], dict[str, str]]) -> Lines:
     columns = list(dict.fromkeys(column for line in cells.values() for column in line))
     columns.sort(key=lambda column: float(column[2:]) if column.startswith("×") else 0)
@@ -127,6 +141,7 @@ TABLES = {
     "calibration": lambda rows, names: results_table(rows, names, METRICS[3:]),
     "grid": grid_table,
     "differences": differences_table,
+    "calibrated": calibrated_table,
 }
 
 

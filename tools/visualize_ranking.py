@@ -87,8 +87,10 @@ def run(args: argparse.Namespace) -> None:
     from rambo_det.engine.detector import Detector
     from rambo_det.engine.ranked_data import RankedData
     from rambo_det.engine.saved import find_model
+    from rambo_det.engine.user_code import import_user_code
 
     quiet()
+    import_user_code(args.imports)
     saved = find_model(args.run, args.config, args.weights)
     output = args.output or Path(args.run or ".") / "ranking"
     if (output / "ranking.json").exists() and not args.overwrite:

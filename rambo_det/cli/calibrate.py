@@ -56,9 +56,11 @@ def run(args: argparse.Namespace) -> None:
     from ..engine.detector import Detector
     from ..engine.ranked_data import RankedData
     from ..engine.saved import find_model
+    from ..engine.user_code import import_user_code
     from ..evaluation.calibration import calibrate
 
     quiet()
+    import_user_code(args.imports)
     saved = find_model(args.run, args.config, args.weights)
     output = args.output or Path(saved.weights).with_name("model_calibrated.pth")
     if output.resolve() == Path(saved.weights).resolve():

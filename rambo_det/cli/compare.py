@@ -10,11 +10,12 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from ..engine.arguments import add_data_arguments, add_hold_out, refuse
+from ..engine.arguments import add_data_arguments, add_hold_out, add_import, refuse
 from ..errors import InputError
 from .failures import status_of
 
@@ -57,6 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "config file with its own sets; may be repeated (default: those of --config)",
     )  # fmt: skip
     add_data_arguments(parser)
+    add_import(parser)
     add_hold_out(parser)
     parser.add_argument("--out", type=Path, default=Path("output/compare"), metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
@@ -114,6 +116,7 @@ def plan_of(args: argparse.Namespace) -> Any:
     coco, voc = args.register_coco, args.register_voc
     data = [parse_data(text, args.config_file, args.hold_out) for text in args.data]
     data = data or [Data("", args.config_file, coco, voc, (), args.classes, args.hold_out)]
+    data = [replace(item, imports=args.imports) for item in data]
     return make_plan(data, variants, args.seeds, args.opts, args.out)
 
 

@@ -98,10 +98,12 @@ def run(args: argparse.Namespace) -> int:
     from ..engine.calibrated import read_thresholds
     from ..engine.detector import Detector
     from ..engine.saved import find_model
+    from ..engine.user_code import import_user_code
     from .annotate import Annotator
     from .sources import find_sources
 
     quiet()
+    import_user_code(args.imports)
     saved = find_model(args.run, args.config, args.weights)
     output = Path(args.output)
     sources, broken = find_sources(args.inputs, args.camera, output)

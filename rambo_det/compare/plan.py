@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..config import add_rambo_config
 from ..engine.arguments import own_names, parse_args
 from ..engine.setup import build_config, flat_config, merged_config
+from ..engine.user_code import new_config
 from ..errors import InputError
 from .specs import Data, Variant, loss_opts
 
@@ -153,9 +153,7 @@ def _settings(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
 
 def default_settings() -> dict[str, Any]:
     """Config key -> default, as :attr:`Run.settings` has them."""
-    cfg = get_cfg()
-    add_rambo_config(cfg)
-    return _flat(cfg)
+    return _flat(new_config())
 
 
 def _flat(cfg: CfgNode) -> dict[str, Any]:

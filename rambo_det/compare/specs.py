@@ -176,7 +176,7 @@ class Data:
         config: the config file of its runs.
         coco, voc: what ``--register-coco`` and ``--register-voc`` of the training command take.
         opts: KEY VALUE … for the runs on it.
-        classes, hold_out: options of the training command.
+        classes, hold_out, imports: options of the training command.
     """
 
     name: str
@@ -186,10 +186,12 @@ class Data:
     opts: Sequence[str] = ()
     classes: str | None = None
     hold_out: int | None = None
+    imports: Sequence[str] = ()
 
     def words(self) -> list[str]:
         """The options of the training command, without the keys."""
-        words = ["--config", self.config]
+        words = [word for name in self.imports for word in ("--import", name)]
+        words += ["--config", self.config]
         for option, sets in (("--register-coco", self.coco), ("--register-voc", self.voc)):
             words += [word for one in sets for word in (option, *one)]
         for option, value in (("--classes", self.classes), ("--hold-out", self.hold_out)):

@@ -40,6 +40,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """The option that imports a user's own code."""
+    parser.add_argument(
+        "--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
+        help="code of your own that registers backbones, heads or data sets, imported before the "
+        "config is read; its add_config(cfg) is called; may be repeated",
+    )  # fmt: skip
+
+
 def own_names(args: argparse.Namespace) -> list[str]:
     """The data sets that the options of :func:`add_data_arguments` name."""
     return [name for name, *_ in [*args.register_coco, *args.register_voc]]
@@ -59,6 +68,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="OUTPUT_DIR", help="a training: its last checkpoint")
     parser.add_argument("--config", metavar="FILE", help="or a yaml config or a LazyConfig, and")
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint, of RaMBO or stock")
+    add_import(parser)
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE",
         help="changes to the config, at the end of the command",
@@ -85,6 +95,7 @@ def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argpars
         help="the same as --config-file",
     )  # fmt: skip
     add_data_arguments(parser)
+    add_import(parser)
     if lazy:
         parser.set_defaults(hold_out=None)
     else:

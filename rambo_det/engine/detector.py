@@ -13,7 +13,6 @@ from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 from torch import nn
 
-from ..config import add_rambo_config
 from ..data.shapes import register_shapes
 from ..errors import InputError
 from ..evaluation.pictures import class_metadata
@@ -22,6 +21,7 @@ from .checkpointer import load_whole_model
 from .keys import LAZY, YAML, names
 from .saved import SavedModel
 from .setup import merge, pick_device
+from .user_code import import_user_code, new_config
 from .values import check_model
 
 
@@ -48,11 +48,11 @@ class Detector(DefaultPredictor):
         self, saved: SavedModel, opts: Sequence[str] = (), classes: Sequence[str] | None = None
     ) -> None:
         register_shapes()  # whose classes a run of the quickstart has
+        import_user_code(saved.data.imports)
         if saved.is_lazy:
             cfg = self._from_lazy(saved.config, opts)
         else:
-            cfg = get_cfg()
-            add_rambo_config(cfg)
+            cfg = new_config()
             merge(cfg, saved.config, list(opts))
             pick_device(cfg, YAML)
             check_model(cfg)

@@ -31,6 +31,7 @@ from .loader import train_loader
 from .own_data import register_data
 from .seeds import ORDER, run_seed, seeded
 from .setup import pick_device
+from .user_code import import_user_code
 from .values import check_best
 
 
@@ -41,6 +42,7 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     whatever is wrong with config, keys or data.
     """
     register_shapes()  # which the quickstart's configs name
+    import_user_code(args.imports)
     file = find_config(args.config_file)
     try:
         with warnings.catch_warnings():

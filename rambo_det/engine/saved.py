@@ -31,12 +31,13 @@ class SavedData:
 
     Attributes:
         classes: their names, in the order of the model's outputs.
-        register_coco, register_voc: as the options of the command line; the former with the parts
-            that ``--hold-out`` made.
+        imports, register_coco, register_voc: as the options of the command line; those in COCO's
+            format with the parts that ``--hold-out`` made.
         annotations: data set of DATASETS.TEST -> its annotations in COCO's format.
     """
 
     classes: list[str] = field(default_factory=list)
+    imports: list[str] = field(default_factory=list)
     register_coco: list[list[str]] = field(default_factory=list)
     register_voc: list[list[str]] = field(default_factory=list)
     annotations: dict[str, str] = field(default_factory=dict)
@@ -55,6 +56,7 @@ def write_data(
     files = {name: MetadataCatalog.get(name).get("json_file") for name in test}
     data = SavedData(
         list(MetadataCatalog.get(train[0]).get("thing_classes") or ()),
+        [os.path.abspath(x) if x.endswith(".py") else x for x in args.imports],
         [[n, *map(os.path.abspath, paths)] for n, *paths in coco],
         [[n, os.path.abspath(root), split] for n, root, split in args.register_voc],
         {name: os.path.abspath(file) for name, file in files.items() if file},

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_rambo_config
 from ..config_files import find_config
 from ..data.holdout import hold_out
 from ..data.shapes import register_shapes
@@ -22,6 +21,7 @@ from ..modeling.criterion import RamboCriterion
 from ..modeling.scores import score_function
 from .keys import YAML, Keys, set_value, value
 from .own_data import register_data, set_from_data
+from .user_code import import_user_code, new_config
 from .values import check_model, check_training
 
 
@@ -58,8 +58,8 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
 
 def merged_config(args: argparse.Namespace) -> CfgNode:
     """``args.config_file`` and ``args.opts``, merged; InputError if the file or a key is wrong."""
-    cfg = get_cfg()
-    add_rambo_config(cfg)
+    import_user_code(args.imports)
+    cfg = new_config()
     merge(cfg, find_config(args.config_file), args.opts)
     return cfg
 

@@ -144,9 +144,7 @@ def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
     if not classifier.is_softmax:
         parameters.append(own.requires_grad_())
     right = labelled.right.double()
-    optimizer = torch.optim.LBFGS(
-        parameters, max_iter=500, line_search_fn="strong_wolfe"
-    )
+    optimizer = torch.optim.LBFGS(parameters, max_iter=500, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()

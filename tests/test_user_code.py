@@ -1,0 +1,120 @@
+"""``--import``: a user's own backbone in every command, and the example of it."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
+
+from rambo_det.cli.compare import parse_args, plan_of
+from rambo_det.cli.predict import main as predict
+from rambo_det.cli.train import main as train
+from rambo_det.engine.user_code import import_user_code, new_config
+from rambo_det.errors import InputError
+
+from .command_line import registered
+from .models import CONFIGS, THIN
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = """
+from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, build_resnet_backbone
+
+
+def add_config(cfg):
+    cfg.MODEL.MINE = CfgNode({{"WIDTH": 1}})
+
+
+@BACKBONE_REGISTRY.register()
+def {name}(cfg, input_shape):
+    assert cfg.MODEL.MINE.WIDTH == 3
+    return build_resnet_backbone(cfg, input_shape)
+"""
+
+
+@pytest.fixture
+def own(finished_run, tmp_path, request):
+    """A file with a backbone, and the options of a command that uses it."""
+    file, name = tmp_path / "mine.py", f"build_{request.node.name.replace('-', '_').split('[')[0]}"
+    file.write_text(CODE.format(name=name))
+    data = registered(finished_run)
+    keys = ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)", *THIN]
+    keys += ["SOLVER.MAX_ITER", 1, "MODEL.BACKBONE.NAME", name, "MODEL.MINE.WIDTH", 3]
+    config = CONFIGS / "quickstart/faster_rcnn_rambo.yaml"
+    words = ["--import", file, "--config", config, *data]
+    return file, [str(x) for x in words], [str(x) for x in keys]
+
+
+def test_a_run_remembers_the_code_that_it_needs(own, finished_run, tmp_path, catalogs, capsys):
+    file, words, keys = own
+    out = str(tmp_path / "out")
+    assert train([*words, *keys, "OUTPUT_DIR", out]) == 0
+    assert json.loads((tmp_path / "out" / "data.json").read_text())["imports"] == [str(file)]
+    found = ["--run", out, "--output", str(tmp_path / "found"), str(finished_run / "val")]
+    assert predict(found) == 0
+    shutil.move(file, tmp_path / "gone.py")
+    import_user_code([str(file)])  # once in a process
+    with pytest.raises(InputError, match="no such file"):
+        import_user_code([str(tmp_path / "other.py")])
+
+
+def test_every_training_of_a_comparison_imports_it(own, tmp_path, catalogs):
+    file, words, keys = own
+    plan = plan_of(parse_args([*words, "--out", str(tmp_path / "c"), "--seeds", "1", *keys]))
+    assert {run.command[3:5] for run in plan.runs} == {("--import", str(file))}
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (None, "--import {file}: no such file"),
+        ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def", "SyntaxError"),
+    ],
+)
+def test_code_that_cannot_be_imported_is_one_line(code, message, tmp_path, capsys):
+    file = tmp_path / "broken.py"
+    if code is not None:
+        file.write_text(code)
+    config = str(CONFIGS / "quickstart/faster_rcnn_rambo.yaml")
+    assert train(["--import", str(file), "--config", config, "OUTPUT_DIR", str(tmp_path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message.format(file=file) in error and "\n" not in error
+
+
+@pytest.mark.parametrize("name", ["voc07_rambo", "voc07_retinanet_rambo"])
+def test_the_example_of_a_timm_backbone(name):
+    pytest.importorskip("timm", reason="timm is not installed")
+    import_user_code([str(ROOT / "examples" / "timm_backbone.py")])
+    cfg = new_config()
+    cfg.merge_from_file(str(CONFIGS / "evidence" / f"{name}.yaml"))
+    cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.DEVICE = "", "cpu"
+    model = build_model(cfg).eval()
+    frozen = [p.requires_grad for p in model.backbone.bottom_up.parameters()]
+    assert frozen == sorted(frozen) and not frozen[0] and frozen[-1]
+    with torch.no_grad():
+        features = model.backbone(torch.zeros(1, 3, 128, 128))
+    assert [f.shape[-1] for f in features.values()] == [16, 8, 4, 2]
+
+
+def test_weights_of_another_library_come_in_the_same_order():
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    import_user_code([str(ROOT / "examples" / "timm_backbone.py")])
+    load_weights = sys.modules[
+        BACKBONE_REGISTRY.get("build_timm_fpn_backbone").__module__
+    ].load_weights
+    net = timm.create_model("tf_efficientnet_lite0", features_only=True, pretrained=False)
+    weights = {f"other{i}": torch.rand(v.shape).to(v) for i, v in
+               enumerate(net.state_dict().values())}  # fmt: skip
+    load_weights(net, {**weights, "classifier": torch.zeros(3)})
+    pairs = zip(net.state_dict().values(), weights.values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(ValueError, match="another model"):
+        load_weights(net, dict(list(weights.items())[1:]))
