@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetMapper, MetadataCatalog
@@ -58,7 +59,10 @@ class Detector(DefaultPredictor):
             check_model(cfg)
             resolve_rpn(cfg)
             cfg.MODEL.WEIGHTS = ""  # the checkpoint is loaded below, which has to fit
-            super().__init__(cfg)
+            self._is_gray = cfg.INPUT.FORMAT == "L"  # which the stock predictor does not know
+            stock = cfg.clone()
+            stock.INPUT.FORMAT = "BGR" if self._is_gray else cfg.INPUT.FORMAT
+            super().__init__(stock)
             self.mapper = DatasetMapper(cfg, is_train=False)
         if needs_proposals(self.model):
             raise InputError(
@@ -81,7 +85,9 @@ class Detector(DefaultPredictor):
         self.model = instantiate(cfg.model).to(self.cfg.MODEL.DEVICE)
         self.mapper = instantiate(cfg.dataloader.test.mapper)
         self.aug = instantiate(cfg.dataloader.test.mapper.augmentations[0])
-        self.input_format = cfg.dataloader.test.mapper.image_format
+        image_format = cfg.dataloader.test.mapper.image_format
+        self._is_gray = image_format == "L"
+        self.input_format = "BGR" if self._is_gray else image_format
         return cfg
 
     def __call__(self, image: np.ndarray) -> Instances:
@@ -90,6 +96,8 @@ class Detector(DefaultPredictor):
         Args:
             image: ``(H, W, 3)`` uint8, BGR as OpenCV reads it.
         """
+        if self._is_gray:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[:, :, None]
         output = super().__call__(image)
         if "instances" not in output:
             raise InputError("the model detects no objects: it gives " + ", ".join(output))

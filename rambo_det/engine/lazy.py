@@ -61,6 +61,11 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     for opt in args.opts:
         _override(cfg, opt)
     pick_device(cfg, LAZY)
+    if cfg.train.amp.enabled and not cfg.train.device.startswith("cuda"):
+        raise InputError(
+            "train.amp.enabled=True needs a GPU, and train.device is "
+            f"{cfg.train.device}: set it to False"
+        )
     classes, _ = register_data(cfg, LAZY, args)
     if classes is not None:
         node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -50,6 +52,19 @@ class Pictures(HookBase):
 
     def _draw_inputs(self, model: Any, args: tuple[list[dict[str, Any]]]) -> None:
         self._handle.remove()
+        with self._never_in_the_way():
+            self._put_inputs(args)
+
+    @contextmanager
+    def _never_in_the_way(self) -> Iterator[None]:
+        """Within, an error ends the pictures of the run, and not the run."""
+        try:
+            yield
+        except Exception:  # of whichever library draws
+            self._number = 0
+            logging.getLogger(__name__).exception("No more pictures in TensorBoard: drawing failed")
+
+    def _put_inputs(self, args: tuple[list[dict[str, Any]]]) -> None:
         metadata = MetadataCatalog.get(self._cfg.DATASETS.TRAIN[0])
         records = [record for record in args[0][: self._number] if "instances" in record]
         pictures = [
@@ -59,6 +74,10 @@ class Pictures(HookBase):
 
     def evaluated(self) -> None:
         """Draws what the model detects now."""
+        with self._never_in_the_way():
+            self._put_detections()
+
+    def _put_detections(self) -> None:
         model = getattr(self.trainer.model, "module", self.trainer.model)  # not DDP's
         if not self._number or needs_proposals(model):
             return

@@ -16,6 +16,7 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.events import EventWriter
 from torch import nn
 
@@ -69,6 +70,13 @@ class RamboTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         return build_detection_test_loader(cfg, dataset_name, mapper=cls.test_mapper(cfg))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+        """As the stock method; on augmented images too where ``TEST.AUG.ENABLED`` says so."""
+        if cfg.TEST.AUG.ENABLED:
+            model = GeneralizedRCNNWithTTA(cfg, model)
+        return super().test(cfg, model, evaluators)
 
     @staticmethod
     def test_mapper(cfg: CfgNode) -> Any:

@@ -50,9 +50,19 @@ def check_training(cfg: CfgNode) -> None:
     """Raises InputError if nothing can be trained with these data and this solver."""
     if not cfg.DATASETS.TRAIN:
         raise InputError("DATASETS.TRAIN is empty: name a data set to train on, ('NAME',)")
-    for key in ("MAX_ITER", "IMS_PER_BATCH"):
+    for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
         if cfg.SOLVER[key] < 1:
             raise InputError(f"SOLVER.{key} must be >= 1, got {cfg.SOLVER[key]}")
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise InputError(
+            f"SOLVER.AMP.ENABLED True needs a GPU, and MODEL.DEVICE is {cfg.MODEL.DEVICE}: set it "
+            "to False"
+        )
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        raise InputError(
+            "TEST.AUG.ENABLED True: Detectron2 augments in tests for R-CNNs alone, not for "
+            f"{cfg.MODEL.META_ARCHITECTURE}: set it to False"
+        )
     if cfg.RAMBO_TRAIN.IMAGES < 0:
         raise InputError(f"RAMBO_TRAIN.IMAGES must be >= 0, got {cfg.RAMBO_TRAIN.IMAGES}")
     for key in ("SOLVER.BASE_LR", "RAMBO_TRAIN.CLS_WEIGHT"):

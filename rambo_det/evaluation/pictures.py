@@ -86,7 +86,8 @@ def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> 
     classes, names = found.pred_classes.tolist(), metadata.get("thing_classes") or ()
     # Always the same for a class: the data set's own, if any.
     palette = np.asarray(metadata.get("thing_colors") or colormap(rgb=True)) / 255
-    labels = [names[k] if k < len(names) else f"class {k}" for k in classes]
+    # A dollar sign would begin a formula.
+    labels = [names[k].replace("$", r"\$") if k < len(names) else f"class {k}" for k in classes]
     if found.has("scores"):
         labels = [f"{x} {s:.0%}" for x, s in zip(labels, found.scores.tolist(), strict=True)]
     drawer = Visualizer(image, metadata, scale=max(1, round(_LEAST_PX / max(image.shape[:2]))))

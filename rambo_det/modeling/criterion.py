@@ -174,7 +174,7 @@ class RamboCriterion(RamboLoss):
         if storage is None or period is None or max_iter is None:
             return
         done = storage.iter + 1
-        if done % period == 0 or done >= max_iter:
+        if (period > 0 and done % period == 0) or done >= max_iter:
             self.memory.all_gather_for_checkpoint()
 
     @torch.jit.unused

@@ -1,0 +1,76 @@
+"""Runs that are unusual and right: they train, are evaluated, and detect."""
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("detectron2")
+
+from rambo_det.cli.predict import main as predict
+from rambo_det.cli.train import main as train
+from rambo_det.engine.detector import Detector
+from rambo_det.engine.saved import find_model
+
+from .command_line import call, registered
+from .models import CONFIGS, THIN
+
+QUICKSTART = CONFIGS / "quickstart/faster_rcnn_rambo.yaml"
+
+
+def run(finished_run, out, *keys, data=None):
+    data = data or registered(finished_run)
+    named = ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)"]
+    short = [*THIN, "SOLVER.MAX_ITER", 2, "SEED", 3, "OUTPUT_DIR", out]
+    return call(train, "--config", QUICKSTART, *data, *named, *short, *keys)
+
+
+def test_gray_images_in_training_and_predict(finished_run, tmp_path, catalogs):
+    keys = ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[127.5]", "MODEL.PIXEL_STD", "[64.0]"]
+    assert run(finished_run, tmp_path / "out", *keys) == 0
+    words = ["--run", tmp_path / "out", "--output", tmp_path / "found", finished_run / "val"]
+    assert call(predict, *words) == 0
+    # The detector sees what the training saw: of a colour picture its brightness.
+    detector = Detector(find_model(str(tmp_path / "out"), None, None))
+    picture = cv2.imread(str(finished_run / "val" / "1.png"))
+    gray = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    assert np.allclose(detector(picture).scores, detector(gray).scores, atol=1e-3)
+
+
+def test_a_class_name_that_begins_a_formula(finished_run, tmp_path, catalogs):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "val"):
+        text = (finished_run / f"{split}.json").read_text().replace('"circle"', '"$$"')
+        (data / f"{split}.json").write_text(text)
+        shutil.copytree(finished_run / split, data / split)
+    assert run(finished_run, tmp_path / "out", data=registered(data)) == 0
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "$$" in log and "drawing failed" not in log
+
+
+def test_no_picture_ends_a_training(finished_run, tmp_path, catalogs, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no room for a picture")
+
+    monkeypatch.setattr("rambo_det.engine.pictures.draw_detections", fails)
+    assert run(finished_run, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "log.txt").read_text().count("drawing failed") == 1
+
+
+def test_a_test_on_augmented_images_is_another_test(finished_run, tmp_path, catalogs, capsys):
+    """TEST.AUG.ENABLED: Detectron2's own augmentation, as its train_net.py has it."""
+    keys = ["TEST.AUG.MIN_SIZES", "(64,128)", "TEST.AUG.MAX_SIZE", 128]
+    out = tmp_path / "out"
+    assert run(finished_run, out, *keys) == 0
+    plain = Path(out, "inference", "coco_instances_results.json").read_text()
+    data = registered(finished_run)
+    words = ["--config", out / "config.yaml", *data, "--eval-only", "OUTPUT_DIR", out]
+    assert call(train, *words, "TEST.AUG.ENABLED", True) == 0
+    assert Path(out, "inference", "coco_instances_results.json").read_text() != plain
+    words[1] = CONFIGS / "quickstart/retinanet_rambo.yaml"
+    words = [w for w in words if w != "--eval-only"]
+    assert call(train, *words, "TEST.AUG.ENABLED", True) == 2
+    assert "TEST.AUG.ENABLED True: Detectron2 augments" in capsys.readouterr().err
