@@ -102,6 +102,77 @@ def test_names_with_spaces_and_a_byte_order_mark(tmp_path: Path) -> None:
         assert set(read_voc("own", root, "train").images) == set(images)
 
 
+CELL = [("dog", (10, 10, 30, 20), 0)]
+
+
+@pytest.mark.parametrize(
+    ("images", "lines", "ids"),
+    [
+        (["frame 0", "frame 1"], ["frame 0", "frame 1"], ["frame 0", "frame 1"]),
+        (["frame", "frame 0"], ["frame 0"], ["frame 0"]),
+        (["frame 0", "frame 1"], ["frame 0  1", "frame 1 -1"], ["frame 0", "frame 1"]),
+        (["a", "b 1"], ["a", "b 1"], ["a", "b 1"]),
+        (["cam1/0001", "cam2/0001"], ["cam1/0001", "cam2/0001"], ["cam1/0001", "cam2/0001"]),
+        (["cam1/0001", "cam2/0001"], ["cam2/0001 -1", "cam1/0001  0"], ["cam2/0001", "cam1/0001"]),
+    ],
+)
+def test_lines_of_a_split(
+    tmp_path: Path, images: list[str], lines: list[str], ids: list[str]
+) -> None:
+    for folder in ("Annotations", "JPEGImages"):
+        for stem in images:
+            (tmp_path / folder / stem).parent.mkdir(parents=True, exist_ok=True)
+    root = write_voc(tmp_path, "train", {stem: CELL for stem in images})
+    (root / SPLIT).write_text("\n".join(lines))
+    register_voc("own", root, "train")
+    records = {record["image_id"]: record["file_name"] for record in DatasetCatalog.get("own")}
+    assert records == {stem: str(root / "JPEGImages" / f"{stem}.jpg") for stem in ids}
+
+
+@pytest.mark.parametrize("line", ["gone 1", "gone", "cam1/gone"])
+def test_a_line_without_xml_is_named_as_it_is(root: Path, line: str) -> None:
+    (root / SPLIT).write_text(line)
+    with pytest.raises(InputError, match=f"train.txt names '{line}', but .*{line}.xml does not"):
+        register_voc("own", root, "train")
+
+
+@pytest.mark.parametrize(
+    ("written", "there", "read", "warnings"),
+    [
+        ("cam1/x.png", ["cam1/x.png"], "cam1/x.png", 0),
+        ("x.png", ["cam1/x.png", "x.png"], "cam1/x.png", 0),
+        ("x.png", ["cam1/x.png", "cam1/a.jpg"], "cam1/x.png", 1),
+        ("a.png", ["cam1/a.png", "cam1/a.jpg"], "cam1/a.png", 0),
+        ("a.tif", ["cam1/a.tif"], "cam1/a.tif", 0),
+        ("gone.jpg", ["cam1/a.JPEG"], "cam1/a.JPEG", 0),
+        (" ", ["cam1/a.png"], "cam1/a.png", 0),
+    ],
+)
+def test_the_image_that_is_checked_is_the_one_that_is_read(
+    root: Path,
+    written: str,
+    there: list[str],
+    read: str,
+    warnings: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Only the image that is to be read is whole and of the size in the xml."""
+    stem = "a" if written.startswith("cam1") else "cam1/a"
+    (root / SPLIT).write_text(stem)
+    for folder in ("Annotations/cam1", "JPEGImages/cam1"):
+        (root / folder).mkdir()
+    for name in there:
+        Image.new("RGB", (60, 50) if name == read else (9, 9)).save(root / "JPEGImages" / name)
+    text = (root / XML).read_text()
+    named = f"<annotation><filename>{written}</filename>"
+    (root / "Annotations" / f"{stem}.xml").write_text(text.replace("<annotation>", named))
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        register_voc("own", root, "train")
+    (record,) = DatasetCatalog.get("own")
+    assert record["file_name"] == str(root / "JPEGImages" / read)
+    assert len([r for r in caplog.records if "another image" in r.getMessage()]) == warnings
+
+
 def test_boxes_without_area_are_dropped_with_one_warning(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
