@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("detectron2")
 
+import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -185,8 +187,15 @@ POLYGON = [[1, 2, 11, 2, 11, 14]]
 RLE = {"size": [30, 40], "counts": [100, 500, 600]}
 
 
-def test_rle_is_trained_on(folder: Path) -> None:
-    cfg = _masked(folder, POLYGON, RLE, RLE)
+def _compressed(seed: int) -> dict[str, Any]:
+    noise = np.random.default_rng(seed).random((30, 40)) < (0.5, 0.01, 0.99)[seed % 3]
+    rle = mask_util.encode(np.asfortranarray(noise, dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+@pytest.mark.parametrize("rle", [RLE, *map(_compressed, range(6))])
+def test_rle_is_trained_on(folder: Path, rle: dict[str, Any]) -> None:
+    cfg = _masked(folder, POLYGON, rle, rle)
     assert cfg.INPUT.MASK_FORMAT == "bitmask"
     (batch,) = islice(RamboTrainer.build_train_loader(cfg), 1)
     assert all(len(image["instances"].gt_masks) for image in batch)
@@ -311,6 +320,17 @@ def _lists(**lists: Any) -> Callable[[Path], Any]:
 
 NO_AREA = {"image_id": 7, "category_id": 9, "bbox": [1, 1, 0, 0]}
 POLYGONS = r"annotations\[0\]: 'segmentation' must be polygons"
+WHOLE = "`U1"  # 1200 px of background
+BAD_COUNTS = [
+    "",
+    "T2",  # 68 px
+    WHOLE[:2],  # the last number is cut off
+    WHOLE + "1",  # one pixel too many
+    WHOLE + "0O1",  # a count below 0
+    WHOLE + "\x7f",  # beyond the alphabet
+    WHOLE + "ä",
+    "`" * 40 + "0",  # a number of 200 bits
+]
 BAD: list[tuple[Callable[[Path], Any], str]] = [
     (lambda _: "{", r"set\.json is not a json file"),
     (lambda _: [], "not a COCO json: it has no list 'images'"),
@@ -339,6 +359,10 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     (_mask({"size": [40, 30], "counts": [0, 1200]}), r"RLE as large as the .* {'size': \[30, 40\]"),
     (_mask({"size": [30, 40], "counts": [0, 1199]}), POLYGONS),
     (_mask({"size": [30, 40], "counts": 5}), POLYGONS),
+    *[
+        (_mask({"size": [30, 40], "counts": counts}), r"\[0\]: 'seg.* counts add up to 1200 px")
+        for counts in BAD_COUNTS
+    ],
     (_lists(annotations=[]), r"set\.json: .*'own' has no boxes"),
     (_lists(annotations=[NO_AREA]), "'own' has no boxes"),
     (_edit("images 1", file_name="c.jpg"), r"set\.json: .*c\.jpg is missing"),

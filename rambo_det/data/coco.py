@@ -142,19 +142,44 @@ def _mask(value: Any, image: dict[str, Any], where: str) -> Any:
         fits = all(isinstance(p, list) and len(p) % 2 == 0 and _are_numbers(p) for p in value)
     else:
         fits = isinstance(value, dict) and value.get("size") == size
-        fits = fits and _are_counts(value.get("counts"), math.prod(size))
+        fits = fits and _fill(value.get("counts"), math.prod(size))
     if not fits:
         raise InputError(
             f"{where}: 'segmentation' must be polygons, [[x, y, ...], ...], or "
-            f"RLE as large as the image, {{'size': {size}, 'counts': ...}}"
+            f"RLE as large as the image, {{'size': {size}, 'counts': ...}}, whose counts add up "
+            f"to {math.prod(size)} px"
         )
     return value
 
 
-def _are_counts(value: Any, pixels: int) -> bool:
-    if isinstance(value, list):
-        return all(isinstance(x, int) and x >= 0 for x in value) and sum(value) == pixels
-    return isinstance(value, str) and value != ""
+def _fill(value: Any, pixels: int) -> bool:
+    """Whether RLE has counts, as a list or COCO's string, that add up to so many pixels."""
+    counts = _decoded(value) if isinstance(value, str) else value
+    if not isinstance(counts, list) or not all(isinstance(x, int) and x >= 0 for x in counts):
+        return False
+    return sum(counts) == pixels
+
+
+def _decoded(text: str) -> list[int] | None:
+    """The counts of a compressed RLE; None if it is none.
+
+    pycocotools itself reads on behind a string that is cut off, and writes past the end of an
+    image that the counts overfill. A number has five bits a character from "0" on, the lowest
+    first; 32 means that another follows, 16 of the last is the sign. From the fourth on, a number
+    is the difference to the count two before it.
+    """
+    counts: list[int] = []
+    number = shift = 0
+    for code in (ord(character) - 48 for character in text):
+        if not 0 <= code < 64 or shift > 25:  # pycocotools' integers have 32 bits
+            return None
+        number |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            number -= (code & 16) << (shift - 4)
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number = shift = 0
+    return None if shift else counts
 
 
 def _keypoints(annotation: dict[str, Any], number: int, where: str) -> dict[str, Any]:
