@@ -390,6 +390,12 @@ def test_a_missing_json_is_named(folder: Path) -> None:
         register_coco("own", folder / "nowhere.json", folder / "images")
 
 
+def test_a_json_may_begin_with_a_byte_order_mark(folder: Path) -> None:
+    file, images = _write(folder, _content())
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert register_coco("own", file, images) == ["cat", "dog"]
+
+
 def test_images_with_an_unusual_end_are_decoded(tmp_path: Path) -> None:
     _write_image(tmp_path / "padded.jpg")
     with open(tmp_path / "padded.jpg", "ab") as file:

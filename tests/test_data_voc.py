@@ -94,6 +94,12 @@ def test_files_of_other_tools(root: Path) -> None:
     assert _boxes([records["a_2"]])["a_2"] == [(1, 0, 1.5, 9, 9)]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_an_xml_may_begin_with_a_byte_order_mark(root: Path, encoding: str) -> None:
+    (root / XML).write_text((root / XML).read_text(), encoding=encoding)
+    assert register_voc("own", root, "train") == ["cat", "dog"]
+
+
 def test_names_with_spaces_and_a_byte_order_mark(tmp_path: Path) -> None:
     images = {"my photo": TRAIN["a_2"], "other": []}
     root = write_voc(tmp_path / "voc", "train", images)

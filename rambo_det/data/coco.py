@@ -57,7 +57,7 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise InputError(f"the annotation file {path} does not exist")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a json file: {error}") from None
     for key in ("images", "annotations", "categories"):
