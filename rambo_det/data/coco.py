@@ -86,7 +86,8 @@ def _entries(
 def _add_keypoint_names(source: DataSource, names: Any, where: str) -> None:
     """Note down the names of a category's key points, by which Detectron2 mirrors them.
 
-    Two are each other's mirror image if their names differ in ``left`` and ``right``.
+    Two are each other's mirror image if their names differ in ``left`` and ``right``, in whatever
+    case.
     """
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{where}: 'keypoints' must be a list of names, not {names!r}")
@@ -95,8 +96,9 @@ def _add_keypoint_names(source: DataSource, names: Any, where: str) -> None:
     if names and source.metadata.get("keypoint_names", names) != names:
         raise InputError(f"{where}: 'keypoints' must be the same for all categories")
     if names:
-        pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
-        flips = [pair for pair in pairs if pair[1] in names]
+        known = {name.lower(): name for name in names}
+        pairs = [(known[key], known.get(key.replace("left", "right"))) for key in known]
+        flips = [pair for pair in pairs if pair[1] not in (None, pair[0])]
         source.metadata.update(keypoint_names=names, keypoint_flip_map=flips)
 
 
