@@ -156,6 +156,56 @@ def test_area_crowd_and_masks_are_kept(folder: Path) -> None:
     assert records[7]["annotations"][0]["segmentation"] == mask
 
 
+@pytest.mark.parametrize(
+    ("fields", "area", "guessed"),
+    [
+        ({"area": 480}, 480, 0),  # four times the box's
+        ({"area": 481}, 120, 1),
+        ({"area": 0}, 120, 1),
+        ({"area": -3}, 120, 1),
+        ({"area": None}, 120, 1),
+        ({}, 120, 1),
+        ({"segmentation": []}, 120, 1),
+        ({"segmentation": [[1, 2, 11, 2, 11, 14]]}, 60, 1),
+        ({"segmentation": [[1, 2, 11, 2, 11, 14]], "area": 59}, 59, 0),
+        ({"segmentation": {"size": [30, 40], "counts": [100, 50, 1000, 30, 20]}}, 80, 1),
+        ({"segmentation": {"size": [30, 40], "counts": "T3b1jP1"}}, 50, 1),
+    ],
+)
+def test_an_area_that_cannot_be_is_that_of_the_mask_or_the_box(
+    folder: Path,
+    fields: dict[str, Any],
+    area: float,
+    guessed: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    content = _content()
+    del content["annotations"][1:]
+    content["annotations"][0].update(fields)
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        register_coco("own", *_write(folder, content))
+    stored = json.loads(Path(MetadataCatalog.get("own").json_file).read_text())["annotations"]
+    assert [item["area"] for item in stored] == [area]
+    texts = [record.getMessage() for record in caplog.records if "area" in record.getMessage()]
+    assert len(texts) == guessed and all("set.json" in t and "for 1 without" in t for t in texts)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "warned"),
+    [
+        ([[30, 20, 39, 29], [1, 1, 4, 4], [2, 2, 5, 5]], True),
+        ([[30, 20, 39, 29], [9, 1, 4, 4], [2, 2, 5, 5]], False),  # not all are corners
+        ([[10, 10, 31, 21], [1, 1, 4, 4]], False),  # not a whole pixel beyond
+    ],
+)
+def test_few_boxes_beyond_their_image_are_warned_of_where_all_may_be_corners(
+    folder: Path, boxes: list[list[float]], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        register_coco("own", *_write(folder, _boxes(*boxes)(folder)))
+    assert (f"1 of {len(boxes)} boxes reach beyond" in caplog.text) == warned
+
+
 def test_an_empty_mask_does_not_cost_the_box(folder: Path) -> None:
     content = _content()
     mask = [1, 2, 11, 2, 11, 14]
@@ -318,6 +368,10 @@ def _lists(**lists: Any) -> Callable[[Path], Any]:
     return lambda _: {**_content(), **lists}
 
 
+def _boxes(*boxes: list[float]) -> Callable[[Path], Any]:
+    return _lists(annotations=[{"image_id": 7, "category_id": 9, "bbox": box} for box in boxes])
+
+
 NO_AREA = {"image_id": 7, "category_id": 9, "bbox": [1, 1, 0, 0]}
 POLYGONS = r"annotations\[0\]: 'segmentation' must be polygons"
 WHOLE = "`U1"  # 1200 px of background
@@ -354,6 +408,14 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     (_edit("annotations 2", category_id=8), r"annotations\[2\]: 'categories' has no category_id 8"),
     (_edit("annotations 0", bbox=[1, 2, 3]), r"annotations\[0\].*four numbers"),
     (_edit("annotations 0", bbox=[1, 2, 3, float("nan")]), r"annotations\[0\].*four numbers"),
+    (
+        _boxes([1, 2, 9, 9], [30, 2, 40, 9], [2, 20, 9, 30]),
+        r"set\.json: annotations\[1\].* 2 of 3 boxes .*x1, y1, x2, y2: .* x, y, width, height",
+    ),
+    (
+        _boxes([0.1, 0, 0.5, 1], [0, 0, 1, 1]),
+        r"set\.json: annotations\[0\].*\[0\.1, .* fractions .* x, y, width, height in px",
+    ),
     (_mask([[1, 2, 11, 2, 11, 14, 1]]), POLYGONS),
     (_mask([["1", "2", "11", "2", "11", "14"]]), POLYGONS),
     (_mask({"size": [40, 30], "counts": [0, 1200]}), r"RLE as large as the .* {'size': \[30, 40\]"),
