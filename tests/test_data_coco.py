@@ -21,7 +21,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from rambo_det.cli.train import parse_args
-from rambo_det.data import register_datasets
+from rambo_det.data import hold_out, register_datasets
 from rambo_det.data.files import check_image
 from rambo_det.engine.setup import build_config
 from rambo_det.engine.trainer import RamboTrainer
@@ -324,6 +324,34 @@ def test_a_given_class_without_boxes_is_warned_of(
     assert "'bird'" in caplog.text and "'cat'" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("crowds", "warned"), [([0], []), ([1], ["cat"]), ([0, 2], ["dog"]), ([], [])]
+)
+def test_a_class_of_crowds_alone_is_warned_of(
+    folder: Path, crowds: list[int], warned: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    train = ("own", *_write(folder, _crowds(*crowds), "train.json"))
+    test = ("own_test", *_write(folder, _crowds(1), "test.json"))  # of which nothing is said
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        assert register_datasets([train, test], train=["own"]) == ["cat", "dog"]
+    texts = [record.getMessage() for record in caplog.records]
+    assert [text for text in texts if "no training box" in text] == [
+        f"no training box has the class '{name}', but for crowds, which are not trained on"
+        for name in warned
+    ]
+
+
+@pytest.mark.parametrize(("crowds", "part"), [([0, 1], "own_heldout"), ([2], "own_fit")])
+def test_a_part_that_is_held_out_needs_more_than_crowds(
+    folder: Path, crowds: list[int], part: str
+) -> None:
+    content = _crowds(*crowds)
+    content["images"].pop()  # without boxes
+    register_coco("own", *_write(folder, content))
+    with pytest.raises(InputError, match=f"of own, {part} would have no box"):
+        hold_out(["own"], 2)
+
+
 def test_a_name_can_be_registered_once(folder: Path) -> None:
     files = _write(folder, _content())
     with pytest.raises(InputError, match="'own' is already registered"):
@@ -370,6 +398,13 @@ def _lists(**lists: Any) -> Callable[[Path], Any]:
 
 def _boxes(*boxes: list[float]) -> Callable[[Path], Any]:
     return _lists(annotations=[{"image_id": 7, "category_id": 9, "bbox": box} for box in boxes])
+
+
+def _crowds(*indices: int) -> Any:
+    content = _content()
+    for index in indices:
+        content["annotations"][index][("iscrowd", "ignore")[index % 2]] = 1
+    return content
 
 
 NO_AREA = {"image_id": 7, "category_id": 9, "bbox": [1, 1, 0, 0]}
@@ -427,6 +462,11 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     ],
     (_lists(annotations=[]), r"set\.json: .*'own' has no boxes"),
     (_lists(annotations=[NO_AREA]), "'own' has no boxes"),
+    (
+        lambda _: _crowds(0, 1, 2),
+        r"set\.json: all boxes .*'own' are crowds \('iscrowd' .* 1\).*: give single objects 0",
+    ),
+    (_edit("images 1", file_name="sub\\b.png"), r"sub\\b\.png is missing \(.*backslashes: write /"),
     (_edit("images 1", file_name="c.jpg"), r"set\.json: .*c\.jpg is missing"),
     (_edit("images 0", width=30, height=40), r"a\.jpg is 40x30 px.*says 30x40"),
     (_damage("a.jpg", 0.7), r"a\.jpg is truncated"),

@@ -224,6 +224,7 @@ def _cut(path: Path, keep: float) -> None:
 
 
 BAD: list[tuple[Callable[[Path], object], str]] = [
+    (lambda root: (root / SPLIT).write_text("b\\1"), r"b\\1\.xml does .*backslashes: write /\)$"),
     (lambda root: (root / XML).unlink(), r"train\.txt names 'a_2', but .*a_2\.xml does not exist"),
     (lambda root: _cut(root / XML, 0.6), r"a_2\.xml is not valid xml"),
     (lambda root: (root / JPG).unlink(), r"a_2\.xml: the image .*a_2\.jpg is missing"),

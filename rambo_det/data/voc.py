@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from ..errors import InputError
-from .files import image_size
+from .files import about_backslashes, image_size
 from .source import DataSource
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,8 @@ def _annotation_files(folder: Path, split_file: Path) -> dict[str, Path]:
 
 def _parse(stem: str, xml_file: Path, split_file: Path) -> ET.Element:
     if not xml_file.is_file():
-        raise InputError(f"{split_file} names '{stem}', but {xml_file} does not exist")
+        hint = about_backslashes(stem)
+        raise InputError(f"{split_file} names '{stem}', but {xml_file} does not exist{hint}")
     try:
         return ET.parse(xml_file).getroot()
     except (ET.ParseError, ValueError, LookupError) as error:  # the latter two of its encoding
