@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("detectron2")
 
+import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -19,7 +21,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from rambo_det.cli.train import parse_args
-from rambo_det.data import register_datasets
+from rambo_det.data import hold_out, register_datasets
 from rambo_det.data.files import check_image
 from rambo_det.engine.setup import build_config
 from rambo_det.engine.trainer import RamboTrainer
@@ -154,6 +156,56 @@ def test_area_crowd_and_masks_are_kept(folder: Path) -> None:
     assert records[7]["annotations"][0]["segmentation"] == mask
 
 
+@pytest.mark.parametrize(
+    ("fields", "area", "guessed"),
+    [
+        ({"area": 480}, 480, 0),  # four times the box's
+        ({"area": 481}, 120, 1),
+        ({"area": 0}, 120, 1),
+        ({"area": -3}, 120, 1),
+        ({"area": None}, 120, 1),
+        ({}, 120, 1),
+        ({"segmentation": []}, 120, 1),
+        ({"segmentation": [[1, 2, 11, 2, 11, 14]]}, 60, 1),
+        ({"segmentation": [[1, 2, 11, 2, 11, 14]], "area": 59}, 59, 0),
+        ({"segmentation": {"size": [30, 40], "counts": [100, 50, 1000, 30, 20]}}, 80, 1),
+        ({"segmentation": {"size": [30, 40], "counts": "T3b1jP1"}}, 50, 1),
+    ],
+)
+def test_an_area_that_cannot_be_is_that_of_the_mask_or_the_box(
+    folder: Path,
+    fields: dict[str, Any],
+    area: float,
+    guessed: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    content = _content()
+    del content["annotations"][1:]
+    content["annotations"][0].update(fields)
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        register_coco("own", *_write(folder, content))
+    stored = json.loads(Path(MetadataCatalog.get("own").json_file).read_text())["annotations"]
+    assert [item["area"] for item in stored] == [area]
+    texts = [record.getMessage() for record in caplog.records if "area" in record.getMessage()]
+    assert len(texts) == guessed and all("set.json" in t and "for 1 without" in t for t in texts)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "warned"),
+    [
+        ([[30, 20, 39, 29], [1, 1, 4, 4], [2, 2, 5, 5]], True),
+        ([[30, 20, 39, 29], [9, 1, 4, 4], [2, 2, 5, 5]], False),  # not all are corners
+        ([[10, 10, 31, 21], [1, 1, 4, 4]], False),  # not a whole pixel beyond
+    ],
+)
+def test_few_boxes_beyond_their_image_are_warned_of_where_all_may_be_corners(
+    folder: Path, boxes: list[list[float]], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        register_coco("own", *_write(folder, _boxes(*boxes)(folder)))
+    assert (f"1 of {len(boxes)} boxes reach beyond" in caplog.text) == warned
+
+
 def test_an_empty_mask_does_not_cost_the_box(folder: Path) -> None:
     content = _content()
     mask = [1, 2, 11, 2, 11, 14]
@@ -185,8 +237,15 @@ POLYGON = [[1, 2, 11, 2, 11, 14]]
 RLE = {"size": [30, 40], "counts": [100, 500, 600]}
 
 
-def test_rle_is_trained_on(folder: Path) -> None:
-    cfg = _masked(folder, POLYGON, RLE, RLE)
+def _compressed(seed: int) -> dict[str, Any]:
+    noise = np.random.default_rng(seed).random((30, 40)) < (0.5, 0.01, 0.99)[seed % 3]
+    rle = mask_util.encode(np.asfortranarray(noise, dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+@pytest.mark.parametrize("rle", [RLE, *map(_compressed, range(6))])
+def test_rle_is_trained_on(folder: Path, rle: dict[str, Any]) -> None:
+    cfg = _masked(folder, POLYGON, rle, rle)
     assert cfg.INPUT.MASK_FORMAT == "bitmask"
     (batch,) = islice(RamboTrainer.build_train_loader(cfg), 1)
     assert all(len(image["instances"].gt_masks) for image in batch)
@@ -265,6 +324,34 @@ def test_a_given_class_without_boxes_is_warned_of(
     assert "'bird'" in caplog.text and "'cat'" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("crowds", "warned"), [([0], []), ([1], ["cat"]), ([0, 2], ["dog"]), ([], [])]
+)
+def test_a_class_of_crowds_alone_is_warned_of(
+    folder: Path, crowds: list[int], warned: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    train = ("own", *_write(folder, _crowds(*crowds), "train.json"))
+    test = ("own_test", *_write(folder, _crowds(1), "test.json"))  # of which nothing is said
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        assert register_datasets([train, test], train=["own"]) == ["cat", "dog"]
+    texts = [record.getMessage() for record in caplog.records]
+    assert [text for text in texts if "no training box" in text] == [
+        f"no training box has the class '{name}', but for crowds, which are not trained on"
+        for name in warned
+    ]
+
+
+@pytest.mark.parametrize(("crowds", "part"), [([0, 1], "own_heldout"), ([2], "own_fit")])
+def test_a_part_that_is_held_out_needs_more_than_crowds(
+    folder: Path, crowds: list[int], part: str
+) -> None:
+    content = _crowds(*crowds)
+    content["images"].pop()  # without boxes
+    register_coco("own", *_write(folder, content))
+    with pytest.raises(InputError, match=f"of own, {part} would have no box"):
+        hold_out(["own"], 2)
+
+
 def test_a_name_can_be_registered_once(folder: Path) -> None:
     files = _write(folder, _content())
     with pytest.raises(InputError, match="'own' is already registered"):
@@ -309,8 +396,30 @@ def _lists(**lists: Any) -> Callable[[Path], Any]:
     return lambda _: {**_content(), **lists}
 
 
+def _boxes(*boxes: list[float]) -> Callable[[Path], Any]:
+    return _lists(annotations=[{"image_id": 7, "category_id": 9, "bbox": box} for box in boxes])
+
+
+def _crowds(*indices: int) -> Any:
+    content = _content()
+    for index in indices:
+        content["annotations"][index][("iscrowd", "ignore")[index % 2]] = 1
+    return content
+
+
 NO_AREA = {"image_id": 7, "category_id": 9, "bbox": [1, 1, 0, 0]}
 POLYGONS = r"annotations\[0\]: 'segmentation' must be polygons"
+WHOLE = "`U1"  # 1200 px of background
+BAD_COUNTS = [
+    "",
+    "T2",  # 68 px
+    WHOLE[:2],  # the last number is cut off
+    WHOLE + "1",  # one pixel too many
+    WHOLE + "0O1",  # a count below 0
+    WHOLE + "\x7f",  # beyond the alphabet
+    WHOLE + "ä",
+    "`" * 40 + "0",  # a number of 200 bits
+]
 BAD: list[tuple[Callable[[Path], Any], str]] = [
     (lambda _: "{", r"set\.json is not a json file"),
     (lambda _: [], "not a COCO json: it has no list 'images'"),
@@ -334,13 +443,30 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     (_edit("annotations 2", category_id=8), r"annotations\[2\]: 'categories' has no category_id 8"),
     (_edit("annotations 0", bbox=[1, 2, 3]), r"annotations\[0\].*four numbers"),
     (_edit("annotations 0", bbox=[1, 2, 3, float("nan")]), r"annotations\[0\].*four numbers"),
+    (
+        _boxes([1, 2, 9, 9], [30, 2, 40, 9], [2, 20, 9, 30]),
+        r"set\.json: annotations\[1\].* 2 of 3 boxes .*x1, y1, x2, y2: .* x, y, width, height",
+    ),
+    (
+        _boxes([0.1, 0, 0.5, 1], [0, 0, 1, 1]),
+        r"set\.json: annotations\[0\].*\[0\.1, .* fractions .* x, y, width, height in px",
+    ),
     (_mask([[1, 2, 11, 2, 11, 14, 1]]), POLYGONS),
     (_mask([["1", "2", "11", "2", "11", "14"]]), POLYGONS),
     (_mask({"size": [40, 30], "counts": [0, 1200]}), r"RLE as large as the .* {'size': \[30, 40\]"),
     (_mask({"size": [30, 40], "counts": [0, 1199]}), POLYGONS),
     (_mask({"size": [30, 40], "counts": 5}), POLYGONS),
+    *[
+        (_mask({"size": [30, 40], "counts": counts}), r"\[0\]: 'seg.* counts add up to 1200 px")
+        for counts in BAD_COUNTS
+    ],
     (_lists(annotations=[]), r"set\.json: .*'own' has no boxes"),
     (_lists(annotations=[NO_AREA]), "'own' has no boxes"),
+    (
+        lambda _: _crowds(0, 1, 2),
+        r"set\.json: all boxes .*'own' are crowds \('iscrowd' .* 1\).*: give single objects 0",
+    ),
+    (_edit("images 1", file_name="sub\\b.png"), r"sub\\b\.png is missing \(.*backslashes: write /"),
     (_edit("images 1", file_name="c.jpg"), r"set\.json: .*c\.jpg is missing"),
     (_edit("images 0", width=30, height=40), r"a\.jpg is 40x30 px.*says 30x40"),
     (_damage("a.jpg", 0.7), r"a\.jpg is truncated"),
@@ -364,6 +490,12 @@ def test_bad_data_is_refused_in_one_line(
 def test_a_missing_json_is_named(folder: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
         register_coco("own", folder / "nowhere.json", folder / "images")
+
+
+def test_a_json_may_begin_with_a_byte_order_mark(folder: Path) -> None:
+    file, images = _write(folder, _content())
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert register_coco("own", file, images) == ["cat", "dog"]
 
 
 def test_images_with_an_unusual_end_are_decoded(tmp_path: Path) -> None:

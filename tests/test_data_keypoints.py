@@ -65,6 +65,19 @@ def test_names_number_and_mirror_images_are_those_of_the_json(tmp_path):
     assert counted and all(annotation["num_keypoints"] == 3 for annotation in counted)
 
 
+@pytest.mark.parametrize(
+    "points, mirrored",
+    [
+        (["Nose", "Left_ear", "Right_ear", "L_eye"], [0, 2, 1, 3]),
+        (["RIGHT EAR", "leftEye", "RightEye", "LEFT EAR"], [3, 2, 1, 0]),
+        (["left_ear", "right_ear", "Right_eye", "left_eye"], [1, 0, 3, 2]),
+    ],
+)
+def test_left_and_right_are_found_in_whatever_case(tmp_path, points, mirrored):
+    register_datasets([("points", *with_points(tmp_path, points))])
+    assert list(create_keypoint_hflip_indices(["points"])) == mirrored
+
+
 def test_a_count_that_is_there_is_kept_and_an_object_without_points_has_none(tmp_path):
     file, images = with_points(tmp_path, num_keypoints=1)
     content = read(file)

@@ -94,12 +94,89 @@ def test_files_of_other_tools(root: Path) -> None:
     assert _boxes([records["a_2"]])["a_2"] == [(1, 0, 1.5, 9, 9)]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_an_xml_may_begin_with_a_byte_order_mark(root: Path, encoding: str) -> None:
+    (root / XML).write_text((root / XML).read_text(), encoding=encoding)
+    assert register_voc("own", root, "train") == ["cat", "dog"]
+
+
 def test_names_with_spaces_and_a_byte_order_mark(tmp_path: Path) -> None:
     images = {"my photo": TRAIN["a_2"], "other": []}
     root = write_voc(tmp_path / "voc", "train", images)
     for text in ("my photo\r\nother\r\n", "my photo -1\nother  1\n"):
         (root / SPLIT).write_bytes(text.encode("utf-8-sig"))
         assert set(read_voc("own", root, "train").images) == set(images)
+
+
+CELL = [("dog", (10, 10, 30, 20), 0)]
+
+
+@pytest.mark.parametrize(
+    ("images", "lines", "ids"),
+    [
+        (["frame 0", "frame 1"], ["frame 0", "frame 1"], ["frame 0", "frame 1"]),
+        (["frame", "frame 0"], ["frame 0"], ["frame 0"]),
+        (["frame 0", "frame 1"], ["frame 0  1", "frame 1 -1"], ["frame 0", "frame 1"]),
+        (["a", "b 1"], ["a", "b 1"], ["a", "b 1"]),
+        (["cam1/0001", "cam2/0001"], ["cam1/0001", "cam2/0001"], ["cam1/0001", "cam2/0001"]),
+        (["cam1/0001", "cam2/0001"], ["cam2/0001 -1", "cam1/0001  0"], ["cam2/0001", "cam1/0001"]),
+    ],
+)
+def test_lines_of_a_split(
+    tmp_path: Path, images: list[str], lines: list[str], ids: list[str]
+) -> None:
+    for folder in ("Annotations", "JPEGImages"):
+        for stem in images:
+            (tmp_path / folder / stem).parent.mkdir(parents=True, exist_ok=True)
+    root = write_voc(tmp_path, "train", {stem: CELL for stem in images})
+    (root / SPLIT).write_text("\n".join(lines))
+    register_voc("own", root, "train")
+    records = {record["image_id"]: record["file_name"] for record in DatasetCatalog.get("own")}
+    assert records == {stem: str(root / "JPEGImages" / f"{stem}.jpg") for stem in ids}
+
+
+@pytest.mark.parametrize("line", ["gone 1", "gone", "cam1/gone"])
+def test_a_line_without_xml_is_named_as_it_is(root: Path, line: str) -> None:
+    (root / SPLIT).write_text(line)
+    with pytest.raises(InputError, match=f"train.txt names '{line}', but .*{line}.xml does not"):
+        register_voc("own", root, "train")
+
+
+@pytest.mark.parametrize(
+    ("written", "there", "read", "warnings"),
+    [
+        ("cam1/x.png", ["cam1/x.png"], "cam1/x.png", 0),
+        ("x.png", ["cam1/x.png", "x.png"], "cam1/x.png", 0),
+        ("x.png", ["cam1/x.png", "cam1/a.jpg"], "cam1/x.png", 1),
+        ("a.png", ["cam1/a.png", "cam1/a.jpg"], "cam1/a.png", 0),
+        ("a.tif", ["cam1/a.tif"], "cam1/a.tif", 0),
+        ("gone.jpg", ["cam1/a.JPEG"], "cam1/a.JPEG", 0),
+        (" ", ["cam1/a.png"], "cam1/a.png", 0),
+    ],
+)
+def test_the_image_that_is_checked_is_the_one_that_is_read(
+    root: Path,
+    written: str,
+    there: list[str],
+    read: str,
+    warnings: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Only the image that is to be read is whole and of the size in the xml."""
+    stem = "a" if written.startswith("cam1") else "cam1/a"
+    (root / SPLIT).write_text(stem)
+    for folder in ("Annotations/cam1", "JPEGImages/cam1"):
+        (root / folder).mkdir()
+    for name in there:
+        Image.new("RGB", (60, 50) if name == read else (9, 9)).save(root / "JPEGImages" / name)
+    text = (root / XML).read_text()
+    named = f"<annotation><filename>{written}</filename>"
+    (root / "Annotations" / f"{stem}.xml").write_text(text.replace("<annotation>", named))
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        register_voc("own", root, "train")
+    (record,) = DatasetCatalog.get("own")
+    assert record["file_name"] == str(root / "JPEGImages" / read)
+    assert len([r for r in caplog.records if "another image" in r.getMessage()]) == warnings
 
 
 def test_boxes_without_area_are_dropped_with_one_warning(
@@ -147,6 +224,7 @@ def _cut(path: Path, keep: float) -> None:
 
 
 BAD: list[tuple[Callable[[Path], object], str]] = [
+    (lambda root: (root / SPLIT).write_text("b\\1"), r"b\\1\.xml does .*backslashes: write /\)$"),
     (lambda root: (root / XML).unlink(), r"train\.txt names 'a_2', but .*a_2\.xml does not exist"),
     (lambda root: _cut(root / XML, 0.6), r"a_2\.xml is not valid xml"),
     (lambda root: (root / JPG).unlink(), r"a_2\.xml: the image .*a_2\.jpg is missing"),

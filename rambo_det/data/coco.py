@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from ..errors import InputError
 from .source import DataSource
+
+logger = logging.getLogger(__name__)
 
 _NUMBER = (int, float)
 #: What the entries of each list must have, and of which types.
@@ -19,6 +22,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "annotations": {"image_id": (int, str), "category_id": int, "bbox": list, "area": _NUMBER},
 }
 _OPTIONAL = ("area",)
+#: An area beyond so many times the box's is none in px². COCO's metrics of key points divide by it.
+_AREA_RATIO = 4
 
 
 def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSource:
@@ -30,8 +35,8 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
 
     Raises:
         InputError: no COCO json; an annotation of an unknown image or category; a mask that is
-            none, or key points that are not those named; a missing, truncated or wrongly sized
-            image.
+            none, or key points that are not those named; boxes in another convention; a missing,
+            truncated or wrongly sized image.
     """
     content = _read_json(Path(json_file))
     source = DataSource(name, str(json_file), str(image_dir))
@@ -50,6 +55,7 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
         source.add_image(image, json_file)
     for annotation, where in _entries(content, "annotations", json_file):
         _add_annotation(source, annotation, where)
+    _check_convention(source, content["annotations"])
     return source
 
 
@@ -57,7 +63,7 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise InputError(f"the annotation file {path} does not exist")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a json file: {error}") from None
     for key in ("images", "annotations", "categories"):
@@ -86,7 +92,8 @@ def _entries(
 def _add_keypoint_names(source: DataSource, names: Any, where: str) -> None:
     """Note down the names of a category's key points, by which Detectron2 mirrors them.
 
-    Two are each other's mirror image if their names differ in ``left`` and ``right``.
+    Two are each other's mirror image if their names differ in ``left`` and ``right``, in whatever
+    case.
     """
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{where}: 'keypoints' must be a list of names, not {names!r}")
@@ -95,8 +102,9 @@ def _add_keypoint_names(source: DataSource, names: Any, where: str) -> None:
     if names and source.metadata.get("keypoint_names", names) != names:
         raise InputError(f"{where}: 'keypoints' must be the same for all categories")
     if names:
-        pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
-        flips = [pair for pair in pairs if pair[1] in names]
+        known = {name.lower(): name for name in names}
+        pairs = [(known[key], known.get(key.replace("left", "right"))) for key in known]
+        flips = [pair for pair in pairs if pair[1] not in (None, pair[0])]
         source.metadata.update(keypoint_names=names, keypoint_flip_map=flips)
 
 
@@ -114,13 +122,49 @@ def _add_annotation(source: DataSource, annotation: dict[str, Any], where: str) 
     mask = _mask(fields.pop("segmentation", []), source.images[image_id], where)
     if mask:
         fields["segmentation"] = mask
+    if guessed := not 0 < fields.get("area", 0) <= _AREA_RATIO * box[2] * box[3]:
+        fields["area"] = _area(mask) or box[2] * box[3]
     if names := source.metadata.get("keypoint_names"):
         fields.update(_keypoints(fields, len(names), where))
     kept = source.add_box(image_id, category_id, box, {**fields, "iscrowd": int(crowd)})
+    source.guessed_areas += kept and guessed
     if kept and not mask:
         source.metadata.setdefault("without_mask", where)
     if kept and isinstance(mask, dict) and not crowd:  # crowds are not trained on
         source.metadata["mask_format"] = "bitmask"
+
+
+def _check_convention(source: DataSource, annotations: list[dict[str, Any]]) -> None:
+    """Refuse boxes of corners or of fractions; warn where they might be corners.
+
+    A pixel beyond the image may come from rounding.
+    """
+    over: list[int] = []
+    corners = fractions = True
+    for index, annotation in enumerate(annotations):
+        x, y, third, fourth = annotation["bbox"]
+        image = source.images[annotation["image_id"]]
+        width, height = image["width"], image["height"]
+        corners = corners and x <= third <= width + 1 and y <= fourth <= height + 1
+        fractions = fractions and max(x, y, third, fourth) <= 1
+        if x + third > width + 1 or y + fourth > height + 1:
+            over.append(index)
+    convention = "COCO's 'bbox' is x, y, width, height in px"
+    if fractions and any(value % 1 for item in annotations for value in item["bbox"]):
+        raise InputError(
+            f"{source.file}: annotations[0]: 'bbox' is {annotations[0]['bbox']}, and no box has a "
+            f"number above 1: these are fractions of the image, but {convention}"
+        )
+    if not corners or not over:
+        return
+    text = (
+        f"{source.file}: annotations[{over[0]}]: 'bbox' is {annotations[over[0]]['bbox']}, and "
+        f"{len(over)} of {len(annotations)} boxes reach beyond their image, but none would as "
+        f"x1, y1, x2, y2: {convention}"
+    )
+    if 2 * len(over) > len(annotations):
+        raise InputError(text)
+    logger.warning("%s", text)
 
 
 def _flag(annotation: dict[str, Any], key: str, where: str) -> bool:
@@ -142,19 +186,55 @@ def _mask(value: Any, image: dict[str, Any], where: str) -> Any:
         fits = all(isinstance(p, list) and len(p) % 2 == 0 and _are_numbers(p) for p in value)
     else:
         fits = isinstance(value, dict) and value.get("size") == size
-        fits = fits and _are_counts(value.get("counts"), math.prod(size))
+        fits = fits and _fill(value.get("counts"), math.prod(size))
     if not fits:
         raise InputError(
             f"{where}: 'segmentation' must be polygons, [[x, y, ...], ...], or "
-            f"RLE as large as the image, {{'size': {size}, 'counts': ...}}"
+            f"RLE as large as the image, {{'size': {size}, 'counts': ...}}, whose counts add up "
+            f"to {math.prod(size)} px"
         )
     return value
 
 
-def _are_counts(value: Any, pixels: int) -> bool:
-    if isinstance(value, list):
-        return all(isinstance(x, int) and x >= 0 for x in value) and sum(value) == pixels
-    return isinstance(value, str) and value != ""
+def _area(mask: Any) -> float:
+    """In px²; 0 without a mask."""
+    if isinstance(mask, dict):
+        return sum(_counts(mask["counts"])[1::2])
+    from detectron2.structures import PolygonMasks
+
+    return float(PolygonMasks([mask]).area()) if mask else 0
+
+
+def _fill(value: Any, pixels: int) -> bool:
+    """Whether RLE has counts, as a list or COCO's string, that add up to so many pixels."""
+    counts = _counts(value)
+    if not isinstance(counts, list) or not all(isinstance(x, int) and x >= 0 for x in counts):
+        return False
+    return sum(counts) == pixels
+
+
+def _counts(value: Any) -> Any:
+    """The counts of COCO's string, empty if it is none; anything else as it is.
+
+    pycocotools itself reads on behind a string that is cut off, and writes past the end of an
+    image that the counts overfill. A number has five bits a character from "0" on, the lowest
+    first; 32 means that another follows, 16 of the last is the sign. From the fourth on, a number
+    is the difference to the count two before it.
+    """
+    if not isinstance(value, str):
+        return value
+    counts: list[int] = []
+    number = shift = 0
+    for code in (ord(character) - 48 for character in value):
+        if not 0 <= code < 64 or shift > 25:  # pycocotools' integers have 32 bits
+            return []
+        number |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            number -= (code & 16) << (shift - 4)
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number = shift = 0
+    return [] if shift else counts
 
 
 def _keypoints(annotation: dict[str, Any], number: int, where: str) -> dict[str, Any]:

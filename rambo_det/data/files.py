@@ -29,6 +29,11 @@ def make_folder(folder: Path) -> None:
         )
 
 
+def about_backslashes(name: object) -> str:
+    """What to add to the message that a file of this name is missing."""
+    return " (it is named with backslashes: write /)" if "\\" in str(name) else ""
+
+
 def image_size(path: Path, named_in: str) -> tuple[int, int]:
     """(width, height) in px of a complete image, turned upright as its EXIF tag says.
 
@@ -42,7 +47,7 @@ def image_size(path: Path, named_in: str) -> tuple[int, int]:
         InputError: the image is missing, truncated or not an image.
     """
     if not path.is_file():
-        raise InputError(f"{named_in}: the image {path} is missing")
+        raise InputError(f"{named_in}: the image {path} is missing{about_backslashes(path)}")
     try:
         with open(path, "rb") as file, Image.open(file) as image:
             width, height = image.size

@@ -62,7 +62,7 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
     }
     parts = {fit: _part(content, aside, False), held: _part(content, aside, True)}
     for part, chosen in parts.items():
-        if not chosen["annotations"]:
+        if all(annotation.get("iscrowd") for annotation in chosen["annotations"]):
             raise InputError(f"--hold-out {number}: of {name}, {part} would have no box")
     for part, chosen in parts.items():
         path = write_json(part, chosen, json_dir)

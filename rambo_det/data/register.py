@@ -81,8 +81,10 @@ def _class_names(
                 f"{source.file}: class '{unknown}' is not among {origin} classes: "
                 f"{', '.join(names)}"
             )
-    for missing in [name for name in names if name not in found]:
-        logger.warning("no training box has the class '%s'", missing)
+    single = {name for s in deciding for name in s.used_classes(crowds=False)}
+    for missing in [name for name in names if name not in single]:
+        but = ", but for crowds, which are not trained on" if missing in found else ""
+        logger.warning("no training box has the class '%s'%s", missing, but)
     return names
 
 

@@ -27,6 +27,7 @@ class DataSource:
         annotations: COCO annotation dicts, boxes (x, y, width, height) in px.
         metadata: what else goes into the MetadataCatalog.
         dropped: number of boxes that have no area inside their image.
+        guessed_areas: number of objects without a plausible area of their own.
     """
 
     name: str
@@ -37,6 +38,7 @@ class DataSource:
     annotations: list[dict[str, Any]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     dropped: int = 0
+    guessed_areas: int = 0
 
     def add_image(self, image: Mapping[str, Any], named_in: Any, check: bool = True) -> None:
         """Append an image, a dict with ``id``, ``file_name``, ``width`` and ``height`` in px.
@@ -74,16 +76,24 @@ class DataSource:
         return True
 
     def finish(self) -> None:
-        """Say how many boxes were dropped; raise InputError if none is left."""
+        """Say how many boxes were dropped; raise InputError if none is left that counts."""
         if not self.annotations:
             raise InputError(f"{self.file}: the data set '{self.name}' has no boxes")
+        if not self.used_classes(crowds=False):
+            raise InputError(
+                f"{self.file}: all boxes of the data set '{self.name}' are crowds ('iscrowd' or "
+                "'ignore' is 1), which are neither trained on nor counted: give single objects 0"
+            )
         if self.dropped:
             text = "%s: dropped %d box(es) without area inside their image"
             logger.warning(text, self.file, self.dropped)
+        if self.guessed_areas:
+            text = "%s: took the area of mask or box for %d without a plausible 'area' of their own"
+            logger.warning(text, self.file, self.guessed_areas)
 
-    def used_classes(self) -> list[str]:
-        """Names of the categories that have a box, in the order of their ids."""
-        used = {annotation["category_id"] for annotation in self.annotations}
+    def used_classes(self, crowds: bool = True) -> list[str]:
+        """Names of the categories that have a box (a crowd or not), in the order of their ids."""
+        used = {a["category_id"] for a in self.annotations if crowds or not a["iscrowd"]}
         return [self.categories[number] for number in sorted(used)]
 
     def as_json(self, names: Sequence[str]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import logging
 import math
+import operator
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from ..errors import InputError
-from .files import image_size
+from .files import about_backslashes, image_size
 from .source import DataSource
 
 logger = logging.getLogger(__name__)
@@ -19,9 +20,13 @@ _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 def read_voc(name: str, root: str | Path, split: str, check_images: bool = True) -> DataSource:
     """Read `ImageSets/Main/<split>.txt` of `root` and the annotations that it names.
 
-    Image ids are the names in the split file. As in Detectron2's own loader, pixels count from 1
-    and both corners belong to the box: (xmin, ymin, xmax, ymax) spans xmin - 1 to xmax and
-    ymin - 1 to ymax. `difficult` objects are kept and marked.
+    Image ids are the names in the split file, which may name folders: `cam1/0001` is
+    `Annotations/cam1/0001.xml`. An image is the one that its xml names in `filename`, beside
+    where the id says; if there is none, the one that is called as the xml.
+
+    As in Detectron2's own loader, pixels count from 1 and both corners belong to the box: (xmin,
+    ymin, xmax, ymax) spans xmin - 1 to xmax and ymin - 1 to ymax. `difficult` objects are kept and
+    marked.
 
     Args:
         name: the data set's name.
@@ -38,28 +43,36 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     # A set that is read by evaluators of VOC's metric needs to be found again.
     source.metadata = {"dirname": str(root), "split": split, "year": 2012}
     source.metadata["without_mask"] = str(split_file)
-    files = {stem: root / "Annotations" / f"{stem}.xml" for stem in _image_names(split_file)}
-    annotations = {stem: _parse(file, split_file) for stem, file in files.items()}
+    files = _annotation_files(root / "Annotations", split_file)
+    annotations = {stem: _parse(stem, file, split_file) for stem, file in files.items()}
     labels = {_label(item) for tree in annotations.values() for item in tree.findall("object")}
     numbers = {label: index + 1 for index, label in enumerate(sorted(labels - {""}))}
     source.categories = {number: label for label, number in numbers.items()}
 
+    renamed = []
     for stem, tree in annotations.items():
-        path = _image_path(folder, stem, tree)
+        own, path = _image_paths(folder / stem, tree)
+        if own.is_file() and own.stem != path.stem:
+            renamed.append(f"{files[stem]} names {path}, not {own}")
         width, height = (int(_number(tree, f"size/{side}", 0)) for side in ("width", "height"))
         unknown = 0 in (width, height)  # some tools leave it out
         if unknown:
             width, height = image_size(path, str(files[stem]))
-        image = {"id": stem, "file_name": path.name, "width": width, "height": height}
+        inside = path.relative_to(folder) if path.is_relative_to(folder) else path
+        image = {"id": stem, "file_name": str(inside), "width": width, "height": height}
         source.add_image(image, files[stem], check_images and not unknown)
         for item in tree.findall("object"):
             label, box = _label(item), _box(item, files[stem])
             fields = {"iscrowd": 0, "difficult": int(_number(item, "difficult", 0))}
             source.add_box(stem, numbers[label], box, fields)
+    if renamed:
+        text = "%d xml file(s) name another image than the one called as they are: %s"
+        logger.warning(text, len(renamed), renamed[0])
     return source
 
 
-def _image_names(split_file: Path) -> list[str]:
+def _annotation_files(folder: Path, split_file: Path) -> dict[str, Path]:
+    """Image name -> its xml, which need not exist, in the order of the split file."""
     if not split_file.is_file():
         there = sorted(path.stem for path in split_file.parent.glob("*.txt"))
         found = f"splits there: {', '.join(there)}" if there else "the folder has no splits"
@@ -68,29 +81,39 @@ def _image_names(split_file: Path) -> list[str]:
         lines = split_file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"the VOC split file {split_file} is not in UTF-8: {error}") from None
-    # Class-wise split files have a flag behind the name.
-    names = [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines if line.strip()]
+    names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise InputError(f"the VOC split file {split_file} names no image")
+
+    def any_exists(stems: list[str]) -> bool:
+        return any((folder / f"{stem}.xml").is_file() for stem in stems)
+
+    # Class-wise split files have a flag behind each name, but a name may end like one: "frame 0".
+    short = [re.sub(r"\s+(-1|0|1)$", "", name) for name in names]
+    flagged = all(map(operator.ne, names, short))
+    if flagged and not any_exists(names) and any_exists(short):
+        names = short
     if len(set(names)) < len(names):
         logger.warning("%s names %d images twice", split_file, len(names) - len(set(names)))
-    return list(dict.fromkeys(names))
+    return {name: folder / f"{name}.xml" for name in names}
 
 
-def _parse(xml_file: Path, split_file: Path) -> ET.Element:
+def _parse(stem: str, xml_file: Path, split_file: Path) -> ET.Element:
     if not xml_file.is_file():
-        raise InputError(f"{split_file} names '{xml_file.stem}', but {xml_file} does not exist")
+        hint = about_backslashes(stem)
+        raise InputError(f"{split_file} names '{stem}', but {xml_file} does not exist{hint}")
     try:
         return ET.parse(xml_file).getroot()
     except (ET.ParseError, ValueError, LookupError) as error:  # the latter two of its encoding
         raise InputError(f"{xml_file} is not valid xml: {error}") from None
 
 
-def _image_path(folder: Path, stem: str, tree: ET.Element) -> Path:
-    for path in (folder / (stem + ending) for ending in _IMAGE_ENDINGS):
-        if path.is_file():
-            return path
-    return folder / (tree.findtext("filename") or f"{stem}.jpg").strip()
+def _image_paths(base: Path, tree: ET.Element) -> tuple[Path, Path]:
+    """The image that is called as its xml, and the one to read; either may be missing."""
+    known = [base.with_name(base.name + ending) for ending in _IMAGE_ENDINGS]
+    own = next((path for path in known if path.is_file()), known[0])
+    named = base.parent / ((tree.findtext("filename") or "").strip() or own.name)
+    return own, named if named.is_file() or not own.is_file() else own
 
 
 def _label(item: ET.Element) -> str:
