@@ -1,5 +1,6 @@
 """Runs that are unusual and right: they train, are evaluated, and detect."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -74,3 +75,35 @@ def test_a_test_on_augmented_images_is_another_test(finished_run, tmp_path, cata
     words = [w for w in words if w != "--eval-only"]
     assert call(train, *words, "TEST.AUG.ENABLED", True) == 2
     assert "TEST.AUG.ENABLED True: Detectron2 augments" in capsys.readouterr().err
+
+
+def test_another_learning_rate_of_a_resumed_run_is_not_taken_in_silence(
+    finished_run, tmp_path, catalogs
+):
+    out = tmp_path / "out"
+    assert run(finished_run, out) == 0
+    assert run(finished_run, out, "--resume") == 2  # options come before the keys
+    data = [*registered(finished_run), "--resume"]
+    assert run(finished_run, out, "SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.5, data=data) == 0
+    log = (out / "log.txt").read_text()
+    assert "SOLVER.BASE_LR 0.5 is not taken: the run goes on with its own, 0.04" in log
+
+
+@pytest.mark.parametrize("which", ["train", "val"])
+def test_all_data_sets_of_a_run_have_the_same_classes(
+    which, finished_run, tmp_path, catalogs, capsys
+):
+    """Another order would give the APs of one class the name of another."""
+    content = json.loads((finished_run / f"{which}.json").read_text())
+    names = [c["name"] for c in content["categories"]][::-1]
+    for category, name in zip(content["categories"], names, strict=True):
+        category["name"] = name
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    shutil.copytree(finished_run / which, tmp_path / "train")
+    data = ["--register-coco", "own_train", tmp_path / "train.json", tmp_path / "train"]
+    keys = ["DATASETS.TEST", "('rambo_shapes_val',)"]
+    if which == "val":
+        keys = ["DATASETS.TRAIN", "('own_train','rambo_shapes_train')", *keys]
+    assert run(finished_run, tmp_path / "out", *keys, data=data) == 2
+    key = "DATASETS.TEST: rambo_shapes_val" if which == "train" else "DATASETS.TRAIN: rambo_shapes"
+    assert key in (error := capsys.readouterr().err) and "in the same order" in error

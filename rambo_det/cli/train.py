@@ -71,7 +71,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from ..engine.calibrated import calibrate_final, check_calibration_set
     from ..engine.checkpointer import RAW
-    from ..engine.folder import check_same_model, earlier_seed, last_checkpoint, prepare_folder
+    from ..engine.folder import (
+        check_same_model,
+        earlier_seed,
+        last_checkpoint,
+        prepare_folder,
+        rate_of_run,
+    )
     from ..engine.keys import names, set_value, value
     from ..engine.lazy import LazyRun
     from ..engine.saved import check_same_classes, write_data
@@ -85,7 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not value(cfg, keys.folder):
         raise InputError(f"{keys.folder} is empty: name a folder")
     folder = Path(value(cfg, keys.folder))
-    calibrate = value(cfg, keys.calibrate)
+    calibrate, other_rate = value(cfg, keys.calibrate), None
     if calibrate not in ("off", "train") and not args.eval_only:
         check_calibration_set(keys.calibrate, calibrate, train[0])
     if args.eval_only and not keys.named(keys.weights, args.opts):
@@ -100,6 +106,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     elif args.resume and not args.eval_only:
         if not args.lazy:
             check_same_model(cfg.MODEL, folder)
+            other_rate = rate_of_run(folder, cfg.SOLVER.BASE_LR)
         check_same_classes("--resume", folder, train[:1])
     weights = value(cfg, keys.weights)
     if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
@@ -117,6 +124,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if aside:
         logger.info("The earlier run in %s is now in %s", folder, aside)
     logger.info("Device: %s", _device_name(value(cfg, keys.device)))
+    if other_rate:
+        logger.warning(
+            "SOLVER.BASE_LR %g is not taken: the run goes on with its own, %s",
+            cfg.SOLVER.BASE_LR, other_rate,
+        )  # fmt: skip
     best = calibrated = None
     if args.eval_only:
         place, raw = weights, os.path.join(os.path.dirname(weights), RAW)

@@ -117,3 +117,12 @@ def check_same_model(model: Any, folder: Path) -> None:
             was, now = (was or {}).get(part), now[part]
         if was is not None and was != str(now):
             raise InputError(f"--resume: MODEL.{key} is {now!r}, the run in {folder} has {was!r}")
+
+
+def rate_of_run(folder: Path, now: float) -> str | None:
+    """The learning rate of the run in the folder, with which it goes on, if it is another one."""
+    was = (earlier_config(folder).get("SOLVER") or {}).get("BASE_LR")
+    try:
+        return None if was is None or float(was) == now else str(was)
+    except ValueError:
+        return None

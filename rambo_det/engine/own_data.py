@@ -52,7 +52,30 @@ def register_data(
     classes = registered or (_register(args, own, train) if own else None)
     if args.classes is not None and not own:
         raise InputError("--classes goes with --register-coco or --register-voc")
+    if not args.eval_only:
+        _check_same_classes([*((keys.train, name) for name in train),
+                             *((keys.test, name) for name in test)])  # fmt: skip
     return classes, [name for name in [*train, *test] if name in own]
+
+
+def _check_same_classes(used: list[tuple[str, str]]) -> None:
+    """Raises InputError unless all data sets have the classes of the first, in its order.
+
+    A model numbers its classes: those of a set with another order would be taken for each other.
+
+    Args:
+        used: key of the config and name of each data set. One whose classes are not known before
+            it is read is not looked at.
+    """
+    known = [(key, name, MetadataCatalog.get(name).get("thing_classes")) for key, name in used]
+    known = [(key, name, list(classes)) for key, name, classes in known if classes]
+    for key, name, classes in known[1:]:
+        _, first, of_first = known[0]
+        if classes != of_first:
+            raise InputError(
+                f"{key}: {name} has the classes {', '.join(classes)}, but {first} has "
+                f"{', '.join(of_first)}: all data sets of a run need the same, in the same order"
+            )
 
 
 def _register(args: argparse.Namespace, own: list[str], training: list[str]) -> list[str]:
