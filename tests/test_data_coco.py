@@ -377,6 +377,18 @@ def _edit(place: str, **fields: Any) -> Callable[[Path], Any]:
     return change
 
 
+def _replace(name: str, mode: str, kind: str) -> Callable[[Path], Any]:
+    """Put an image of that mode of Pillow's in the place of one."""
+
+    def change(folder: Path) -> Any:
+        path = folder / "images" / name
+        size = Image.open(path).size
+        Image.new(mode, size).save(path, kind)
+        return _content()
+
+    return change
+
+
 def _damage(name: str, keep: float = 0, data: bytes = b"") -> Callable[[Path], Any]:
     """Cut an image off behind a part of it and put the data there."""
 
@@ -472,6 +484,8 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     (_damage("a.jpg", 0.7), r"a\.jpg is truncated"),
     (_damage("b.png", 0.9), r"b\.png is truncated"),
     (_damage("a.jpg", 0.05), r"a\.jpg"),
+    (_replace("b.png", "I;16", "PNG"), r"b\.png has more than 8 bits a pixel .*I;16"),
+    (_replace("b.png", "F", "TIFF"), r"b\.png has more than 8 bits a pixel"),
     (_damage("a.jpg"), r"a\.jpg is not an image"),
     (_damage("a.jpg", 0, b"<html>404</html>"), r"a\.jpg is not an image"),
 ]

@@ -78,11 +78,14 @@ def test_left_and_right_are_found_in_whatever_case(tmp_path, points, mirrored):
     assert list(create_keypoint_hflip_indices(["points"])) == mirrored
 
 
-def test_a_count_that_is_there_is_kept_and_an_object_without_points_has_none(tmp_path):
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_count_that_is_there_is_kept_and_an_object_without_points_has_none(tmp_path, empty):
     file, images = with_points(tmp_path, num_keypoints=1)
     content = read(file)
     for key in ("keypoints", "num_keypoints"):
         del content["annotations"][0][key]
+    if empty:
+        content["annotations"][0]["keypoints"] = []
     Path(file).write_text(json.dumps(content))
     register_datasets([("points", file, images)])
     first, *others = read(MetadataCatalog.get("points").json_file)["annotations"]

@@ -240,9 +240,9 @@ def _counts(value: Any) -> Any:
 def _keypoints(annotation: dict[str, Any], number: int, where: str) -> dict[str, Any]:
     """``keypoints`` and ``num_keypoints`` of an annotation, both of which an evaluation needs.
 
-    One without key points has zeros, as in COCO's own data.
+    One without key points, or with an empty list of them, has zeros, as in COCO's own data.
     """
-    points = annotation.get("keypoints", [0] * (3 * number))
+    points = annotation.get("keypoints") or [0] * (3 * number)
     if not isinstance(points, list) or len(points) != 3 * number or not _are_numbers(points):
         raise InputError(
             f"{where}: 'keypoints' must be {3 * number} numbers, x, y and visibility of each "

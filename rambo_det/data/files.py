@@ -44,13 +44,15 @@ def image_size(path: Path, named_in: str) -> tuple[int, int]:
         named_in: the file that names it, for the message.
 
     Raises:
-        InputError: the image is missing, truncated or not an image.
+        InputError: the image is missing, truncated or not an image, or of a kind that Detectron2
+            reads as something else.
     """
     if not path.is_file():
         raise InputError(f"{named_in}: the image {path} is missing{about_backslashes(path)}")
     try:
         with open(path, "rb") as file, Image.open(file) as image:
             width, height = image.size
+            mode = image.mode
             # Detectron2 turns images upright when it reads them: 5 to 8 swap width and height.
             if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
                 width, height = height, width
@@ -59,8 +61,18 @@ def image_size(path: Path, named_in: str) -> tuple[int, int]:
                 image.load()
     except UnidentifiedImageError:
         raise InputError(f"{named_in}: {path} is not an image that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{named_in}: the image {path} has more pixels than Pillow reads, "
+            f"{2 * Image.MAX_IMAGE_PIXELS}: make it smaller or cut it into tiles"
+        ) from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{named_in}: the image {path} is truncated or broken: {error}") from None
+    if mode.startswith(("I", "F")):
+        raise InputError(
+            f"{named_in}: the image {path} has more than 8 bits a pixel (Pillow's mode {mode}), "
+            "which Detectron2 would read as nearly all white: scale it to 8 bits"
+        )
     return width, height
 
 
