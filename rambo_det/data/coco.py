@@ -127,7 +127,7 @@ def _add_annotation(source: DataSource, annotation: dict[str, Any], where: str) 
     if names := source.metadata.get("keypoint_names"):
         fields.update(_keypoints(fields, len(names), where))
     kept = source.add_box(image_id, category_id, box, {**fields, "iscrowd": int(crowd)})
-    source.guessed_areas += kept and guessed
+    source.guessed_areas += kept and guessed and annotation.get("area") is not None
     if kept and not mask:
         source.metadata.setdefault("without_mask", where)
     if kept and isinstance(mask, dict) and not crowd:  # crowds are not trained on

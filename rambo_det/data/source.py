@@ -27,7 +27,7 @@ class DataSource:
         annotations: COCO annotation dicts, boxes (x, y, width, height) in px.
         metadata: what else goes into the MetadataCatalog.
         dropped: number of boxes that have no area inside their image.
-        guessed_areas: number of objects without a plausible area of their own.
+        guessed_areas: number of objects whose area cannot be.
     """
 
     name: str
@@ -88,7 +88,7 @@ class DataSource:
             text = "%s: dropped %d box(es) without area inside their image"
             logger.warning(text, self.file, self.dropped)
         if self.guessed_areas:
-            text = "%s: took the area of mask or box for %d without a plausible 'area' of their own"
+            text = "%s: %d 'area'(s) cannot be in px²: took those of the masks or boxes"
             logger.warning(text, self.file, self.guessed_areas)
 
     def used_classes(self, crowds: bool = True) -> list[str]:
