@@ -107,3 +107,14 @@ def test_all_data_sets_of_a_run_have_the_same_classes(
     assert run(finished_run, tmp_path / "out", *keys, data=data) == 2
     key = "DATASETS.TEST: rambo_shapes_val" if which == "train" else "DATASETS.TRAIN: rambo_shapes"
     assert key in (error := capsys.readouterr().err) and "in the same order" in error
+
+
+def test_what_is_odd_in_the_data_is_in_the_log_of_the_run(finished_run, tmp_path, catalogs):
+    content = json.loads((finished_run / "train.json").read_text())
+    content["annotations"][0]["bbox"] = [500, 500, 10, 10]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    for split in ("train", "val"):
+        shutil.copytree(finished_run / split, tmp_path / split)
+    shutil.copy(finished_run / "val.json", tmp_path)
+    assert run(finished_run, tmp_path / "out", data=registered(tmp_path)) == 0
+    assert (tmp_path / "out" / "log.txt").read_text().count("dropped 1 box(es)") == 1

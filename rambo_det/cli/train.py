@@ -57,8 +57,10 @@ def load_config(args: argparse.Namespace) -> Any:
     """The checked config of the run, yaml or LazyConfig, whose own data sets are registered."""
     from ..engine.lazy import load_lazy_config
     from ..engine.setup import build_config
+    from ..engine.terminal import held_until_set_up
 
-    return (load_lazy_config if args.lazy else build_config)(args)
+    with held_until_set_up():
+        return (load_lazy_config if args.lazy else build_config)(args)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import logging
 import os
 import shutil
 import sys
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from logging.handlers import MemoryHandler
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -22,6 +24,7 @@ from .keys import Keys, set_value, value
 
 #: How the messages begin in which Detectron2 logs config and model, hundreds of lines.
 _DUMPS = ("Contents of args.config_file=", "Running with full config:", "Model:\n")
+_held: list[logging.LogRecord] = []
 _SMOOTHED_OVER = 20  # iterations, as Detectron2's periodic lines
 
 
@@ -47,7 +50,32 @@ def set_up(cfg: Any, keys: Keys, args: argparse.Namespace) -> logging.Logger:
     for handler in _to_terminal(setup_logger(folder, distributed_rank=rank)):
         handler.addFilter(lambda record: not str(record.msg).startswith(_DUMPS))
     default_setup(cfg, args)
-    return setup_logger(folder, distributed_rank=rank, name="rambo_det")
+    logger = setup_logger(folder, distributed_rank=rank, name="rambo_det")
+    for record in _held:
+        logger.handle(record)
+    _held.clear()
+    return logger
+
+
+@contextmanager
+def held_until_set_up() -> Iterator[None]:
+    """Keeps what the package logs for :func:`set_up`, so that the run's log file has it too.
+
+    Data are read, and warned of, before it is known in which folder the run is. After an error it
+    is shown at once.
+    """
+    logger, handler = logging.getLogger("rambo_det"), MemoryHandler(sys.maxsize, sys.maxsize)
+    held = handler.buffer
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException:
+        logger.removeHandler(handler)
+        for record in held:
+            logger.handle(record)
+        raise
+    logger.removeHandler(handler)
+    _held.extend(held)
 
 
 def _to_terminal(logger: logging.Logger) -> list[logging.Handler]:
