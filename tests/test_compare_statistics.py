@@ -13,13 +13,13 @@ from pycocotools.cocoeval import COCOeval
 
 from rambo_det.compare.intervals import (
     calibration,
-    calibration_error,
     difference,
     image_weights,
     refitted,
 )
 from rambo_det.compare.pictures import ap50_of_images
 from rambo_det.compare.text import verdict
+from rambo_det.evaluation.calibration import calibration_error
 from rambo_det.evaluation.matches import RECALLS, average_precisions, find_matches, metrics
 
 from .detections import random_data

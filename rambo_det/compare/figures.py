@@ -11,8 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import logit
 
+from ..evaluation.calibration import draw_reliability
 from ..evaluation.matches import RECALLS
 from ..evaluation.pictures import missing_glyphs
+from .intervals import refitted
 from .results import Cells
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -100,6 +102,26 @@ def score_distributions(cells: Cells) -> bytes:
         axis.legend(fontsize=8)
     figure.supxlabel("score", fontsize=9)
     figure.supylabel("detections per image", fontsize=9)
+    return _save(figure)
+
+
+def reliability(cells: Cells) -> bytes:
+    """The share of right detections, at IoU 0.5, over their score, as they are and refitted."""
+    figure, axes = _figure(len(cells), 3, 3.3, 3.3)
+    for axis, (title, runs) in zip(axes, cells.items(), strict=True):
+        raw, again, right = [], [], []
+        for matches in (run.matches for run in runs):
+            counted = ~matches.ignored[0]
+            raw.append(matches.scores[counted])
+            right.append(matches.right[0][counted])
+            again.append(refitted(raw[-1], right[-1], matches.images[counted]))
+        all_right = np.concatenate(right)
+        draw_reliability(
+            axis,
+            [("as it is", np.concatenate(raw), all_right),
+             ("refitted", np.concatenate(again), all_right)],
+        )  # fmt: skip
+        axis.set_title(title)
     return _save(figure)
 
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize, special, stats
 
+from ..evaluation.calibration import calibration_error
 from ..evaluation.matches import Matches
-
-_BINS = 15
 
 
 def image_weights(num_images: int, resamples: int, seed: int = 0) -> np.ndarray:
@@ -46,23 +45,6 @@ def difference(values: Sequence[float], resampled: np.ndarray, seed: int = 0) ->
     low, high = np.quantile(centre, [0.025, 0.975]) if len(centre) else (np.nan, np.nan)
     low, high = np.clip([low, high], -100.0, 100.0)
     return {"mean": float(np.mean(values)), "low": float(low), "high": float(high)}
-
-
-def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error (Guo et al. 2017) in percent; nan without detections.
-
-    The mean, over the detections, of |share that is right − mean score| in each of 15 bins of equal
-    width.
-
-    Args:
-        scores: (N,) in 0..1.
-        right: (N,) bool.
-    """
-    if not len(scores):
-        return float("nan")
-    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, weights=right.astype(float) - scores, minlength=_BINS)
-    return float(100 * np.abs(gaps).sum() / len(scores))
 
 
 def refitted(scores: np.ndarray, right: np.ndarray, images: np.ndarray) -> np.ndarray:

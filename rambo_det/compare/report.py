@@ -68,6 +68,7 @@ def _shown(
     plots = {
         "Precision and recall": figures.precision_recall,
         "Scores of right and wrong detections": figures.score_distributions,
+        "Scores as probabilities": figures.reliability,
         "AP while training": figures.over_training,
     }
     reference = next(iter(plan.variants))
