@@ -155,8 +155,10 @@ def test_where_the_data_are_is_noted_down_whole(tmp_path, monkeypatch, catalogs)
         register_coco=[["a", "train.json", "train"]],
         register_voc=[["v", "voc", "train"]],
         hold_out=None,
+        imports=["mine.py", "my_package"],
     )
     write_data(str(tmp_path), args, ["rambo_shapes_train"], [])
     data = read_data(tmp_path)
     assert data.register_coco == [["a", str(tmp_path / "train.json"), str(tmp_path / "train")]]
     assert data.register_voc == [["v", str(tmp_path / "voc"), "train"]]
+    assert data.imports == [str(tmp_path / "mine.py"), "my_package"]
