@@ -72,7 +72,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import detectron2.utils.comm as comm
 
     from ..engine.calibrated import calibrate_final, check_calibration_set
-    from ..engine.checkpointer import RAW
     from ..engine.folder import (
         check_same_model,
         earlier_seed,
@@ -133,12 +132,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
     best = calibrated = None
     if args.eval_only:
-        place, raw = weights, os.path.join(os.path.dirname(weights), RAW)
-        if os.path.basename(weights) == "model_final.pth" and os.path.isfile(raw):
-            before = kind.evaluate_checkpoint(cfg, raw, args.config_file)
-            if main:
-                print(f"\n{result_table(before)}\n\ncheckpoint: {raw}, not calibrated")
-        results = kind.evaluate_checkpoint(cfg, weights, args.config_file)
+        results, place = _evaluate(kind, cfg, weights, args.config_file), weights
     else:
         trainer = kind(cfg)
         if main:
@@ -154,6 +148,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for line in filter(None, (best, calibrated)):
             print(line)
     return results
+
+
+def _evaluate(kind: Any, cfg: Any, weights: str, config: str) -> dict[str, Any]:
+    """Metrics of a checkpoint; shows those of the raw one too, if a training has calibrated it."""
+    import detectron2.utils.comm as comm
+
+    from ..engine.checkpointer import RAW
+
+    raw = os.path.join(os.path.dirname(weights), RAW)
+    if os.path.basename(weights) == "model_final.pth" and os.path.isfile(raw):
+        results = kind.evaluate_checkpoint(cfg, raw, config)
+        if comm.is_main_process():
+            print(f"\n{result_table(results)}\n\ncheckpoint: {raw}, not calibrated")
+    return dict(kind.evaluate_checkpoint(cfg, weights, config))
 
 
 def _device_name(device: str) -> str:
