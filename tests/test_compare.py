@@ -164,12 +164,14 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
     assert all(source.startswith("data:image/") for source in sources)
     assert "http" not in re.sub(r"data:image/[^\"]*", "", file.read_text())
     expected = ["cross entropy or RaMBO?", "95 % interval of the difference", "circle", "ECE"]
-    expected += ["Precision and recall", "Scores of right and wrong", "rambo_det.cli.train"]
+    expected += ["Precision and recall", "Scores of right and wrong"]
+    expected += ["Scores as probabilities", "rambo_det.cli.train"]
     said = said_by(file)
     for words in [*expected, comparison.results()["versions"]["torch"]]:
         assert words in said, words
-    # Intervals, precision-recall curves, scores; AP over training only with several evaluations.
-    assert sum("svg+xml" in source for source in sources) == 3
+    # Intervals, precision-recall curves, scores, how right they are; AP over training only with
+    # several evaluations.
+    assert sum("svg+xml" in source for source in sources) == 4
     assert "AP while training" not in said
 
 
