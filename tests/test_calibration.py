@@ -242,7 +242,7 @@ def test_evaluation_shows_raw_and_calibrated(folder, finished_run, catalogs, cap
 
 
 def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalogs, capsys):
-    assert calibrate(folder, "--weights", folder / "model_raw.pth") == 0
+    assert calibrate(folder, "--weights", folder / "model_raw.pth", "--overwrite") == 0
     out = capsys.readouterr().out
     assert "calibration error" in out and "SCORE_THRESH_TEST" in out and "| AP-circle" in out
     calibrated = folder / "model_calibrated.pth"
@@ -287,7 +287,8 @@ def _other_classes(folder):
     [
         (None, ["--output", "model_final.pth"], "holds the weights themselves"),
         (None, ["--output", "none/there.pth"], "there is no folder"),
-        (None, ["--dataset", "nobodys"], "data set nobodys is not registered"),
+        (None, ["--overwrite", "--dataset", "nobodys"], "data set nobodys is not registered"),
+        (None, ["--weights", "model_raw.pth"], "thresholds.json exists already: --overwrite"),
         (None, ["--images", "0"], "--images must be >= 1"),
         (_other_classes, None, "is of the classes disc, square"),
         (lambda f: (f / "thresholds.json").write_text("{"), None, "not what rambo-calibrate wrote"),

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         InputError: whatever is wrong with model, data or output.
     """
-    from ..engine.calibrated import labelled_images, write_calibrated
+    from ..engine.calibrated import BESIDE, labelled_images, write_calibrated
     from ..engine.detector import Detector
     from ..engine.ranked_data import RankedData
     from ..engine.saved import find_model
@@ -65,8 +65,11 @@ def run(args: argparse.Namespace) -> None:
     output = args.output or Path(saved.weights).with_name("model_calibrated.pth")
     if output.resolve() == Path(saved.weights).resolve():
         raise InputError(f"--output {output} holds the weights themselves: name another file")
-    if output.exists() and not args.overwrite:
-        raise InputError(f"{output} exists already: --overwrite replaces it, or --output FILE")
+    for file in (output, *(output.with_name(name) for name in BESIDE)):
+        if file.exists() and not args.overwrite:
+            raise InputError(
+                f"{file} exists already: --overwrite replaces it, or --output FILE elsewhere"
+            )
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
     detector = Detector(saved, args.opts)

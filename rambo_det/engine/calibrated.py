@@ -23,6 +23,8 @@ from .saved import load_truth
 
 _THRESHOLDS = "thresholds.json"
 _PICTURE = "reliability.png"
+#: What lies beside a calibrated checkpoint, and is of the last one that was written there.
+BESIDE = (_THRESHOLDS, _PICTURE)
 #: Images that a calibration is fitted to, at most.
 IMAGES = 500
 
