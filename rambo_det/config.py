@@ -31,16 +31,16 @@ def add_rambo_config(cfg: CN) -> None:
     # β in [0, 1]: the loss is (1 - β) · (mean AP loss of the classes) + β · (AP loss of the scores
     # of all classes in one list).
     rambo.BETA = 0.5
-    # COCO's AP as the loss: rising IoU thresholds, as (0.5, 0.55, ..., 0.95). The loss is the mean
-    # over them of that whose positives are the boxes that, as now predicted, reach the threshold;
-    # those that do not are negatives, so that better placed boxes are ranked above worse ones.
-    # Empty: every box or anchor matched to an object is a positive, as always in the RPN.
-    rambo.IOU_THRESHOLDS = ()
+    # In [0, 1]: a positive above another one is an error, as a negative is, if its box, as now
+    # predicted, fits its object worse: if its IoU is lower by more than that. So better placed
+    # boxes are ranked above worse ones. 0: strictly by IoU. 1: positives are not ordered, as always
+    # in the RPN.
+    rambo.IOU_GAP = 1.0
     # τ >= 0: the scores of that many past batches join each class's list.
     rambo.MEMORY_LENGTH = 4
     # >= 8: how many negatives of each past batch are kept (those highest above the lowest positive
     # of their class), and a quarter as many positives. Memory takes
-    # 10 · MEMORY_LENGTH · MEMORY_SIZE bytes.
+    # 11 · MEMORY_LENGTH · MEMORY_SIZE bytes.
     rambo.MEMORY_SIZE = 8192
     # Where several processes train, rank their batches as one. False: each ranks its own images.
     rambo.GLOBAL_RANKING = True

@@ -28,8 +28,9 @@ LOSSES = {
     "fixed": {"lambda_": 300.0, "beta": 0.0},
     "memory": {"memory_length": 2, "beta": 0.3},
     "each": {"each": True, "memory_length": 2},
-    "thresholds": {"iou_thresholds": (0.5, 0.75, 0.95), "memory_length": 2},
-    "each, thresholds": {"each": True, "iou_thresholds": (0.5, 0.75, 0.95), "memory_length": 2},
+    "gap": {"iou_gap": 0.1, "memory_length": 2},
+    "fixed, gap": {"lambda_": 300.0, "iou_gap": 0.0},
+    "each, gap": {"each": True, "iou_gap": 0.0, "memory_length": 2},
 }
 
 
@@ -116,16 +117,18 @@ def alone(rank, world):
 def bytes_sent(rank, world):
     """O(P): the same however many negatives there are."""
     sent = []
-    for rows, each in itertools.product((100, 10_000), (False, True)):
+    for rows, each, gap in itertools.product((100, 10_000), (False, True), (1.0, 0.0)):
         g = torch.Generator().manual_seed(rank)
         gt = torch.full((rows,), CLASSES)
         gt[:10] = torch.randint(0, CLASSES, (10,), generator=g)
-        loss = RamboLoss(CLASSES, memory_length=2, each=each)
-        loss(torch.randn(rows, CLASSES, generator=g).requires_grad_(), gt)
+        loss = RamboLoss(CLASSES, memory_length=2, each=each, iou_gap=gap)
+        scores = torch.randn(rows, CLASSES, generator=g).requires_grad_()
+        loss(scores, gt, torch.rand(rows, generator=g))
         sent.append(loss.stats.bytes_sent)
     positives = 10 * world
-    # A header of three numbers, the keys, and two sums over both terms' positives.
-    assert sent == [32 + 8 * 10 + 2 * 2 * 8 * positives] * 4
+    # A header of four numbers, the keys, and two sums over both terms' positives; the overlaps.
+    without = 32 + 8 * 10 + 2 * 2 * 8 * positives
+    assert sent == [without, without + 4 * 10] * 4
 
 
 def not_finite(rank, world):
@@ -140,10 +143,10 @@ def not_finite(rank, world):
 
 def shards(rank, world):
     """A checkpoint of one process has the negatives of all, for as many processes or for one."""
-    loss = RamboLoss(CLASSES, memory_length=2, memory_size=128)
+    loss = RamboLoss(CLASSES, memory_length=2, memory_size=128, iou_gap=0.1)
     model = head()
     for batch in (parts(UNEVEN[world], step) for step in range(2)):
-        loss(scores_from(model, batch[rank][0]), batch[rank][1])
+        loss(scores_from(model, batch[rank][0]), *batch[rank][1:])
     loss.memory.all_gather_for_checkpoint()
     state = [loss.state_dict()]
     dist.broadcast_object_list(state)  # what the main process saves
@@ -152,7 +155,8 @@ def shards(rank, world):
     other = RamboLoss(CLASSES, memory_length=2, memory_size=128)
     other.load_state_dict(saved)
     for name, buffer in loss.memory.tensors().items():
-        assert torch.equal(other.memory.tensors()[name], buffer), name
+        got = other.memory.tensors()[name]
+        torch.testing.assert_close(got, buffer, rtol=0, atol=0, equal_nan=True)
     every: list = [None] * world
     dist.all_gather_object(every, kept(loss.memory))
     dist.barrier()

@@ -207,8 +207,8 @@ def test_strided_scores():
         ({"num_classes": 0}, "num_classes"),
         ({"num_classes": 3.0}, "num_classes must be an integer"),
         ({"memory_length": 2.5}, "memory_length .* must be an integer"),
-        ({"iou_thresholds": (0.7, 0.5)}, "iou_thresholds"),
-        ({"iou_thresholds": [(i + 1) / 200 for i in range(150)]}, "iou_thresholds"),
+        ({"iou_gap": -0.1}, "iou_gap"),
+        ({"iou_gap": 1.1}, "iou_gap"),
     ],
 )
 def test_parameters_out_of_range(arguments, message):
@@ -219,7 +219,7 @@ def test_parameters_out_of_range(arguments, message):
 def test_numbers_of_numpy_are_numbers():
     loss = RamboLoss(
         np.int64(4), memory_length=np.int32(2), memory_size=np.int64(16),
-        iou_thresholds=np.array([0.5, 0.75], np.float32),
+        iou_gap=np.float32(0.25),
     )  # fmt: skip
     scores, gt = batch(20, 4, 5)
     assert loss(scores, gt, ious=torch.ones(20)) > 0
@@ -339,28 +339,6 @@ def test_a_compiled_loss_is_run_as_it_is_whatever_the_number_of_scores():
         assert torch.equal(got, want) and torch.equal(b.grad, a.grad)
     # What is before and behind it, once for one number of rows and once for any.
     assert 2 <= len(graphs) <= 4
-
-
-def test_stats_of_several_thresholds():
-    """A positive starves where it does in the lists of all thresholds; AP is their mean."""
-    scores = torch.tensor([[5.0], [1.0], [2.0]])  # the second has a negative above it
-    gt, ious = torch.tensor([0, 0, 1]), torch.tensor([0.9, 0.6, 0.0])
-    loss = RamboLoss(1, margin=0.0, lift=2.0, beta=0.0, iou_thresholds=(0.5, 0.75))
-    loss(scores, gt, ious)
-    # At 0.5: ranks 1 and 3; at 0.75 the first alone is positive, at rank 1.
-    assert loss.stats.class_ap.tolist() == pytest.approx([((1 + 2 / 3) / 2 + 1) / 2])
-    assert loss.stats.zero_gradient == 0.5 and loss.stats.starved == 0
-    loss = RamboLoss(1, margin=0.0, beta=0.0, iou_thresholds=(0.5, 0.95))
-    loss(scores, gt, ious)
-    assert loss.stats.class_ap.tolist() == pytest.approx([(1 + 2 / 3) / 4])  # none reaches 0.95
-
-
-def test_an_iou_of_the_threshold_reaches_it():
-    scores, gt = torch.tensor([[5.0], [0.0]]), torch.tensor([0, 1])
-    loss = RamboLoss(1, iou_thresholds=(0.5,))
-    assert loss(scores, gt, torch.tensor([0.5, 0.0])) == 0 and loss.stats.present.all()
-    loss(scores, gt, torch.tensor([0.4999, 0.0]))
-    assert not loss.stats.present.any()
 
 
 def test_ranks_are_along_the_last_dimension():

@@ -65,13 +65,11 @@ def backend(name, patch):
 
 @pytest.mark.parametrize("name", ["reference", "Triton"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("thresholds", [(), (0.5, 0.75)])
+@pytest.mark.parametrize("gap", [1.0, 0.1])
 @pytest.mark.parametrize("memory_length", [0, 2])
 @pytest.mark.parametrize("few", [64, 1 << 18], ids=["sampled", "all"])
 @pytest.mark.parametrize("positives", [0, 7])
-def test_a_gpu_is_waited_for_once(
-    name, rule, thresholds, memory_length, few, positives, monkeypatch
-):
+def test_a_gpu_is_waited_for_once(name, rule, gap, memory_length, few, positives, monkeypatch):
     """With tensors that have a device and a shape, but no data: to read them is an error, and so is
     to mix devices. But for the header, which says how many positives there are."""
     monkeypatch.setattr(ranking, "bin_negatives", backend(name, monkeypatch).bin_negatives)
@@ -85,17 +83,15 @@ def test_a_gpu_is_waited_for_once(
 
     real_header = torch.tensor([[float(positives), -1.0, 1.0, 4.0]], dtype=torch.float64)
     monkeypatch.setattr(Processes, "all_gather", read)
-    loss = RamboLoss(
-        4, memory_length=memory_length, memory_size=16, iou_thresholds=thresholds, **rule
-    )
+    loss = RamboLoss(4, memory_length=memory_length, memory_size=16, iou_gap=gap, **rule)
     with FakeTensorMode(), Recorder() as recorder:
-        for kept in ("positives", "negatives"):
-            shape = getattr(loss.memory, kept).shape
-            setattr(loss.memory, kept, torch.empty(shape, dtype=torch.int64, device="cuda"))
+        for kept in ("positives", "ious", "negatives"):
+            real = getattr(loss.memory, kept)
+            setattr(loss.memory, kept, torch.empty(real.shape, dtype=real.dtype, device="cuda"))
         loss.memory.written = Written(3)
         scores = torch.empty(50, 4, device="cuda", requires_grad=True)
         gt = torch.empty(50, dtype=torch.int64, device="cuda")
-        ious = torch.empty(50, device="cuda") if thresholds else None
+        ious = torch.empty(50, device="cuda") if gap < 1 else None
         value = loss(scores, gt, ious)
         assert value.is_cuda and loss.stats.class_ap.is_cuda and loss.stats.starved.is_cuda
     assert len(headers) == 1 and not recorder.found

@@ -9,6 +9,10 @@ Arguments they share:
         see :class:`.lambda_rules.ErrorDriven`. Requires that ``lambda_`` is None.
     margin: α >= 0, in units of score: a positive counts as ranked above a negative only if it beats
         it by more than α.
+    ious: (N,), for each positive the IoU of its box with its object. Required with an ``iou_gap``
+        below 1.
+    iou_gap: in [0, 1]: a positive above another is an error too if its IoU is lower by more than
+        that. 1: none is.
 
 They return a scalar float32, >= 0 and for AP < 1. Without a positive it is 0, still connected to
 the scores. They raise InputError, a ValueError, for values, shapes and devices that do not fit.
@@ -35,8 +39,6 @@ def make_lambda_rule(
     lambda_: float | None, lift: float, each: bool, margin: float, log: bool = True
 ) -> LambdaRule:
     """The λ rule from the arguments of this module; ``log`` as in MedianShift."""
-    if not 0 <= margin < inf:
-        raise InputError(f"margin (α) must be >= 0 and finite, got {margin}")
     if lambda_ is not None:
         if each:
             raise InputError(f"lambda_ (λ) must be None with each, got {lambda_}")
@@ -49,9 +51,11 @@ def make_lambda_rule(
 
 
 @torch.compiler.disable  # C++ and Triton cannot be compiled
-def _loss(scores: Tensor, gt_classes: Tensor, spec: RankingSpec) -> Tensor:
+def _loss(
+    scores: Tensor, gt_classes: Tensor, spec: RankingSpec, ious: Tensor | None = None
+) -> Tensor:
     alone = Processes(together=False)
-    inputs = prepare_inputs(scores, gt_classes, alone)
+    inputs = prepare_inputs(scores, gt_classes, alone, ious, spec.iou_gap)
     result = rank(inputs, spec, alone)
     return attach_gradient(scores, result.loss, result.grad, inputs.finite, alone)
 
@@ -64,6 +68,8 @@ def class_ap_loss(
     lift: float = 2.0,
     each: bool = False,
     margin: float = 0.5,
+    ious: Tensor | None = None,
+    iou_gap: float = 1.0,
 ) -> Tensor:
     """L_APC: the mean of L_AP over the classes that have a positive, one list a class.
 
@@ -81,7 +87,8 @@ def class_ap_loss(
         0.1667
     """
     rule = make_lambda_rule(lambda_, lift, each, margin)
-    return _loss(scores, gt_classes, RankingSpec(True, False, 0.0, average_precision, rule, margin))
+    spec = RankingSpec(True, False, 0.0, average_precision, rule, margin, iou_gap)
+    return _loss(scores, gt_classes, spec, ious)
 
 
 def interclass_ap_loss(
@@ -92,10 +99,13 @@ def interclass_ap_loss(
     lift: float = 2.0,
     each: bool = False,
     margin: float = 0.5,
+    ious: Tensor | None = None,
+    iou_gap: float = 1.0,
 ) -> Tensor:
     """L_AP of the scores of all classes in one list; arguments and example: class_ap_loss."""
     rule = make_lambda_rule(lambda_, lift, each, margin)
-    return _loss(scores, gt_classes, RankingSpec(False, True, 1.0, average_precision, rule, margin))
+    spec = RankingSpec(False, True, 1.0, average_precision, rule, margin, iou_gap)
+    return _loss(scores, gt_classes, spec, ious)
 
 
 def ap_loss(
@@ -106,6 +116,8 @@ def ap_loss(
     lift: float = 2.0,
     each: bool = False,
     margin: float = 0.5,
+    ious: Tensor | None = None,
+    iou_gap: float = 1.0,
 ) -> Tensor:
     """L_AP = 1 - (1/P) Σ_{i positive} r⁺_i / r_i of one list (RaMBO, Eq. 6).
 
@@ -121,7 +133,10 @@ def ap_loss(
         (0.5, True, True)
     """
     scores, gt_classes = _as_one_class(scores, targets)
-    return class_ap_loss(scores, gt_classes, lambda_=lambda_, lift=lift, each=each, margin=margin)
+    return class_ap_loss(
+        scores, gt_classes, lambda_=lambda_, lift=lift, each=each, margin=margin, ious=ious,
+        iou_gap=iou_gap,
+    )  # fmt: skip
 
 
 def recall_loss(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from .inputs import attach_gradient, prepare_inputs
 from .objectives import average_precision
 from .ranking import RankingResult, RankingSpec, rank
 from .score_memory import ScoreMemory
-from .sort_keys import MAX_FAILED_IOUS
 
 
 def _is_integer(value: object, lowest: int) -> bool:
@@ -29,7 +27,8 @@ class LossStats:
         class_ap: ``(C,)`` float64, batch AP of each class, margin and memory included.
         present: ``(C,)`` bool, the classes that have a positive.
         zero_gradient: scalar, the fraction of this batch's positives with zero gradient.
-        starved: scalar, the fraction with zero gradient *and* a negative above.
+        starved: scalar, the fraction with zero gradient *and* an error above, see ``num_errors`` of
+            :class:`.ranking.RankingResult`.
         bytes_sent: what this process has sent to the others.
         finite: whether all scores, of all processes, were finite.
     """
@@ -37,17 +36,16 @@ class LossStats:
     def __init__(self, result: RankingResult, bytes_sent: int, finite: bool) -> None:
         # Not all of the result: its gradient is as large as the scores.
         self.class_ap, self.present = 1 - result.segment_losses[:-1], result.present[:-1]
-        self._num_above, self._rank_change = result.num_above, result.rank_change
+        self._has_errors, self._is_zero = result.num_errors > 0, result.positive_grad == 0
         self.bytes_sent, self.finite = bytes_sent, finite
 
     @property
     def zero_gradient(self) -> Tensor:
-        return (self._rank_change == 0).all(dim=0).double().mean()
+        return self._is_zero.double().mean()
 
     @property
     def starved(self) -> Tensor:
-        starved = (self._rank_change == 0).all(dim=0) & (self._num_above > 0).any(dim=0)
-        return starved.double().mean()
+        return (self._is_zero & self._has_errors).double().mean()
 
 
 class RamboLoss(nn.Module):
@@ -63,8 +61,8 @@ class RamboLoss(nn.Module):
         beta: β in [0, 1], the share of the interclass term.
         memory_length: τ >= 0, the number of past batches whose scores join the lists of L_APC.
         memory_size: >= 8, negatives kept of a batch, see :class:`.score_memory.ScoreMemory`.
-        iou_thresholds: rising, in (0, 1]. L_APC and L_AP are then means over them, as COCO's AP
-            is: for each, the positives that fail it are negatives.
+        iou_gap: in [0, 1]. A positive above another one is an error, as a negative is, if its box
+            fits its object worse: if its IoU is lower by more than the gap. 1: none is.
         global_ranking: rank the batches of several processes (``torch.distributed``) as one. Each
             gives the loss of all, and after DistributedDataParallel's mean the parameters have its
             gradient. Every process has to call the loss at every step, be its batch empty.
@@ -96,30 +94,34 @@ class RamboLoss(nn.Module):
         beta: float = 0.5,
         memory_length: int = 0,
         memory_size: int = 1 << 13,
-        iou_thresholds: Sequence[float] = (),
+        iou_gap: float = 1.0,
         global_ranking: bool = True,
     ) -> None:
         super().__init__()
-        thresholds = tuple(iou_thresholds)
-        rise = all(isinstance(t, Real) and 0 < t <= 1 for t in thresholds)
-        rise = rise and sorted(set(thresholds)) == list(thresholds)
         for name, value, right, is_right in (
             ("num_classes", num_classes, "an integer >= 1", _is_integer(num_classes, 1)),
-            ("beta (β)", beta, "in [0, 1]", 0 <= beta <= 1),
             ("memory_length (τ)", memory_length, "an integer >= 0", _is_integer(memory_length, 0)),
             ("memory_size", memory_size, "an integer >= 8", _is_integer(memory_size, 8)),
-            ("iou_thresholds", thresholds, "numbers in (0, 1] that rise", rise),
-            ("iou_thresholds", thresholds, "127 at most", len(thresholds) <= MAX_FAILED_IOUS),
         ):
             if not is_right:
                 raise InputError(f"{name} must be {right}, got {value}")
         self.num_classes = num_classes
-        self.iou_thresholds = thresholds
+        self.iou_gap = iou_gap
         self.margin = margin
         self.beta = beta
         self.global_ranking = global_ranking
-        self._lambda_rule = make_lambda_rule(lambda_, lift, each, margin)
-        self.memory = ScoreMemory(memory_length, memory_size, num_classes, len(thresholds))
+        # With one class and no memory, the list of all classes is that of the class.
+        is_other_list = num_classes > 1 or memory_length > 0
+        self._spec = RankingSpec(
+            per_class=True,
+            interclass=bool(beta > 0 and is_other_list),
+            beta=beta,
+            objective=average_precision,
+            lambda_rule=make_lambda_rule(lambda_, lift, each, margin),
+            margin=margin,
+            iou_gap=iou_gap,
+        )
+        self.memory = ScoreMemory(memory_length, memory_size, num_classes)
         self.stats: LossStats | None = None
 
     @torch.compiler.disable  # counts in C++ or Triton: nothing in it that could be compiled
@@ -130,7 +132,7 @@ class RamboLoss(nn.Module):
             scores: ``(N, C)``, any floating dtype; ranked in float32. Without rows, any C.
             gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
             ious: ``(N,)``, for each row with a positive the IoU of its box, as now predicted, with
-                its ground truth. Required with ``iou_thresholds``.
+                its ground truth. Required with an ``iou_gap`` below 1.
 
         Returns:
             Scalar float32 in [0, 1); 0, still connected to ``scores``, if nothing is positive, here
@@ -155,34 +157,9 @@ class RamboLoss(nn.Module):
             )
         # Only in training can each process be expected to call this.
         processes = Processes(self.global_ranking and training)
-        inputs = prepare_inputs(
-            to_rank, gt_classes, processes, self._num_failed_ious(ious, len(scores))
-        )
-        # With one class and no memory, the list of all classes is that of the class.
-        interclass = self.beta > 0 and (self.num_classes > 1 or memory is not None)
-        spec = RankingSpec(
-            per_class=True,
-            interclass=interclass,
-            beta=self.beta if interclass else 0.0,
-            objective=average_precision,
-            lambda_rule=self._lambda_rule,
-            margin=self.margin,
-            num_iou_thresholds=len(self.iou_thresholds),
-        )
-        result = rank(inputs, spec, processes, memory)
+        inputs = prepare_inputs(to_rank, gt_classes, processes, ious, self.iou_gap)
+        result = rank(inputs, self._spec, processes, memory)
         self.stats = LossStats(result, processes.bytes_sent, inputs.finite)
         if training and inputs.finite:
             self.memory.write(inputs, result.lists.lowest()[:-1])
         return attach_gradient(scores, result.loss, result.grad, inputs.finite, processes)
-
-    def _num_failed_ious(self, ious: Tensor | None, number: int) -> Tensor | None:
-        """``(N,)``, how many of the IoU thresholds each row fails; None without thresholds."""
-        if not self.iou_thresholds:
-            return None
-        if ious is None or ious.shape != (number,):
-            shape = None if ious is None else tuple(ious.shape)
-            raise InputError(f"iou_thresholds ask for ious of shape ({number},), got {shape}")
-        ious = ious.detach().float()
-        # A tensor of the thresholds would be copied to a GPU. An IoU that is NaN reaches none.
-        reached = torch.stack([ious >= threshold for threshold in self.iou_thresholds])
-        return len(reached) - reached.sum(dim=0)

@@ -18,18 +18,40 @@ of a negative is the same for all between two neighbouring thresholds. So one pa
 A negative that ties with a positive ranks above it. Positives that tie keep their order, before and
 after the step.
 
-Every class has a segment of its own, and one more segment has the scores of all classes. With IoU
-thresholds a segment has several lists (:mod:`.listed_positives`), which share its negatives.
+Of all that ranks above k, the negatives are errors: ``n_k = #{b >= t_k}``. With an IoU gap so are
+the positives above it whose boxes fit worse, ``IoU_j < IoU_k - gap`` (:mod:`.worse_placed`):
+
+    L       = (1/P) Σ_k n_k / rank_k = (1/P) Σ_k (1 - h_k / rank_k)
+    n_k     = #{b >= t_k} + #{worse placed j above k}
+    h_k     = rank_k - n_k              the hits, in place of r⁺_k; they are held fixed, hence
+    g_k     = ∂L/∂rank_k = h_k / (P rank_k²)
+
+To the better placed one, the worse placed one is as a negative: it stands still. So after the step
+j is above k only if it was and ``t_j >= t'_k``. All other pairs of positives move together, as
+without a gap. ``D_kj = 1`` for those pairs that this changes: j is above k if both move, but not if
+j stands still.
+
+    rank'_k      = r'⁺_k - Σ_j D_kj + Σ_j D_jk + #{b >= t'_k}      one λ for the list: fixed, lift
+    overtaken_k  = #{t_k <= b < t'_k} + Σ_j D_kj                   a λ_k for each: error-driven
+    λ_k          = overtaken_k / (n_k / (P rank_k))
+    ∂L/∂score_k  = -overtaken_k / λ_k + Σ_j D_jk / λ_j
+
+In both, k is pushed up for each error that it overtakes, and that error down by as much: the sum
+over the list stays 0. (Would worse placed ones move as well, none would be overtaken: g falls with
+the rank, so that the higher one moves further.)
+
+Every class has a segment of its own, and one more segment has the scores of all classes.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from ..errors import InputError
 from .binning import bin_negatives
 from .distributed import Processes
 from .inputs import RankingInputs
@@ -38,7 +60,8 @@ from .listed_positives import ListedPositives
 from .objectives import Objective
 from .pushes import Pushes
 from .score_memory import MemoryContents
-from .sort_keys import count_at_or_above, make_keys_ceil, segments_of
+from .sort_keys import count_at_or_above, segments_of
+from .worse_placed import WorsePlaced
 
 
 @dataclass(frozen=True)
@@ -48,11 +71,12 @@ class RankingSpec:
     Attributes:
         per_class: rank the scores of each class.
         interclass: rank the scores of all classes together.
-        beta: β in [0, 1], the share of the interclass term in the loss.
+        beta: β in [0, 1], the share of the interclass term in the loss, if there is one.
         objective: value and slope of the loss for each positive, see :mod:`.objectives`.
         lambda_rule: see :mod:`.lambda_rules`.
         margin: α >= 0, in units of score: a positive must beat a negative by more than it.
-        num_iou_thresholds: J; 0: none, every positive is one.
+        iou_gap: in [0, 1]: a positive above another is an error if its IoU is lower by more than
+            that; 1: none is.
     """
 
     per_class: bool
@@ -61,7 +85,16 @@ class RankingSpec:
     objective: Objective
     lambda_rule: LambdaRule
     margin: float
-    num_iou_thresholds: int = 0
+    iou_gap: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value, right, is_right in (
+            ("margin (α)", self.margin, ">= 0 and finite", 0 <= self.margin < math.inf),
+            ("beta (β)", self.beta, "in [0, 1]", 0 <= self.beta <= 1),
+            ("iou_gap", self.iou_gap, "in [0, 1]", 0 <= self.iou_gap <= 1),
+        ):
+            if not is_right:
+                raise InputError(f"{name} must be {right}, got {value}")
 
 
 @dataclass
@@ -70,12 +103,11 @@ class RankingResult:
 
     Attributes:
         loss: scalar float64, (1-β) · mean over the classes present + β · that of all classes.
-        segment_losses: ``(C + 1,)`` float64, the mean over the lists of each segment; 0 for one
-            that is not ranked or has no positive.
+        segment_losses: ``(C + 1,)`` float64; 0 for a segment that is not ranked or has no positive.
         present: ``(C + 1,)`` bool, the segments that are ranked and have a positive.
-        num_above: ``(J, P)`` int64, negatives above each positive of all processes (within the
-            margin), in the lists of its class if those are ranked.
-        rank_change: ``(J, P)`` int64, by how much the step changes its rank there.
+        num_errors: ``(P,)`` int64, n, the errors above each positive of all processes (negatives
+            within the margin too), in the list of its class if those are ranked.
+        positive_grad: ``(P,)`` float64, its gradient there, of the loss of that list alone.
         lists: the positives.
         grad: ``(N, C)``, gradient of ``loss`` by the scores of this process.
     """
@@ -83,8 +115,8 @@ class RankingResult:
     loss: Tensor
     segment_losses: Tensor
     present: Tensor
-    num_above: Tensor
-    rank_change: Tensor
+    num_errors: Tensor
+    positive_grad: Tensor
     lists: ListedPositives
     grad: Tensor
 
@@ -109,9 +141,14 @@ def rank(
     keys = [inputs.keys] * spec.per_class + ([memory.positives] if memory else [])
     if spec.interclass:
         keys.append(inputs.keys + ((num_classes - segments_of(inputs.keys)) << 32))
-    lists = ListedPositives(torch.cat(keys), num_classes + 1, spec.num_iou_thresholds, spec.margin)
-    if lists.list.shape[0] == 0:
+    lists = ListedPositives(torch.cat(keys), num_classes + 1, spec.margin)
+    if lists.segment.shape[0] == 0:
         return _nothing_to_rank(inputs, lists)
+    worse = None
+    if inputs.ious is not None:
+        ious = [inputs.ious] * spec.per_class + ([memory.ious] if memory else [])
+        ious += [inputs.ious] * spec.interclass
+        worse = WorsePlaced(lists, torch.cat(ious), spec.iou_gap)
 
     def bin_at(*thresholds: Tensor, pushes: Pushes | None = None) -> tuple[Tensor, Tensor | None]:
         """``(K, T)``, of K keys for each place: negatives of this process above; the gradient."""
@@ -126,97 +163,81 @@ def rank(
         return counts.view(len(thresholds), -1), grad
 
     # The first ranking. A constant shift is known before it: both rankings then share one pass.
-    shift, start_keys, moved_keys = spec.lambda_rule.constant_shift, lists.start_keys, None
+    shift, keys_at = spec.lambda_rule.constant_shift, [lists.threshold_keys(lists.start)]
     if shift is not None:
         moved = lists.start + shift
-        moved_keys = lists.threshold_keys(moved)
-    counts, _ = bin_at(start_keys) if moved_keys is None else bin_at(start_keys, moved_keys)
-    counts = processes.all_reduce_sum(counts)
-    num_above = counts[0] + lists.count_below_iou(lists.start)
-    if shift is not None:
-        num_above_moved = counts[1] + lists.count_below_iou(moved)
+        keys_at.append(lists.threshold_keys(moved))
+    counts = processes.all_reduce_sum(bin_at(*keys_at)[0])
+    num_errors = num_above = counts[0]
     ranks = num_above + lists.rank_pos
+    if worse:
+        num_errors = num_above + worse.num_above()
     per_positive_loss, dloss_drank = spec.objective(
-        ranks.double(), lists.rank_pos.double(), lists.per_place(lists.num_pos.double())
+        ranks.double(), (ranks - num_errors).double(), lists.per_place(lists.num_pos.double())
     )
-    losses = lists.sum_by_list(per_positive_loss)
-    present, list_weight = _weigh(lists, num_classes, spec)
-    num_overtaken = None if shift is None else num_above - num_above_moved
+    losses = lists.sum_by_segment(per_positive_loss)
+    present, weight = _weigh(lists, num_classes, spec)
+    num_overtaken = None
+    if shift is not None:
+        num_overtaken = num_above - counts[1]
+        if worse:
+            num_overtaken = num_overtaken + worse.overtaken(moved)[0]
     shifts, divisor = spec.lambda_rule(
         FirstRanking(lists, per_positive_loss, dloss_drank, losses, num_overtaken)
     )
 
     # The second ranking, and the gradient.
-    one_per_segment = shift is None and lists.one_per_segment
-    pushes = Pushes(divisor, lists.per_place(list_weight), one_per_segment)
-    if moved_keys is None:
-        moved = lists.start + shifts
-        counts, grad = bin_at(start_keys, lists.threshold_keys(moved), pushes=pushes)
-        num_above_moved = processes.all_reduce_sum(counts[1]) + lists.count_below_iou(moved)
-        # The ranks among the positives of a list stay the same, but go to other positives.
-        rank_pos = torch.empty_like(ranks).index_copy_(0, lists.argsort(moved), lists.rank_pos)
-        rank_change = num_above_moved + rank_pos - ranks
+    pushes = Pushes(divisor, lists.per_place(weight), one_per_segment=shift is None)
+    if num_overtaken is not None:
+        _, grad = bin_at(*keys_at, pushes=pushes)
+        positive_grad = -num_overtaken / divisor
+        if worse:
+            positive_grad += worse.overtaken(moved, values=1 / divisor)[1]
     else:
-        _, grad = bin_at(start_keys, moved_keys, pushes=pushes)
-        rank_change = num_above_moved - num_above
-    rank_change, positive_grad = _by_positive(lists, rank_change, moved, pushes)
+        moved = lists.start + shifts
+        counts, grad = bin_at(*keys_at, lists.threshold_keys(moved), pushes=pushes)
+        # The ranks among the positives of a list stay the same, but go to other positives.
+        order = lists.argsort(moved)
+        rank_pos = torch.empty_like(ranks).index_copy_(0, order, lists.rank_pos)
+        rank_change = processes.all_reduce_sum(counts[1]) + rank_pos - ranks
+        if worse:
+            passed, passed_by = worse.overtaken(moved, order)
+            rank_change += passed_by.long() - passed
+        positive_grad = rank_change / divisor
     assert grad is not None
-    grad[inputs.rows, inputs.columns] = _own(positive_grad, inputs, spec).to(grad.dtype)
-    if spec.num_iou_thresholds:
-        # If no positive of a class that is present reaches a threshold, its AP there is 0.
-        losses = losses.masked_fill((lists.num_pos == 0) & (list_weight > 0), 1.0)
+    own = lists.unsort(positive_grad * pushes.weight)
+    grad[inputs.rows, inputs.columns] = _own(own, inputs, spec).to(grad.dtype)
     return RankingResult(
-        loss=(losses * list_weight).sum(),
-        segment_losses=losses[:-1].view(num_classes + 1, -1).mean(dim=1),
+        loss=(losses * weight).sum(),
+        segment_losses=losses[:-1],
         present=present,
-        num_above=lists.unsort(num_above)[:, : len(inputs.keys)],
-        rank_change=rank_change[:, : len(inputs.keys)],
+        num_errors=lists.unsort(num_errors)[: len(inputs.keys)],
+        positive_grad=lists.unsort(positive_grad)[: len(inputs.keys)],
         lists=lists,
         grad=grad,
     )
 
 
-def _by_positive(
-    lists: ListedPositives, rank_change: Tensor, moved: Tensor, pushes: Pushes
-) -> tuple[Tensor, Tensor]:
-    """Rank change and gradient ``(J, I)`` of each positive in each list of its segment."""
-    grad = lists.unsort(rank_change / pushes.divisor * pushes.weight)
-    change = lists.unsort(rank_change)
-    if lists.below_iou_keys is not None:  # where they are pushed as negatives are
-        keys = torch.cat([make_keys_ceil(lists.list, each) for each in (lists.start, moved)])
-        edges, order = keys.sort(stable=True)
-        found = torch.searchsorted(edges, lists.below_iou_keys, right=True)
-        num_pushing, pushed = (pad(x, (1, 0))[found] for x in pushes.at(order))
-        change, grad = change + num_pushing.view_as(change), grad + pushed.view_as(grad)
-    return change, grad
-
-
-def _own(positive_grad: Tensor, inputs: RankingInputs, spec: RankingSpec) -> Tensor:
-    """``(Q,)``, the gradient of this process's own positives, from ``(J, I)`` of all lists."""
-    of_positive, own = (
-        positive_grad.sum(dim=0),
-        slice(inputs.first, inputs.first + len(inputs.rows)),
-    )
+def _own(of_positive: Tensor, inputs: RankingInputs, spec: RankingSpec) -> Tensor:
+    """``(Q,)``, the gradient of this process's own positives, from ``(T,)`` of all lists."""
+    own = slice(inputs.first, inputs.first + len(inputs.rows))
     if spec.per_class and spec.interclass:
         return of_positive[own] + of_positive[len(of_positive) - len(inputs.keys) :][own]
     return of_positive[own]
 
 
 def _weigh(lists: ListedPositives, num_classes: int, spec: RankingSpec) -> tuple[Tensor, Tensor]:
-    """Segments present ``(C + 1,)`` bool; weight of each list in the loss ``(L + 1,)`` float64."""
-    levels = max(spec.num_iou_thresholds, 1)
-    present = lists.num_pos[:-1:levels] > 0
-    share = (1 - spec.beta) / present[:num_classes].sum(dtype=torch.float64).clamp_(min=1)
-    weight = torch.nn.functional.pad(present.double(), (0, 1))  # the last list has none
-    weight[:num_classes] *= share / levels
-    weight[num_classes] *= spec.beta / levels
-    if levels > 1:
-        weight = weight.repeat_interleave(levels)[: lists.num_lists + 1]
+    """Segments present ``(C + 1,)`` bool; weight of each in the loss ``(C + 2,)`` float64."""
+    present, beta = lists.num_pos[:-1] > 0, spec.beta * spec.interclass
+    share = (1 - beta) / present[:num_classes].sum(dtype=torch.float64).clamp_(min=1)
+    weight = torch.nn.functional.pad(present.double(), (0, 1))  # the last one has none
+    weight[:num_classes] *= share
+    weight[num_classes] *= beta
     return present, weight
 
 
 def _nothing_to_rank(inputs: RankingInputs, lists: ListedPositives) -> RankingResult:
     losses = inputs.scores.new_zeros(inputs.scores.shape[1] + 1, dtype=torch.float64)
-    none = inputs.keys.new_zeros((1, 0))
+    none = inputs.keys.new_zeros(0)
     grad = torch.zeros_like(inputs.scores, dtype=inputs.grad_dtype)
-    return RankingResult(losses.sum(), losses, losses > 0, none, none, lists, grad)
+    return RankingResult(losses.sum(), losses, losses > 0, none, none.double(), lists, grad)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from .distributed import Processes
 from .hard_negatives import highest_negatives
 from .inputs import RankingInputs
-from .sort_keys import EMPTY_KEY, failed_ious_of, scores_of, sort
+from .sort_keys import EMPTY_KEY, scores_of, sort
 
-#: What differs from process to process, and all that a checkpoint has.
-_OF_PROCESS = ("positives", "negatives")
+#: What a process remembers, the positives and all of it, and all that a checkpoint has.
+_OF_POSITIVES = ("positives", "ious")
+_OF_PROCESS = (*_OF_POSITIVES, "negatives")
 _SAVED = (*_OF_PROCESS, "written", "num_classes")
 
 
@@ -22,10 +23,12 @@ class MemoryContents(NamedTuple):
 
     Attributes:
         positives: ``(M,)`` int64 keys (:mod:`.sort_keys`), ``EMPTY_KEY`` for none.
+        ious: ``(M,)`` float32, how well their boxes fitted their objects; NaN where unknown.
         negatives: ``(τ size,)`` int64 keys, rising, ``EMPTY_KEY`` for none.
     """
 
     positives: Tensor
+    ious: Tensor
     negatives: Tensor
 
 
@@ -33,7 +36,7 @@ class ScoreMemory(nn.Module):
     """A ring of the last τ batches' scores, without gradient (RaMBO, Sec. 4.3).
 
     Of each batch it keeps up to ``size // 4`` positives and ``size`` negatives, those that lie
-    highest above the lowest positive of their class: ``10 τ size`` bytes.
+    highest above the lowest positive of their class: ``11 τ size`` bytes.
 
     Its tensors move with the module, but are no buffers: DistributedDataParallel would overwrite
     them with those of process 0 before each step. They travel in the metadata of ``state_dict``
@@ -47,31 +50,25 @@ class ScoreMemory(nn.Module):
         length: τ >= 0, the number of batches; 0 keeps nothing.
         size: the number of negatives kept of one batch.
         num_classes: C.
-        num_iou_thresholds: how many IoU thresholds a positive can fail.
 
-    A state saved with another length, size, number of classes or with more IoU thresholds is
-    ignored, as is one of version 0.1: the memory then starts empty.
+    A state saved with another length, size or number of classes is ignored, as is one of version
+    0.1: the memory then starts empty.
     """
 
     positives: Tensor
+    ious: Tensor
     negatives: Tensor
     written: Tensor
     num_classes: Tensor
 
-    def __init__(
-        self,
-        length: int,
-        size: int = 1 << 13,
-        num_classes: int = 0,
-        num_iou_thresholds: int = 0,
-    ) -> None:
+    def __init__(self, length: int, size: int = 1 << 13, num_classes: int = 0) -> None:
         super().__init__()
         self.length = length
-        self._num_iou_thresholds = num_iou_thresholds
         self._gathered: tuple[int, dict[str, Tensor]] | None = None
         self._num_lost = 0
         self._is_loaded = False
         self.positives = torch.full((length, size // 4), EMPTY_KEY)
+        self.ious = torch.full((length, size // 4), torch.nan, dtype=torch.float32)
         self.negatives = torch.full((length, size), EMPTY_KEY)
         # These stay on the CPU: they are read at every step, and a GPU would be waited for.
         self.written = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -90,10 +87,11 @@ class ScoreMemory(nn.Module):
         """All that is remembered; None where τ is 0."""
         if self.length == 0:
             return None
-        positives = self.positives.flatten()
+        positives, ious = self.positives.flatten(), self.ious.flatten()
         if positives.device.type == "cpu":  # a GPU would be waited for; empty places cost little
-            positives = positives[positives != EMPTY_KEY]
-        return MemoryContents(positives, sort(self.negatives.flatten()))
+            filled = positives != EMPTY_KEY
+            positives, ious = positives[filled], ious[filled]
+        return MemoryContents(positives, ious, sort(self.negatives.flatten()))
 
     def start_anew(self) -> None:
         """Empties a memory that was loaded, if no batch was written since: that of another run."""
@@ -117,12 +115,14 @@ class ScoreMemory(nn.Module):
         if self._num_lost:
             self._warn_of_lost_negatives()
         slot = int(self.written) % self.length
-        row, positives = self.positives[slot].fill_(EMPTY_KEY), inputs.keys
-        if positives.shape[0] > row.shape[0]:
-            # Evenly over the batch: the highest alone would have too good a precision.
-            place = torch.arange(row.shape[0], device=positives.device) * positives.shape[0]
-            positives = positives[place // row.shape[0]]
-        row[: positives.shape[0]] = positives
+        number, room = inputs.keys.shape[0], self.positives.shape[1]
+        # Evenly over the batch: the highest alone would have too good a precision.
+        kept = torch.arange(min(number, room), device=inputs.keys.device)
+        kept = kept * number // room if number > room else kept
+        self.positives[slot].fill_(EMPTY_KEY)[: len(kept)] = inputs.keys[kept]
+        ious = self.ious[slot].fill_(torch.nan)
+        if inputs.ious is not None:
+            ious[: len(kept)] = inputs.ious[kept]
         of_others = lowest.min().nan_to_num(posinf=0.0)
         lowest = torch.where(lowest.isfinite(), lowest, of_others)
         self.negatives[slot] = highest_negatives(inputs, lowest, self.negatives.shape[1])
@@ -170,14 +170,10 @@ class ScoreMemory(nn.Module):
             self._num_lost = local_metadata.get("processes", 1) - 1 if self.written else 0
 
     def _fits(self, saved: dict[str, Tensor]) -> bool:
-        own, positives = self.tensors(), saved["positives"].cpu()
-        failed = failed_ious_of(positives[positives != EMPTY_KEY])
-        return (
-            all(saved[k].shape[-own[k].dim() :] == own[k].shape for k in own)
-            and int(saved["num_classes"]) == int(self.num_classes)
-            # A positive that fails more thresholds than there are would be of no list.
-            and not bool((failed > self._num_iou_thresholds).any())
-        )
+        own = self.tensors()
+        return all(saved[k].shape[-own[k].dim() :] == own[k].shape for k in own) and int(
+            saved["num_classes"]
+        ) == int(self.num_classes)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ScoreMemory":
         super()._apply(fn, recurse)
@@ -204,11 +200,10 @@ def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
     Args:
         saved: tensors of one process, or those of W processes stacked.
     """
-    positives, negatives = saved["positives"], saved["negatives"]
-    if negatives.dim() == 2:
-        positives, negatives = positives[None], negatives[None]
+    saved = {name: saved[name].view(-1, *saved[name].shape[-2:]) for name in _OF_PROCESS}
+    negatives = saved["negatives"]
     # Processes that rank together all have the same positives.
-    shared = {"positives": positives[rank % positives.shape[0]]}
+    shared = {name: saved[name][rank % len(saved[name])] for name in _OF_POSITIVES}
     mine = negatives[rank::size]
     if mine.shape[0] == 0:
         return {**shared, "negatives": torch.full_like(negatives[0], EMPTY_KEY)}

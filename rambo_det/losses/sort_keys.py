@@ -3,8 +3,8 @@
 One sort of such keys ranks in all segments at once, integers compare exactly where shifted floats
 would round, and one tensor of them is all that processes exchange and a memory keeps.
 
-A key is ``num_failed_ious << 56 | segment << 32 | code``: the code orders as the float32 score
-does, the segment is a class, or C for the scores of all classes together.
+A key is ``segment << 32 | code``: the code orders as the float32 score does, the segment is a
+class, or C for the scores of all classes together.
 """
 
 from __future__ import annotations
@@ -14,16 +14,12 @@ import torch
 from torch import Tensor
 
 _SIGN = 1 << 31
-_SEGMENT_MASK = (1 << 24) - 1
-_FAILED_SHIFT = 56
-#: The most IoU thresholds that a positive can fail: what a key has room for.
-MAX_FAILED_IOUS = 127
 #: An unused place in a tensor of keys. It sorts behind all others.
 EMPTY_KEY = torch.iinfo(torch.int64).max
 
 
 def make_keys(segments: Tensor, scores: Tensor) -> Tensor:
-    """Keys of float32 ``scores`` in int64 ``segments`` within ``[0, 2^24)``.
+    """Keys of float32 ``scores`` in int64 ``segments`` within ``[0, 2^31)``.
 
     Example:
         >>> make_keys(torch.tensor([1, 0, 1]), torch.tensor([0.5, 9.0, -2.0])).argsort()
@@ -51,27 +47,17 @@ def scores_of(keys: Tensor) -> Tensor:
 
 def segments_of(keys: Tensor) -> Tensor:
     """The int64 segments in ``keys``."""
-    return (keys >> 32) & _SEGMENT_MASK
+    return keys >> 32
 
 
 def segment_offsets(sorted_keys: Tensor, num_segments: int) -> Tensor:
     """``(G + 1,)`` int64: the keys of segment g begin at ``offsets[g]``, end at ``offsets[g + 1]``.
 
     Args:
-        sorted_keys: ``(K,)``, rising; none holds failed IoU thresholds.
+        sorted_keys: ``(K,)``, rising.
     """
     first_keys = torch.arange(num_segments + 1, device=sorted_keys.device) << 32
     return torch.searchsorted(sorted_keys, first_keys)
-
-
-def add_failed_ious(keys: Tensor, num_failed_ious: Tensor) -> Tensor:
-    """``keys`` that also hold how many IoU thresholds each positive fails, at most 127."""
-    return keys + (num_failed_ious.long() << _FAILED_SHIFT)
-
-
-def failed_ious_of(keys: Tensor) -> Tensor:
-    """How many IoU thresholds each positive in ``keys`` fails; 127 for ``EMPTY_KEY``."""
-    return keys >> _FAILED_SHIFT
 
 
 def sort(keys: Tensor) -> Tensor:
@@ -86,7 +72,7 @@ def count_at_or_above(sorted_keys: Tensor, edges: Tensor, num_segments: int) -> 
 
     Args:
         sorted_keys: ``(K,)`` keys, rising.
-        edges: ``(E,)`` keys of segments up to ``num_segments``. Neither holds failed IoUs.
+        edges: ``(E,)`` keys of segments up to ``num_segments``.
     """
-    ends = segment_offsets(sorted_keys, num_segments + 1).index_select(0, (edges >> 32) + 1)
+    ends = segment_offsets(sorted_keys, num_segments + 1).index_select(0, segments_of(edges) + 1)
     return ends - torch.searchsorted(sorted_keys, edges)

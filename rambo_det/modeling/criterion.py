@@ -25,7 +25,7 @@ _KEYS = {
     "beta": "BETA",
     "memory_length": "MEMORY_LENGTH",
     "memory_size": "MEMORY_SIZE",
-    "iou_thresholds": "IOU_THRESHOLDS",
+    "iou_gap": "IOU_GAP",
     "global_ranking": "GLOBAL_RANKING",
     "weight": "LOSS_WEIGHT",
     "ce_weight": "CE_WEIGHT",

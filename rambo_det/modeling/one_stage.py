@@ -126,7 +126,7 @@ def one_stage_losses(
             *([cat(levels, dim=1)[:, used]] for levels in more_per_level),
         )
     ious = None
-    if model.rambo_loss.iou_thresholds:
+    if model.rambo_loss.iou_gap < 1:
         boxes, deltas = Boxes.cat(anchors).tensor, cat(pred_anchor_deltas, dim=1).detach()
         ious = torch.cat(
             [

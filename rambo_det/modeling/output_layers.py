@@ -76,7 +76,8 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
             gt_classes = cat([p.gt_classes for p in proposals], dim=0)
         else:
             gt_classes = torch.zeros(0, dtype=torch.int64, device=logits.device)
-        ious = self._ious(deltas, proposals, gt_classes) if self.rambo_loss.iou_thresholds else None
+        ordered = self.rambo_loss.iou_gap < 1
+        ious = self._ious(deltas, proposals, gt_classes) if ordered else None
         loss = self.rambo_loss(self._score(logits.float()), gt_classes, logits, ious=ious)
         loss = loss * (self.loss_weight.get("loss_cls", 1.0) * weight)
         losses["loss_cls"] = loss + losses["loss_cls"] * stock_weight if stock_weight else loss

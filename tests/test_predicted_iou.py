@@ -1,4 +1,4 @@
-"""IoU thresholds and the stock loss's share in the detectors, with real models."""
+"""Overlaps of predicted boxes and the stock loss's share in the detectors, with real models."""
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ from rambo_det.modeling.predicted_box_iou import class_deltas
 
 from .models import small_cfg, training_inputs
 
-COCO = "(0.5,0.55,0.6,0.65,0.7,0.75,0.8,0.85,0.9,0.95)"
 FASTER, RETINA = "quickstart/faster_rcnn_rambo.yaml", "quickstart/retinanet_rambo.yaml"
 STOCK = {FASTER: "quickstart/faster_rcnn_ce.yaml", RETINA: "quickstart/retinanet_focal.yaml"}
 
@@ -32,7 +31,7 @@ def losses_of(name, *opts, iteration=0, watch=None):
 
 
 @pytest.mark.parametrize("name", [FASTER, RETINA])
-def test_positives_are_the_boxes_that_reach_the_threshold_as_now_predicted(name):
+def test_positives_are_ordered_by_the_boxes_that_are_now_predicted(name):
     """The IoUs that the loss is given, against Detectron2's own boxes and IoUs, one by one."""
     seen = {}
 
@@ -50,7 +49,7 @@ def test_positives_are_the_boxes_that_reach_the_threshold_as_now_predicted(name)
 
         head.rambo_loss.forward, head.losses = forward, remember
 
-    losses, model = losses_of(name, "MODEL.RAMBO.IOU_THRESHOLDS", COCO, watch=watch)
+    losses, model = losses_of(name, "MODEL.RAMBO.IOU_GAP", 0.0, watch=watch)
     head, ious = seen["head"], seen["ious"]
     if name == FASTER:
         (_, deltas), proposals = seen["inputs"]
@@ -71,7 +70,7 @@ def test_positives_are_the_boxes_that_reach_the_threshold_as_now_predicted(name)
         assert ious[row].item() == pytest.approx(want, abs=1e-5)
     assert ious.count_nonzero() <= len(positive)
     plain, _ = losses_of(name)
-    assert losses["loss_cls"] > plain["loss_cls"]  # few boxes reach 0.95 at the start
+    assert losses["loss_cls"] > plain["loss_cls"]  # scores know nothing of boxes at the start
     assert torch.equal(losses["loss_box_reg"], plain["loss_box_reg"])
 
 
@@ -99,8 +98,8 @@ def test_the_warm_up_starts_with_the_stock_loss_and_ends_without_it(name):
 
 @pytest.mark.parametrize(
     "key, value",
-    [("IOU_THRESHOLDS", (0.7, 0.5)), ("IOU_THRESHOLDS", (0.0, 0.5)), ("IOU_THRESHOLDS", ("a",)),
-     ("CE_WEIGHT", -1.0), ("CE_WEIGHT", float("inf")), ("CE_WARMUP", -1)],
+    [("IOU_GAP", -0.1), ("IOU_GAP", 1.1), ("IOU_GAP", float("nan")), ("BETA", 2.0),
+     ("MARGIN", -1.0), ("CE_WEIGHT", -1.0), ("CE_WEIGHT", float("inf")), ("CE_WARMUP", -1)],
 )  # fmt: skip
 def test_values_out_of_range_are_named(key, value):
     cfg = small_cfg()
@@ -117,10 +116,8 @@ def test_class_deltas_are_those_of_the_rows_class():
     ]
 
 
-def test_iou_thresholds_and_an_image_without_objects():
-    model = build_model(
-        small_cfg("quickstart/faster_rcnn_rambo.yaml", "MODEL.RAMBO.IOU_THRESHOLDS", "(0.1,)")
-    )
+def test_order_by_overlaps_and_an_image_without_objects():
+    model = build_model(small_cfg(FASTER, "MODEL.RAMBO.IOU_GAP", 0.0))
     with EventStorage():
         losses = model([*training_inputs(1), *training_inputs(1, empty=True)])
     assert losses["loss_cls"] > 0
