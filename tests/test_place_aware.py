@@ -52,20 +52,20 @@ def test_interclass_list_equals_the_oracle(data, batch, margin, step, gap):
     np.testing.assert_allclose(result.segment_losses.numpy()[-1], want, rtol=1e-12, atol=1e-15)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
-    st.data(), st.lists(batches(25), min_size=1, max_size=5), st.integers(0, 3), margins, steps,
-    gaps, st.sampled_from([0.0, 0.3, 1.0]),
+    st.data(), batches(80), st.integers(1, 4), st.integers(0, 3), margins, steps, gaps,
+    st.sampled_from([0.0, 0.3, 1.0]),
 )  # fmt: skip
-def test_both_terms_with_a_memory_equal_the_oracle(data, batches, length, margin, step, gap, beta):
-    """Overlaps are remembered with the scores."""
-    c = batches[0][0].shape[1]
+def test_both_terms_with_a_memory_equal_the_oracle(
+    data, batch, number, length, margin, step, gap, beta
+):
+    """Overlaps are remembered with the scores. The rows come in several batches."""
+    c = batch[0].shape[1]
     loss = RamboLoss(c, margin=margin, beta=beta, memory_length=length, iou_gap=gap, **step)
+    columns = (*batch, data.draw(overlaps(len(batch[1]))))
     seen = []
-    for scores, gt in batches:
-        if scores.shape[1] != c:
-            continue
-        ious = data.draw(overlaps(len(gt)))
+    for scores, gt, ious in zip(*(column.chunk(number) for column in columns), strict=True):
         leaf = scores.clone().requires_grad_()
         value = loss(leaf, gt, ious)
         value.backward()
