@@ -1,6 +1,7 @@
 """Order by how well boxes fit their objects: against the oracle, and what it promises."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,14 +87,17 @@ def test_both_terms_with_a_memory_equal_the_oracle(
 
 
 @pytest.mark.parametrize("step", [{}, {"lambda_": 1e4}, {"each": True}], ids=str)
-@pytest.mark.parametrize("size", [1, 7, 64])
-def test_blocks_of_any_size_give_the_same(step, size, monkeypatch):
-    """Long lists beside short ones, and one that no block ends with."""
-    g = torch.Generator().manual_seed(size)
-    scores, gt, ious = torch.randn(300, 3, generator=g), torch.arange(300), torch.rand(300)
+@pytest.mark.parametrize("pairs", [None, 1, 1000, 1 << 24])
+def test_long_lists_equal_the_oracle_in_c_and_in_blocks_of_any_size(step, pairs, monkeypatch):
+    """The blocks are what a GPU compares, and a CPU without a compiler."""
+    g = torch.Generator().manual_seed(0)
+    scores, ious = torch.randn(300, 3, generator=g), torch.rand(300, generator=g)
+    gt = torch.arange(300)
     gt = torch.where(gt < 200, 1, gt % 4)
     want = oracle.class_lists(*as_numpy(scores, gt, ious), margin=0.5, gap=0.1, **step)
-    monkeypatch.setattr(worse_placed, "_ROWS", size)
+    if pairs:
+        monkeypatch.setattr(worse_placed, "_PAIRS", pairs)
+        monkeypatch.setattr(worse_placed, "cpu", SimpleNamespace(library=lambda: None))
     _, result, grad = run(scores, gt, True, 0.5, step, ious, 0.1)
     np.testing.assert_allclose(result.segment_losses.numpy()[:-1], want[0], rtol=1e-12)
     assert_same_gradient(grad, want[2] * (1 / 3), step)

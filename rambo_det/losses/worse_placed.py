@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+
 import torch
 from torch import Tensor
 
+from .binning import cpu
 from .listed_positives import ListedPositives
 
-#: Pairs that are looked at in one go: bounds the memory that they take.
-_PAIRS = 1 << 22
-#: Rows of a block on a CPU, where it ends with the list of its last row.
-_ROWS = 64
+#: Pairs that are looked at in one go where C++ does not compare them: bounds the memory for them.
+_PAIRS = 1 << 24
 
 
 class WorsePlaced:
     """The pairs of positives i and k of one list with ``IoU_k < IoU_i - gap``.
 
-    All pairs of a list are compared, in blocks. An IoU that is NaN, as of a positive that was
-    remembered without one, is of no such pair.
+    All pairs of a list are compared: of P positives, not of N scores. An IoU that is NaN, as of a
+    positive that was remembered without one, is of no such pair.
 
     Args:
         lists: the T positives.
@@ -47,26 +49,39 @@ class WorsePlaced:
             ``(T,)`` int64, the pairs in which each positive is i, and ``(T,)`` float64, the sum of
             the values of i over those in which it is k.
         """
-        columns = [self._ious, self._lists.start, moved]
-        columns.append(torch.ones_like(moved) if values is None else values)
+        ious, start = self._ious, self._lists.start
+        values = torch.ones_like(moved) if values is None else values
         if order is not None:
-            columns = [column.index_select(0, order) for column in columns]
-        ious, start, moved, values = columns
-        ends, number = self._lists.ends, len(ious)
-        places = torch.arange(number, device=ious.device)
-        num_overtaken, pushed = torch.zeros_like(places), torch.zeros_like(values)
-        on_cpu = ious.device.type == "cpu"
-        size = _ROWS if on_cpu else max(_PAIRS // number, 1)
-        for first in range(0, number, size):
-            i = slice(first, min(first + size, number))
-            # Elsewhere it would have to be waited for.
-            k = slice(first, int(ends[i.stop - 1]) if on_cpu else number)
-            pairs = ious[k] < (ious[i] - self._gap)[:, None]
-            pairs &= start[k] < moved[i, None]
-            pairs &= (places[k] > places[i, None]) & (places[k] < ends[i, None])
-            num_overtaken[i] = pairs.sum(dim=1)
-            pushed[k] += values[i] @ pairs.double()
+            ious, start, moved, values = (x[order] for x in (ious, start, moved, values))
+        num_overtaken = torch.zeros_like(self._lists.ends)
+        pushed = torch.zeros_like(values)
+        native = cpu.library() if ious.device.type == "cpu" else None
+        compare = _compare if native is None else functools.partial(_compare_natively, native)
+        compare(
+            self._lists.ends, ious, ious - self._gap, start, moved, values, num_overtaken, pushed
+        )
         if order is None:
             return num_overtaken, pushed
         unsorted = torch.empty_like(num_overtaken).index_copy_(0, order, num_overtaken)
         return unsorted, torch.empty_like(pushed).index_copy_(0, order, pushed)
+
+
+def _compare_natively(native: ctypes.CDLL, ends: Tensor, *columns: Tensor) -> None:
+    native.rambo_overtaken(
+        ends.shape[0], ends.data_ptr(), *(column.data_ptr() for column in columns)
+    )
+
+
+def _compare(
+    ends: Tensor, ious: Tensor, bars: Tensor, start: Tensor, moved: Tensor, values: Tensor,
+    num_overtaken: Tensor, pushed: Tensor,
+) -> None:  # fmt: skip
+    """In blocks of i with all k from the first i on: the sizes of the lists are on the device."""
+    number = ends.shape[0]
+    places = torch.arange(number, device=ends.device)
+    for first in range(0, number, max(_PAIRS // number, 1)):
+        i = slice(first, first + max(_PAIRS // number, 1))
+        pairs = (places[first:] > places[i, None]) & (places[first:] < ends[i, None])
+        pairs &= (ious[first:] < bars[i, None]) & (start[first:] < moved[i, None])
+        num_overtaken[i] = pairs.sum(dim=1)
+        pushed[first:] += values[i] @ pairs.double()
