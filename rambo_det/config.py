@@ -36,6 +36,11 @@ def add_rambo_config(cfg: CN) -> None:
     # boxes are ranked above worse ones. 0: strictly by IoU. 1: positives are not ordered, as always
     # in the RPN.
     rambo.IOU_GAP = 1.0
+    cfg.register_renamed_key(
+        "MODEL.RAMBO.IOU_THRESHOLDS",
+        "MODEL.RAMBO.IOU_GAP",
+        message="it is gone, with its values: delete it; IOU_GAP 0.0 orders boxes by their IoU",
+    )
     # τ >= 0: the scores of that many past batches join each class's list.
     rambo.MEMORY_LENGTH = 4
     # >= 8: how many negatives of each past batch are kept (those highest above the lowest positive

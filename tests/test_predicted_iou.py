@@ -7,6 +7,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from rambo_det import RamboCriterion
+from rambo_det.engine.setup import merge
 from rambo_det.errors import InputError
 from rambo_det.modeling.one_stage import flatten_levels
 from rambo_det.modeling.predicted_box_iou import class_deltas
@@ -106,6 +107,15 @@ def test_values_out_of_range_are_named(key, value):
     cfg.MODEL.RAMBO[key] = value
     with pytest.raises(InputError, match=f"MODEL.RAMBO.{key} must be .*got"):
         RamboCriterion.from_cfg(cfg, 4)
+
+
+def test_a_config_with_the_key_that_is_gone_is_told_what_took_its_place(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("MODEL: {RAMBO: {IOU_THRESHOLDS: [0.5, 0.75]}}\n")
+    with pytest.raises(InputError) as raised:
+        merge(small_cfg(), str(file), [])
+    assert "MODEL.RAMBO.IOU_THRESHOLDS was renamed to MODEL.RAMBO.IOU_GAP" in str(raised.value)
+    assert str(file) in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_class_deltas_are_those_of_the_rows_class():
