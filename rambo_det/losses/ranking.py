@@ -37,8 +37,8 @@ j stands still.
     ∂L/∂score_k  = -overtaken_k / λ_k + Σ_j D_jk / λ_j
 
 In both, k is pushed up for each error that it overtakes, and that error down by as much: the sum
-over the list stays 0. (Would worse placed ones move as well, none would be overtaken: g falls with
-the rank, so that the higher one moves further.)
+over the list stays 0. (Would both move, a worse placed one right above would never be overtaken:
+with the smaller rank and no fewer hits its g is the greater.)
 
 Every class has a segment of its own, and one more segment has the scores of all classes.
 """

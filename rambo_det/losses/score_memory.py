@@ -68,7 +68,7 @@ class ScoreMemory(nn.Module):
         self._num_lost = 0
         self._is_loaded = False
         self.positives = torch.full((length, size // 4), EMPTY_KEY)
-        self.ious = torch.full((length, size // 4), torch.nan, dtype=torch.float32)
+        self.ious = torch.full((length, size // 4), -1.0, dtype=torch.float32)  # -1: unknown
         self.negatives = torch.full((length, size), EMPTY_KEY)
         # These stay on the CPU: they are read at every step, and a GPU would be waited for.
         self.written = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -87,7 +87,8 @@ class ScoreMemory(nn.Module):
         """All that is remembered; None where τ is 0."""
         if self.length == 0:
             return None
-        positives, ious = self.positives.flatten(), self.ious.flatten()
+        positives = self.positives.flatten()
+        ious = self.ious.flatten().masked_fill(self.ious.flatten() < 0, torch.nan)
         if positives.device.type == "cpu":  # a GPU would be waited for; empty places cost little
             filled = positives != EMPTY_KEY
             positives, ious = positives[filled], ious[filled]
@@ -120,7 +121,7 @@ class ScoreMemory(nn.Module):
         kept = torch.arange(min(number, room), device=inputs.keys.device)
         kept = kept * number // room if number > room else kept
         self.positives[slot].fill_(EMPTY_KEY)[: len(kept)] = inputs.keys[kept]
-        ious = self.ious[slot].fill_(torch.nan)
+        ious = self.ious[slot].fill_(-1)
         if inputs.ious is not None:
             ious[: len(kept)] = inputs.ious[kept]
         of_others = lowest.min().nan_to_num(posinf=0.0)
