@@ -29,6 +29,13 @@ def as_numpy(*tensors):
     return [x.double().numpy() if x.is_floating_point() else x.numpy() for x in tensors]
 
 
+def assert_same(got, want, step):
+    if "each" in step:  # what pushes a positive up and what pushes it down may sum to 0 or nearly
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-13)
+    else:
+        assert_same_gradient(got, want, step)
+
+
 @settings(max_examples=400, deadline=None)
 @given(st.data(), batches(), margins, steps, gaps)
 def test_class_lists_equal_the_oracle(data, batch, margin, step, gap):
@@ -37,7 +44,7 @@ def test_class_lists_equal_the_oracle(data, batch, margin, step, gap):
     scores, gt, ious = as_numpy(*batch, ious)
     want, present, want_grad = oracle.class_lists(scores, gt, ious, margin=margin, gap=gap, **step)
     share = 1 / max(present.sum(), 1)
-    assert_same_gradient(grad, want_grad * share, step)
+    assert_same(grad, want_grad * share, step)
     np.testing.assert_allclose(result.segment_losses.numpy(), [*want, 0], rtol=1e-12, atol=1e-15)
     assert loss.item() == pytest.approx(want.sum() * share, rel=1e-6, abs=1e-7)
 
@@ -49,7 +56,7 @@ def test_interclass_list_equals_the_oracle(data, batch, margin, step, gap):
     _, result, grad = run(*batch, False, margin, step, ious, gap)
     scores, gt, ious = as_numpy(*batch, ious)
     want, want_grad = oracle.flat_list(scores, gt, ious, margin=margin, gap=gap, **step)
-    assert_same_gradient(grad, want_grad, step)
+    assert_same(grad, want_grad, step)
     np.testing.assert_allclose(result.segment_losses.numpy()[-1], want, rtol=1e-12, atol=1e-15)
 
 
@@ -100,7 +107,7 @@ def test_long_lists_equal_the_oracle_in_c_and_in_blocks_of_any_size(step, pairs,
         monkeypatch.setattr(worse_placed, "cpu", SimpleNamespace(library=lambda: None))
     _, result, grad = run(scores, gt, True, 0.5, step, ious, 0.1)
     np.testing.assert_allclose(result.segment_losses.numpy()[:-1], want[0], rtol=1e-12)
-    assert_same_gradient(grad, want[2] * (1 / 3), step)
+    assert_same(grad, want[2] * (1 / 3), step)
 
 
 @settings(max_examples=150, deadline=None)
