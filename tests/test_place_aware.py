@@ -72,13 +72,14 @@ def test_both_terms_with_a_memory_equal_the_oracle(
     c = batch[0].shape[1]
     loss = RamboLoss(c, margin=margin, beta=beta, memory_length=length, iou_gap=gap, **step)
     columns = (*batch, data.draw(overlaps(len(batch[1]))))
-    seen = []
-    for scores, gt, ious in zip(*(column.chunk(number) for column in columns), strict=True):
+    ring = {}
+    parts = zip(*(column.chunk(number) for column in columns), strict=True)
+    for written, (scores, gt, ious) in enumerate(parts):
         leaf = scores.clone().requires_grad_()
         value = loss(leaf, gt, ious)
         value.backward()
-        # The current batch first: positives that tie rank in that order.
-        window = [(scores, gt, ious), *seen[max(0, len(seen) - length) :]][: length + 1]
+        # Positives that tie rank in this order: the current batch, then as they are stored.
+        window = [(scores, gt, ious), *ring.values()]
         joined = as_numpy(*(torch.cat(parts) for parts in zip(*window, strict=True)))
         losses, present, grads = oracle.class_lists(*joined, margin=margin, gap=gap, **step)
         flat, flat_grad = oracle.flat_list(
@@ -90,7 +91,8 @@ def test_both_terms_with_a_memory_equal_the_oracle(
         np.testing.assert_allclose(
             leaf.grad.numpy(), want, rtol=1e-5, atol=1e-6 * abs(want).max(initial=0)
         )
-        seen.append((scores, gt, ious))
+        if length:
+            ring[written % length] = scores, gt, ious  # keeps the place of a slot
 
 
 @pytest.mark.parametrize("step", [{}, {"lambda_": 1e4}, {"each": True}], ids=str)
