@@ -1,15 +1,20 @@
-"""Files: where the package keeps what it makes, and whether an image can be read."""
+"""Files: where the package keeps what it makes, and whether texts and images can be read."""
 
 import os
+import warnings
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 
+#: Endings of files that are taken for images where a folder is looked through.
+IMAGE_ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # What a complete file of a format ends with. A file that ends otherwise is decoded to be sure.
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}
 _EXIF_ORIENTATION = 0x0112
+# All that Pillow turns to RGB as it is meant. Other modes hold more than 8 bits.
+_8_BITS = {"1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa"}
 
 
 def make_folder(folder: Path) -> None:
@@ -29,9 +34,33 @@ def make_folder(folder: Path) -> None:
         )
 
 
-def about_backslashes(name: object) -> str:
-    """What to add to the message that a file of this name is missing."""
-    return " (it is named with backslashes: write /)" if "\\" in str(name) else ""
+def shown(name: str | Path) -> str:
+    """A name as a message shows it, in one line whatever is in it."""
+    return str(name) if str(name).isprintable() else repr(str(name))
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        what: it is, for the message.
+
+    Raises:
+        InputError: it cannot be read, or is in another coding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the {what} {shown(path)} is not in UTF-8: {error}") from None
+    except OSError as error:
+        raise InputError(f"the {what} {shown(path)} cannot be read: {error.strerror}") from None
+
+
+def images_in(folder: Path) -> list[Path]:
+    """All image files in a folder at any depth, sorted, but for hidden ones."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    return sorted(p for p in found if not p.name.startswith(".") and p.is_file())
 
 
 def image_size(path: Path, named_in: str) -> tuple[int, int]:
@@ -44,36 +73,51 @@ def image_size(path: Path, named_in: str) -> tuple[int, int]:
         named_in: the file that names it, for the message.
 
     Raises:
-        InputError: the image is missing, truncated or not an image, or of a kind that Detectron2
-            reads as something else.
+        InputError: the image is missing, truncated, not an image, too large for Pillow, or of more
+            than 8 bits a channel, which Detectron2's reader would cut to 255.
     """
+    name = shown(path)
     if not path.is_file():
-        raise InputError(f"{named_in}: the image {path} is missing{about_backslashes(path)}")
+        slashes = "" if "\\" not in str(path) else ": its name has backslashes, write / for folders"
+        raise InputError(f"{named_in}: the image {name} is missing{slashes}")
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            width, height = image.size
-            mode = image.mode
-            # Detectron2 turns images upright when it reads them: 5 to 8 swap width and height.
-            if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
-                width, height = height, width
-            ending = _LAST_BYTES.get(image.format or "")
-            if ending is None or not _ends_with(path, ending):
-                image.load()
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it can be read
+            with Image.open(file) as image:
+                width, height = image.size
+                # Detectron2 turns images upright when it reads them: 5 to 8 swap width and height.
+                if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
+                    width, height = height, width
+                ending = _LAST_BYTES.get(image.format or "")
+                if ending is None or not _ends_with(path, ending):
+                    image.load()
+                if image.mode not in _8_BITS:
+                    _check_range(image, f"{named_in}: the image {name}")
     except UnidentifiedImageError:
-        raise InputError(f"{named_in}: {path} is not an image that Pillow can read") from None
+        raise InputError(f"{named_in}: {name} is not an image that Pillow can read") from None
     except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise InputError(
-            f"{named_in}: the image {path} has more pixels than Pillow reads, "
-            f"{2 * Image.MAX_IMAGE_PIXELS}: make it smaller or cut it into tiles"
+            f"{named_in}: the image {name} has more than {limit} px, which is Pillow's limit: "
+            "scale it down or cut it into parts"
         ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{named_in}: the image {path} is truncated or broken: {error}") from None
-    if mode.startswith(("I", "F")):
-        raise InputError(
-            f"{named_in}: the image {path} has more than 8 bits a pixel (Pillow's mode {mode}), "
-            "which Detectron2 would read as nearly all white: scale it to 8 bits"
-        )
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{named_in}: the image {name} is truncated or broken: {reason}") from None
     return width, height
+
+
+def _check_range(image: Image.Image, name: str) -> None:
+    """Raise InputError unless the image has values that fit in 8 bits."""
+    low, high = image.getextrema()
+    if not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):
+        kind = {"F": "floating point", "I": "32-bit"}.get(image.mode, "16-bit")
+        raise InputError(
+            f"{name} is a {kind} image with values from {low:g} to {high:g}, which would be cut to "
+            "0 to 255: save it with 8 bits, scaled to that range"
+        )
 
 
 def _ends_with(path: Path, ending: bytes) -> bool:
@@ -87,6 +131,6 @@ def check_image(path: Path, size: tuple[int, int], named_in: str) -> None:
     actual = image_size(path, named_in)
     if actual != size:
         raise InputError(
-            f"{named_in}: the image {path} is {actual[0]}x{actual[1]} px (turned upright), but its "
-            f"annotation says {size[0]}x{size[1]}"
+            f"{named_in}: the image {shown(path)} is {actual[0]}x{actual[1]} px (turned upright), "
+            f"but its annotation says {size[0]}x{size[1]}"
         )

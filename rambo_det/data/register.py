@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,17 @@ from .coco import read_coco
 from .files import make_folder
 from .source import DataSource
 from .voc import read_voc
+from .yolo import read_yolo
 
 logger = logging.getLogger(__name__)
 
 PathLike = str | Path
+#: Format -> what reads a data set of it, given its name, where it is and which part.
+READERS: dict[str, Callable[..., DataSource]] = {
+    "coco": read_coco,
+    "voc": read_voc,
+    "yolo": read_yolo,
+}
 
 
 def register_datasets(
@@ -30,17 +37,24 @@ def register_datasets(
     classes: Sequence[str] | None = None,
     train: Sequence[str] | None = None,
     json_dir: Path | None = None,
+    yolo: Sequence[tuple[str, PathLike, str]] = (),
+    split: float | None = None,
 ) -> list[str]:
     """Check and register a run's data sets so that all share one list of classes.
 
     Args:
-        coco: (name, json file, image folder) of every set in COCO format.
-        voc: (name, root folder, split) of every set in VOC layout.
+        coco: (name, json file, image folder) of every set in COCO format, or (name, folder, split)
+            where the json lies in that folder, see :func:`.coco.find_coco`.
+        voc: (name, root folder, split) of every set in VOC layout, or a folder of images with xml
+            files beside them, see :func:`.voc.read_voc`.
         classes: the class names in the order of the model's outputs. By default those that have a
             box in the training sets: COCO's in the order of their ids, VOC's sorted.
         train: names of the training sets. A class that only another set has is an error; a class
             that only the training sets have is not. Without it all sets count as training sets.
         json_dir: where the COCO json files for evaluation are written, by default the cache.
+        yolo: (name, data.yaml, split) of every set in YOLO's format, see :func:`.yolo.read_yolo`.
+        split: the share of each set's images that is set aside for validation: it is registered as
+            `<name>_train` and `<name>_val`, the classes are those of both, and `train` names parts.
 
     Returns:
         The class names; set the config's number of classes to their count.
@@ -50,15 +64,30 @@ def register_datasets(
     """
     from detectron2.data import DatasetCatalog
 
-    sources = [read_coco(*arguments) for arguments in coco]
-    sources += [read_voc(*arguments) for arguments in voc]
+    if split is not None and not 0 < split < 1:
+        raise InputError(f"--split must be a share between 0 and 1, such as 0.2, not {split}")
+    given = {"coco": coco, "voc": voc, "yolo": yolo}
+    whole = [READERS[kind](*item) for kind, items in given.items() for item in items]
+    for source in whole:
+        source.finish()
+    sources = whole if split is None else [p for source in whole for p in source.parts(split)]
     taken = set(DatasetCatalog.list())
     for source in sources:
-        source.finish()
         if source.name in taken:
-            raise InputError(f"a data set named '{source.name}' is already registered")
+            raise InputError(
+                f"a data set named '{source.name}' is already registered: choose another name, or "
+                f"call DatasetCatalog.remove('{source.name}') first"
+            )
         taken.add(source.name)
-    names = _class_names(sources, classes, train)
+    trained = [source for source in sources if source.name in (train or ())] or sources
+    names = _class_names(sources, classes, trained if split is None else sources)
+    for source in sources:
+        source.keep_classes(names)
+    for source in whole:  # parts share what was found odd
+        source.warn()
+    used = {name for source in trained for name in source.used_classes()}
+    for missing in [name for name in names if name not in used]:
+        logger.warning("no training box has the class '%s'", missing)
     files = [write_json(source.name, source.as_json(names), json_dir) for source in sources]
     for source, file in zip(sources, files, strict=True):
         metadata = {**class_metadata(names), **source.metadata}
@@ -66,10 +95,20 @@ def register_datasets(
     return names
 
 
+def by_format(register: Iterable[Sequence[str]]) -> dict[str, Any]:
+    """The arguments ``coco``, ``voc`` and ``yolo`` of :func:`register_datasets`.
+
+    Of (format, name, place, part) of each set, as the command line has them.
+    """
+    found: dict[str, Any] = {kind: [] for kind in READERS}
+    for kind, *item in register:
+        found[kind].append(item)
+    return found
+
+
 def _class_names(
-    sources: Sequence[DataSource], classes: Sequence[str] | None, train: Sequence[str] | None
+    sources: Sequence[DataSource], classes: Sequence[str] | None, deciding: Sequence[DataSource]
 ) -> list[str]:
-    deciding = [source for source in sources if source.name in (train or ())] or sources
     found = list(dict.fromkeys(name for s in deciding for name in s.used_classes()))
     names = found if classes is None else list(classes)
     if len(set(names)) < len(names) or not all(names):
@@ -81,10 +120,6 @@ def _class_names(
                 f"{source.file}: class '{unknown}' is not among {origin} classes: "
                 f"{', '.join(names)}"
             )
-    single = {name for s in deciding for name in s.used_classes(crowds=False)}
-    for missing in [name for name in names if name not in single]:
-        but = ", but for crowds, which are not trained on" if missing in found else ""
-        logger.warning("no training box has the class '%s'%s", missing, but)
     return names
 
 
@@ -136,5 +171,7 @@ def add_to_catalogs(
         return load_coco_json(str(json_file), str(image_root), name, ["difficult"])
 
     DatasetCatalog.register(name, load)
+    # What is left of a set that was taken out of the other catalog could not be changed.
+    MetadataCatalog.pop(name, None)
     entry = MetadataCatalog.get(name)
     entry.set(json_file=str(json_file), image_root=str(image_root), **metadata)

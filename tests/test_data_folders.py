@@ -1,0 +1,260 @@
+"""Folders as tools export them: YOLO, LabelImg, Roboflow, CVAT; and data without splits."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from rambo_det.cli.train import main
+from rambo_det.data import register_datasets
+from rambo_det.engine.saved import read_data
+from rambo_det.errors import InputError
+
+from .models import THIN, write_coco
+from .test_data_odd import write_xml
+
+pytestmark = pytest.mark.usefixtures("catalogs")
+
+LINE = "0 0.5 0.5 0.25 0.5\n"
+BOX = [15, 5, 10, 10]  # of images of 40x20 px
+QUICKSTART = ["--config", "configs/quickstart/faster_rcnn_rambo.yaml"]
+
+
+def image(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 20)).save(file)
+
+
+def yolo(folder, yaml, images, labels):
+    (folder / "data.yaml").write_text(yaml)
+    for name in images:
+        image(folder / name)
+    for name, text in labels.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def boxes(name="own"):
+    return {
+        r["file_name"].rpartition("/")[2]: [a["bbox"] for a in r["annotations"]]
+        for r in DatasetCatalog.get(name)
+    }
+
+
+LAYOUTS = {
+    "Ultralytics": (
+        "path: .\ntrain: images/train\nnames:\n  0: cat\n  1: dog\n",
+        ["images/train/a.jpg"], {"labels/train/a.txt": LINE},
+    ),
+    "Roboflow": (
+        "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['cat']\n",
+        ["train/images/a.jpg"], {"train/labels/a.txt": LINE},
+    ),
+    "a list": (
+        "train: train.txt\nnames: [cat]\n",
+        ["images/a.jpg"], {"train.txt": "./images/a.jpg\n", "labels/a.txt": LINE},
+    ),
+    "several folders": ("train: [x/images]\nnames: [cat]\n", ["x/images/a.jpg"],
+                        {"x/labels/a.txt": LINE}),
+    "labels beside images": ("train: x\nnames: [cat]\n", ["x/a.jpg"], {"x/a.txt": LINE}),
+    "a folder called images above": ("train: x/images/train\nnames: [cat]\n",
+                                     ["x/images/train/a.jpg"], {"x/labels/train/a.txt": LINE}),
+    "byte order marks": ("\ufefftrain: x\nnames: [cat]\n", ["x/a.jpg"],
+                         {"x/a.txt": LINE.encode("utf-8-sig")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_yolo_export(layout, tmp_path):
+    yolo(tmp_path, *LAYOUTS[layout])
+    assert register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")]) == ["cat"]
+    assert boxes() == {"a.jpg": [BOX]}
+
+
+def plain(folder, labels, names="[cat, dog]", images=("x/a.jpg", "x/b.jpg")):
+    yolo(folder, f"train: x\nnames: {names}\n", images, labels)
+    return register_datasets(yolo=[("own", folder / "data.yaml", "train")])
+
+
+def test_empty_and_missing_label_files_are_images_without_objects(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        plain(
+            tmp_path, {"x/a.txt": LINE, "x/b.txt": "\n"}, images=["x/a.jpg", "x/b.jpg", "x/c.jpg"]
+        )
+    assert boxes() == {"a.jpg": [BOX], "b.jpg": [], "c.jpg": []}
+    assert "1 image(s) have no label file" in caplog.text and "x/c.jpg" in caplog.text
+
+
+def test_a_polygon_is_a_box_and_a_mask(tmp_path):
+    plain(tmp_path, {"x/a.txt": "1 0.25 0.5 0.5 0.5 0.5 1\n"})
+    (found,) = [a for r in DatasetCatalog.get("own") for a in r["annotations"]]
+    assert found["bbox"] == [10, 10, 10, 10]
+    assert found["segmentation"] == [[10, 10, 20, 10, 20, 20]]
+    assert MetadataCatalog.get("own").get("without_mask") is None
+
+
+def test_labels_without_an_image_and_slips_are_said(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        plain(tmp_path, {"x/a.txt": LINE + "0 0.5 0.5 0 0.5", "x/b.txt": "", "x/z.txt": LINE})
+    assert "left out 1 label file(s) without an image: x/z.txt" in caplog.text
+    assert "dropped 1 box(es)" in caplog.text and "a.txt:2" in caplog.text
+
+
+@pytest.mark.parametrize("names", ["[no, 1]", "{0: no, 1: '1'}", "['no ', ' 1']"])
+def test_names_are_text_whatever_yaml_makes_of_them(names, tmp_path):
+    assert plain(tmp_path, {"x/a.txt": LINE + LINE.replace("0 ", "1 ", 1)}, names) == ["no", "1"]
+
+
+BAD = {
+    "a class too many": ({"x/a.txt": "7 0.5 0.5 0.2 0.2"}, r"a.txt:1: 'names' has no class 7"),
+    "px": ({"x/a.txt": LINE + "0 20 10 10 10"}, r"a.txt:2: 10 to 20 are no parts .*divide px"),
+    "text": ({"x/a.txt": "cat 0.5 0.5 0.2 0.2"}, r"a.txt:1: a line must be numbers"),
+    "nan": ({"x/a.txt": "0 nan 0.5 0.2 0.2"}, r"a.txt:1: a line must be numbers"),
+    "a score": ({"x/a.txt": "0 0.5 0.5 0.2 0.2 0.9"}, r"a.txt:1: 6 numbers are neither"),
+    "another coding": ({"x/a.txt": b"\xff\xfe"}, r"a.txt is not in UTF-8"),
+    "no label at all": ({}, r"none of its 2 images has a label file; .*a.txt"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_labels_are_refused_in_one_line(case, tmp_path):
+    labels, message = BAD[case]
+    with pytest.raises(InputError, match=message) as error:
+        plain(tmp_path, labels)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "yaml, message",
+    [
+        ("train: x", "it has no 'names'"),
+        ("names: [a, a]\ntrain: x", "a name or number twice"),
+        ("names: {a: b}\ntrain: x", "must be a list of names"),
+        ("names: [[a]]\ntrain: x", "must be a list of names"),
+        ("nc: 2\nnames: [a]\ntrain: x", "'nc' is 2, but 'names' has 1"),
+        ("names: [a]\nval: x", "has no split 'train', only val"),
+        ("names: [a]\ntrain: y", "'y' is not there"),
+        ("names: [a]\ntrain: y\\x", "backslashes, write /"),
+        ("- names", "it has no 'names'"),
+        ("names: [a", "is not a yaml file"),
+    ],
+)
+def test_a_bad_data_yaml_is_refused(yaml, message, tmp_path):
+    yolo(tmp_path, yaml, ["x/a.jpg"], {"x/a.txt": LINE})
+    with pytest.raises(InputError, match=message):
+        register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")])
+
+
+@pytest.mark.parametrize(
+    "files, root, split",
+    [
+        (["a.jpg", "a.xml"], "", "."),  # LabelImg
+        (["train/a.jpg", "train/a.xml"], "", "train"),  # Roboflow
+        (["images/a.jpg", "annotations/a.xml"], "", "."),
+        (["sub/a.jpg", "sub/a.xml"], "", "."),
+    ],
+)
+def test_a_folder_of_images_with_xml(files, root, split, tmp_path, caplog):
+    image(tmp_path / files[0])
+    write_xml(tmp_path / files[1], "a.jpg")
+    image(tmp_path / files[0].replace("a.jpg", "left.jpg"))
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        assert register_datasets(voc=[("own", tmp_path / root, split)]) == ["a"]
+    assert boxes() == {"a.jpg": [[4, 4, 16, 26]]}
+    assert "left out 1 image(s) without an xml" in caplog.text and "left.jpg" in caplog.text
+
+
+def test_a_folder_of_images_without_its_split_says_how_to_write_it(tmp_path):
+    image(tmp_path / "a.jpg")
+    write_xml(tmp_path / "a.xml")
+    with pytest.raises(InputError, match="write . for the split"):
+        register_datasets(voc=[("own", tmp_path, "train")])
+
+
+@pytest.mark.parametrize(
+    "json_file, images, split",
+    [
+        ("train/_annotations.coco.json", "train", "train"),  # Roboflow
+        ("_annotations.coco.json", "", "."),
+        ("annotations/instances_default.json", "images", "default"),  # CVAT
+        ("annotations/instances_default.json", "images/default", "default"),
+        ("annotations/instances_train2017.json", "train2017", "train2017"),  # COCO
+    ],
+)
+def test_a_folder_with_its_json_inside(json_file, images, split, tmp_path):
+    file, folder = map(Path, write_coco(tmp_path / "drawn", 2))
+    root = tmp_path / "root"
+    shutil.copytree(folder, root / images)
+    (root / json_file).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, root / json_file)
+    register_datasets(coco=[("own", root, split)])
+    assert set(boxes()) == {"0.png", "1.png"}
+
+
+def test_a_folder_with_several_jsons_or_none_is_refused(tmp_path):
+    with pytest.raises(InputError, match="there are none: name json file and folder"):
+        register_datasets(coco=[("own", tmp_path, "train")])
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="several: a.json, b.json"):
+        register_datasets(coco=[("own", tmp_path, ".")])
+
+
+def test_a_split_depends_on_file_names_alone(tmp_path):
+    file, images = write_coco(tmp_path, 10)
+    assert len(register_datasets([("own", file, images)], split=0.2)) > 1
+    first = boxes("own_val")
+    assert (len(boxes("own_train")), len(first)) == (8, 2)
+    assert not set(boxes("own_train")) & set(first)
+    content = json.loads((tmp_path / "train.json").read_text())
+    content["images"].reverse()
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    register_datasets([("other", file, images)], split=0.2)
+    assert set(boxes("other_val")) == set(first)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.2, 20])
+def test_a_split_that_is_no_share_is_refused(share, tmp_path):
+    with pytest.raises(InputError, match="--split must be a share between 0 and 1"):
+        register_datasets([("own", *write_coco(tmp_path, 2))], split=share)
+
+
+def test_a_split_is_trained_on_and_written_down(tmp_path, capsys):
+    file, images = write_coco(tmp_path, 5)
+    out = tmp_path / "out"
+    words = [
+        *QUICKSTART, "--register-coco", "own", file, images, "--split", "0.4",
+        "DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)", *THIN,
+        "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(out),
+    ]  # fmt: skip
+    assert main(words) == 0
+    data = read_data(out)
+    assert {name: len(files) for name, files in data.parts.items()} == {
+        "own_train": 3,
+        "own_val": 2,
+    }
+    assert [item[:2] for item in data.register] == [["coco", "own_train"], ["coco", "own_val"]]
+    capsys.readouterr()
+    assert main([word.replace("own_train", "own") for word in words]) == 2
+    assert "own_train, own_val, but DATASETS.TRAIN is own" in capsys.readouterr().err
+
+
+def test_yolo_data_are_trained_on_from_the_command_line(tmp_path, capsys):
+    lines = {f"labels/{k}.txt": LINE for k in range(3)}
+    names = [f"images/{k}.jpg" for k in range(3)]
+    yolo(tmp_path, "train: images\nval: images\nnames: [cat]\n", names, lines)
+    words = [*QUICKSTART]
+    for split in ("train", "val"):
+        words += ["--register-yolo", f"my_{split}", str(tmp_path / "data.yaml"), split]
+    words += ["DATASETS.TRAIN", "('my_train',)", "DATASETS.TEST", "('my_val',)", *THIN]
+    assert main([*words, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(tmp_path / "out")]) == 0
+    assert "checkpoint: " in capsys.readouterr().out
+    found = read_data(tmp_path / "out").register
+    assert [item[:2] for item in found] == [["yolo", "my_train"], ["yolo", "my_val"]]
