@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ pytest.importorskip("detectron2")
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from rambo_det.cli.train import main
+from rambo_det.cli.train import main, parse_args
 from rambo_det.data import register_datasets
 from rambo_det.engine.saved import read_data
+from rambo_det.engine.setup import build_config
+from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
 from .models import THIN, write_coco
@@ -258,3 +261,63 @@ def test_yolo_data_are_trained_on_from_the_command_line(tmp_path, capsys):
     assert "checkpoint: " in capsys.readouterr().out
     found = read_data(tmp_path / "out").register
     assert [item[:2] for item in found] == [["yolo", "my_train"], ["yolo", "my_val"]]
+
+
+def test_data_are_looked_at_and_nothing_is_trained(tmp_path, capsys, caplog):
+    labels = {"x/a.txt": LINE + LINE.replace("0 ", "1 ", 1), "x/b.txt": "0 0.5 0.5 0 0.5\n" + LINE}
+    yolo(tmp_path, "train: x\nnames: [cat, dog]\n", ["x/a.jpg", "x/b.jpg", "x/c.jpg"], labels)
+    words = ["--register-yolo", "my", tmp_path / "data.yaml", "train"]
+    before = set(tmp_path.iterdir())
+    assert main(list(map(str, ["--check-data", tmp_path / "pages", *words]))) == 0
+    text = capsys.readouterr().out
+    assert "my: 3 images, 1 of them without boxes; 3 boxes" in text
+    assert "images: 40 to 40 px wide, 20 to 20 px high" in text
+    assert "boxes: 3 small (below 32² px), 0 medium, 0 large" in text
+    rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in text.splitlines()
+            if line.startswith("| ")}  # fmt: skip
+    assert [int(cell) for name in ("cat", "dog") for cell in rows[name]] == [2, 2, 1, 1]
+    assert "dropped 1 box(es)" in caplog.text and "b.txt:1" in caplog.text
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "pages", tmp_path / "cache"}
+    page = Image.open(tmp_path / "pages" / "my.jpg").convert("RGB")
+    assert page.size == (3 * 384, 384)
+    blank = Image.open(tmp_path / "x/a.jpg").convert("RGB").getpixel((0, 0))
+    colours = {colour for _, colour in page.getcolors(page.width * page.height)}
+    assert len(colours - {blank}) > 100, "no boxes are drawn"
+    # With a config its checks are done too, and its own data sets are looked at.
+    named = ["DATASETS.TRAIN", "('my2',)", "DATASETS.TEST", "()"]
+    words[1] = "my2"
+    command = ["--check-data", tmp_path / "pages", *QUICKSTART, *words, *named]
+    assert main(list(map(str, command))) == 0
+    assert "my2: 3 images" in capsys.readouterr().out
+    # An image that is broken where only decoding finds it.
+    png = tmp_path / "x/c.png"
+    Image.effect_noise((40, 20), 60).convert("RGB").save(png)
+    (tmp_path / "x/c.jpg").unlink()
+    data = bytearray(png.read_bytes())
+    data[len(data) // 2] ^= 255
+    png.write_bytes(data)
+    words[1] = "my3"
+    assert main(list(map(str, ["--check-data", tmp_path / "pages", *words]))) == 2
+    assert "c.png is truncated or broken" in capsys.readouterr().err
+
+
+def test_images_of_rare_classes_come_more_often(tmp_path):
+    """Detectron2's sampler for imbalanced data, with the loader that a run goes on with."""
+    labels = {f"x/{k}.txt": LINE for k in range(9)} | {"x/rare.txt": LINE.replace("0 ", "1 ", 1)}
+    names = [name.replace("txt", "jpg") for name in labels]
+    yolo(tmp_path, "train: x\nnames: [cat, dog]\n", names, labels)
+    cfg = build_config(parse_args(list(map(str, [
+        *QUICKSTART, "--register-yolo", "my", tmp_path / "data.yaml", "train", "DATASETS.TRAIN",
+        "('my',)", "DATASETS.TEST", "('my',)", "DATALOADER.SAMPLER_TRAIN",
+        "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", "0.9", "SEED", "3",
+        "SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu",
+    ]))))  # fmt: skip
+    loaders = [RamboTrainer.build_train_loader(cfg) for _ in range(2)]
+    loaders[1].start = 30
+    whole, rest = (
+        [[Path(image["file_name"]).stem for image in batch] for batch in islice(loader, number)]
+        for loader, number in zip(loaders, (60, 30), strict=True)
+    )
+    assert whole[30:] == rest, "a run that goes on does not go on in its order"
+    share = sum(batch.count("rare") for batch in whole) / 240
+    assert 0.2 < share < 0.3  # sqrt(0.9 / 0.1) = 3 times in 12, not once in 10

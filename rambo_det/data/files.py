@@ -63,7 +63,7 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in found if not p.name.startswith(".") and p.is_file())
 
 
-def image_size(path: Path, named_in: str) -> tuple[int, int]:
+def image_size(path: Path, named_in: str, whole: bool = False) -> tuple[int, int]:
     """(width, height) in px of a complete image, turned upright as its EXIF tag says.
 
     Reads the header and the last bytes; the whole image is decoded only where those leave a doubt.
@@ -71,10 +71,12 @@ def image_size(path: Path, named_in: str) -> tuple[int, int]:
     Args:
         path: the image.
         named_in: the file that names it, for the message.
+        whole: decode it in any case.
 
     Raises:
-        InputError: the image is missing, truncated, not an image, too large for Pillow, or of more
-            than 8 bits a channel, which Detectron2's reader would cut to 255.
+        InputError: the image is missing, truncated, not an image, too large for Pillow, or one that
+            Detectron2's reader would change: of more than 8 bits a channel, which it cuts to 255,
+            or a TIFF with an orientation, after which both Pillow and it turn the image.
     """
     name = shown(path)
     if not path.is_file():
@@ -86,10 +88,16 @@ def image_size(path: Path, named_in: str) -> tuple[int, int]:
             with Image.open(file) as image:
                 width, height = image.size
                 # Detectron2 turns images upright when it reads them: 5 to 8 swap width and height.
-                if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
+                orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+                if image.format == "TIFF" and orientation in range(2, 9):
+                    raise InputError(
+                        f"{named_in}: the image {name} is a TIFF with orientation {orientation}, "
+                        "which would be turned twice: save it upright"
+                    )
+                if orientation in (5, 6, 7, 8):
                     width, height = height, width
                 ending = _LAST_BYTES.get(image.format or "")
-                if ending is None or not _ends_with(path, ending):
+                if whole or ending is None or not _ends_with(path, ending):
                     image.load()
                 if image.mode not in _8_BITS:
                     _check_range(image, f"{named_in}: the image {name}")
@@ -126,9 +134,9 @@ def _ends_with(path: Path, ending: bytes) -> bool:
         return file.read() == ending
 
 
-def check_image(path: Path, size: tuple[int, int], named_in: str) -> None:
+def check_image(path: Path, size: tuple[int, int], named_in: str, whole: bool = False) -> None:
     """Raise InputError unless `path` is a complete image of `size` (width, height) px."""
-    actual = image_size(path, named_in)
+    actual = image_size(path, named_in, whole)
     if actual != size:
         raise InputError(
             f"{named_in}: the image {shown(path)} is {actual[0]}x{actual[1]} px (turned upright), "

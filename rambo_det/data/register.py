@@ -90,7 +90,8 @@ def register_datasets(
         logger.warning("no training box has the class '%s'", missing)
     files = [write_json(source.name, source.as_json(names), json_dir) for source in sources]
     for source, file in zip(sources, files, strict=True):
-        metadata = {**class_metadata(names), **source.metadata}
+        odd = [image for image in source.odd.images if image in source.images]
+        metadata = {**class_metadata(names), **source.metadata, "odd_images": odd}
         add_to_catalogs(source.name, file, source.image_dir, metadata)
     return names
 

@@ -121,6 +121,11 @@ def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argpars
     else:
         add_hold_out(parser)
     parser.add_argument(
+        "--check-data", metavar="FOLDER",
+        help="train nothing: print what the data sets of --register-... or of the config have, and "
+        "write a page of pictures with boxes for each to FOLDER",
+    )  # fmt: skip
+    parser.add_argument(
         "--fresh", action="store_true",
         help="start anew in an OUTPUT_DIR that holds a run, which is moved aside",
     )  # fmt: skip
@@ -128,6 +133,8 @@ def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argpars
     args.lazy = lazy
     if args.resume and args.fresh:
         raise InputError("--resume goes on with a run and --fresh starts anew: choose one of them")
+    if args.check_data is not None and args.register and not args.config_file:
+        return args
     if not args.config_file:
         raise InputError("--config FILE is missing, e.g. configs/quickstart/faster_rcnn_rambo.yaml")
     # Detectron2 reads the file too, and knows nothing of those that are shipped with the package.

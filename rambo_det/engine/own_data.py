@@ -49,7 +49,7 @@ def register_data(
         for name in used:
             if name not in own:
                 check_dataset(key, name)
-    classes = registered or (_register(args, own, train) if own else None)
+    classes = registered or (register_own(args, train) if own else None)
     for option, value in (("--classes", args.classes), ("--split", args.split)):
         if value is not None and not own:
             raise InputError(f"{option} goes with --register-coco, --register-voc, --register-yolo")
@@ -79,7 +79,12 @@ def _check_same_classes(used: list[tuple[str, str]]) -> None:
             )
 
 
-def _register(args: argparse.Namespace, own: list[str], training: list[str]) -> list[str]:
+def register_own(args: argparse.Namespace, training: Sequence[str] = ()) -> list[str]:
+    """Registers the data sets of the command line; gives their classes.
+
+    Raises InputError, whatever is wrong with them.
+    """
+    own = own_names(args)
     for name in own:
         if name in DatasetCatalog.list():
             raise InputError(f"data set {name} is registered already: choose another name")
