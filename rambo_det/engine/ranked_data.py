@@ -15,7 +15,6 @@ from tqdm import tqdm
 from ..data.register import by_format, register_datasets
 from ..errors import InputError
 from ..evaluation.ranking import RankedClass, rank_detections
-from .arguments import own_names
 from .detector import Detector
 from .own_data import check_dataset
 from .saved import SavedData, load_truth
@@ -50,10 +49,9 @@ class RankedData:
         given = [n.strip() for n in args.classes.split(",")] if args.classes else classes
         if args.register:
             register_datasets(**by_format(args.register), classes=given, split=args.split)
-        if self.name not in own_names(args):
+        if self.name not in DatasetCatalog.list():
             known = [item for item in saved.register if item[1] == self.name]
-            if known:
-                register_datasets(**by_format(known), classes=given)
+            register_datasets(**by_format(known), classes=given)
         check_dataset("--dataset", self.name)
         self.records: list[dict[str, Any]] = DatasetCatalog.get(self.name)
         metadata = MetadataCatalog.get(self.name)
