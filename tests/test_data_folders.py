@@ -69,6 +69,7 @@ LAYOUTS = {
     "labels beside images": ("train: x\nnames: [cat]\n", ["x/a.jpg"], {"x/a.txt": LINE}),
     "a folder called images above": ("train: x/images/train\nnames: [cat]\n",
                                      ["x/images/train/a.jpg"], {"x/labels/train/a.txt": LINE}),
+    "valid for val": ("valid: x\nnames: [cat]\n", ["x/a.jpg"], {"x/a.txt": LINE}),
     "byte order marks": ("\ufefftrain: x\nnames: [cat]\n", ["x/a.jpg"],
                          {"x/a.txt": LINE.encode("utf-8-sig")}),
 }  # fmt: skip
@@ -77,7 +78,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_yolo_export(layout, tmp_path):
     yolo(tmp_path, *LAYOUTS[layout])
-    assert register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")]) == ["cat"]
+    split = "val" if layout == "valid for val" else "train"
+    assert register_datasets(yolo=[("own", tmp_path / "data.yaml", split)]) == ["cat"]
     assert boxes() == {"a.jpg": [BOX]}
 
 

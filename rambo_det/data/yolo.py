@@ -16,7 +16,8 @@ from .source import DataSource
 
 # Tools round; what reaches farther out is not meant as a part of the image.
 _SLACK = 0.01
-_ALIASES = {"valid": "val", "validation": "val"}
+_SPLITS = ("train", "val", "valid", "test")
+_ALIASES = {"valid": "val", "validation": "val", "val": "valid"}
 
 
 def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
@@ -104,7 +105,7 @@ def _entries_of(content: dict[str, Any], split: str, file: Path) -> list[str]:
     value = content.get(split) or content.get(_ALIASES.get(split, split))
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or not all(isinstance(e, str) and e for e in entries):
-        there = [key for key in ("train", "val", "test") if content.get(key)]
+        there = [key for key in _SPLITS if content.get(key)]
         raise InputError(f"{file} has no split '{split}', only {', '.join(there) or 'none'}")
     return entries
 
