@@ -233,7 +233,7 @@ CASES: dict[str, tuple[Make, str]] = {
             "--config", QUICKSTART, "--register-coco", "a", "no.json", ".", "--register-voc", "b",
             ".", "val", "DATASETS.TEST", "('b',)",
         ),
-        "--register-coco/--register-voc name a, b, but DATASETS.TRAIN is rambo_shapes_train: "
+        "--register-... name a, b, but DATASETS.TRAIN is rambo_shapes_train: "
         "add DATASETS.TRAIN \"('a',)\"",
     ),
     "an evaluation of no run": (keys("--eval-only"), "no checkpoint in"),
