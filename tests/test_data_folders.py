@@ -225,6 +225,17 @@ def test_a_split_depends_on_file_names_alone(tmp_path):
     assert set(boxes("other_val")) == set(first)
 
 
+def test_a_folder_without_xml_is_named(tmp_path):
+    image(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=f"the folder {tmp_path} has no xml files"):
+        register_datasets(voc=[("own", tmp_path, ".")])
+
+
+def test_a_split_leaves_something_to_train_on(tmp_path):
+    with pytest.raises(InputError, match="of the 3 image.s. of 'own' none would be left"):
+        register_datasets([("own", *write_coco(tmp_path, 3))], split=0.9)
+
+
 @pytest.mark.parametrize("share", [0, 1, -0.2, 20])
 def test_a_split_that_is_no_share_is_refused(share, tmp_path):
     with pytest.raises(InputError, match="--split must be a share between 0 and 1"):

@@ -46,7 +46,7 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
         }
     else:
         source = DataSource(name, str(split_file), str(root / "JPEGImages"))
-        stems = _image_names(split_file, source)
+        stems = _image_names(split_file, split, source)
         files = {stem: root / "Annotations" / f"{stem}.xml" for stem in stems}
     # A set that is read by evaluators of VOC's metric needs to be found again.
     source.metadata = {"dirname": str(root), "split": split, "year": 2012}
@@ -129,11 +129,16 @@ class _Images:
         return found
 
 
-def _image_names(split_file: Path, source: DataSource) -> list[str]:
+def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
     if not split_file.is_file():
         there = sorted(path.stem for path in split_file.parent.glob("*.txt"))
         found = f"splits there: {', '.join(there)}" if there else "the folder has no splits"
         root = split_file.parents[2]
+        if (root / split).is_dir():
+            raise InputError(
+                f"the folder {shown(root / split)} has no xml files, and there is no VOC split file "
+                f"{shown(split_file)} ({found})"
+            )
         if not there and root.is_dir() and any(root.glob("*.xml")):
             found = f"for all images with an xml in {root}, write . for the split"
         raise InputError(f"the VOC split file {shown(split_file)} does not exist ({found})")

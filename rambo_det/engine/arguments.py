@@ -133,7 +133,9 @@ def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argpars
     args.lazy = lazy
     if args.resume and args.fresh:
         raise InputError("--resume goes on with a run and --fresh starts anew: choose one of them")
-    if args.check_data is not None and args.register and not args.config_file:
+    if args.check_data is not None and not args.config_file:
+        if not args.register:
+            raise InputError("--check-data: name data with --register-..., or a --config FILE")
         return args
     if not args.config_file:
         raise InputError("--config FILE is missing, e.g. configs/quickstart/faster_rcnn_rambo.yaml")
