@@ -211,8 +211,8 @@ class DataSource:
         number = max(1, round(share * len(order)))
         if number >= len(order):
             raise InputError(
-                f"--split {share}: of the {len(order)} image(s) of '{self.name}' none would be left "
-                "to train on"
+                f"--split {share}: of the {len(order)} image(s) of '{self.name}' none would be "
+                "left to train on"
             )
         aside = {image["id"] for image in order[:number]}
         metadata = {k: v for k, v in self.metadata.items() if k not in ("dirname", "split", "year")}

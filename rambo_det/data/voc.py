@@ -136,7 +136,7 @@ def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
         root = split_file.parents[2]
         if (root / split).is_dir():
             raise InputError(
-                f"the folder {shown(root / split)} has no xml files, and there is no VOC split file "
+                f"the folder {shown(root / split)} has no xml files, and there is no split file "
                 f"{shown(split_file)} ({found})"
             )
         if not there and root.is_dir() and any(root.glob("*.xml")):
