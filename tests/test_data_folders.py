@@ -14,7 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from rambo_det.cli.train import main, parse_args
-from rambo_det.data import register_datasets
+from rambo_det.data import hold_out, register_datasets
+from rambo_det.data.source import set_aside
 from rambo_det.engine.saved import read_data
 from rambo_det.engine.setup import build_config
 from rambo_det.engine.trainer import RamboTrainer
@@ -36,6 +37,7 @@ def image(file):
 
 
 def yolo(folder, yaml, images, labels):
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "data.yaml").write_text(yaml)
     for name in images:
         image(folder / name)
@@ -334,3 +336,188 @@ def test_images_of_rare_classes_come_more_often(tmp_path):
     assert whole[30:] == rest, "a run that goes on does not go on in its order"
     share = sum(batch.count("rare") for batch in whole) / 240
     assert 0.2 < share < 0.3  # sqrt(0.9 / 0.1) = 3 times in 12, not once in 10
+
+
+def warned(caplog, **data):
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        register_datasets(**data)
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("path", ["", ".", "./"])
+def test_a_yolo_split_is_never_looked_for_in_the_current_folder(path, tmp_path, monkeypatch):
+    yolo(tmp_path / "here", "names: [a]\ntrain: valid", ["valid/a.jpg"], {"valid/a.txt": LINE})
+    (tmp_path / "other").mkdir()
+    yaml = tmp_path / "other" / "data.yaml"
+    yaml.write_text(f"path: '{path}'\ntrain: valid\nnames: [b]\n")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="'valid' is not there"):
+        register_datasets(yolo=[("own", "../other/data.yaml", "train")])
+    (tmp_path / "other" / "list.txt").write_text("valid/a.jpg\n")
+    yaml.write_text("train: list.txt\nnames: [b]\n")
+    with pytest.raises(InputError, match="other/valid/a.jpg is missing"):
+        register_datasets(yolo=[("own", "../other/data.yaml", "train")])
+
+
+def test_a_coco_folder_is_never_looked_for_in_the_current_folder(tmp_path, monkeypatch):
+    file, images = write_coco(tmp_path / "drawn", 2)
+    (tmp_path / "exp" / "annotations").mkdir(parents=True)
+    shutil.copy(file, tmp_path / "exp" / "annotations" / "instances_default.json")
+    monkeypatch.chdir(images)
+    with pytest.raises(InputError, match="exp/annotations/0.png is missing"):
+        register_datasets(coco=[("own", tmp_path / "exp", ".")])
+    shutil.copytree(images, tmp_path / "exp" / "images" / "default")
+    register_datasets(coco=[("own", tmp_path / "exp", ".")])
+    assert MetadataCatalog.get("own").image_root == str(tmp_path / "exp" / "images" / "default")
+
+
+def test_links_to_folders_are_followed_and_hidden_files_left_out(tmp_path, caplog):
+    yolo(tmp_path / "disk", "", ["a.jpg"], {})
+    image(tmp_path / "images/cam1/a.jpg")
+    (tmp_path / "images/cam2").symlink_to(tmp_path / "disk")
+    (tmp_path / "images/loop").symlink_to(tmp_path / "images")
+    for name in ("._a.jpg", ".ipynb_checkpoints/a.jpg", "@eaDir/a.jpg"):
+        image(tmp_path / "images/cam1" / name)
+    labels = {f"labels/cam{k}/a.txt": LINE for k in (1, 2)}
+    yolo(tmp_path, "train: images\nnames: [cat]\n", [], labels)
+    register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")])
+    records = DatasetCatalog.get("own")
+    assert [len(record["annotations"]) for record in records] == [1, 1]
+
+
+def test_images_behind_a_link_to_the_yaml_s_folder(tmp_path):
+    yolo(tmp_path / "deep/er/est/ds", f"path: {tmp_path}/abs\ntrain: x\nnames: [a]\n", [], {})
+    (tmp_path / "link").symlink_to(tmp_path / "deep/er/est")
+    yolo(tmp_path / "abs", "", ["x/a.jpg"], {"x/a.txt": LINE})
+    register_datasets(yolo=[("own", tmp_path / "link/ds/data.yaml", "train")])
+    (record,) = DatasetCatalog.get("own")
+    assert Path(record["file_name"]).samefile(tmp_path / "abs/x/a.jpg")
+
+
+def test_versions_of_a_photo_stay_together(tmp_path):
+    names = [f"x/p{k}_jpg.rf.{'abc'[v] * 8}.jpg" for k in range(6) for v in range(3)]
+    yolo(
+        tmp_path, "train: x\nnames: [a]\n", names, {n.replace(".jpg", ".txt"): LINE for n in names}
+    )
+    register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")], split=0.2)
+    train, val = ({name.partition("_")[0] for name in boxes(f"own_{p}")} for p in ("train", "val"))
+    assert not train & val and len(val) == 2  # 4 of 18 images are begun photos of 3 versions
+    register_datasets(yolo=[("other", tmp_path / "data.yaml", "train")])
+    (fit,), (held,) = hold_out(["other"], 4)
+    fit, held = ({name.partition("_")[0] for name in boxes(part)} for part in (fit, held))
+    assert not fit & held and held
+
+
+def test_images_that_are_trained_and_tested_on_are_said(tmp_path, caplog):
+    file, images = write_coco(tmp_path, 3)
+    both = [("a_train", file, images), ("a_val", file, images)]
+    (line,) = warned(caplog, coco=both, train=["a_train"])
+    assert line.startswith("a_val: 3 of 3 images are trained on too") and "in a_train" in line
+
+
+def test_boxes_that_may_be_of_the_image_before_it_was_turned_are_said(tmp_path, caplog):
+    yolo(tmp_path, "train: x\nnames: [a]\n", ["x/a.jpg"], {"x/a.txt": LINE, "x/b.txt": LINE})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "x/b.jpg", exif=exif)
+    (line,) = warned(caplog, yolo=[("own", tmp_path / "data.yaml", "train")])
+    assert "1 image(s) are turned as their EXIF orientation says" in line and "x/b.jpg" in line
+
+
+@pytest.mark.parametrize("form", ["coco", "voc"])
+def test_boxes_that_are_rotated_are_said(form, tmp_path, caplog):
+    if form == "coco":
+        file, images = write_coco(tmp_path, 2)
+        content = json.loads(Path(file).read_text())
+        content["annotations"][0]["attributes"] = {"rotation": 45.0, "occluded": False}
+        content["annotations"][1]["attributes"] = {"rotation": 0.0}
+        Path(file).write_text(json.dumps(content))
+        (line,) = warned(caplog, coco=[("own", file, images)])
+    else:
+        image(tmp_path / "a.jpg")
+        write_xml(tmp_path / "a.xml", "a.jpg")
+        text = (tmp_path / "a.xml").read_text()
+        turned = "<attribute><name>rotation</name><value>45.0</value></attribute></object>"
+        (tmp_path / "a.xml").write_text(text.replace("</object>", turned))
+        (line,) = (x for x in warned(caplog, voc=[("own", tmp_path, ".")]) if "marked as" in x)
+    assert "1 box(es) are marked as rotated" in line
+
+
+def test_polygons_among_boxes_are_said(tmp_path, caplog):
+    text = LINE + "0 .5 .5 .2 .2 .9 .1 .8 .7\n"  # a box and two key points
+    yolo(tmp_path, "train: x\nnames: [a]\n", ["x/a.jpg"], {"x/a.txt": text})
+    (line,) = warned(caplog, yolo=[("own", tmp_path / "data.yaml", "train")])
+    assert "1 line(s) are polygons where others are boxes" in line and "x/a.jpg" in line
+
+
+def test_two_images_with_one_label_file_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a.txt would be of both .*a.png and .*a.jpg"):
+        plain(tmp_path, {"x/a.txt": LINE}, images=["x/a.jpg", "x/a.png"])
+
+
+def test_a_split_without_boxes_in_a_part_is_refused(tmp_path):
+    file, images = write_coco(tmp_path, 6)
+    content = json.loads(Path(file).read_text())
+    aside = set_aside(content["images"], 1)
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in aside]
+    Path(file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match="--split 0.2: own_train would have no box"):
+        register_datasets([("own", file, images)], split=0.2)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 300, "a\nb"])
+def test_names_that_cannot_be_those_of_files_are_refused(name, tmp_path):
+    with pytest.raises(InputError, match="a data set cannot be named") as error:
+        register_datasets([(name, *write_coco(tmp_path, 2))])
+    assert str(error.value).isprintable() and name not in DatasetCatalog.list()
+
+
+@pytest.mark.parametrize("said", [".", "/", "./", "x" * 300])
+def test_a_filename_that_is_none_is_no_traceback(said, tmp_path):
+    image(tmp_path / "a.jpg")
+    write_xml(tmp_path / "a.xml", said)
+    assert register_datasets(voc=[("own", tmp_path, ".")]) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "file, xml",
+    [
+        ("images/x.jpg", "images/x.xml"),
+        ("images/x.jpg", "labels/x.xml"),
+        ("Images/x.jpg", "Annotations/x.xml"),
+    ],
+)
+def test_folders_of_images_and_of_xml(file, xml, tmp_path):
+    image(tmp_path / file)
+    write_xml(tmp_path / xml, "x.jpg")
+    for hidden in ("._x.xml", ".ipynb_checkpoints/x.xml"):
+        write_xml(tmp_path / xml.replace("x.xml", hidden), "x.jpg")
+    register_datasets(voc=[("own", tmp_path, ".")])
+    assert [Path(r["file_name"]) for r in DatasetCatalog.get("own")] == [tmp_path / file]
+
+
+def test_an_xml_in_another_folder_than_the_others_is_not_lost(tmp_path):
+    for name in ("images/b.jpg", "c.jpg"):
+        image(tmp_path / name)
+    write_xml(tmp_path / "annotations/b.xml", "b.jpg")
+    write_xml(tmp_path / "c.xml", "c.jpg")
+    with pytest.raises(InputError, match="annotations/b.jpg is missing"):
+        register_datasets(voc=[("own", tmp_path, ".")])
+
+
+def test_a_split_file_may_have_the_endings_of_the_images(tmp_path):
+    image(tmp_path / "JPEGImages/x.jpg")
+    write_xml(tmp_path / "Annotations/x.xml", "x.jpg")
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("x.jpg\n")
+    register_datasets(voc=[("own", tmp_path, "train")])
+    assert [r["image_id"] for r in DatasetCatalog.get("own")] == ["x"]
+
+
+def test_roboflows_category_of_all_may_have_the_name_of_a_class(tmp_path):
+    file, images = write_coco(tmp_path, 3)
+    content = json.loads(Path(file).read_text())
+    first = content["categories"][0]["name"]
+    content["categories"].insert(0, {"id": 0, "name": first, "supercategory": "none"})
+    Path(file).write_text(json.dumps(content))
+    assert register_datasets([("own", file, images)])[0] == first

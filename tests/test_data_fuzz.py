@@ -232,7 +232,7 @@ def test_yolo(data, images, heard, catalogs):
     width, height = SIZES["a.png"]
     labels = {0: "cat", 1: "dog"}
     wanted, number = [], 0
-    for words in filter(None, (line.split() for line in text.split("\n"))):
+    for words in filter(None, (line.split() for line in text.removeprefix("\ufeff").split("\n"))):
         number += 1
         label, *points = map(float, words)
         if len(points) == 4:

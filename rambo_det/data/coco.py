@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
     source = DataSource(name, str(json_file), str(image_dir))
     for category, place in _entries(content, "categories", json_file):
         label, number = category["name"].strip(), category["id"]
-        if number in source.categories or label in source.categories.values():
-            raise InputError(f"{json_file}: {place}: id {number} or name '{label}' is there twice")
+        if number in source.categories:
+            raise InputError(f"{json_file}: {place}: id {number} is there twice")
         source.categories[number] = label
         _add_keypoint_names(source, category.get("keypoints") or [], place)
     for image, place in _entries(content, "images", json_file):
@@ -59,6 +60,10 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
         source.add_image(image, json_file)
     for annotation, place in _entries(content, "annotations", json_file):
         _add_annotation(source, annotation, place)
+    used = source.used_classes()
+    if len(set(used)) < len(used):  # Roboflow's own category, without boxes, may have the name too
+        twice = next(name for name in used if used.count(name) > 1)
+        raise InputError(f"{json_file}: two categories with boxes have the name '{shown(twice)}'")
     _finish_keypoints(source)
     return source
 
@@ -76,12 +81,10 @@ def find_coco(json_file: str | Path, image_dir: str | Path) -> tuple[Path, Path]
     root, split = Path(json_file), str(image_dir)
     if not root.is_dir():
         return root, Path(image_dir)
-    places = [(root / split).glob("*.json"), (root / "annotations").glob(f"*_{split}.json")]
-    if split == ".":
-        places[1] = (root / "annotations").glob("*.json")
-    found = next((files for files in map(sorted, places) if files), [])
-    if not found and Path(image_dir).is_dir():  # named whole
-        found = sorted(root.glob("*.json"))
+    of_split = "*.json" if split == "." else f"*_{split}.json"
+    places = [(root / split).glob("*.json"), (root / "annotations").glob(of_split)]
+    kept = ([file for file in files if file.name[0] != "."] for files in map(sorted, places))
+    found = next(filter(None, kept), [])
     if len(found) != 1:
         there = f"several: {', '.join(file.name for file in found)}" if found else "none"
         raise InputError(
@@ -90,21 +93,22 @@ def find_coco(json_file: str | Path, image_dir: str | Path) -> tuple[Path, Path]
             "and folder of images"
         )
     names = [image["file_name"] for image, _ in _entries(_read_json(found[0]), "images", found[0])]
-    folders = [found[0].parent, root / "images" / split, root / split, root / "images", root]
-    folders = list(dict.fromkeys(f.resolve() for f in [Path(image_dir), *folders] if f.is_dir()))
-    fit = [folder for folder in folders if all((folder / name).is_file() for name in names)]
-    if len(fit) > 1 and names:
+    part = found[0].stem.partition("_")[2] if split == "." else split
+    folders = [found[0].parent, root / "images" / part, root / part, root / "images", root]
+    folders = list(dict.fromkeys(f.resolve() for f in folders if f.is_dir()))
+    fit = [folder for folder in folders if all(map(os.path.isfile, map(folder.joinpath, names)))]
+    if len(fit) > 1 and not all(map(os.path.isabs, names)):
         raise InputError(
             f"{found[0]}: all its images are in {' and in '.join(map(str, fit))}: name json file "
             "and folder of images"
         )
     if not fit:  # the fullest one, whose missing images will be named
-        fit = sorted(folders, key=lambda f: -sum((f / name).is_file() for name in names))
+        fit = sorted(folders, key=lambda f: -sum(os.path.isfile(f / name) for name in names))
     return found[0], fit[0]
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"the annotation file {shown(path)} does not exist")
     text = read_text(path, "annotation file")
     try:
@@ -211,6 +215,9 @@ def _add_annotation(source: DataSource, annotation: dict[str, Any], place: str) 
             source.metadata.setdefault("without_keypoints", f"{where}: {error}")
             fields.update(num_keypoints=0)
     fields["iscrowd"] = int(crowd)
+    attributes = annotation.get("attributes")
+    if isinstance(attributes, dict) and attributes.get("rotation"):
+        source.odd.add("rotated", place, image_id)
     source.note_fractions(box, image_id, place)
     kept = source.add_box(image_id, category_id, box, fields, place, shape)
     if kept and not mask:

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -9,7 +10,9 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 
 #: Endings of files that are taken for images where a folder is looked through.
-IMAGE_ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_ENDINGS: frozenset[str] = frozenset(
+    {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+)
 # What a complete file of a format ends with. A file that ends otherwise is decoded to be sure.
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}
 _EXIF_ORIENTATION = 0x0112
@@ -57,14 +60,35 @@ def read_text(path: Path, what: str) -> str:
         raise InputError(f"the {what} {shown(path)} cannot be read: {error.strerror}") from None
 
 
-def images_in(folder: Path) -> list[Path]:
-    """All image files in a folder at any depth, sorted, but for hidden ones."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
-    return sorted(p for p in found if not p.name.startswith(".") and p.is_file())
+def files_in(folder: Path, endings: Collection[str]) -> list[Path]:
+    """All files in a folder at any depth that end so, sorted; hidden ones are left out.
+
+    Links to folders are followed. ``endings`` are in lower case, with the dot.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for top, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(top)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = filter(_is_shown, folders)
+        found += [Path(top, n) for n in names if _is_shown(n) and Path(n).suffix.lower() in endings]
+    return sorted(filter(os.path.isfile, found))
+
+
+def _is_shown(name: str) -> bool:
+    """Whether a file or folder is none of those that macOS, Jupyter or a NAS add."""
+    return not name.startswith((".", "__MACOSX", "@eaDir"))
 
 
 def image_size(path: Path, named_in: str, whole: bool = False) -> tuple[int, int]:
-    """(width, height) in px of a complete image, turned upright as its EXIF tag says.
+    """(width, height) in px of a complete image, see :func:`image_header`."""
+    return image_header(path, named_in, whole)[:2]
+
+
+def image_header(path: Path, named_in: str, whole: bool = False) -> tuple[int, int, int]:
+    """Width and height in px of a complete image, turned upright, and its EXIF orientation, 1 to 8.
 
     Reads the header and the last bytes; the whole image is decoded only where those leave a doubt.
 
@@ -79,7 +103,7 @@ def image_size(path: Path, named_in: str, whole: bool = False) -> tuple[int, int
             or a TIFF with an orientation, after which both Pillow and it turn the image.
     """
     name = shown(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         slashes = "" if "\\" not in str(path) else ": its name has backslashes, write / for folders"
         raise InputError(f"{named_in}: the image {name} is missing{slashes}")
     try:
@@ -114,7 +138,7 @@ def image_size(path: Path, named_in: str, whole: bool = False) -> tuple[int, int
     except (OSError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{named_in}: the image {name} is truncated or broken: {reason}") from None
-    return width, height
+    return width, height, orientation
 
 
 def _check_range(image: Image.Image, name: str) -> None:
@@ -134,11 +158,12 @@ def _ends_with(path: Path, ending: bytes) -> bool:
         return file.read() == ending
 
 
-def check_image(path: Path, size: tuple[int, int], named_in: str, whole: bool = False) -> None:
-    """Raise InputError unless `path` is a complete image of `size` (width, height) px."""
-    actual = image_size(path, named_in, whole)
-    if actual != size:
+def check_image(path: Path, size: tuple[int, int], named_in: str, whole: bool = False) -> int:
+    """Raise InputError unless `path` is a complete image of `size` px; its EXIF orientation."""
+    *actual, orientation = image_header(path, named_in, whole)
+    if tuple(actual) != size:
         raise InputError(
             f"{named_in}: the image {shown(path)} is {actual[0]}x{actual[1]} px (turned upright), "
             f"but its annotation says {size[0]}x{size[1]}"
         )
+    return orientation

@@ -7,13 +7,13 @@ from typing import Any
 
 from ..errors import InputError
 from .register import add_to_catalogs, write_json
-from .source import by_name
+from .source import set_aside
 
 
 def hold_out(names: Sequence[str], number: int, json_dir: Path | None = None) -> list[list[str]]:
     """Split registered data sets: one image of every `number` is set aside, the same ones always.
 
-    Which ones depends on the images' file names alone, not on their order.
+    Which ones depends on the images' file names alone, see :func:`.source.set_aside`.
 
     Args:
         names: of data sets with annotations in COCO's format.
@@ -50,8 +50,7 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
     if not file:
         raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
     content = json.loads(Path(file).read_text(encoding="utf-8"))
-    order = by_name(content["images"])
-    aside = {image["id"] for image in order[: len(order) // number]}
+    aside = set_aside(content["images"], len(content["images"]) // number)
     # Where the annotations of a VOC folder are is left out: they are those of all images.
     kept = {
         key: value

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from .files import shown
+
 logger = logging.getLogger(__name__)
 
 #: Kind -> what is said of the {n} places where it was found; {of} is the number of all boxes.
@@ -29,6 +31,10 @@ TABLE = {
     "point outside": "{n} object(s) have visible key points outside their image",
     "unpaired": "{n} key point(s) have no partner of the other side, and stay as they are in "
     "mirrored images",
+    "turned": "{n} image(s) are turned as their EXIF orientation says: are their boxes those of "
+    "the turned image? --check-data FOLDER shows them",
+    "rotated": "{n} box(es) are marked as rotated, and are taken as if they were not",
+    "mixed": "{n} line(s) are polygons where others are boxes: are they boxes with more numbers?",
     "same file": "{n} image(s) name a file that another one names: the objects of one are "
     "background in the other",
     "no label": "{n} image(s) have no label file, and are taken for images without objects",
@@ -52,7 +58,7 @@ class Odd:
 
     def add(self, kind: str, place: str, image_id: Any = None) -> None:
         """Note down one finding; ``place`` is where a user has to look."""
-        self._places[kind].append(place)
+        self._places[kind].append(shown(place))
         if image_id is not None:
             self.images[image_id] = None
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..cache import cache_folder
 from ..errors import InputError
 from .coco import read_coco
-from .files import make_folder
+from .files import make_folder, shown
 from .source import DataSource
 from .voc import read_voc
 from .yolo import read_yolo
@@ -73,6 +73,11 @@ def register_datasets(
     sources = whole if split is None else [p for source in whole for p in source.parts(split)]
     taken = set(DatasetCatalog.list())
     for source in sources:
+        if not re.fullmatch(r"[\w.\- ]{1,100}", source.name):
+            raise InputError(
+                f"a data set cannot be named '{shown(source.name)[:100]}': use letters, digits, "
+                "- . _"
+            )
         if source.name in taken:
             raise InputError(
                 f"a data set named '{source.name}' is already registered: choose another name, or "
@@ -85,6 +90,7 @@ def register_datasets(
         source.keep_classes(names)
     for source in whole:  # parts share what was found odd
         source.warn()
+    _warn_of_shared_images(trained, sources)
     used = {name for source in trained for name in source.used_classes()}
     for missing in [name for name in names if name not in used]:
         logger.warning("no training box has the class '%s'", missing)
@@ -94,6 +100,17 @@ def register_datasets(
         metadata = {**class_metadata(names), **source.metadata, "odd_images": odd}
         add_to_catalogs(source.name, file, source.image_dir, metadata)
     return names
+
+
+def _warn_of_shared_images(trained: Sequence[DataSource], sources: Sequence[DataSource]) -> None:
+    """Says which other sets have images that are trained on too."""
+    seen = {file: source.name for source in trained for file in source.files()}
+    for source in sources:
+        if source not in trained and (both := [f for f in source.files() if f in seen]):
+            logger.warning(
+                "%s: %d of %d images are trained on too, such as %s in %s: AP on them says little",
+                source.name, len(both), len(source.images), shown(both[0]), seen[both[0]],
+            )  # fmt: skip
 
 
 def by_format(register: Iterable[Sequence[str]]) -> dict[str, Any]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
-from .files import check_image
+from .files import check_image, image_header
 from .odd import Odd
 
 logger = logging.getLogger(__name__)
@@ -63,20 +65,28 @@ class DataSource:
     _num_units: int = 0  # boxes of zeros and ones, among fractions as large as their image
 
     def add_image(self, image: Mapping[str, Any], named_in: Any, check: bool = True) -> None:
-        """Append an image, a dict with ``id``, ``file_name``, ``width`` and ``height`` in px.
+        """Append an image, a dict with ``id`` and ``file_name``; ``width`` and ``height`` in px.
 
         Args:
-            image: as above.
+            image: as above. A size that is missing or 0 is that of the file.
             named_in: the file that names it, for the message.
             check: whether it is looked at; otherwise what the dict says is believed.
 
         Raises:
             InputError: it is missing, truncated, of another size or of more than 8 bits.
         """
-        size = (int(image["width"]), int(image["height"]))
-        if check:
-            check_image(Path(self.image_dir, image["file_name"]), size, str(named_in))
-        if (key := ("file", image["file_name"])) in self._seen:
+        size = (int(image.get("width", 0)), int(image.get("height", 0)))
+        file, is_unknown = Path(self.image_dir, image["file_name"]), 0 in size
+        orientation = 1
+        if is_unknown:
+            *size, orientation = image_header(file, str(named_in))
+        elif check:
+            orientation = check_image(file, size, str(named_in))
+            # From 5 on the sides are swapped: the size tells that the turned image is meant.
+            orientation = 1 if orientation > 4 and size[0] != size[1] else orientation
+        if orientation in range(2, 9):
+            self.odd.add("turned", image["file_name"], image["id"])
+        if (key := ("file", os.path.normpath(image["file_name"]))) in self._seen:
             self.odd.add("same file", image["file_name"], image["id"])
         self._seen.add(key)
         self.images[image["id"]] = {**image, "width": size[0], "height": size[1]}
@@ -140,6 +150,11 @@ class DataSource:
         else:
             self.odd.add("fraction", place, image_id)
 
+    def files(self) -> list[str]:
+        """The image files, without links."""
+        names = (image["file_name"] for image in self.images.values())
+        return [os.path.realpath(os.path.join(self.image_dir, name)) for name in names]
+
     @property
     def num_boxes(self) -> int:
         """How many boxes the files have, dropped ones included."""
@@ -172,8 +187,8 @@ class DataSource:
         if self._may_be_corners and 2 * len(beyond) > self.num_boxes:
             raise InputError(
                 f"{self.file}: {len(beyond)} of {self.num_boxes} boxes reach beyond their image, "
-                f"such as {beyond[0]}, but none would as x1, y1, x2, y2: COCO's 'bbox' is "
-                "x, y, width, height in px"
+                f"such as {beyond[0]}, but none would as x1, y1, x2, y2: boxes have to be "
+                "x, y, width, height"
             )
         if self._may_be_corners:
             self.odd.rename("beyond", "corners")
@@ -202,19 +217,17 @@ class DataSource:
     def parts(self, share: float) -> tuple[DataSource, DataSource]:
         """The images to train on and those to validate on, ``NAME_train`` and ``NAME_val``.
 
-        The same ones always: which they are depends on file names alone, see :func:`by_name`.
+        The same ones always, see :func:`set_aside`.
 
         Raises:
-            InputError: a part has no image.
+            InputError: a part has no image, or no box that counts.
         """
-        order = by_name(self.images.values())
-        number = max(1, round(share * len(order)))
-        if number >= len(order):
+        aside = set_aside(self.images.values(), max(1, round(share * len(self.images))))
+        if len(aside) == len(self.images):
             raise InputError(
-                f"--split {share}: of the {len(order)} image(s) of '{self.name}' none would be "
+                f"--split {share}: of the {len(aside)} image(s) of '{self.name}' none would be "
                 "left to train on"
             )
-        aside = {image["id"] for image in order[:number]}
         metadata = {k: v for k, v in self.metadata.items() if k not in ("dirname", "split", "year")}
         found = []
         for ending, inside in zip(PARTS, (False, True), strict=True):
@@ -225,6 +238,10 @@ class DataSource:
                 {**metadata, "part_of": self.name}, self.odd,
             )  # fmt: skip
             found.append(part)
+            if all(annotation["iscrowd"] for annotation in part.annotations):
+                raise InputError(
+                    f"--split {share}: {part.name} would have no box: choose another share"
+                )
         return found[0], found[1]
 
     def as_json(self, names: Sequence[str]) -> dict[str, Any]:
@@ -246,11 +263,20 @@ class DataSource:
         }
 
 
-def by_name(images: Any) -> list[dict[str, Any]]:
-    """COCO image dicts in an order that depends on their file names alone, and looks random."""
-    return sorted(
-        images, key=lambda image: hashlib.sha256(str(image["file_name"]).encode()).digest()
-    )
+def set_aside(images: Iterable[dict[str, Any]], number: int) -> set[Any]:
+    """The ids of so many COCO image dicts, or of a few more.
+
+    Which ones depends on file names alone, and looks random. Versions of a photo, which Roboflow
+    calls ``NAME.rf.HASH.jpg``, stay together.
+    """
+
+    def photo(image: dict[str, Any]) -> str:
+        return re.sub(r"\.rf\.[^./]+(?=\.\w+$)", "", str(image["file_name"]))
+
+    order = sorted(images, key=lambda image: hashlib.sha256(photo(image).encode()).digest())
+    while 0 < number < len(order) and photo(order[number]) == photo(order[number - 1]):
+        number += 1
+    return {image["id"] for image in order[:number]}
 
 
 def _is_far(area: float, box: float, mask: Shape | None) -> bool:

@@ -2,13 +2,14 @@
 
 import math
 import operator
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from pathlib import Path
 
 from ..errors import InputError
-from .files import image_size, images_in, read_text, shown
+from .files import IMAGE_ENDINGS, files_in, read_text, shown
 from .source import DataSource
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -35,15 +36,16 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     """
     root = Path(root)
     split_file, folder = root / "ImageSets" / "Main" / f"{split}.txt", root / split
-    is_plain = not split_file.is_file() and folder.is_dir() and any(folder.rglob("*.xml"))
+    is_tree = os.path.isfile(split_file)
+    found = [] if is_tree else files_in(folder, {".xml"})
+    is_plain = bool(found)
     if is_plain:
-        xml_dir = _first_folder(folder, "Annotations", "annotations")
-        image_dir = _first_folder(folder, "JPEGImages", "images")
+        xml_dir = image_dir = folder
+        parts = {file.relative_to(folder).parts[0] for file in found}
+        if len(parts) == 1 and {part.lower() for part in parts} <= {"annotations", "labels"}:
+            xml_dir, image_dir = folder / parts.pop(), _image_folder(folder)
         source = DataSource(name, str(folder), str(image_dir))
-        files = {
-            file.relative_to(xml_dir).with_suffix("").as_posix(): file
-            for file in sorted(xml_dir.rglob("*.xml"))
-        }
+        files = {f.relative_to(xml_dir).with_suffix("").as_posix(): f for f in found}
     else:
         source = DataSource(name, str(split_file), str(root / "JPEGImages"))
         stems = _image_names(split_file, split, source)
@@ -61,15 +63,16 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     for stem, tree in annotations.items():
         file_name = images.of(stem, tree, files[stem])
         width, height = (int(_number(tree, f"size/{side}", 0)) for side in ("width", "height"))
-        unknown = 0 in (width, height)  # some tools leave it out
-        if unknown:
-            width, height = image_size(Path(source.image_dir, file_name), shown(files[stem]))
+        # Some tools leave the size out.
         image = {"id": stem, "file_name": file_name, "width": width, "height": height}
-        source.add_image(image, shown(files[stem]), check_images and not unknown)
+        source.add_image(image, shown(files[stem]), check_images)
         for index, item in enumerate(tree.findall("object")):
             corners = _corners(item, files[stem])
             place = f"{shown(files[stem])}: object {index + 1}, '{_label(item)}'"
             source.note_fractions(corners, stem, place)
+            if any(_number(a, "value", 0) for a in item.iter("attribute")
+                   if a.findtext("name") == "rotation"):  # fmt: skip
+                source.odd.add("rotated", place, stem)
             fields = {"iscrowd": 0, "difficult": int(_number(item, "difficult", 0))}
             source.add_box(stem, numbers[_label(item)], _box(corners), fields, place)
     if is_plain:
@@ -79,8 +82,10 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     return source
 
 
-def _first_folder(folder: Path, *names: str) -> Path:
-    return next((f for f in (folder / name for name in names) if f.is_dir()), folder)
+def _image_folder(folder: Path) -> Path:
+    """The folder of images beside one of xml files; the folder itself if there is none."""
+    found = (f for f in sorted(folder.iterdir()) if f.name.lower() in ("jpegimages", "images"))
+    return next(filter(os.path.isdir, found), folder)
 
 
 class _Images:
@@ -89,7 +94,7 @@ class _Images:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._by_stem: dict[str, list[str]] = defaultdict(list)
-        for path in images_in(folder) if folder.is_dir() else ():
+        for path in files_in(folder, IMAGE_ENDINGS):
             name = path.relative_to(folder)
             self._by_stem[name.with_suffix("").as_posix()].append(name.as_posix())
         self._taken: dict[str, str] = {}
@@ -104,11 +109,13 @@ class _Images:
         called as the xml. InputError if these are two, or if another xml has it.
         """
         said = (tree.findtext("filename") or "").strip()
-        beside = Path(stem).with_name(Path(said).name).as_posix() if said else ""
+        name = Path(said).name  # empty of "."
+        beside = Path(stem).with_name(name).as_posix() if name else ""
         own = self._by_stem.get(stem, [])
         # A name with another folder than the xml's cannot be meant by a bare file name.
         inside = said if said and ("/" in said or Path(said).stem != Path(stem).name) else ""
-        there = [n for n in dict.fromkeys((beside, inside)) if n and (self._folder / n).is_file()]
+        names = filter(None, dict.fromkeys((beside, inside)))
+        there = [name for name in names if os.path.isfile(self._folder / name)]
         if not there and len(own) > 1:
             raise InputError(
                 f"{shown(xml_file)}: {' and '.join(own)} are there: <filename> must say which"
@@ -130,7 +137,7 @@ class _Images:
 
 
 def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
-    if not split_file.is_file():
+    if not os.path.isfile(split_file):
         there = sorted(path.stem for path in split_file.parent.glob("*.txt"))
         found = f"splits there: {', '.join(there)}" if there else "the folder has no splits"
         root = split_file.parents[2]
@@ -146,12 +153,17 @@ def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise InputError(f"the VOC split file {split_file} names no image")
-    # The files of a class have a flag behind each name. A name may look like that: `frame 0`.
-    short = [re.sub(r"\s+(-1|0|1)$", "", name) for name in names]
+    # The files of a class have a flag behind each name. A name may look like that: `frame 0`. Some
+    # tools write the names of the images with their endings.
     folder = split_file.parents[2] / "Annotations"
-    are_there = [any((folder / f"{n}.xml").is_file() for n in found) for found in (names, short)]
-    if all(map(operator.ne, names, short)) and are_there == [False, True]:
-        names = short
+
+    def are_there(stems: list[str]) -> bool:
+        return any(os.path.isfile(folder / f"{stem}.xml") for stem in stems)
+
+    for ending in (r"\s+(-1|0|1)", r"\.(?i:bmp|jpe?g|png|tiff?|webp)"):
+        short = [re.sub(f"{ending}$", "", name) for name in names]
+        if all(map(operator.ne, names, short)) and not are_there(names) and are_there(short):
+            names = short
     for name, number in Counter(names).items():
         if number > 1:
             source.odd.add("listed twice", name)
@@ -159,7 +171,7 @@ def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
 
 
 def _parse(xml_file: Path, named_in: str, stem: str) -> ET.Element:
-    if not xml_file.is_file():
+    if not os.path.isfile(xml_file):
         slashes = ": it has backslashes, write / for folders" if "\\" in stem else ""
         raise InputError(
             f"{shown(named_in)} names {shown(stem)!r}, but {shown(xml_file)} does not exist"

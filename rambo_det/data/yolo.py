@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from ..errors import InputError
-from .files import IMAGE_ENDINGS, image_size, images_in, read_text, shown
+from .files import IMAGE_ENDINGS, files_in, read_text, shown
 from .segments import read_mask
 from .source import DataSource
 
@@ -36,22 +36,23 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
     file = Path(data_yaml)
     content = _read_yaml(file)
     places = [_place(entry, content, file) for entry in _entries_of(content, split, file)]
-    source = DataSource(name, f"{file}: {split}", str(file.parent))
+    source = DataSource(name, f"{file}: {split}", os.path.realpath(file.parent))
     source.categories = _names(content, file)
     points = content.get("kpt_shape")
     paths = [path for place in places for path in _images_of(place, content, file)]
+    images_of: dict[Path, Path] = {}
     for path in paths:
         image_id = _relative(path, file.parent)
         if image_id in source.images:
             source.odd.add("listed twice", image_id)
             continue
-        width, height = image_size(path, source.file)
-        image = {"id": image_id, "file_name": image_id, "width": width, "height": height}
-        source.add_image(image, source.file, check=False)
+        source.add_image({"id": image_id, "file_name": image_id}, source.file)
         label = _label_file(path)
-        if not label.is_file():
+        if not os.path.isfile(label):
             source.odd.add("no label", image_id)
             continue
+        if (other := images_of.setdefault(label, path)) != path:
+            raise InputError(f"{shown(label)} would be of both {shown(path)} and {shown(other)}")
         lines = read_text(label, "label file").splitlines()
         for number, line in enumerate(lines, 1):
             if words := line.split():
@@ -64,15 +65,21 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
     labels = {_label_file(path) for path in paths}
     folders = {label.parent for label in labels} if all(p.is_dir() for p in places) else ()
     for folder in sorted(folders):  # a list may leave out what it wants
-        for left in sorted(set(folder.glob("*.txt")) - labels):
-            if not left.name.lower().startswith(("classes", "notes", "readme", "labels")):
+        for left in files_in(folder, {".txt"}):
+            about = left.name.lower().startswith(("classes", "notes", "readme", "labels"))
+            if left.parent == folder and left not in labels and not about:
                 source.odd.add("no image", _relative(left, file.parent))
+    shapes = {a["id"] for a in source.annotations if "segmentation" in a}
+    if len(shapes) < len(source.annotations):
+        for annotation in source.annotations:
+            if annotation["id"] in shapes:
+                source.odd.add("mixed", annotation["image_id"], annotation["image_id"])
     source.metadata.setdefault("without_keypoints", f"{name} has no key points")
     return source
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"{shown(file)} does not exist: name the data.yaml of the YOLO data")
     try:
         # All values as text: names such as no and 1 are no truth values and numbers.
@@ -113,11 +120,12 @@ def _entries_of(content: dict[str, Any], split: str, file: Path) -> list[str]:
 def _place(entry: str, content: dict[str, Any], file: Path) -> Path:
     """The folder or list of a split; InputError if there is none."""
     root = str(content.get("path") or "")
-    roots = [file.parent / root, Path(root), file.parent]
     tails = [entry] + ([entry[3:]] if entry.startswith("../") else [])
-    tried = [folder / tail for tail in tails for folder in roots]
+    tried = [folder / tail for tail in tails for folder in (file.parent / root, file.parent)]
+    if Path(root).parts:  # as Ultralytics has it; never the current folder itself
+        tried += [Path(root) / tail for tail in tails]
     for path in tried:
-        if path.exists():
+        if os.path.exists(path):
             return path
     slashes = ": it has backslashes, write / for folders" if "\\" in entry + root else ""
     raise InputError(f"{file}: {shown(entry)!r} is not there, {shown(tried[0])}{slashes}")
@@ -125,7 +133,7 @@ def _place(entry: str, content: dict[str, Any], file: Path) -> Path:
 
 def _images_of(place: Path, content: dict[str, Any], file: Path) -> list[Path]:
     if place.is_dir():
-        if found := images_in(place):
+        if found := files_in(place, IMAGE_ENDINGS):
             return found
         raise InputError(f"{file}: the folder {shown(place)} has no images")
     if place.suffix.lower() in IMAGE_ENDINGS:
@@ -134,15 +142,17 @@ def _images_of(place: Path, content: dict[str, Any], file: Path) -> list[Path]:
     root = file.parent / str(content.get("path") or "")
     found = []
     for line in filter(None, lines):
-        tried = [place.parent / line, root / line, file.parent / line, Path(line)]
-        found.append(next((path for path in tried if path.is_file()), tried[0]))
+        tried = [place.parent / line, root / line, file.parent / line]
+        found.append(next(filter(os.path.isfile, tried), tried[0]))
     if not found:
         raise InputError(f"{place} lists no image")
     return found
 
 
 def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
+    # ".." behind a link to a folder is that of the folder that it leads to.
+    real = os.path.join(os.path.realpath(path.parent), path.name)
+    return Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
 
 
 def _label_file(image: Path) -> Path:
@@ -153,7 +163,7 @@ def _label_file(image: Path) -> Path:
         return beside
     parts[folders[-1]] = "labels"
     there = Path(*parts).with_suffix(".txt")
-    return beside if beside.is_file() and not there.is_file() else there
+    return beside if os.path.isfile(beside) and not os.path.isfile(there) else there
 
 
 def _add_object(
