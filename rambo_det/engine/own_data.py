@@ -117,6 +117,26 @@ def check_dataset(key: str, name: str) -> None:
         )
 
 
+def check_parts(name: str, masks: str = "", keypoints: str = "") -> None:
+    """Raises InputError if a data set lacks what a model is trained on beside boxes.
+
+    Args:
+        name: of a user's own data set.
+        masks, keypoints: what says that the model has them; empty: it has not.
+    """
+    metadata = MetadataCatalog.get(name)
+    if masks and (why := metadata.get("without_mask")):
+        raise InputError(
+            f"{masks}, but {why}: give each object a 'segmentation' in COCO's format, or take a "
+            "model without masks"
+        )
+    if keypoints and (why := metadata.get("without_keypoints")):
+        raise InputError(
+            f"{keypoints}, but {why}: the category in its json needs 'keypoints', a list of their "
+            "names, and each object x, y and visibility of all"
+        )
+
+
 def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> None:
     """Sets number of classes, format of masks and number of key points as one's own data have them.
 
@@ -127,22 +147,14 @@ def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> N
         node.NUM_CLASSES = len(classes)
     first = ""
     for name in own:
-        metadata = MetadataCatalog.get(name)
-        if cfg.MODEL.MASK_ON:
-            if where := metadata.get("without_mask"):
-                raise InputError(
-                    f"MODEL.MASK_ON is True, but {where}: give each object a "
-                    "'segmentation' in COCO's format, or set MODEL.MASK_ON False"
-                )
+        metadata, model = MetadataCatalog.get(name), cfg.MODEL
+        check_parts(name, "MODEL.MASK_ON is True" * model.MASK_ON,
+                    "MODEL.KEYPOINT_ON is True" * model.KEYPOINT_ON)  # fmt: skip
+        if model.MASK_ON:
             # The default, polygon, cannot hold RLE; bitmask holds both.
             cfg.INPUT.MASK_FORMAT = metadata.get("mask_format", cfg.INPUT.MASK_FORMAT)
-        if cfg.MODEL.KEYPOINT_ON:
-            node, number = cfg.MODEL.ROI_KEYPOINT_HEAD, len(metadata.get("keypoint_names", ()))
-            if why := metadata.get("without_keypoints"):
-                raise InputError(
-                    f"MODEL.KEYPOINT_ON is True, but {why}: the category in its json needs "
-                    "'keypoints', a list of their names, and each object x, y and visibility of all"
-                )
+        if model.KEYPOINT_ON:
+            node, number = model.ROI_KEYPOINT_HEAD, len(metadata.get("keypoint_names", ()))
             _check_keypoints(name, number, len(cfg.TEST.KEYPOINT_OKS_SIGMAS))
             if first and number != node.NUM_KEYPOINTS:
                 raise InputError(f"{name} has {number} key points, {first} {node.NUM_KEYPOINTS}")
