@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.structures import BoxMode
 from PIL import Image
 
@@ -18,7 +18,9 @@ from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main as train
 from rambo_det.data.mapper import NamingMapper
 from rambo_det.engine.detector import Detector
+from rambo_det.engine.loader import train_loader
 from rambo_det.engine.saved import find_model
+from rambo_det.engine.trainer import RamboTrainer
 
 from .command_line import call, registered
 from .models import CONFIGS, THIN, small_cfg
@@ -123,6 +125,27 @@ def test_what_is_odd_in_the_data_is_in_the_log_of_the_run(finished_run, tmp_path
     shutil.copy(finished_run / "val.json", tmp_path)
     assert run(finished_run, tmp_path / "out", data=registered(tmp_path)) == 0
     assert (tmp_path / "out" / "log.txt").read_text().count("dropped 1 box(es)") == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_in_a_mapper_ends_a_run_with_its_traceback(
+    workers, finished_run, tmp_path, catalogs, monkeypatch, capsys
+):
+    """And not as a worker that died."""
+    monkeypatch.setattr(RamboTrainer, "build_train_loader", classmethod(broken_loader))
+    with pytest.raises(RuntimeError, match=r"the mapper failed on .*train/\d\.png: KeyError: 'x'"):
+        run(finished_run, tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
+    assert "worker died" not in capsys.readouterr().err
+
+
+def broken_loader(cls, cfg):
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    return train_loader(records, mapper=broken, seed=1, total_batch_size=2,
+                        num_workers=cfg.DATALOADER.NUM_WORKERS)  # fmt: skip
+
+
+def broken(record):
+    raise KeyError("x")
 
 
 def test_what_a_mapper_raises_names_image_and_annotation(finished_run):

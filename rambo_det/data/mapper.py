@@ -38,10 +38,11 @@ class NamingMapper:
             raise RuntimeError(f"the mapper failed on {place}: {reason}") from error
 
     def _bad_annotation(self, record: Mapping[str, Any]) -> str:
-        """The first annotation on which the mapper fails alone; "" if there is none."""
-        for index, annotation in enumerate(record.get("annotations") or ()):
+        """The first annotation on which the mapper fails alone; "" if it fails without any too."""
+        for index, annotation in enumerate([None, *(record.get("annotations") or ())], -1):
             try:
-                self._mapper({**record, "annotations": [annotation]})
+                self._mapper({**record, "annotations": [annotation] if index >= 0 else []})
             except Exception:
-                return f", annotation {index} of the image, {str(annotation)[:200]}"
+                of_image = f", annotation {index} of the image, {str(annotation)[:200]}"
+                return of_image if index >= 0 else ""
         return ""
