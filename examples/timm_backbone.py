@@ -16,9 +16,10 @@ from typing import Any
 import timm
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 
@@ -56,7 +57,8 @@ class TimmBackbone(Backbone):
             last = max(i for i, key in enumerate(names) if key.startswith(modules[freeze_at - 1]))
             for _, parameter in parameters[: last + 1]:
                 parameter.requires_grad_(False)
-        self.net = FrozenBatchNorm2d.convert_frozen_batchnorm(net)
+        # Detectron2's FrozenBatchNorm2d would drop the activations that timm's layers have inside.
+        self.net = freeze_batch_norm_2d(net)
         self._strides = found
         self._shapes = {
             f"stride{stride}": ShapeSpec(channels=channels, stride=stride)

@@ -241,10 +241,19 @@ def test_evaluation_shows_raw_and_calibrated(folder, finished_run, catalogs, cap
     assert out.index("not calibrated") < out.index(f"checkpoint: {folder / 'model_final.pth'}")
 
 
+def test_a_config_and_weights_with_data_of_the_command_line(folder, finished_run, catalogs, capsys):
+    weights = folder / "model_final.pth"
+    model = ["--config", finished_run / "out" / "config.yaml", "--weights", weights]
+    output = ["--output", folder / "other.pth", "--overwrite"]
+    assert call(main, *model, *registered(finished_run), *output) == 0
+    assert "fitted to own_train" in capsys.readouterr().out and (folder / "other.pth").is_file()
+
+
 def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalogs, capsys):
     assert calibrate(folder, "--weights", folder / "model_raw.pth", "--overwrite") == 0
     out = capsys.readouterr().out
     assert "calibration error" in out and "SCORE_THRESH_TEST" in out and "| AP-circle" in out
+    assert "| AP of 300 detections an image" in out
     calibrated = folder / "model_calibrated.pth"
     cfg = small_cfg("quickstart/faster_rcnn_ce.yaml", *THIN)
     stock = build_model(cfg)

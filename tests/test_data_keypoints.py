@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 
 from rambo_det.cli.compare import parse_args as parse_compare
@@ -103,8 +103,51 @@ def test_a_count_that_is_there_is_kept_and_an_object_without_points_has_none(tmp
     ],
 )
 def test_points_that_do_not_fit_are_named(tmp_path, points, each, fields, message):
-    with pytest.raises(InputError, match=message):
-        register_datasets([("points", *with_points(tmp_path, points, each, **fields))])
+    files = with_points(tmp_path, points, each, **fields)
+    with pytest.raises(InputError, match=f"KEYPOINT_ON is True, but .*{message}"):
+        config(*files, *SIGMAS)
+    # They do not matter to boxes.
+    boxes = register_datasets([("boxes", *files)])
+    assert boxes and MetadataCatalog.get("boxes").get("keypoint_names") is None
+    assert not any("keypoints" in a for r in DatasetCatalog.get("boxes") for a in r["annotations"])
+
+
+@pytest.mark.parametrize("empty", [[], None])
+def test_an_empty_list_means_that_no_point_was_seen(tmp_path, empty):
+    file, images = with_points(tmp_path)
+    content = read(file)
+    content["annotations"][0]["keypoints"] = empty
+    Path(file).write_text(json.dumps(content))
+    config(file, images, *SIGMAS)
+    first, *_ = read(MetadataCatalog.get("points").json_file)["annotations"]
+    assert first["keypoints"] == [0] * 12 and first["num_keypoints"] == 0
+
+
+def test_data_without_a_visible_point_are_refused_by_a_model_with_points(tmp_path):
+    files = with_points(tmp_path, keypoints=[0] * 12)
+    with pytest.raises(InputError, match="no object has a visible key point"):
+        config(*files, *SIGMAS)
+
+
+@pytest.mark.parametrize(
+    "one, other, is_pair",
+    [
+        ("left_eye", "right_eye", True),
+        ("Left_Eye", "Right_Eye", True),
+        ("left_Eye", "Right_eye", True),
+        ("EYE_LEFT", "EYE_RIGHT", True),
+        ("l_eye", "r_eye", True),
+        ("eye.L", "eye.R", True),
+        ("LEye", "REye", True),
+        ("tail", "rail", False),
+        ("left_eye", "right_ear", False),
+    ],
+)
+def test_left_and_right_are_paired(tmp_path, one, other, is_pair):
+    names = ["nose", one, other, "chin"]
+    register_datasets([("points", *with_points(tmp_path, names))])
+    wanted = [0, 2, 1, 3] if is_pair else [0, 1, 2, 3]
+    assert list(create_keypoint_hflip_indices(["points"])) == wanted
 
 
 def test_categories_have_the_same_points(tmp_path):
@@ -114,7 +157,7 @@ def test_categories_have_the_same_points(tmp_path):
     content["categories"][1]["keypoints"] = POINTS[:2]
     Path(file).write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"categories\[1\]: 'keypoints' must be the same for all"):
-        register_datasets([("points", file, images)])
+        config(file, images, *SIGMAS)
 
 
 def test_a_model_with_key_points_and_data_without(tmp_path):

@@ -143,15 +143,14 @@ def test_a_line_without_xml_is_named_as_it_is(root: Path, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "there", "read", "warnings"),
+    ("written", "there", "read"),
     [
-        ("cam1/x.png", ["cam1/x.png"], "cam1/x.png", 0),
-        ("x.png", ["cam1/x.png", "x.png"], "cam1/x.png", 0),
-        ("x.png", ["cam1/x.png", "cam1/a.jpg"], "cam1/x.png", 1),
-        ("a.png", ["cam1/a.png", "cam1/a.jpg"], "cam1/a.png", 0),
-        ("a.tif", ["cam1/a.tif"], "cam1/a.tif", 0),
-        ("gone.jpg", ["cam1/a.JPEG"], "cam1/a.JPEG", 0),
-        (" ", ["cam1/a.png"], "cam1/a.png", 0),
+        ("cam1/x.png", ["cam1/x.png"], "cam1/x.png"),
+        ("x.png", ["cam1/x.png", "x.png"], "cam1/x.png"),
+        ("a.png", ["cam1/a.png", "cam1/a.jpg"], "cam1/a.png"),
+        ("a.tif", ["cam1/a.tif"], "cam1/a.tif"),
+        ("gone.jpg", ["cam1/a.JPEG"], "cam1/a.JPEG"),
+        (" ", ["cam1/a.png"], "cam1/a.png"),
     ],
 )
 def test_the_image_that_is_checked_is_the_one_that_is_read(
@@ -159,8 +158,6 @@ def test_the_image_that_is_checked_is_the_one_that_is_read(
     written: str,
     there: list[str],
     read: str,
-    warnings: int,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Only the image that is to be read is whole and of the size in the xml."""
     stem = "a" if written.startswith("cam1") else "cam1/a"
@@ -172,11 +169,9 @@ def test_the_image_that_is_checked_is_the_one_that_is_read(
     text = (root / XML).read_text()
     named = f"<annotation><filename>{written}</filename>"
     (root / "Annotations" / f"{stem}.xml").write_text(text.replace("<annotation>", named))
-    with caplog.at_level(logging.WARNING, logger="rambo_det"):
-        register_voc("own", root, "train")
+    register_voc("own", root, "train")
     (record,) = DatasetCatalog.get("own")
     assert record["file_name"] == str(root / "JPEGImages" / read)
-    assert len([r for r in caplog.records if "another image" in r.getMessage()]) == warnings
 
 
 def test_boxes_without_area_are_dropped_with_one_warning(
@@ -224,7 +219,7 @@ def _cut(path: Path, keep: float) -> None:
 
 
 BAD: list[tuple[Callable[[Path], object], str]] = [
-    (lambda root: (root / SPLIT).write_text("b\\1"), r"b\\1\.xml does .*backslashes: write /\)$"),
+    (lambda root: (root / SPLIT).write_text("b\\1"), r"b\\1\.xml does .*backslashes, write / for"),
     (lambda root: (root / XML).unlink(), r"train\.txt names 'a_2', but .*a_2\.xml does not exist"),
     (lambda root: _cut(root / XML, 0.6), r"a_2\.xml is not valid xml"),
     (lambda root: (root / JPG).unlink(), r"a_2\.xml: the image .*a_2\.jpg is missing"),

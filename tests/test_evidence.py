@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 import statistics
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ pytest.importorskip("detectron2")
 from rambo_det.cli.compare import parse_args
 from rambo_det.compare.text import cell, number
 from rambo_det.errors import InputError
+
+from .models import THIN, write_coco
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = json.loads((ROOT / "results/evidence.json").read_text())
@@ -117,12 +120,52 @@ def test_the_figures_of_the_page_are_drawn(tool, tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
-def test_a_comparison_is_added_once(tool, tmp_path, monkeypatch):
+def test_the_protocol_names_comparisons_that_can_be_made(tool):
+    for question, metric, command in tool["PROTOCOL"].values():
+        args = parse_args(shlex.split(command))
+        assert question.endswith(".") and metric in tool["METRICS"]
+        per_loss = Counter(text.partition("_")[0] for text in args.variant)
+        assert len(set(per_loss.values())) == 1, "a loss has more settings than another"
+
+
+@pytest.fixture
+def elsewhere(tool, tmp_path, monkeypatch):
+    """The tool's files in a folder of their own."""
     names = {"ROWS": tmp_path / "rows.json", "PAGE": tmp_path / "page.md", "PICTURES": tmp_path}
     for name, path in names.items():
         monkeypatch.setitem(tool["run"].__globals__, name, path)
     names["ROWS"].write_text(tool["as_json"](ROWS))
     names["PAGE"].write_text("What?\n\n<!-- table: results new -->\n\nThat.\n")
+    return names
+
+
+def test_a_comparison_of_the_protocol_is_made(tool, elsewhere, tmp_path, monkeypatch, catalogs):
+    """Its rows replace those of an earlier one."""
+    monkeypatch.chdir(tmp_path)
+    earlier = json.loads(elsewhere["ROWS"].read_text())
+    for kind, key in (("comparisons", "name"), ("losses", "of")):
+        earlier[kind].append({**earlier[kind][0], key: "new"})
+    elsewhere["ROWS"].write_text(tool["as_json"](earlier))
+    files = [Path(*write_coco(Path(split), 4, split)[:1]).parent for split in ("train", "val")]
+    data = ":".join(f"{f}/{s}.json:{f}/{s}" for f, s in zip(files, ("train", "val"), strict=True))
+    command = [
+        "--config", str(ROOT / "configs/quickstart/faster_rcnn_ce.yaml"), "--seeds", "1",
+        "--threads", "1", "--data", f"x=coco:{data}", "--losses", "ce,rambo", "--bootstrap", "100",
+        *THIN, "SOLVER.MAX_ITER", "1",
+    ]  # fmt: skip
+    monkeypatch.setitem(tool["PROTOCOL"], "new", ("Which?", "AP", shlex.join(command)))
+    tool["run"](["--run", "new"])
+    rows = json.loads(elsewhere["ROWS"].read_text())
+    assert [row["title"] for row in rows["losses"] if row["of"] == "new"] == [
+        "cross entropy", "RaMBO",
+    ]  # fmt: skip
+    assert "| x | cross entropy | 1 |" in elsewhere["PAGE"].read_text()
+    with pytest.raises(InputError, match="--run nothing: no such comparison, but main"):
+        tool["run"](["--run", "nothing"])
+
+
+def test_a_comparison_is_added_once(tool, elsewhere, tmp_path):
+    names = elsewhere
     aps = {("ce", 0): 30.0, ("ce", 1): 32.0, ("rambo", 0): 35.0, ("rambo", 1): 36.0}
     ce, rambo = {"mean": 31.0, "std": 1.41421}, {"mean": 35.5, "std": 0.70711}
     less = {"mean": 4.5, "low": -1.0, "high": 9.0}

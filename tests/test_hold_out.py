@@ -152,13 +152,24 @@ def test_the_weight_is_of_the_classification_loss_alone(name):
 def test_where_the_data_are_is_noted_down_whole(tmp_path, monkeypatch, catalogs):
     monkeypatch.chdir(tmp_path)
     args = Namespace(
-        register_coco=[["a", "train.json", "train"]],
-        register_voc=[["v", "voc", "train"]],
+        register=[
+            ("coco", "a", "train.json", "train"),
+            ("voc", "v", "voc", "train"),
+            ("yolo", "y", "data.yaml", "train"),
+        ],
+        split=None,
         hold_out=None,
         imports=["mine.py", "my_package"],
     )
     write_data(str(tmp_path), args, ["rambo_shapes_train"], [])
     data = read_data(tmp_path)
-    assert data.register_coco == [["a", str(tmp_path / "train.json"), str(tmp_path / "train")]]
-    assert data.register_voc == [["v", str(tmp_path / "voc"), "train"]]
+    known = [
+        ["coco", "a", str(tmp_path / "train.json"), str(tmp_path / "train")],
+        ["voc", "v", str(tmp_path / "voc"), "train"],
+    ]
+    assert data.register == [*known, ["yolo", "y", str(tmp_path / "data.yaml"), "train"]]
     assert data.imports == [str(tmp_path / "mine.py"), "my_package"]
+    # As a run of an earlier version has it.
+    earlier = {"register_coco": [known[0][1:]], "register_voc": [known[1][1:]]}
+    (tmp_path / "data.json").write_text(json.dumps(earlier))
+    assert read_data(tmp_path).register == known

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("detectron2")
 
 from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
-from detectron2.data import build
+from detectron2.data import DatasetCatalog, build
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import TrainingSampler
 from detectron2.layers import ShapeSpec
@@ -21,7 +21,8 @@ from detectron2.utils.env import seed_all_rng
 
 import rambo_det
 from rambo_det.cli.lazy import main
-from rambo_det.engine.lazy import LazyRun
+from rambo_det.engine.arguments import parse_args
+from rambo_det.engine.lazy import LazyRun, load_lazy_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
@@ -201,3 +202,16 @@ def test_nothing_else_is_printed(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: --eval-only") and done.stderr.count("\n") == 1
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("part, lacking", [("mask", "has no mask"), ("keypoint", "no key points")])
+def test_a_model_with_more_than_boxes_needs_data_that_have_it(part, lacking, tmp_path, catalogs):
+    file, images = write_coco(tmp_path, 2)
+    words = ["--config", str(CONFIGS / "lazy" / "faster_rcnn_rambo.py"), "--register-coco", "own",
+             file, images, "dataloader.train.dataset.names=own",
+             "dataloader.test.dataset.names=own"]  # fmt: skip
+    load_lazy_config(parse_args(words, lazy=True))
+    DatasetCatalog.remove("own")
+    head = f"model.roi_heads.{part}_head"
+    with pytest.raises(InputError, match=f"{head} is there, but .*{lacking}"):
+        load_lazy_config(parse_args([*words, f"{head}={{a: 1}}"], lazy=True))

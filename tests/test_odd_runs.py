@@ -10,13 +10,20 @@ import pytest
 
 pytest.importorskip("detectron2")
 
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.structures import BoxMode
+from PIL import Image
+
 from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main as train
+from rambo_det.data.mapper import NamingMapper
 from rambo_det.engine.detector import Detector
+from rambo_det.engine.loader import train_loader
 from rambo_det.engine.saved import find_model
+from rambo_det.engine.trainer import RamboTrainer
 
 from .command_line import call, registered
-from .models import CONFIGS, THIN
+from .models import CONFIGS, THIN, small_cfg
 
 QUICKSTART = CONFIGS / "quickstart/faster_rcnn_rambo.yaml"
 
@@ -118,3 +125,38 @@ def test_what_is_odd_in_the_data_is_in_the_log_of_the_run(finished_run, tmp_path
     shutil.copy(finished_run / "val.json", tmp_path)
     assert run(finished_run, tmp_path / "out", data=registered(tmp_path)) == 0
     assert (tmp_path / "out" / "log.txt").read_text().count("dropped 1 box(es)") == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_in_a_mapper_ends_a_run_with_its_traceback(
+    workers, finished_run, tmp_path, catalogs, monkeypatch, capsys
+):
+    """And not as a worker that died."""
+    monkeypatch.setattr(RamboTrainer, "build_train_loader", classmethod(broken_loader))
+    with pytest.raises(RuntimeError, match=r"the mapper failed on .*train/\d\.png: KeyError: 'x'"):
+        run(finished_run, tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
+    assert "worker died" not in capsys.readouterr().err
+
+
+def broken_loader(cls, cfg):
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    return train_loader(records, mapper=broken, seed=1, total_batch_size=2,
+                        num_workers=cfg.DATALOADER.NUM_WORKERS)  # fmt: skip
+
+
+def broken(record):
+    raise KeyError("x")
+
+
+def test_what_a_mapper_raises_names_image_and_annotation(finished_run):
+    """A data set that Detectron2's own functions registered, with a slip in the second box."""
+    cfg = small_cfg()
+    image = str(finished_run / "train" / "0.png")
+    width, height = Image.open(image).size
+    box = {"bbox": [1, 2, 9, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    record = {"file_name": image, "width": width, "height": height}
+    record["annotations"] = [box, {**box, "bbox": [1, 2, 9]}]
+    mapper = NamingMapper(DatasetMapper(cfg, is_train=True))
+    with pytest.raises(RuntimeError, match=r"0\.png, annotation 1 of the image, .*\[1, 2, 9\]"):
+        mapper(record)
+    assert len(mapper({**record, "annotations": [box]})["instances"]) == 1

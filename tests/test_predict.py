@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -26,13 +27,17 @@ from .models import write_coco
 pytest.importorskip("detectron2")
 
 from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 from pycocotools.coco import COCO
 
 from rambo_det.cli.predict import main
 from rambo_det.data.drawing import CLASSES, draw
+from rambo_det.data.files import image_size
 from rambo_det.engine.detector import Detector
 from rambo_det.engine.saved import find_model
+from rambo_det.errors import InputError
 from rambo_det.evaluation.pictures import class_metadata, draw_detections, interrupted_after
 
 from .models import CONFIGS, small_cfg
@@ -267,6 +272,28 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
     assert predict(run, tmp_path / "in", "--output", tmp_path / "none") == 2
     assert "0.png is not an image" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_picture_that_breaks_off_inside_is_left_out(run, tmp_path, capsys, catalogs):
+    shutil.copytree(run / "val", tmp_path / "in")
+    (tmp_path / "in" / "1.png").unlink()
+    file = tmp_path / "in" / "1.jpg"
+    Image.effect_noise((96, 96), 60).save(file)
+    whole = file.read_bytes()
+    for at in range(len(whole)):  # a byte without which it cannot be decoded
+        file.write_bytes(whole[:at] + b"\0" + whole[at + 1 :])
+        with suppress(InputError):
+            image_size(file, "seems whole")
+            try:
+                read_image(str(file), "BGR")
+            except OSError:
+                break
+    assert predict(run, tmp_path / "in", "--output", tmp_path / "out") == 1
+    text, error = capsys.readouterr()
+    first, last = error.splitlines()
+    assert "skipped: " in first and "1.jpg cannot be read" in first
+    assert last == "error: 1 of 3 files were skipped, see above" and "2 pictures in" in text
+    assert len(results_of(tmp_path / "out")[0].imgs) == 2
 
 
 def test_a_full_disk_is_one_line_without_advice_that_does_not_help(run, tmp_path, capsys, catalogs):

@@ -91,7 +91,7 @@ def test_code_that_cannot_be_imported_is_one_line(code, message, tmp_path, capsy
 
 @pytest.mark.parametrize("name", ["voc07_rambo", "voc07_retinanet_rambo"])
 def test_the_example_of_a_timm_backbone(name):
-    pytest.importorskip("timm", reason="timm is not installed")
+    timm = pytest.importorskip("timm", reason="timm is not installed")
     import_user_code([str(ROOT / "examples" / "timm_backbone.py")])
     cfg = new_config()
     cfg.merge_from_file(str(CONFIGS / "evidence" / f"{name}.yaml"))
@@ -99,9 +99,16 @@ def test_the_example_of_a_timm_backbone(name):
     model = build_model(cfg).eval()
     frozen = [p.requires_grad for p in model.backbone.bottom_up.parameters()]
     assert frozen == sorted(frozen) and not frozen[0] and frozen[-1]
+    # The features are timm's own, in training too.
+    net = timm.create_model(cfg.MODEL.TIMM.NAME, features_only=True, pretrained=False).eval()
+    net.load_state_dict(model.backbone.bottom_up.net.state_dict(), strict=False)
+    image = torch.randn(1, 3, 128, 128)
     with torch.no_grad():
-        features = model.backbone(torch.zeros(1, 3, 128, 128))
+        features = model.backbone(image)
+        found, wanted = model.train().backbone.bottom_up(image), net(image)[-3:]
     assert [f.shape[-1] for f in features.values()] == [16, 8, 4, 2]
+    for one, other in zip(found.values(), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_another_library_come_in_the_same_order():

@@ -46,18 +46,48 @@ def argsort_rambo(scores: Tensor, positive: Tensor) -> Tensor:
     return GivenGradient.apply(scores, grad.t().to(scores.dtype))
 
 
-def error_driven_ap(scores: Tensor, positive: Tensor) -> Tensor:
+def step(x: Tensor, delta: float) -> Tensor:
+    """Heaviside's step, 1/2 at 0; with δ > 0 it rises along a line from -δ to δ."""
+    return (x / (2 * delta) + 0.5).clamp(0, 1) if delta else torch.heaviside(x, x.new_tensor(0.5))
+
+
+def error_driven_ap(scores: Tensor, positive: Tensor, delta: float = 1.0) -> Tensor:
     """AP-loss of Chen et al., CVPR 2019 (error-driven update, Sec. 3.2): O(P N)."""
     flat = scores.detach().flatten()
     mask = positive.flatten().bool()
     background, own = flat[~mask], flat[mask]
     grad_neg, grad_pos = torch.zeros_like(background), torch.empty_like(own)
     for i, score in enumerate(own):
-        higher = ((background - score) / 2 + 0.5).clamp(0, 1)
-        others = ((own - score) / 2 + 0.5).clamp(0, 1).sum() + 0.5
+        higher = step(background - score, delta)
+        others = step(own - score, delta).sum() + 0.5
         share = higher / (higher.sum() + others)
         grad_neg += share
         grad_pos[i] = -share.sum()
     grad = torch.empty_like(flat)
     grad[~mask], grad[mask] = grad_neg, grad_pos
     return GivenGradient.apply(scores, (grad / max(len(own), 1)).view_as(scores))
+
+
+def bucketed_ap(scores: Tensor, positive: Tensor) -> Tensor:
+    """Bucketed AP loss of Yavuz et al., ECCV 2024: O(N log N + P²).
+
+    All scores are sorted. The negatives between two positives are a bucket; its mean stands for
+    them, is compared with each positive, and they share its gradient. For δ = 0, as here, and
+    scores without ties this is the gradient of the error-driven AP loss (the paper's Theorem).
+    """
+    ranked, order = scores.detach().flatten().sort(descending=True)
+    mask = positive.flatten().bool()[order]
+    own, background = ranked[mask], ranked[~mask]
+    bucket = mask.cumsum(0)[~mask]  # as many as there are positives above
+    size = torch.bincount(bucket, minlength=len(own) + 1)
+    # In float64: rounded, the mean of many could lie on the other side of a positive.
+    mean = size.new_zeros(len(size), dtype=torch.float64).index_add_(0, bucket, background.double())
+    mean = torch.where(size > 0, mean / size, 0.0)
+    higher = step(mean - own[:, None].double(), 0.0).to(own.dtype) * size
+    others = step(own - own[:, None], 0.0).sum(1, keepdim=True) + 0.5
+    share = higher / (higher.sum(1, keepdim=True) + others)
+    grad = torch.empty_like(ranked)
+    grad[mask] = -share.sum(1)
+    grad[~mask] = (share.sum(0) / size)[bucket]
+    grad = torch.empty_like(grad).scatter_(0, order, grad / max(len(own), 1))
+    return GivenGradient.apply(scores, grad.view_as(scores))

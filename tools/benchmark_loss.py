@@ -27,13 +27,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces ea
 import matplotlib
 import torch
 import torch.nn.functional as F
-from baseline_losses import argsort_rambo, error_driven_ap
+from baseline_losses import argsort_rambo, bucketed_ap, error_driven_ap
 from tabulate import tabulate
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from rambo_det.losses import RamboLoss, class_ap_loss, ranking  # noqa: E402
+from rambo_det.losses import RamboLoss, class_ap_loss  # noqa: E402
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -65,9 +65,10 @@ def one_hot(gt: Tensor, scores: Tensor) -> Tensor:
 
 
 def methods_for(gt: Tensor, scores: Tensor, limit: float) -> dict[str, Method]:
-    """Everything that is affordable here; ``limit``: the most P * N of the O(P N) loss."""
+    """Everything that is affordable here; ``limit``: the most P * N of the O(P N) loss, and the
+    most P² of the bucketed one."""
     c = scores.shape[1]
-    target = one_hot(gt, scores)
+    target, num = one_hot(gt, scores), int((gt < c).sum())
     full, memory = RamboLoss(c), RamboLoss(c, memory_length=4)
     full.to(scores.device), memory.to(scores.device)
     found = {
@@ -78,9 +79,11 @@ def methods_for(gt: Tensor, scores: Tensor, limit: float) -> dict[str, Method]:
         # The background's logit is 0.
         "cross entropy": lambda s: F.cross_entropy(F.pad(s, (0, 1)), gt),
     }
-    if scores.numel() <= 1_000_000:
+    if scores.numel() <= (10_000_000 if scores.is_cuda else 1_000_000):
         found["double argsort"] = lambda s: argsort_rambo(s, target)
-    if int((gt < c).sum()) * scores.numel() <= limit:
+    if num**2 <= limit:
+        found["bucketed AP"] = lambda s: bucketed_ap(s, target)
+    if num * scores.numel() <= limit:
         found["error-driven AP"] = lambda s: error_driven_ap(s, target)
     return found
 
@@ -142,6 +145,8 @@ def measure(case: dict, device: str, seconds: float, limit: float) -> dict:
 def passes(case: dict) -> dict[str, Any]:
     """Where RamboLoss's time goes: medians of both passes over the scores, of the whole forward, of
     the backward, and what a copy of the scores takes."""
+    from rambo_det.losses import ranking
+
     scores, gt = make_case(**case, device="cpu")
     leaf, loss, times = scores.requires_grad_(), RamboLoss(case["c"]), {}
 
@@ -219,7 +224,13 @@ def summary(results: list[dict]) -> str:
         key = result["n"], result["rate"], result["regime"]
         row = rows.setdefault(key, dict(zip(("N", "P/N", "scores"), key, strict=True)))
         methods = result["methods"]
-        for name in ("RamboLoss", "RamboLoss τ=4", "double argsort"):
+        for name in (
+            "RamboLoss",
+            "RamboLoss τ=4",
+            "cross entropy",
+            "bucketed AP",
+            "double argsort",
+        ):
             ratio = f"{methods[name]['to_focal']:.2f}" if name in methods else "-"
             row[name] = f"{row[name]} / {ratio}" if name in row else ratio
         peak = methods["RamboLoss"]["peak_mib"] / methods["focal"]["peak_mib"]
@@ -237,6 +248,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--sizes", type=float, nargs="+", help="N, e.g. 1e5 1e6")
+    parser.add_argument("--seconds", type=float, help="of each case (default: 3, --quick 1)")
     parser.add_argument("--passes", action="store_true", help="where the loss's time goes, C = 80")
     args = parser.parse_args()
     if args.threads:
@@ -256,8 +268,9 @@ def main() -> None:
             for rate in (5e-5, 5e-3):
                 for regime in ("init", "mid"):
                     case = {"n": int(n), "c": c, "rate": rate, "regime": regime}
-                    limits = (1.0, 1e7) if args.quick else (3.0, 1e8)
-                    results.append(measure(case, args.device, *limits))
+                    seconds, limit = (1.0, 1e7) if args.quick else (3.0, 1e8)
+                    seconds = seconds if args.seconds is None else args.seconds
+                    results.append(measure(case, args.device, seconds, limit))
                     print_result(results[-1])
     args.output.mkdir(parents=True, exist_ok=True)
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": args.device}

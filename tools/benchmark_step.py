@@ -36,6 +36,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rambo_det  # noqa: E402
 from rambo_det.config_files import find_config  # noqa: E402
+from rambo_det.modeling.one_stage import flatten_levels  # noqa: E402
 from rambo_det.modeling.scores import score_function  # noqa: E402
 
 # Model: its config with the stock loss, with RaMBO.
@@ -50,16 +51,19 @@ LOSSES = ("stock", "RaMBO")
 class Contender:
     """One model with its optimizer; ``inputs`` are what its head was last asked the losses of."""
 
-    def __init__(self, config: str, device: str, proposals: int) -> None:
+    def __init__(self, config: str, device: str, proposals: int, amp: bool = False) -> None:
         cfg = _config(config, device, proposals)
         torch.manual_seed(0)
         self.model = build_model(cfg).train()
         _tame(self.model)
         self._optimizer = build_optimizer(cfg, self.model)
+        # As Detectron2's AMPTrainer has them.
+        self._autocast = lambda: torch.autocast(device.partition(":")[0], enabled=amp)
+        self._scaler = torch.amp.GradScaler(enabled=amp)
         self._initial = [p.detach().clone() for p in self.model.parameters()]
         dense = not hasattr(self.model, "roi_heads")
         self.head = self.model if dense else self.model.roi_heads.box_predictor
-        self.classify = self._classify_dense if dense else self._classify_proposals
+        self._classify = self._classify_dense if dense else self._classify_proposals
         self.inputs: tuple[Any, ...] = ()
         self._losses = self.head.losses
         self.head.losses = self._remember
@@ -70,45 +74,47 @@ class Contender:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """The initial weights; a score memory and the optimizer's state stay as they are."""
+        """The initial weights, no gradients; a score memory and the optimizer's state stay."""
+        self.inputs = ()  # or a step would free them
+        self._optimizer.zero_grad()
         for parameter, value in zip(self.model.parameters(), self._initial, strict=True):
             parameter.copy_(value)
 
     def step(self, batch: list[dict[str, Any]]) -> None:
-        loss = sum(self.model(batch).values())
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
+        with self._autocast():
+            loss = sum(self.model(batch).values())
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
 
     def losses(self) -> None:
-        sum(self._losses(*self.inputs).values()).backward()
+        with self._autocast():
+            loss = sum(self._losses(*self.inputs).values())
+        loss.backward()
 
-    def _classify_proposals(self) -> None:
+    def classify(self) -> None:
+        """The classification loss of the inputs alone, forward and backward."""
+        with self._autocast():
+            loss = self._classify()
+        loss.backward()
+
+    def _classify_proposals(self) -> Tensor:
         (logits, _), proposals = self.inputs
         gt_classes = cat([p.gt_classes for p in proposals])
         if hasattr(self.head, "rambo_loss"):
             scores = score_function(self.head.rambo_score)(logits)
-            loss = self.head.rambo_loss(scores, gt_classes)
-        else:
-            loss = F.cross_entropy(logits, gt_classes)
-        loss.backward()
+            return self.head.rambo_loss(scores, gt_classes)
+        return F.cross_entropy(logits, gt_classes)
 
-    def _classify_dense(self) -> None:
+    def _classify_dense(self) -> Tensor:
         _, logits, labels, *_ = self.inputs
-        scores, gt_classes = _flatten(logits, labels)
+        scores, gt_classes = flatten_levels(logits, labels)
         if hasattr(self.head, "rambo_loss"):
-            loss = self.head.rambo_loss(scores, gt_classes)
-        else:
-            valid = gt_classes >= 0
-            target = F.one_hot(gt_classes[valid], self.head.num_classes + 1)[:, :-1]
-            weights = self.head.focal_loss_alpha, self.head.focal_loss_gamma
-            loss = sigmoid_focal_loss_jit(scores[valid], target.to(scores.dtype), *weights, "sum")
-        loss.backward()
-
-
-def _flatten(logits: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits ``(images, anchors, C)`` of each level and labels of each image, anchor by anchor."""
-    return cat(logits, dim=1).flatten(0, 1), torch.stack(labels).flatten()
+            return self.head.rambo_loss(scores, gt_classes)
+        valid = gt_classes >= 0
+        target = F.one_hot(gt_classes[valid], self.head.num_classes + 1)[:, :-1]
+        weights = self.head.focal_loss_alpha, self.head.focal_loss_gamma
+        return sigmoid_focal_loss_jit(scores[valid], target.to(scores.dtype), *weights, "sum")
 
 
 def _config(file: str, device: str, proposals: int) -> CfgNode:
@@ -164,9 +170,17 @@ def timed(function: Callable[[], Any], device: str) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
+def peak_mib(function: Callable[[], Any], device: str) -> float:
+    """The most memory that a call takes on a GPU, above what was taken before."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    function()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Times of one model: of each part the two medians, and the quartiles of the paired ratio."""
-    pair = [Contender(config, args.device, args.proposals) for config in MODELS[name]]
+    pair = [Contender(c, args.device, args.proposals, args.amp) for c in MODELS[name]]
     for a, b in zip(*(c.model.parameters() for c in pair), strict=True):
         assert torch.equal(a, b), "the two models differ at the start"
     batch = make_batch(args.images, tuple(args.size), args.boxes)
@@ -185,14 +199,21 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 if number >= warm_up:
                     for part, ms in zip(PARTS, found, strict=True):
                         times[part][which].append(ms)
-    return {"model": name, **_size_of_head(pair[0]), "parts": summarize(times)}
+        result = {"model": name, **_size_of_head(pair[0]), "parts": summarize(times)}
+        if args.device.startswith("cuda"):
+            result["peak_mib"] = {}
+            for loss, contender in zip(LOSSES, pair, strict=True):
+                contender.reset()
+                peak = peak_mib(lambda c=contender: c.step(batch), args.device)
+                result["peak_mib"][loss] = peak
+    return result
 
 
 def _size_of_head(contender: Contender) -> dict[str, int]:
     """How many scores the classification loss is of, and of how many positive boxes or anchors."""
     first, second, *rest = contender.inputs
     if rest:
-        scores, classes = _flatten(second, rest[0])
+        scores, classes = flatten_levels(second, rest[0])
     else:
         scores, classes = first[0][:, :-1], cat([p.gt_classes for p in second])
     positive = (classes >= 0) & (classes < scores.shape[1])
@@ -213,7 +234,8 @@ def summarize(times: dict[str, list[list[float]]]) -> dict[str, dict[str, float]
 
 
 def print_result(result: dict[str, Any]) -> None:
-    print(f"\n{result['model']}: {result['scores']} scores, {result['positives']} positives")
+    peak = "".join(f", {loss} {mib:.0f} MiB" for loss, mib in result.get("peak_mib", {}).items())
+    print(f"\n{result['model']}: {result['scores']} scores, {result['positives']} positives{peak}")
     print(f"  {'':20s} {'stock':>11s}  {'RaMBO':>11s}  ratio of a pair [quartiles]")
     for part, m in result["parts"].items():
         print(
@@ -232,6 +254,7 @@ def main() -> None:
     )
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
     parser.add_argument("--images", type=int, help="a batch (default: 16 on cuda, 2 on a CPU)")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
@@ -244,6 +267,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="JSON", help="write the results there")
     args = parser.parse_args()
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.amp and not args.device.startswith("cuda"):
+        parser.error("--amp needs a GPU")
     images, size = (16, [800, 1333]) if args.device.startswith("cuda") else (2, [320, 320])
     if args.quick:
         images, size = 1, [160, 160]
@@ -254,7 +279,9 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    about |= {k: vars(args)[k] for k in ("device", "images", "size", "proposals", "boxes", "pairs")}
+    about |= {
+        k: vars(args)[k] for k in ("device", "amp", "images", "size", "proposals", "boxes", "pairs")
+    }
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     results = []
     for name in args.models:

@@ -1,12 +1,15 @@
 #!/usr/bin/env python
 """Fill the tables of docs/evidence.md from the rows in results/evidence.json and draw its figures.
 
+    python tools/evidence.py --run voc07_tuning
     python tools/evidence.py --add main=output/compare/results.json
     python tools/evidence.py
 
---add keeps a summary of a comparison first: a row for each loss and each difference on each data
-set. The tables of the page below <!-- table: KIND COMPARISON ... -->, where KIND is one of TABLES,
-are then written anew, and docs/evidence/NAME.png for each NAME of FIGURES.
+--run makes a comparison in output/NAME: one of PROTOCOL, or a stored one again. The trainings that
+are done are kept, so that it can be interrupted. --add keeps what rambo-compare found otherwise.
+Either leaves a row for each loss and each difference on each data set. The tables of the page below
+<!-- table: KIND COMPARISON ... -->, where KIND is one of TABLES, are then written anew, and
+docs/evidence/NAME.png for each NAME of FIGURES.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -36,6 +41,31 @@ FIGURES = {
     "main": ["main", "seeds"],
     "retinanet": ["retinanet", "retinanet_quickstart", "r50_retinanet", "retinanet_rules"],
     "ablation": ["ablation"],
+}
+_VOC07 = (
+    "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml --data "
+    "'voc07=voc:data/voc07:train:val SOLVER.MAX_ITER {}' --jobs 1 --threads 1 --bootstrap 1000"
+)
+_EACH = "MODEL.RAMBO.LAMBDA_RULE each MODEL.RAMBO.LIFT 20.0 MODEL.RAMBO.LOSS_WEIGHT 0.4"
+# Written before the first training: name -> the question, the metric that decides, the arguments
+# of rambo-compare. Every loss has as many settings.
+PROTOCOL = {
+    "voc07_tuning": (
+        "Which weight of the classification loss does each loss need on a pretrained backbone? "
+        "Measured on held-out training images; the learning rate is the one that was best for "
+        "cross entropy and for RaMBO (each) before.",
+        "AP",
+        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 "
+        + " ".join(
+            f"--variant '{name}_w{weight:g}={loss} RAMBO_TRAIN.CLS_WEIGHT {weight}'"
+            for name, loss, weights in (
+                ("ce", "ce", (1.0, 2.0, 4.0, 8.0)),
+                ("lift", "rambo", (1.0, 2.0, 4.0, 8.0)),
+                ("each", f"rambo {_EACH}", (0.5, 1.0, 2.0, 4.0)),
+            )
+            for weight in weights
+        ),
+    ),
 }
 METRICS = ("AP", "AP50", "AP75", "ECE", "ECE refit", "APs", "APm", "APl")
 Rows = dict[str, list[dict[str, Any]]]
@@ -175,12 +205,33 @@ def as_json(rows: Rows) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
+def make(name: str, rows: Rows) -> str:
+    """Makes a comparison in output/NAME; gives the file of its results."""
+    known = {row["name"]: ("", "", row["command"].partition(" ")[2]) for row in rows["comparisons"]}
+    if name not in (known := known | PROTOCOL):
+        raise InputError(f"--run {name}: no such comparison, but {', '.join(known)}")
+    question, metric, words = known[name]
+    if question:
+        print(f"{question} {metric} decides.")
+    out = f"output/{name}"
+    command = [sys.executable, str(ROOT / "tools/compare.py"), "--out", out, *shlex.split(words)]
+    if subprocess.run(command).returncode:
+        raise InputError(f"--run {name}: not all of its trainings have ended, see above")
+    return f"{out}/results.json"
+
+
 def run(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--run", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--add", nargs="*", default=[], metavar="NAME=RESULTS.json")
     rows = json.loads(ROWS.read_text(encoding="utf-8"))
-    for item in parser.parse_args(argv).add:
+    args = parser.parse_args(argv)
+    for name in args.run:
+        args.add.append(f"{name}={make(name, rows)}")
+        for kind, key in (("comparisons", "name"), ("losses", "of"), ("differences", "of")):
+            rows[kind] = [row for row in rows[kind] if row[key] != name]
+    for item in args.add:
         name, _, file = item.partition("=")
         if any(row["name"] == name for row in rows["comparisons"]):
             raise InputError(f"--add {name}: there is a comparison of that name: choose another")

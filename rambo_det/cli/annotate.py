@@ -17,7 +17,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from tqdm import tqdm
 
 from ..engine.detector import Detector
-from ..engine.files import whole_file
+from ..engine.files import whole_file, write_picture
 from ..errors import InputError
 from ..evaluation.pictures import draw_detections, grid
 from .sources import OVERVIEW, Source, open_video
@@ -35,7 +35,7 @@ class Annotator:
     which class a category id; it is an annotation file of COCO's without annotations.
 
     Raises InputError if something would be overwritten: an input, or, without ``overwrite``, a file
-    of the output.
+    of the output. ``broken`` tells of images that could not be read, a line each.
     """
 
     def __init__(self, output: Path, sources: Sequence[Source], overwrite: bool) -> None:
@@ -58,6 +58,7 @@ class Annotator:
                 f"{there[0]} exists already{more}: --overwrite replaces it, or --output "
                 "ANOTHER_FOLDER"
             )
+        self.broken: list[str] = []
         self._images: list[dict[str, Any]] = []
         self._drawn = self._found = 0
 
@@ -98,7 +99,7 @@ class Annotator:
         with whole_file(str(self._index), "w") as file:
             json.dump(content, file, indent=1)
         if len(shown) > 1:
-            _write_picture(self._output / OVERVIEW, grid(shown, min(4, len(shown))), 80)
+            write_picture(self._output / OVERVIEW, grid(shown, min(4, len(shown))), 80)
         if interrupted is not None:
             raise interrupted
 
@@ -106,8 +107,13 @@ class Annotator:
         """Writes the annotated copy; returns that of an image."""
         target, about = self._output / source.output, {"file_name": source.place}
         if not source.is_video:
-            picture = self._annotated(read_image(source.place, format="BGR"), about)
-            _write_picture(target, picture)
+            try:
+                image = read_image(source.place, format="BGR")
+            except Exception as error:  # of whichever decoder
+                self.broken.append(f"{source.place} cannot be read: {error}")
+                return None
+            picture = self._annotated(image, about)
+            write_picture(target, picture)
             return picture
         video = open_video(source.place)
         rate = video.get(cv2.CAP_PROP_FPS)
@@ -138,7 +144,8 @@ class Annotator:
         """What was done, and what a picture does not show; ``why`` tells of the threshold."""
         low, high = float(self._threshold.min()), float(self._threshold.max())
         threshold = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-        pictures, videos = self._num_pictures, len(self._sources) - self._num_pictures
+        pictures = self._num_pictures - len(self.broken)
+        videos = len(self._sources) - self._num_pictures
         numbers = ((pictures, "picture"), (videos, "video"))
         counts = [f"{n} {what}{'s' * (n > 1)}" for n, what in numbers if n]
         return (
@@ -176,10 +183,3 @@ def write_video(target: Path, pictures: Iterable[np.ndarray], rate: float) -> No
         if whole:
             os.replace(part, target)
         part.unlink(missing_ok=True)
-
-
-def _write_picture(path: Path, picture: np.ndarray, jpeg_quality: int = 95) -> None:
-    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
-    options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality] if is_jpeg else []
-    with whole_file(str(path), "wb") as file:
-        file.write(cv2.imencode(path.suffix, picture, options)[1].tobytes())

@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dataset is None and not detector.train_sets:
         raise InputError("DATASETS.TRAIN is empty: name labelled images with --dataset")
     data = RankedData(args.dataset or detector.train_sets[0], detector, saved.data, args)
+    args.register = []  # they are now
     test = detector.datasets[0] if args.test is None and detector.datasets else args.test
     measured = RankedData(test, detector, saved.data, args) if test else None
     found = calibrate(detector.model, *labelled_images(data.name, detector.mapper, args.images))
@@ -87,18 +88,26 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _measure(detector: Any, data: Any) -> dict[str, float]:
-    """Calibration error, AP and the AP of each class on a data set, in percent."""
+    """Calibration error, AP and the AP of each class on a data set, in percent.
+
+    AP twice: of the detections that the model keeps of an image, and of 300.
+    """
     import numpy as np
 
-    from ..evaluation.calibration import calibration_error
+    from ..evaluation.calibration import PER_IMAGE, all_detections, calibration_error
     from ..evaluation.matches import find_matches, metrics
 
     matches = find_matches(data.truth, data.detect(detector))
+    with all_detections(detector.model):
+        more = find_matches(data.truth, data.detect(detector), most=PER_IMAGE)
     counted = ~matches.ignored[0]
     error = calibration_error(matches.scores[counted], matches.right[0][counted])
     once = np.ones((1, matches.positives.shape[1]), int)
-    ap = {name: float(value[0]) for name, value in metrics(matches, once).items()}
-    return {"calibration error": error, **ap}
+    ap, ap_of_more = (
+        {name: float(value[0]) for name, value in metrics(x, once).items()} for x in (matches, more)
+    )
+    of_more = {f"AP of {PER_IMAGE} detections an image": ap_of_more["AP"]}
+    return {"calibration error": error, "AP": ap.pop("AP"), **of_more, **ap}
 
 
 def _table(before: dict[str, float], after: dict[str, float], is_fitted: bool) -> str:

@@ -86,9 +86,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             raise InputError(f"--{key} must be >= {least}, got {getattr(args, key)}")
     if not args.config_file.endswith((".yaml", ".yml")):
         raise InputError(f"--config {args.config_file}: a yaml config is needed")
-    if args.data and (args.register_coco or args.register_voc or args.classes is not None):
+    if args.data and (args.register or args.classes is not None or args.split is not None):
         raise InputError(
-            "--data names its data sets itself: leave out --register-... and --classes"
+            "--data names its data sets itself: leave out --register-..., --split and --classes"
         )
     args.seeds = _seeds(args.seeds)
     return args
@@ -113,10 +113,10 @@ def plan_of(args: argparse.Namespace) -> Any:
 
     default = default_losses(merged_config(args))
     variants = parse_variants(args.losses, args.variant, args.grid, default)
-    coco, voc = args.register_coco, args.register_voc
-    data = [parse_data(text, args.config_file, args.hold_out) for text in args.data]
-    data = data or [Data("", args.config_file, coco, voc, (), args.classes, args.hold_out)]
-    data = [replace(item, imports=args.imports) for item in data]
+    data = [parse_data(text, args.config_file) for text in args.data] or [
+        Data("", args.config_file, args.register, (), args.classes, args.split)
+    ]
+    data = [replace(item, hold_out=args.hold_out, imports=args.imports) for item in data]
     return make_plan(data, variants, args.seeds, args.opts, args.out)
 
 

@@ -87,7 +87,8 @@ def _is_of_a_full_disk(error: BaseException | None) -> bool:
 def _is_of_a_worker(error: BaseException) -> bool:
     """Whether a data worker died: torch may say so itself, or find its pipe closed."""
     if isinstance(error, RuntimeError):
-        return "DataLoader worker" in str(error)
+        # "Caught KeyError in DataLoader worker process 0" is an error of the code there.
+        return "DataLoader worker (pid" in str(error)
     files = [step.filename for step in traceback.extract_tb(error.__traceback__)]
     in_loader = any(file.endswith("torch/utils/data/dataloader.py") for file in files)
     return in_loader and isinstance(error, (ConnectionError, EOFError))

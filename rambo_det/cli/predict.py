@@ -107,8 +107,6 @@ def run(args: argparse.Namespace) -> int:
     saved = find_model(args.run, args.config, args.weights)
     output = Path(args.output)
     sources, broken = find_sources(args.inputs, args.camera, output)
-    for reason in broken:
-        print(f"skipped: {reason}", file=sys.stderr)
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
     annotator = Annotator(output, sources, args.overwrite)
     detector = Detector(saved, args.opts, classes)
@@ -118,10 +116,15 @@ def run(args: argparse.Namespace) -> int:
         score, why = read_thresholds(saved.weights, names), "thresholds.json, one for each class"
     if score is None:
         score, why = default_threshold(saved)
+    for reason in broken:
+        print(f"skipped: {reason}", file=sys.stderr)
     annotator.annotate(detector, score, args.frames)
+    for reason in annotator.broken:
+        print(f"skipped: {reason}", file=sys.stderr)
     print(annotator.summary(why))
+    files = len(broken) + len(sources)
+    broken += annotator.broken
     if broken:
-        files = len(broken) + len(sources)
         print(f"error: {len(broken)} of {files} files were skipped, see above", file=sys.stderr)
     return 1 if broken else 0
 

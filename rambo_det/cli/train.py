@@ -63,6 +63,31 @@ def load_config(args: argparse.Namespace) -> Any:
         return (load_lazy_config if args.lazy else build_config)(args)
 
 
+def check_data(args: argparse.Namespace) -> None:
+    """Tells what the data sets of the command line, or of the config, have; trains nothing.
+
+    Raises:
+        InputError: whatever is wrong with them, or with the config if there is one.
+    """
+    from ..engine.data_pages import write_pages
+    from ..engine.keys import LAZY, YAML, names
+
+    if args.config_file:
+        from ..engine.lazy import load_lazy_config
+        from ..engine.setup import build_config
+
+        load, keys = (load_lazy_config, LAZY) if args.lazy else (build_config, YAML)
+        cfg = load(args)
+        found = [*names(cfg, keys.train), *names(cfg, keys.test)]
+    else:
+        from ..engine.arguments import own_names
+        from ..engine.own_data import register_own
+
+        register_own(args)
+        found = own_names(args)
+    print(write_pages(list(dict.fromkeys(found)), Path(args.check_data)))
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One process of a run: training and evaluation, or evaluation alone.
 
@@ -187,6 +212,9 @@ def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:
         args = parse_args(argv, lazy)
         from ..engine.launch import launch
 
+        if args.check_data is not None:
+            check_data(args)
+            return
         if args.num_gpus > max(torch.cuda.device_count(), 1):
             raise InputError(
                 f"--num-gpus {args.num_gpus}: there are {torch.cuda.device_count()} here"

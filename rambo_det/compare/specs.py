@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 
 from ..config_files import find_config
+from ..data.register import READERS
 from ..errors import InputError
 
 #: What a loss is called where it is explained to a reader.
@@ -162,8 +163,9 @@ def _split(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
 
 
 _FORM = (
-    '"NAME=voc:ROOT:TRAIN:VAL", "NAME=coco:TRAIN.json:IMAGES:VAL.json:IMAGES" or '
-    '"NAME=CONFIG.yaml", each with KEY VALUE ... behind it if need be'
+    '"NAME=voc:ROOT:TRAIN:VAL", "NAME=yolo:DATA_YAML:TRAIN:VAL", "NAME=coco:FOLDER:TRAIN:VAL", '
+    '"NAME=coco:TRAIN.json:IMAGES:VAL.json:IMAGES" or "NAME=CONFIG.yaml", each with KEY VALUE ... '
+    "behind it if need be"
 )
 
 
@@ -174,17 +176,17 @@ class Data:
     Attributes:
         name: how folders and tables call it; "": that of the set that is evaluated on.
         config: the config file of its runs.
-        coco, voc: what ``--register-coco`` and ``--register-voc`` of the training command take.
+        register: format, and what ``--register-FORMAT`` of the training command takes.
         opts: KEY VALUE … for the runs on it.
-        classes, hold_out, imports: options of the training command.
+        classes, split, hold_out, imports: options of the training command.
     """
 
     name: str
     config: str
-    coco: Sequence[Sequence[str]] = ()
-    voc: Sequence[Sequence[str]] = ()
+    register: Sequence[Sequence[str]] = ()
     opts: Sequence[str] = ()
     classes: str | None = None
+    split: float | None = None
     hold_out: int | None = None
     imports: Sequence[str] = ()
 
@@ -192,32 +194,31 @@ class Data:
         """The options of the training command, without the keys."""
         words = [word for name in self.imports for word in ("--import", name)]
         words += ["--config", self.config]
-        for option, sets in (("--register-coco", self.coco), ("--register-voc", self.voc)):
-            words += [word for one in sets for word in (option, *one)]
-        for option, value in (("--classes", self.classes), ("--hold-out", self.hold_out)):
-            words += [] if value is None else [option, str(value)]
+        for kind, *one in self.register:
+            words += [f"--register-{kind}", *one]
+        for option in ("classes", "split", "hold_out"):
+            if (value := getattr(self, option)) is not None:
+                words += [f"--{option.replace('_', '-')}", str(value)]
         return words
 
 
-def parse_data(text: str, config: str, hold_out: int | None = None) -> Data:
+def parse_data(text: str, config: str) -> Data:
     """One ``--data``, see ``_FORM``; InputError if it is none.
 
     Args:
         text: what the user gave.
         config: the file of ``--config``.
-        hold_out: of all data sets.
     """
     name, spec, opts = _split("--data", text, _FORM)
     if spec.endswith((".yaml", ".yml")):
         find_config(spec, f"--data {text!r}:")
-        return Data(name, spec, opts=opts, hold_out=hold_out)
+        return Data(name, spec, opts=opts)
     kind, *parts = spec.split(":")
     train, val = f"{name}_train", f"{name}_val"
     opts = ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)", *opts]
-    if kind == "voc" and len(parts) == 3:
-        voc = [(train, parts[0], parts[1]), (val, parts[0], parts[2])]
-        return Data(name, config, voc=voc, opts=opts, hold_out=hold_out)
-    if kind == "coco" and len(parts) == 4:
-        coco = [(train, *parts[:2]), (val, *parts[2:])]
-        return Data(name, config, coco, opts=opts, hold_out=hold_out)
-    raise InputError(f"--data {text!r} is not {_FORM}")
+    if kind in READERS and len(parts) == 3:
+        parts.insert(2, parts[0])
+    elif kind != "coco" or len(parts) != 4:
+        raise InputError(f"--data {text!r} is not {_FORM}")
+    register = [(kind, train, *parts[:2]), (kind, val, *parts[2:])]
+    return Data(name, config, register, opts=opts)

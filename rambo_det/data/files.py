@@ -1,15 +1,23 @@
-"""Files: where the package keeps what it makes, and whether an image can be read."""
+"""Files: where the package keeps what it makes, and whether texts and images can be read."""
 
 import os
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 
+#: Endings of files that are taken for images where a folder is looked through.
+IMAGE_ENDINGS: frozenset[str] = frozenset(
+    {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+)
 # What a complete file of a format ends with. A file that ends otherwise is decoded to be sure.
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}
 _EXIF_ORIENTATION = 0x0112
+# All that Pillow turns to RGB as it is meant. Other modes hold more than 8 bits.
+_8_BITS = {"1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa"}
 
 
 def make_folder(folder: Path) -> None:
@@ -29,51 +37,119 @@ def make_folder(folder: Path) -> None:
         )
 
 
-def about_backslashes(name: object) -> str:
-    """What to add to the message that a file of this name is missing."""
-    return " (it is named with backslashes: write /)" if "\\" in str(name) else ""
+def shown(name: str | Path) -> str:
+    """A name as a message shows it, in one line whatever is in it."""
+    return str(name) if str(name).isprintable() else repr(str(name))
 
 
-def image_size(path: Path, named_in: str) -> tuple[int, int]:
-    """(width, height) in px of a complete image, turned upright as its EXIF tag says.
+def read_text(path: Path, what: str) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        what: it is, for the message.
+
+    Raises:
+        InputError: it cannot be read, or is in another coding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the {what} {shown(path)} is not in UTF-8: {error}") from None
+    except OSError as error:
+        raise InputError(f"the {what} {shown(path)} cannot be read: {error.strerror}") from None
+
+
+def files_in(folder: Path, endings: Collection[str]) -> list[Path]:
+    """All files in a folder at any depth that end so, sorted; hidden ones are left out.
+
+    Links to folders are followed. ``endings`` are in lower case, with the dot.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for top, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(top)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = filter(_is_shown, folders)
+        found += [Path(top, n) for n in names if _is_shown(n) and Path(n).suffix.lower() in endings]
+    return sorted(filter(os.path.isfile, found))
+
+
+def _is_shown(name: str) -> bool:
+    """Whether a file or folder is none of those that macOS, Jupyter or a NAS add."""
+    return not name.startswith((".", "__MACOSX", "@eaDir"))
+
+
+def image_size(path: Path, named_in: str, whole: bool = False) -> tuple[int, int]:
+    """(width, height) in px of a complete image, see :func:`image_header`."""
+    return image_header(path, named_in, whole)[:2]
+
+
+def image_header(path: Path, named_in: str, whole: bool = False) -> tuple[int, int, int]:
+    """Width and height in px of a complete image, turned upright, and its EXIF orientation, 1 to 8.
 
     Reads the header and the last bytes; the whole image is decoded only where those leave a doubt.
 
     Args:
         path: the image.
         named_in: the file that names it, for the message.
+        whole: decode it in any case.
 
     Raises:
-        InputError: the image is missing, truncated or not an image, or of a kind that Detectron2
-            reads as something else.
+        InputError: the image is missing, truncated, not an image, too large for Pillow, or one that
+            Detectron2's reader would change: of more than 8 bits a channel, which it cuts to 255,
+            or a TIFF with an orientation, after which both Pillow and it turn the image.
     """
-    if not path.is_file():
-        raise InputError(f"{named_in}: the image {path} is missing{about_backslashes(path)}")
+    name = shown(path)
+    if not os.path.isfile(path):
+        slashes = "" if "\\" not in str(path) else ": its name has backslashes, write / for folders"
+        raise InputError(f"{named_in}: the image {name} is missing{slashes}")
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            width, height = image.size
-            mode = image.mode
-            # Detectron2 turns images upright when it reads them: 5 to 8 swap width and height.
-            if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
-                width, height = height, width
-            ending = _LAST_BYTES.get(image.format or "")
-            if ending is None or not _ends_with(path, ending):
-                image.load()
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it can be read
+            with Image.open(file) as image:
+                width, height = image.size
+                # Detectron2 turns images upright when it reads them: 5 to 8 swap width and height.
+                orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+                if image.format == "TIFF" and orientation in range(2, 9):
+                    raise InputError(
+                        f"{named_in}: the image {name} is a TIFF with orientation {orientation}, "
+                        "which would be turned twice: save it upright"
+                    )
+                if orientation in (5, 6, 7, 8):
+                    width, height = height, width
+                ending = _LAST_BYTES.get(image.format or "")
+                if whole or ending is None or not _ends_with(path, ending):
+                    image.load()
+                if image.mode not in _8_BITS:
+                    _check_range(image, f"{named_in}: the image {name}")
     except UnidentifiedImageError:
-        raise InputError(f"{named_in}: {path} is not an image that Pillow can read") from None
+        raise InputError(f"{named_in}: {name} is not an image that Pillow can read") from None
     except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise InputError(
-            f"{named_in}: the image {path} has more pixels than Pillow reads, "
-            f"{2 * Image.MAX_IMAGE_PIXELS}: make it smaller or cut it into tiles"
+            f"{named_in}: the image {name} has more than {limit} px, which is Pillow's limit: "
+            "scale it down or cut it into parts"
         ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{named_in}: the image {path} is truncated or broken: {error}") from None
-    if mode.startswith(("I", "F")):
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{named_in}: the image {name} is truncated or broken: {reason}") from None
+    return width, height, orientation
+
+
+def _check_range(image: Image.Image, name: str) -> None:
+    """Raise InputError unless the image has values that fit in 8 bits."""
+    low, high = image.getextrema()
+    if not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):
+        kind = {"F": "floating point", "I": "32-bit"}.get(image.mode, "16-bit")
         raise InputError(
-            f"{named_in}: the image {path} has more than 8 bits a pixel (Pillow's mode {mode}), "
-            "which Detectron2 would read as nearly all white: scale it to 8 bits"
+            f"{name} is a {kind} image with values from {low:g} to {high:g}, which would be cut to "
+            "0 to 255: save it with 8 bits, scaled to that range"
         )
-    return width, height
 
 
 def _ends_with(path: Path, ending: bytes) -> bool:
@@ -82,11 +158,12 @@ def _ends_with(path: Path, ending: bytes) -> bool:
         return file.read() == ending
 
 
-def check_image(path: Path, size: tuple[int, int], named_in: str) -> None:
-    """Raise InputError unless `path` is a complete image of `size` (width, height) px."""
-    actual = image_size(path, named_in)
-    if actual != size:
+def check_image(path: Path, size: tuple[int, int], named_in: str, whole: bool = False) -> int:
+    """Raise InputError unless `path` is a complete image of `size` px; its EXIF orientation."""
+    *actual, orientation = image_header(path, named_in, whole)
+    if tuple(actual) != size:
         raise InputError(
-            f"{named_in}: the image {path} is {actual[0]}x{actual[1]} px (turned upright), but its "
-            f"annotation says {size[0]}x{size[1]}"
+            f"{named_in}: the image {shown(path)} is {actual[0]}x{actual[1]} px (turned upright), "
+            f"but its annotation says {size[0]}x{size[1]}"
         )
+    return orientation

@@ -2,18 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from .register import add_to_catalogs, write_json
+from .source import set_aside
 
 
 def hold_out(names: Sequence[str], number: int, json_dir: Path | None = None) -> list[list[str]]:
     """Split registered data sets: one image of every `number` is set aside, the same ones always.
 
-    Which ones depends on the images' file names alone, not on their order.
+    Which ones depends on the images' file names alone, see :func:`.source.set_aside`.
 
     Args:
         names: of data sets with annotations in COCO's format.
@@ -50,10 +50,7 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
     if not file:
         raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
     content = json.loads(Path(file).read_text(encoding="utf-8"))
-    order = sorted(
-        content["images"], key=lambda image: sha256(str(image["file_name"]).encode()).digest()
-    )
-    aside = {image["id"] for image in order[: len(order) // number]}
+    aside = set_aside(content["images"], len(content["images"]) // number)
     # Where the annotations of a VOC folder are is left out: they are those of all images.
     kept = {
         key: value
@@ -62,11 +59,13 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
     }
     parts = {fit: _part(content, aside, False), held: _part(content, aside, True)}
     for part, chosen in parts.items():
-        if all(annotation.get("iscrowd") for annotation in chosen["annotations"]):
+        if all(annotation["iscrowd"] for annotation in chosen["annotations"]):
             raise InputError(f"--hold-out {number}: of {name}, {part} would have no box")
     for part, chosen in parts.items():
         path = write_json(part, chosen, json_dir)
-        add_to_catalogs(part, path, metadata.image_root, {**kept, "hold_out": number})
+        add_to_catalogs(
+            part, path, metadata.image_root, {**kept, "hold_out": number, "part_of": name}
+        )
     return fit, held
 
 

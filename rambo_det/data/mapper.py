@@ -1,4 +1,4 @@
-"""Data set mappers that say which image cannot be read."""
+"""Data set mappers that say on which image they failed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .files import check_image
 
 
 class NamingMapper:
-    """A mapper like the given one that names an image that went missing or broke since the start.
+    """A mapper like the given one whose errors name image and annotation.
 
     Args:
         mapper: from a record of Detectron2's data sets to what a model takes.
@@ -24,11 +24,25 @@ class NamingMapper:
 
         Raises:
             InputError: the image is not there, truncated, or of another size than the record says.
+            RuntimeError: anything else.
         """
         try:
             return self._mapper(record)
-        except Exception:
+        except Exception as error:
             if {"file_name", "width", "height"} <= record.keys():
                 size = (record["width"], record["height"])
-                check_image(Path(record["file_name"]), size, "while the run goes on")
-            raise  # the image is as it should be
+                check_image(Path(record["file_name"]), size, "while the run goes on", whole=True)
+            place = record.get("file_name", "an image without file_name")
+            place += self._bad_annotation(record)
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise RuntimeError(f"the mapper failed on {place}: {reason}") from error
+
+    def _bad_annotation(self, record: Mapping[str, Any]) -> str:
+        """The first annotation on which the mapper fails alone; "" if it fails without any too."""
+        for index, annotation in enumerate([None, *(record.get("annotations") or ())], -1):
+            try:
+                self._mapper({**record, "annotations": [annotation] if index >= 0 else []})
+            except Exception:
+                of_image = f", annotation {index} of the image, {str(annotation)[:200]}"
+                return of_image if index >= 0 else ""
+        return ""

@@ -8,20 +8,27 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..cache import cache_folder
 from ..errors import InputError
 from .coco import read_coco
-from .files import make_folder
+from .files import make_folder, shown
 from .source import DataSource
 from .voc import read_voc
+from .yolo import read_yolo
 
 logger = logging.getLogger(__name__)
 
 PathLike = str | Path
+#: Format -> what reads a data set of it, given its name, where it is and which part.
+READERS: dict[str, Callable[..., DataSource]] = {
+    "coco": read_coco,
+    "voc": read_voc,
+    "yolo": read_yolo,
+}
 
 
 def register_datasets(
@@ -30,17 +37,24 @@ def register_datasets(
     classes: Sequence[str] | None = None,
     train: Sequence[str] | None = None,
     json_dir: Path | None = None,
+    yolo: Sequence[tuple[str, PathLike, str]] = (),
+    split: float | None = None,
 ) -> list[str]:
     """Check and register a run's data sets so that all share one list of classes.
 
     Args:
-        coco: (name, json file, image folder) of every set in COCO format.
-        voc: (name, root folder, split) of every set in VOC layout.
+        coco: (name, json file, image folder) of every set in COCO format, or (name, folder, split)
+            where the json lies in that folder, see :func:`.coco.find_coco`.
+        voc: (name, root folder, split) of every set in VOC layout, or a folder of images with xml
+            files beside them, see :func:`.voc.read_voc`.
         classes: the class names in the order of the model's outputs. By default those that have a
             box in the training sets: COCO's in the order of their ids, VOC's sorted.
         train: names of the training sets. A class that only another set has is an error; a class
             that only the training sets have is not. Without it all sets count as training sets.
         json_dir: where the COCO json files for evaluation are written, by default the cache.
+        yolo: (name, data.yaml, split) of every set in YOLO's format, see :func:`.yolo.read_yolo`.
+        split: the share of each set's images that is set aside for validation: it is registered as
+            `<name>_train` and `<name>_val`, the classes are those of both, and `train` names parts.
 
     Returns:
         The class names; set the config's number of classes to their count.
@@ -50,26 +64,69 @@ def register_datasets(
     """
     from detectron2.data import DatasetCatalog
 
-    sources = [read_coco(*arguments) for arguments in coco]
-    sources += [read_voc(*arguments) for arguments in voc]
+    if split is not None and not 0 < split < 1:
+        raise InputError(f"--split must be a share between 0 and 1, such as 0.2, not {split}")
+    given = {"coco": coco, "voc": voc, "yolo": yolo}
+    whole = [READERS[kind](*item) for kind, items in given.items() for item in items]
+    for source in whole:
+        source.finish()
+    sources = whole if split is None else [p for source in whole for p in source.parts(split)]
     taken = set(DatasetCatalog.list())
     for source in sources:
-        source.finish()
+        if not re.fullmatch(r"[\w.\- ]{1,100}", source.name):
+            raise InputError(
+                f"a data set cannot be named '{shown(source.name)[:100]}': use letters, digits, "
+                "- . _"
+            )
         if source.name in taken:
-            raise InputError(f"a data set named '{source.name}' is already registered")
+            raise InputError(
+                f"a data set named '{source.name}' is already registered: choose another name, or "
+                f"call DatasetCatalog.remove('{source.name}') first"
+            )
         taken.add(source.name)
-    names = _class_names(sources, classes, train)
+    trained = [source for source in sources if source.name in (train or ())] or sources
+    names = _class_names(sources, classes, trained if split is None else sources)
+    for source in sources:
+        source.keep_classes(names)
+    for source in whole:  # parts share what was found odd
+        source.warn()
+    _warn_of_shared_images(trained, sources)
+    used = {name for source in trained for name in source.used_classes()}
+    for missing in [name for name in names if name not in used]:
+        logger.warning("no training box has the class '%s'", missing)
     files = [write_json(source.name, source.as_json(names), json_dir) for source in sources]
     for source, file in zip(sources, files, strict=True):
-        metadata = {**class_metadata(names), **source.metadata}
+        odd = [image for image in source.odd.images if image in source.images]
+        metadata = {**class_metadata(names), **source.metadata, "odd_images": odd}
         add_to_catalogs(source.name, file, source.image_dir, metadata)
     return names
 
 
+def _warn_of_shared_images(trained: Sequence[DataSource], sources: Sequence[DataSource]) -> None:
+    """Says which other sets have images that are trained on too."""
+    seen = {file: source.name for source in trained for file in source.files()}
+    for source in sources:
+        if source not in trained and (both := [f for f in source.files() if f in seen]):
+            logger.warning(
+                "%s: %d of %d images are trained on too, such as %s in %s: AP on them says little",
+                source.name, len(both), len(source.images), shown(both[0]), seen[both[0]],
+            )  # fmt: skip
+
+
+def by_format(register: Iterable[Sequence[str]]) -> dict[str, Any]:
+    """The arguments ``coco``, ``voc`` and ``yolo`` of :func:`register_datasets`.
+
+    Of (format, name, place, part) of each set, as the command line has them.
+    """
+    found: dict[str, Any] = {kind: [] for kind in READERS}
+    for kind, *item in register:
+        found[kind].append(item)
+    return found
+
+
 def _class_names(
-    sources: Sequence[DataSource], classes: Sequence[str] | None, train: Sequence[str] | None
+    sources: Sequence[DataSource], classes: Sequence[str] | None, deciding: Sequence[DataSource]
 ) -> list[str]:
-    deciding = [source for source in sources if source.name in (train or ())] or sources
     found = list(dict.fromkeys(name for s in deciding for name in s.used_classes()))
     names = found if classes is None else list(classes)
     if len(set(names)) < len(names) or not all(names):
@@ -81,10 +138,6 @@ def _class_names(
                 f"{source.file}: class '{unknown}' is not among {origin} classes: "
                 f"{', '.join(names)}"
             )
-    single = {name for s in deciding for name in s.used_classes(crowds=False)}
-    for missing in [name for name in names if name not in single]:
-        but = ", but for crowds, which are not trained on" if missing in found else ""
-        logger.warning("no training box has the class '%s'%s", missing, but)
     return names
 
 
@@ -136,5 +189,7 @@ def add_to_catalogs(
         return load_coco_json(str(json_file), str(image_root), name, ["difficult"])
 
     DatasetCatalog.register(name, load)
+    # What is left of a set that was taken out of the other catalog could not be changed.
+    MetadataCatalog.pop(name, None)
     entry = MetadataCatalog.get(name)
     entry.set(json_file=str(json_file), image_root=str(image_root), **metadata)

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import InputError
-from .files import check_image
+from .files import check_image, image_header
+from .odd import Odd
 
 logger = logging.getLogger(__name__)
+
+#: What follows the name of a data set in those of its parts.
+PARTS = ("_train", "_val")
+#: So many px a box may reach beyond its image before it is said: tools round in their own ways.
+SLACK = 1.5
+# An area without a mask may be that of the object: between these parts of its box's.
+_AREAS = (0.02, 1.25)
+
+
+class Shape(NamedTuple):
+    """A mask's area in px² and the corners of the box around it."""
+
+    area: float
+    left: float
+    top: float
+    right: float
+    bottom: float
 
 
 @dataclass
@@ -20,14 +42,14 @@ class DataSource:
 
     Attributes:
         name: what it will be called in Detectron2's catalogs.
-        file: the json or split file, for messages.
+        file: the json, split file or folder, for messages.
         image_dir: the folder that image file names start from.
         categories: category id -> class name, as the data has them.
         images: image id -> COCO image dict.
         annotations: COCO annotation dicts, boxes (x, y, width, height) in px.
         metadata: what else goes into the MetadataCatalog.
-        dropped: number of boxes that have no area inside their image.
-        guessed_areas: number of objects whose area cannot be.
+        odd: what was found odd. ``odd.places("dropped")`` are the boxes without area inside their
+            image, which are not among the annotations.
     """
 
     name: str
@@ -37,64 +59,190 @@ class DataSource:
     images: dict[int | str, dict[str, Any]] = field(default_factory=dict)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
-    dropped: int = 0
-    guessed_areas: int = 0
+    odd: Odd = field(default_factory=Odd)
+    _seen: set[Any] = field(default_factory=set)
+    _may_be_corners: bool = True
+    _num_units: int = 0  # boxes of zeros and ones, among fractions as large as their image
 
     def add_image(self, image: Mapping[str, Any], named_in: Any, check: bool = True) -> None:
-        """Append an image, a dict with ``id``, ``file_name``, ``width`` and ``height`` in px.
+        """Append an image, a dict with ``id`` and ``file_name``; ``width`` and ``height`` in px.
 
         Args:
-            image: as above.
+            image: as above. A size that is missing or 0 is that of the file.
             named_in: the file that names it, for the message.
             check: whether it is looked at; otherwise what the dict says is believed.
 
         Raises:
-            InputError: it is missing, truncated or of another size.
+            InputError: it is missing, truncated, of another size or of more than 8 bits.
         """
-        size = (int(image["width"]), int(image["height"]))
-        if check:
-            check_image(Path(self.image_dir, image["file_name"]), size, str(named_in))
+        size = (int(image.get("width", 0)), int(image.get("height", 0)))
+        file, is_unknown = Path(self.image_dir, image["file_name"]), 0 in size
+        orientation = 1
+        if is_unknown:
+            *size, orientation = image_header(file, str(named_in))
+        elif check:
+            orientation = check_image(file, size, str(named_in))
+            # From 5 on the sides are swapped: the size tells that the turned image is meant.
+            orientation = 1 if orientation > 4 and size[0] != size[1] else orientation
+        if orientation in range(2, 9):
+            self.odd.add("turned", image["file_name"], image["id"])
+        if (key := ("file", os.path.normpath(image["file_name"]))) in self._seen:
+            self.odd.add("same file", image["file_name"], image["id"])
+        self._seen.add(key)
         self.images[image["id"]] = {**image, "width": size[0], "height": size[1]}
 
     def add_box(
-        self, image_id: int | str, category_id: int, box: list[float], fields: Mapping[str, Any]
+        self,
+        image_id: int | str,
+        category_id: int,
+        box: list[float],
+        fields: Mapping[str, Any],
+        place: str,
+        mask: Shape | None = None,
     ) -> bool:
         """Append one annotation, unless its box has no area inside the image; whether it did.
 
         Annotations are numbered from 1: pycocotools takes a match with number 0 for no match.
+
+        Args:
+            image_id, category_id: of an image and a category that are there.
+            box: x, y, width, height in px.
+            fields: what else the annotation has.
+            place: where it is, for messages.
+            mask: the mask that is among the fields.
         """
         x, y, width, height = box
         image = self.images[image_id]
-        inside_x = min(x + width, image["width"]) - max(x, 0)
-        inside_y = min(y + height, image["height"]) - max(y, 0)
+        right, bottom = x + width, y + height
+        inside_x = min(right, image["width"]) - max(x, 0)
+        inside_y = min(bottom, image["height"]) - max(y, 0)
+        inside = 0 < width <= image["width"] and 0 < height <= image["height"]
+        as_corners = x < width and y < height and inside and min(x, y) >= 0
+        self._may_be_corners = self._may_be_corners and as_corners
         if min(width, height, inside_x, inside_y) <= 0:
-            self.dropped += 1
+            self.odd.add("dropped", place, image_id)
             return False
-        required = {"image_id": image_id, "category_id": category_id, "bbox": box}
+        beyond = max(-x, -y, right - image["width"], bottom - image["height"])
+        if beyond > SLACK:
+            self.odd.add("beyond", place, image_id)
+        if (key := (image_id, category_id, *box)) in self._seen:
+            self.odd.add("twice", place, image_id)
+        self._seen.add(key)
+        area = fields.get("area")
+        if area is None or _is_far(area, width * height, mask):
+            if area is not None:
+                self.odd.add("area", place, image_id)
+            area = width * height if mask is None else mask.area
+        if mask is not None and _overlap(mask, (x, y, right, bottom)) < 0.25:
+            self.odd.add("mask away", place, image_id)
+        required = {"image_id": image_id, "category_id": category_id, "bbox": box, "area": area}
         number = {"id": len(self.annotations) + 1}
-        self.annotations.append({"area": width * height, **fields, **required, **number})
+        self.annotations.append({**fields, **required, **number})
         return True
 
-    def finish(self) -> None:
-        """Say how many boxes were dropped; raise InputError if none is left that counts."""
-        if not self.annotations:
-            raise InputError(f"{self.file}: the data set '{self.name}' has no boxes")
-        if not self.used_classes(crowds=False):
-            raise InputError(
-                f"{self.file}: all boxes of the data set '{self.name}' are crowds ('iscrowd' or "
-                "'ignore' is 1), which are neither trained on nor counted: give single objects 0"
-            )
-        if self.dropped:
-            text = "%s: dropped %d box(es) without area inside their image"
-            logger.warning(text, self.file, self.dropped)
-        if self.guessed_areas:
-            text = "%s: %d 'area'(s) cannot be in px²: took those of the masks or boxes"
-            logger.warning(text, self.file, self.guessed_areas)
+    def note_fractions(self, numbers: Sequence[float], image_id: int | str, place: str) -> None:
+        """Note down a box whose numbers, as the file has them, look like parts of 1."""
+        image = self.images[image_id]
+        if max(image["width"], image["height"]) <= 4 or not all(0 <= n <= 1 for n in numbers):
+            return
+        if all(n == int(n) for n in numbers):
+            self._num_units += 1
+        else:
+            self.odd.add("fraction", place, image_id)
 
-    def used_classes(self, crowds: bool = True) -> list[str]:
-        """Names of the categories that have a box (a crowd or not), in the order of their ids."""
-        used = {a["category_id"] for a in self.annotations if crowds or not a["iscrowd"]}
+    def files(self) -> list[str]:
+        """The image files, without links."""
+        names = (image["file_name"] for image in self.images.values())
+        return [os.path.realpath(os.path.join(self.image_dir, name)) for name in names]
+
+    @property
+    def num_boxes(self) -> int:
+        """How many boxes the files have, dropped ones included."""
+        return len(self.annotations) + len(self.odd.places("dropped"))
+
+    def finish(self) -> None:
+        """Judge what only the whole data set shows.
+
+        Raises:
+            InputError: there is no box that can be trained on and counted, all boxes have
+                fractions for coordinates, or most of them can only be corners.
+        """
+        fractions = self.odd.places("fraction")
+        if fractions and len(fractions) + self._num_units == self.num_boxes:
+            raise InputError(
+                f"{self.file}: all {self.num_boxes} boxes have fractions between 0 and 1 for "
+                f"coordinates, such as {fractions[0]}: they have to be in px, multiply them by "
+                "the width and height of the image"
+            )
+        if not self.annotations:
+            lost = self.odd.places("dropped")
+            why = f" with area inside its image, such as {lost[0]}" if lost else ""
+            raise InputError(f"{self.file}: the data set '{self.name}' has no boxes{why}")
+        if all(annotation["iscrowd"] for annotation in self.annotations):
+            raise InputError(
+                f"{self.file}: the data set '{self.name}' has no box that can be trained on or "
+                f"counted: all {len(self.annotations)} are crowds (iscrowd or ignore is 1)"
+            )
+        beyond = self.odd.places("beyond")
+        if self._may_be_corners and 2 * len(beyond) > self.num_boxes:
+            raise InputError(
+                f"{self.file}: {len(beyond)} of {self.num_boxes} boxes reach beyond their image, "
+                f"such as {beyond[0]}, but none would as x1, y1, x2, y2: boxes have to be "
+                "x, y, width, height"
+            )
+        if self._may_be_corners:
+            self.odd.rename("beyond", "corners")
+
+    def warn(self) -> None:
+        """Say what is odd."""
+        for line in self.odd.lines(self.num_boxes):
+            logger.warning("%s: %s", self.file, line)
+
+    def used_classes(self) -> list[str]:
+        """Names of the categories that have a box which is no crowd, in the order of their ids."""
+        used = {item["category_id"] for item in self.annotations if not item["iscrowd"]}
         return [self.categories[number] for number in sorted(used)]
+
+    def keep_classes(self, names: Sequence[str]) -> None:
+        """Leave out the crowds of other classes."""
+        kept = []
+        for item in self.annotations:
+            if (label := self.categories[item["category_id"]]) in names:
+                kept.append(item)
+            else:
+                where = self.images[item["image_id"]]["file_name"]
+                self.odd.add("crowd", f"'{label}' in {where}", item["image_id"])
+        self.annotations = kept
+
+    def parts(self, share: float) -> tuple[DataSource, DataSource]:
+        """The images to train on and those to validate on, ``NAME_train`` and ``NAME_val``.
+
+        The same ones always, see :func:`set_aside`.
+
+        Raises:
+            InputError: a part has no image, or no box that counts.
+        """
+        aside = set_aside(self.images.values(), max(1, round(share * len(self.images))))
+        if len(aside) == len(self.images):
+            raise InputError(
+                f"--split {share}: of the {len(aside)} image(s) of '{self.name}' none would be "
+                "left to train on"
+            )
+        metadata = {k: v for k, v in self.metadata.items() if k not in ("dirname", "split", "year")}
+        found = []
+        for ending, inside in zip(PARTS, (False, True), strict=True):
+            part = DataSource(
+                self.name + ending, self.file, self.image_dir, self.categories,
+                {k: v for k, v in self.images.items() if (k in aside) == inside},
+                [a for a in self.annotations if (a["image_id"] in aside) == inside],
+                {**metadata, "part_of": self.name}, self.odd,
+            )  # fmt: skip
+            found.append(part)
+            if all(annotation["iscrowd"] for annotation in part.annotations):
+                raise InputError(
+                    f"--split {share}: {part.name} would have no box: choose another share"
+                )
+        return found[0], found[1]
 
     def as_json(self, names: Sequence[str]) -> dict[str, Any]:
         """The content of a COCO json with exactly the classes `names`, of ids 1..K in that order.
@@ -113,3 +261,38 @@ class DataSource:
             "annotations": annotations,
             "categories": [{"id": number, "name": name} for number, name in ids.items()],
         }
+
+
+def set_aside(images: Iterable[dict[str, Any]], number: int) -> set[Any]:
+    """The ids of so many COCO image dicts, or of a few more.
+
+    Which ones depends on file names alone, and looks random. Versions of a photo, which Roboflow
+    calls ``NAME.rf.HASH.jpg``, stay together.
+    """
+
+    def photo(image: dict[str, Any]) -> str:
+        return re.sub(r"\.rf\.[^./]+(?=\.\w+$)", "", str(image["file_name"]))
+
+    order = sorted(images, key=lambda image: hashlib.sha256(photo(image).encode()).digest())
+    while 0 < number < len(order) and photo(order[number]) == photo(order[number - 1]):
+        number += 1
+    return {image["id"] for image in order[:number]}
+
+
+def _is_far(area: float, box: float, mask: Shape | None) -> bool:
+    """Whether an area cannot be that of the object; 2 px² are nothing."""
+    if mask is None:
+        return area <= 0 or not (_AREAS[0] * box - 2 <= area <= _AREAS[1] * box + 2)
+    return area <= 0 or not (mask.area / 2 - 2 <= area <= mask.area * 2 + 2)
+
+
+def _overlap(mask: Shape, box: tuple[float, float, float, float]) -> float:
+    """IoU of the box around a mask with a box, both widened by 1 px."""
+    left, top, right, bottom = mask[1:]
+    x, y, right_of_box, bottom_of_box = box
+    width = min(right, right_of_box) - max(left, x) + 1
+    height = min(bottom, bottom_of_box) - max(top, y) + 1
+    common = max(width, 0) * max(height, 0)
+    both = (right - left + 1) * (bottom - top + 1)
+    both += (right_of_box - x + 1) * (bottom_of_box - y + 1)
+    return common / (both - common) if math.isfinite(both) else 0.0

@@ -1,123 +1,198 @@
-"""Read and check a user's data set in Pascal VOC's folder layout."""
+"""Read and check a user's data set of Pascal VOC's xml files: a VOC tree, or a folder of images."""
 
-import logging
 import math
 import operator
+import os
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from ..errors import InputError
-from .files import about_backslashes, image_size
+from .files import IMAGE_ENDINGS, files_in, read_text, shown
 from .source import DataSource
 
-logger = logging.getLogger(__name__)
-
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
 def read_voc(name: str, root: str | Path, split: str, check_images: bool = True) -> DataSource:
-    """Read `ImageSets/Main/<split>.txt` of `root` and the annotations that it names.
+    """Read the images of a split of `root`, and the xml files of their objects.
 
-    Image ids are the names in the split file, which may name folders: `cam1/0001` is
-    `Annotations/cam1/0001.xml`. An image is the one that its xml names in `filename`, beside
-    where the id says; if there is none, the one that is called as the xml.
-
-    As in Detectron2's own loader, pixels count from 1 and both corners belong to the box: (xmin,
-    ymin, xmax, ymax) spans xmin - 1 to xmax and ymin - 1 to ymax. `difficult` objects are kept and
-    marked.
+    Of a VOC tree they are those in `ImageSets/Main/<split>.txt`, whose names may have folders.
+    Without such a file `<split>` is a folder of images with an xml beside each, as LabelImg and
+    Roboflow write them; `.` is `root` itself. Image ids are the names without ending. As in
+    Detectron2's own loader, pixels count from 1 and both corners belong to the box: (xmin, ymin,
+    xmax, ymax) spans xmin - 1 to xmax and ymin - 1 to ymax. `difficult` objects are kept, marked.
 
     Args:
         name: the data set's name.
-        root: the folder that holds `Annotations/`, `ImageSets/Main/` and `JPEGImages/`.
-        split: e.g. `train`.
+        root: the folder that holds `Annotations/`, `ImageSets/Main/` and `JPEGImages/`, or images.
+        split: e.g. `train`, or `.`.
         check_images: whether images must be there, complete and of the size that the xml says.
 
     Raises:
-        InputError: a file is missing, truncated or malformed; a size is wrong.
+        InputError: a file is missing, truncated or malformed; a size is wrong; it cannot be known
+            which image an xml is of.
     """
     root = Path(root)
-    split_file, folder = root / "ImageSets" / "Main" / f"{split}.txt", root / "JPEGImages"
-    source = DataSource(name, str(split_file), str(folder))
+    split_file, folder = root / "ImageSets" / "Main" / f"{split}.txt", root / split
+    is_tree = os.path.isfile(split_file)
+    found = [] if is_tree else files_in(folder, {".xml"})
+    is_plain = bool(found)
+    if is_plain:
+        xml_dir = image_dir = folder
+        parts = {file.relative_to(folder).parts[0] for file in found}
+        if len(parts) == 1 and {part.lower() for part in parts} <= {"annotations", "labels"}:
+            xml_dir, image_dir = folder / parts.pop(), _image_folder(folder)
+        source = DataSource(name, str(folder), str(image_dir))
+        files = {f.relative_to(xml_dir).with_suffix("").as_posix(): f for f in found}
+    else:
+        source = DataSource(name, str(split_file), str(root / "JPEGImages"))
+        stems = _image_names(split_file, split, source)
+        files = {stem: root / "Annotations" / f"{stem}.xml" for stem in stems}
     # A set that is read by evaluators of VOC's metric needs to be found again.
     source.metadata = {"dirname": str(root), "split": split, "year": 2012}
-    source.metadata["without_mask"] = str(split_file)
-    files = _annotation_files(root / "Annotations", split_file)
-    annotations = {stem: _parse(stem, file, split_file) for stem, file in files.items()}
+    source.metadata["without_mask"] = f"{source.file} has no masks"
+    source.metadata["without_keypoints"] = f"{name} has no key points"
+    annotations = {stem: _parse(file, source.file, stem) for stem, file in files.items()}
     labels = {_label(item) for tree in annotations.values() for item in tree.findall("object")}
     numbers = {label: index + 1 for index, label in enumerate(sorted(labels - {""}))}
     source.categories = {number: label for label, number in numbers.items()}
 
-    renamed = []
+    images = _Images(Path(source.image_dir))
     for stem, tree in annotations.items():
-        own, path = _image_paths(folder / stem, tree)
-        if own.is_file() and own.stem != path.stem:
-            renamed.append(f"{files[stem]} names {path}, not {own}")
+        file_name = images.of(stem, tree, files[stem])
         width, height = (int(_number(tree, f"size/{side}", 0)) for side in ("width", "height"))
-        unknown = 0 in (width, height)  # some tools leave it out
-        if unknown:
-            width, height = image_size(path, str(files[stem]))
-        inside = path.relative_to(folder) if path.is_relative_to(folder) else path
-        image = {"id": stem, "file_name": str(inside), "width": width, "height": height}
-        source.add_image(image, files[stem], check_images and not unknown)
-        for item in tree.findall("object"):
-            label, box = _label(item), _box(item, files[stem])
+        # Some tools leave the size out.
+        image = {"id": stem, "file_name": file_name, "width": width, "height": height}
+        source.add_image(image, shown(files[stem]), check_images)
+        for index, item in enumerate(tree.findall("object")):
+            corners = _corners(item, files[stem])
+            place = f"{shown(files[stem])}: object {index + 1}, '{_label(item)}'"
+            source.note_fractions(corners, stem, place)
+            if any(_number(a, "value", 0) for a in item.iter("attribute")
+                   if a.findtext("name") == "rotation"):  # fmt: skip
+                source.odd.add("rotated", place, stem)
             fields = {"iscrowd": 0, "difficult": int(_number(item, "difficult", 0))}
-            source.add_box(stem, numbers[label], box, fields)
-    if renamed:
-        text = "%d xml file(s) name another image than the one called as they are: %s"
-        logger.warning(text, len(renamed), renamed[0])
+            source.add_box(stem, numbers[_label(item)], _box(corners), fields, place)
+    if is_plain:
+        used = {image["file_name"] for image in source.images.values()}
+        for left in sorted(images.names() - used):
+            source.odd.add("no xml", left)
     return source
 
 
-def _annotation_files(folder: Path, split_file: Path) -> dict[str, Path]:
-    """Image name -> its xml, which need not exist, in the order of the split file."""
-    if not split_file.is_file():
+def _image_folder(folder: Path) -> Path:
+    """The folder of images beside one of xml files; the folder itself if there is none."""
+    found = (f for f in sorted(folder.iterdir()) if f.name.lower() in ("jpegimages", "images"))
+    return next(filter(os.path.isdir, found), folder)
+
+
+class _Images:
+    """The image files below a folder, by their names without ending."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        for path in files_in(folder, IMAGE_ENDINGS):
+            name = path.relative_to(folder)
+            self._by_stem[name.with_suffix("").as_posix()].append(name.as_posix())
+        self._taken: dict[str, str] = {}
+
+    def names(self) -> set[str]:
+        return {name for names in self._by_stem.values() for name in names}
+
+    def of(self, stem: str, tree: ET.Element, xml_file: Path) -> str:
+        """The image that an xml is of, relative to the folder.
+
+        It is the one that `<filename>` says, beside others of its folder, or else the one that is
+        called as the xml. InputError if these are two, or if another xml has it.
+        """
+        said = (tree.findtext("filename") or "").strip()
+        name = Path(said).name  # empty of "."
+        beside = Path(stem).with_name(name).as_posix() if name else ""
+        own = self._by_stem.get(stem, [])
+        # A name with another folder than the xml's cannot be meant by a bare file name.
+        inside = said if said and ("/" in said or Path(said).stem != Path(stem).name) else ""
+        names = filter(None, dict.fromkeys((beside, inside)))
+        there = [name for name in names if os.path.isfile(self._folder / name)]
+        if not there and len(own) > 1:
+            raise InputError(
+                f"{shown(xml_file)}: {' and '.join(own)} are there: <filename> must say which"
+            )
+        found = there[0] if there else own[0] if own else beside or f"{stem}.jpg"
+        if "\\" in said and not there and not own:
+            found = said  # the message will name it
+        if own and found not in own:
+            raise InputError(
+                f"{shown(xml_file)}: <filename> says {shown(said)}, but {own[0]} is there too: "
+                "correct <filename>, or rename the xml"
+            )
+        if (other := self._taken.setdefault(found, stem)) != stem:
+            raise InputError(
+                f"{shown(xml_file)}: its image {shown(found)} is that of {other}.xml too: correct "
+                "<filename>, or rename the xml"
+            )
+        return found
+
+
+def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
+    if not os.path.isfile(split_file):
         there = sorted(path.stem for path in split_file.parent.glob("*.txt"))
         found = f"splits there: {', '.join(there)}" if there else "the folder has no splits"
-        raise InputError(f"the VOC split file {split_file} does not exist ({found})")
-    try:
-        lines = split_file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"the VOC split file {split_file} is not in UTF-8: {error}") from None
-    names = [line.strip() for line in lines if line.strip()]
+        root = split_file.parents[2]
+        if (root / split).is_dir():
+            raise InputError(
+                f"the folder {shown(root / split)} has no xml files, and there is no split file "
+                f"{shown(split_file)} ({found})"
+            )
+        if not there and root.is_dir() and any(root.glob("*.xml")):
+            found = f"for all images with an xml in {root}, write . for the split"
+        raise InputError(f"the VOC split file {shown(split_file)} does not exist ({found})")
+    text = read_text(split_file, "VOC split file")
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise InputError(f"the VOC split file {split_file} names no image")
+    # The files of a class have a flag behind each name. A name may look like that: `frame 0`. Some
+    # tools write the names of the images with their endings.
+    folder = split_file.parents[2] / "Annotations"
 
-    def any_exists(stems: list[str]) -> bool:
-        return any((folder / f"{stem}.xml").is_file() for stem in stems)
+    def are_there(stems: list[str]) -> bool:
+        return any(os.path.isfile(folder / f"{stem}.xml") for stem in stems)
 
-    # Class-wise split files have a flag behind each name, but a name may end like one: "frame 0".
-    short = [re.sub(r"\s+(-1|0|1)$", "", name) for name in names]
-    flagged = all(map(operator.ne, names, short))
-    if flagged and not any_exists(names) and any_exists(short):
-        names = short
-    if len(set(names)) < len(names):
-        logger.warning("%s names %d images twice", split_file, len(names) - len(set(names)))
-    return {name: folder / f"{name}.xml" for name in names}
+    for ending in (r"\s+(-1|0|1)", r"\.(?i:bmp|jpe?g|png|tiff?|webp)"):
+        short = [re.sub(f"{ending}$", "", name) for name in names]
+        if all(map(operator.ne, names, short)) and not are_there(names) and are_there(short):
+            names = short
+    for name, number in Counter(names).items():
+        if number > 1:
+            source.odd.add("listed twice", name)
+    return list(dict.fromkeys(names))
 
 
-def _parse(stem: str, xml_file: Path, split_file: Path) -> ET.Element:
-    if not xml_file.is_file():
-        hint = about_backslashes(stem)
-        raise InputError(f"{split_file} names '{stem}', but {xml_file} does not exist{hint}")
+def _parse(xml_file: Path, named_in: str, stem: str) -> ET.Element:
+    if not os.path.isfile(xml_file):
+        slashes = ": it has backslashes, write / for folders" if "\\" in stem else ""
+        raise InputError(
+            f"{shown(named_in)} names {shown(stem)!r}, but {shown(xml_file)} does not exist"
+            f"{slashes}"
+        )
     try:
-        return ET.parse(xml_file).getroot()
-    except (ET.ParseError, ValueError, LookupError) as error:  # the latter two of its encoding
-        raise InputError(f"{xml_file} is not valid xml: {error}") from None
-
-
-def _image_paths(base: Path, tree: ET.Element) -> tuple[Path, Path]:
-    """The image that is called as its xml, and the one to read; either may be missing."""
-    known = [base.with_name(base.name + ending) for ending in _IMAGE_ENDINGS]
-    own = next((path for path in known if path.is_file()), known[0])
-    named = base.parent / ((tree.findtext("filename") or "").strip() or own.name)
-    return own, named if named.is_file() or not own.is_file() else own
+        tree = ET.parse(xml_file).getroot()
+    except (ET.ParseError, ValueError, LookupError, OSError) as error:  # two of its encoding
+        raise InputError(f"{shown(xml_file)} is not valid xml: {error}") from None
+    if len([*tree.iter("object")]) != len(tree.findall("object")) or (
+        tree.tag != "annotation" and tree.find("object") is None
+    ):
+        raise InputError(
+            f"{shown(xml_file)} is not VOC's: <object> must lie in the <annotation> that the file "
+            f"has, which begins with <{shown(tree.tag)}>"
+        )
+    return tree
 
 
 def _label(item: ET.Element) -> str:
-    return (item.findtext("name") or "").strip()
+    return " ".join((item.findtext("name") or "").split())
 
 
 def _number(tree: ET.Element, key: str, default: float) -> float:
@@ -125,16 +200,23 @@ def _number(tree: ET.Element, key: str, default: float) -> float:
         value = float(tree.findtext(key) or default)
     except ValueError:
         return default
-    return value if math.isfinite(value) else default
+    return value if math.isfinite(value) and abs(value) <= 1e9 else default
 
 
-def _box(item: ET.Element, xml_file: Path) -> list[float]:
-    """x, y, width and height in px of an object, which has a name."""
+def _corners(item: ET.Element, xml_file: Path) -> list[float]:
+    """xmin, ymin, xmax, ymax of an object, which has a name."""
     if not (label := _label(item)):
-        raise InputError(f"{xml_file}: an object has no name")
+        raise InputError(f"{shown(xml_file)}: an object has no name")
     corners = [_number(item, f"bndbox/{key}", math.nan) for key in _CORNERS]
-    if any(math.isnan(value) for value in corners):
-        raise InputError(f"{xml_file}: '{label}' needs a bndbox with numbers {', '.join(_CORNERS)}")
+    if any(math.isnan(value) for value in corners) or len(item.findall("bndbox")) > 1:
+        raise InputError(
+            f"{shown(xml_file)}: '{label}' needs a bndbox with numbers {', '.join(_CORNERS)}"
+        )
+    return corners
+
+
+def _box(corners: list[float]) -> list[float]:
+    """x, y, width and height in px."""
     xmin, ymin, xmax, ymax = corners
     # A box of one pixel would have xmin == xmax; in practice that is a slip of the mouse.
     width = xmax - xmin + 1 if xmax > xmin else 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..config_files import find_config
+from ..data.source import PARTS
 from ..errors import InputError
 
 _LAZY_EXAMPLES = """
@@ -25,15 +26,33 @@ def refuse(message: str) -> NoReturn:
     raise InputError(message)
 
 
+class _Register(argparse.Action):
+    """Appends (format, name, place, part) to ``register``."""
+
+    def __call__(self, _parser: Any, args: argparse.Namespace, values: Any, _: Any = None) -> None:
+        args.register = [*args.register, (self.const, *values)]
+
+
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that register a user's own data, for every tool that reads data sets."""
+    parser.set_defaults(register=[])
+    formats = {
+        "coco": (("NAME", "JSON", "IMAGE_DIR"), "data in COCO format, or a folder with its json "
+                 "inside (NAME FOLDER SPLIT)"),
+        "voc": (("NAME", "ROOT", "SPLIT"), "data in Pascal VOC layout "
+                "(ROOT/ImageSets/Main/SPLIT.txt), or the folder ROOT/SPLIT of images with an xml "
+                "beside each (SPLIT . is ROOT itself)"),
+        "yolo": (("NAME", "DATA_YAML", "SPLIT"), "data in YOLO format"),
+    }  # fmt: skip
+    for kind, (metavar, text) in formats.items():
+        parser.add_argument(
+            f"--register-{kind}", nargs=3, action=_Register, const=kind, metavar=metavar,
+            dest="register", default=argparse.SUPPRESS, help=f"{text}; may be repeated",
+        )  # fmt: skip
     parser.add_argument(
-        "--register-coco", nargs=3, action="append", default=[],
-        metavar=("NAME", "JSON", "IMAGE_DIR"), help="data in COCO format; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--register-voc", nargs=3, action="append", default=[], metavar=("NAME", "ROOT", "SPLIT"),
-        help="data in Pascal VOC layout (ROOT/ImageSets/Main/SPLIT.txt); may be repeated",
+        "--split", type=float, metavar="SHARE",
+        help="data without splits: NAME becomes NAME_train and, of this share of its images, "
+        "NAME_val",
     )  # fmt: skip
     parser.add_argument(
         "--classes", metavar="A,B,C", help="class names of that data; by default read from it"
@@ -50,8 +69,9 @@ def add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def own_names(args: argparse.Namespace) -> list[str]:
-    """The data sets that the options of :func:`add_data_arguments` name."""
-    return [name for name, *_ in [*args.register_coco, *args.register_voc]]
+    """The data sets that the options of :func:`add_data_arguments` make."""
+    parts = ("",) if args.split is None else PARTS
+    return [name + part for _, name, *_ in args.register for part in parts]
 
 
 def add_hold_out(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +121,11 @@ def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argpars
     else:
         add_hold_out(parser)
     parser.add_argument(
+        "--check-data", metavar="FOLDER",
+        help="train nothing: print what the data sets of --register-... or of the config have, and "
+        "write a page of pictures with boxes for each to FOLDER",
+    )  # fmt: skip
+    parser.add_argument(
         "--fresh", action="store_true",
         help="start anew in an OUTPUT_DIR that holds a run, which is moved aside",
     )  # fmt: skip
@@ -108,6 +133,10 @@ def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argpars
     args.lazy = lazy
     if args.resume and args.fresh:
         raise InputError("--resume goes on with a run and --fresh starts anew: choose one of them")
+    if args.check_data is not None and not args.config_file:
+        if not args.register:
+            raise InputError("--check-data: name data with --register-..., or a --config FILE")
+        return args
     if not args.config_file:
         raise InputError("--config FILE is missing, e.g. configs/quickstart/faster_rcnn_rambo.yaml")
     # Detectron2 reads the file too, and knows nothing of those that are shipped with the package.

@@ -8,6 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import cv2
+import numpy as np
+
 #: The end of the name of a file that is being written.
 PART = ".part"
 
@@ -46,6 +49,14 @@ def whole_file(path: str, mode: str, **kwargs: Any) -> Iterator[IO[Any]]:
         with suppress(FileNotFoundError):
             os.remove(part)
         raise
+
+
+def write_picture(path: Path, picture: np.ndarray, jpeg_quality: int = 95) -> None:
+    """Writes ``(H, W, 3)`` uint8 BGR in the format that the name ends with."""
+    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality] if is_jpeg else []
+    with whole_file(str(path), "wb") as file:
+        file.write(cv2.imencode(path.suffix, picture, options)[1].tobytes())
 
 
 def distinct(path: Path, taken: set[Path]) -> Path:

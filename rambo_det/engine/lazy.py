@@ -28,7 +28,7 @@ from .files import drop_unfinished_line
 from .hooks import SeededSteps, StoppedEarly, training_hooks
 from .keys import LAZY, names
 from .loader import train_loader
-from .own_data import register_data
+from .own_data import check_parts, register_data
 from .seeds import ORDER, run_seed, seeded
 from .setup import pick_device
 from .user_code import import_user_code
@@ -66,7 +66,12 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
             "train.amp.enabled=True needs a GPU, and train.device is "
             f"{cfg.train.device}: set it to False"
         )
-    classes, _ = register_data(cfg, LAZY, args)
+    classes, own = register_data(cfg, LAZY, args)
+    heads = cfg.model.get("roi_heads", {})
+    has = {part: f"model.roi_heads.{part}_head is there" * (heads.get(f"{part}_head") is not None)
+           for part in ("mask", "keypoint")}  # fmt: skip
+    for name in own:
+        check_parts(name, has["mask"], has["keypoint"])
     if classes is not None:
         node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
         node.num_classes = len(classes)

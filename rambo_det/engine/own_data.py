@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.register import register_datasets
+from ..data.register import by_format, register_datasets
 from ..errors import InputError
 from .arguments import own_names
 from .keys import Keys, names
@@ -42,16 +42,17 @@ def register_data(
     if unused and not args.eval_only and not set(own) & set(train):
         value = f"\"('{unused[0]}',)\"" if keys.sign == " " else unused[0]
         raise InputError(
-            f"--register-coco/--register-voc name {', '.join(own)}, but {keys.train} is "
+            f"--register-... name {', '.join(own)}, but {keys.train} is "
             f"{', '.join(train) or 'empty'}: add {keys.train}{keys.sign}{value}"
         )
     for key, used in ((keys.train, train), (keys.test, test)):
         for name in used:
             if name not in own:
                 check_dataset(key, name)
-    classes = registered or (_register(args, own, train) if own else None)
-    if args.classes is not None and not own:
-        raise InputError("--classes goes with --register-coco or --register-voc")
+    classes = registered or (register_own(args, train) if own else None)
+    for option, value in (("--classes", args.classes), ("--split", args.split)):
+        if value is not None and not own:
+            raise InputError(f"{option} goes with --register-coco, --register-voc, --register-yolo")
     if not args.eval_only:
         _check_same_classes([*((keys.train, name) for name in train),
                              *((keys.test, name) for name in test)])  # fmt: skip
@@ -78,7 +79,12 @@ def _check_same_classes(used: list[tuple[str, str]]) -> None:
             )
 
 
-def _register(args: argparse.Namespace, own: list[str], training: list[str]) -> list[str]:
+def register_own(args: argparse.Namespace, training: Sequence[str] = ()) -> list[str]:
+    """Registers the data sets of the command line; gives their classes.
+
+    Raises InputError, whatever is wrong with them.
+    """
+    own = own_names(args)
     for name in own:
         if name in DatasetCatalog.list():
             raise InputError(f"data set {name} is registered already: choose another name")
@@ -88,7 +94,9 @@ def _register(args: argparse.Namespace, own: list[str], training: list[str]) -> 
         # Evaluation of a model that was trained on a set of Detectron2's own: its classes.
         for name in training:
             classes = classes or MetadataCatalog.get(name).get("thing_classes")
-    return register_datasets(args.register_coco, args.register_voc, classes, train or None)
+    return register_datasets(
+        **by_format(args.register), classes=classes, train=train or None, split=args.split
+    )
 
 
 def check_dataset(key: str, name: str) -> None:
@@ -96,7 +104,7 @@ def check_dataset(key: str, name: str) -> None:
     if name not in DatasetCatalog.list():
         raise InputError(
             f"{key}: data set {name} is not registered: "
-            "name it with --register-coco or --register-voc"
+            "name it with --register-coco, --register-voc or --register-yolo"
         )
     # Detectron2 registers its sets whether their files are there or not; the package's own shapes
     # are drawn at first use.
@@ -105,7 +113,27 @@ def check_dataset(key: str, name: str) -> None:
     if file and not name.startswith("rambo_shapes_") and not os.path.exists(file):
         raise InputError(
             f"{key}: {name} needs {file}, which does not exist: put it there, set "
-            "DETECTRON2_DATASETS, or register your own data with --register-coco or --register-voc"
+            "DETECTRON2_DATASETS, or register your own data with --register-coco and the like"
+        )
+
+
+def check_parts(name: str, masks: str = "", keypoints: str = "") -> None:
+    """Raises InputError if a data set lacks what a model is trained on beside boxes.
+
+    Args:
+        name: of a user's own data set.
+        masks, keypoints: what says that the model has them; empty: it has not.
+    """
+    metadata = MetadataCatalog.get(name)
+    if masks and (why := metadata.get("without_mask")):
+        raise InputError(
+            f"{masks}, but {why}: give each object a 'segmentation' in COCO's format, or take a "
+            "model without masks"
+        )
+    if keypoints and (why := metadata.get("without_keypoints")):
+        raise InputError(
+            f"{keypoints}, but {why}: the category in its json needs 'keypoints', a list of their "
+            "names, and each object x, y and visibility of all"
         )
 
 
@@ -119,17 +147,14 @@ def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> N
         node.NUM_CLASSES = len(classes)
     first = ""
     for name in own:
-        metadata = MetadataCatalog.get(name)
-        if cfg.MODEL.MASK_ON:
-            if where := metadata.get("without_mask"):
-                raise InputError(
-                    f"MODEL.MASK_ON is True, but {where} has no mask: give each object a "
-                    "'segmentation' in COCO's format, or set MODEL.MASK_ON False"
-                )
+        metadata, model = MetadataCatalog.get(name), cfg.MODEL
+        check_parts(name, "MODEL.MASK_ON is True" * model.MASK_ON,
+                    "MODEL.KEYPOINT_ON is True" * model.KEYPOINT_ON)  # fmt: skip
+        if model.MASK_ON:
             # The default, polygon, cannot hold RLE; bitmask holds both.
             cfg.INPUT.MASK_FORMAT = metadata.get("mask_format", cfg.INPUT.MASK_FORMAT)
-        if cfg.MODEL.KEYPOINT_ON:
-            node, number = cfg.MODEL.ROI_KEYPOINT_HEAD, len(metadata.get("keypoint_names", ()))
+        if model.KEYPOINT_ON:
+            node, number = model.ROI_KEYPOINT_HEAD, len(metadata.get("keypoint_names", ()))
             _check_keypoints(name, number, len(cfg.TEST.KEYPOINT_OKS_SIGMAS))
             if first and number != node.NUM_KEYPOINTS:
                 raise InputError(f"{name} has {number} key points, {first} {node.NUM_KEYPOINTS}")
@@ -137,11 +162,6 @@ def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> N
 
 
 def _check_keypoints(name: str, number: int, tolerances: int) -> None:
-    if number == 0:
-        raise InputError(
-            f"MODEL.KEYPOINT_ON is True, but {name} has no key points: the category in its json "
-            "needs 'keypoints', a list of their names"
-        )
     if tolerances != number and (tolerances or number != _COCO_KEYPOINTS):
         raise InputError(
             f"TEST.KEYPOINT_OKS_SIGMAS must be {number} numbers, the tolerance of each key point "

@@ -12,7 +12,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from tqdm import tqdm
 
-from ..data.register import register_datasets
+from ..data.register import by_format, register_datasets
 from ..errors import InputError
 from ..evaluation.ranking import RankedClass, rank_detections
 from .detector import Detector
@@ -27,7 +27,7 @@ class RankedData:
         name: of the data set; None: the first that the detector's config evaluates on.
         detector: whose classes the data set must have.
         saved: where the data of the detector's training are, if they were its own.
-        args: ``register_coco``, ``register_voc``, ``classes``: data that the command line names.
+        args: ``register``, ``split``, ``classes``: data that the command line names.
 
     Attributes:
         name: of the data set.
@@ -47,12 +47,11 @@ class RankedData:
         self.name = name or detector.datasets[0]
         classes = detector.metadata.get("thing_classes")
         given = [n.strip() for n in args.classes.split(",")] if args.classes else classes
-        coco, voc = args.register_coco, args.register_voc
-        if self.name not in [n for n, *_ in [*coco, *voc]]:
-            coco = [*coco, *(s for s in saved.register_coco if s[0] == self.name)]
-            voc = [*voc, *(s for s in saved.register_voc if s[0] == self.name)]
-        if coco or voc:
-            register_datasets(coco, voc, given)
+        if args.register:
+            register_datasets(**by_format(args.register), classes=given, split=args.split)
+        if self.name not in DatasetCatalog.list():
+            known = [item for item in saved.register if item[1] == self.name]
+            register_datasets(**by_format(known), classes=given)
         check_dataset("--dataset", self.name)
         self.records: list[dict[str, Any]] = DatasetCatalog.get(self.name)
         metadata = MetadataCatalog.get(self.name)

@@ -18,7 +18,9 @@ from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
 from ..config_files import find_config
+from ..data.coco import find_coco
 from ..errors import InputError
+from .arguments import own_names
 from .files import whole_file
 from .folder import earlier_config, last_checkpoint
 
@@ -31,15 +33,17 @@ class SavedData:
 
     Attributes:
         classes: their names, in the order of the model's outputs.
-        imports, register_coco, register_voc: as the options of the command line; those in COCO's
-            format with the parts that ``--hold-out`` made.
+        imports: as the option of the command line.
+        register: format, name, place and part of the data of the command line, and of the parts
+            that ``--split`` and ``--hold-out`` made of them.
+        parts: name of such a part -> its image files, sorted.
         annotations: data set of DATASETS.TEST -> its annotations in COCO's format.
     """
 
     classes: list[str] = field(default_factory=list)
     imports: list[str] = field(default_factory=list)
-    register_coco: list[list[str]] = field(default_factory=list)
-    register_voc: list[list[str]] = field(default_factory=list)
+    register: list[list[str]] = field(default_factory=list)
+    parts: dict[str, list[str]] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
 
 
@@ -50,25 +54,38 @@ def write_data(
 
     ``train`` and ``test`` are names of data sets, which are registered.
     """
-    # What --hold-out made of the training data: nobody else could register it again.
-    parts = [MetadataCatalog.get(n) for n in [*train, *test]] if args.hold_out is not None else []
-    coco = [*args.register_coco, *([p.name, p.json_file, p.image_root] for p in parts)]
+    # What --split and --hold-out made of the data: nobody else could register it again.
+    used = map(MetadataCatalog.get, dict.fromkeys([*own_names(args), *train, *test]))
+    parts = [metadata for metadata in used if metadata.get("part_of")]
+    register = [_located(*item) for item in args.register] if args.split is None else []
+    register += [["coco", p.name, p.json_file, p.image_root] for p in parts]
     files = {name: MetadataCatalog.get(name).get("json_file") for name in test}
     data = SavedData(
         list(MetadataCatalog.get(train[0]).get("thing_classes") or ()),
         [os.path.abspath(x) if x.endswith(".py") else x for x in args.imports],
-        [[n, *map(os.path.abspath, paths)] for n, *paths in coco],
-        [[n, os.path.abspath(root), split] for n, root, split in args.register_voc],
+        register,
+        {p.name: sorted(i["file_name"] for i in load_truth(p.json_file).imgs.values())
+         for p in parts},
         {name: os.path.abspath(file) for name, file in files.items() if file},
-    )
+    )  # fmt: skip
     with whole_file(os.path.join(folder, _FILE), "w") as file:
         json.dump(vars(data), file, indent=1)
+
+
+def _located(kind: str, name: str, place: str, part: str) -> list[str]:
+    """A data set of the command line, wherever one is later."""
+    if kind == "coco":
+        return [kind, name, *(os.path.abspath(path) for path in find_coco(place, part))]
+    return [kind, name, os.path.abspath(place), part]
 
 
 def read_data(folder: Path) -> SavedData:
     """The data of the run in the folder; InputError if the file is there and cannot be read."""
     try:
         content = json.loads((folder / _FILE).read_text())
+        content["register"] = content.get("register", [])
+        for kind in ("coco", "voc"):  # as versions before 0.2 wrote it
+            content["register"] += [[kind, *x] for x in content.get(f"register_{kind}", ())]
         return SavedData(**{k: v for k, v in content.items() if k in vars(SavedData())})
     except FileNotFoundError:
         return SavedData()

@@ -26,7 +26,7 @@ from .ranking import best_f1
 
 #: Detections of an image that are looked at: more than are kept, for a class may have none of the
 #: best 100 because its scores are low as a whole.
-_PER_IMAGE = 300
+PER_IMAGE = 300
 #: Standard deviation of the shifts of the classes around that of all of them, in logits.
 _DEVIATION = 0.5
 _BINS = 15
@@ -51,15 +51,15 @@ class LabelledDetections:
 
 
 @contextlib.contextmanager
-def _all_detections(model: Any) -> Iterator[None]:
-    """Lets a model keep more detections of an image, of any score."""
+def all_detections(model: Any) -> Iterator[None]:
+    """Lets a model keep 300 detections of an image, of any score."""
     heads = getattr(getattr(model, "roi_heads", None), "box_predictor", model)
     with contextlib.ExitStack() as stack:
         for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
             for name, value in {
                 "test_score_thresh": 0.0,
-                "test_topk_per_image": _PER_IMAGE,
-                "max_detections_per_image": _PER_IMAGE,
+                "test_topk_per_image": PER_IMAGE,
+                "max_detections_per_image": PER_IMAGE,
                 "test_topk_candidates": 10_000,
             }.items():
                 if hasattr(head, name):
@@ -85,7 +85,7 @@ def label_detections(
     results: list[dict[str, Any]] = []
     outputs, classes, ids = [], [], []
     category_ids = sorted(truth.getCatIds())
-    with _all_detections(model):
+    with all_detections(model):
         for image in (image for batch in images for image in batch):
             found, of_image = classifier.detect(image)
             outputs.append(of_image.cpu())
@@ -103,7 +103,7 @@ def label_detections(
         evaluation.params.imgIds = ids
         evaluation.params.iouThrs = np.array([0.5])
         evaluation.params.areaRng = evaluation.params.areaRng[:1]  # all sizes
-        evaluation.params.maxDets = [_PER_IMAGE]
+        evaluation.params.maxDets = [PER_IMAGE]
         evaluation.evaluate()
     right, counts = np.zeros(len(results), bool), np.zeros(len(results), bool)
     objects = torch.zeros(len(category_ids), dtype=torch.int64)

@@ -57,7 +57,10 @@ def class_names(truth: COCO) -> list[str]:
 
 
 def find_matches(
-    truth: COCO, detections: Sequence[dict[str, Any]], ious: Sequence[float] | None = None
+    truth: COCO,
+    detections: Sequence[dict[str, Any]],
+    ious: Sequence[float] | None = None,
+    most: int = 100,
 ) -> Matches:
     """Matches detections with the objects of a data set as COCO's evaluation does.
 
@@ -65,12 +68,13 @@ def find_matches(
         truth: the annotations.
         detections: in COCO's result format.
         ious: the T IoUs from which on a detection can be right; None: COCO's ten.
+        most: detections of a class that count in an image.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         found = truth.loadRes([{**item} for item in detections]) if detections else COCO()
         evaluation = COCOeval(truth, found, "bbox")
         params = evaluation.params
-        params.areaRng = params.areaRng[:1]  # all sizes
+        params.areaRng, params.maxDets = params.areaRng[:1], [most]  # all sizes
         params.iouThrs = params.iouThrs if ious is None else np.array(ious)
         evaluation.evaluate()
         evaluation.accumulate()

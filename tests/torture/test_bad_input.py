@@ -233,7 +233,7 @@ CASES: dict[str, tuple[Make, str]] = {
             "--config", QUICKSTART, "--register-coco", "a", "no.json", ".", "--register-voc", "b",
             ".", "val", "DATASETS.TEST", "('b',)",
         ),
-        "--register-coco/--register-voc name a, b, but DATASETS.TRAIN is rambo_shapes_train: "
+        "--register-... name a, b, but DATASETS.TRAIN is rambo_shapes_train: "
         "add DATASETS.TRAIN \"('a',)\"",
     ),
     "an evaluation of no run": (keys("--eval-only"), "no checkpoint in"),
@@ -271,7 +271,6 @@ CASES: dict[str, tuple[Make, str]] = {
     "a class that is a name": (annotation(category_id="circle"), "annotations[1]"),
     "a box as text": (annotation(bbox="1 2 3 4"), "annotations[1]"),
     "a crowd flag as text": (annotation(iscrowd="0"), "annotations[1]"),
-    "a polygon not in a list": (annotation(segmentation=[1, 2, 3, 4, 5, 6]), "annotations[1]"),
     "an area that is text": (annotation(area="big"), "annotations[1]"),
     "an image that is a folder": (file("train/1.png", None), "1.png"),
     "an image that is text": (file("train/1.png", b"version https://git-lfs"), "1.png"),

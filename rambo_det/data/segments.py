@@ -1,0 +1,196 @@
+"""Masks and key points of COCO annotations: decoded once, checked, and kept as they were checked.
+
+What cannot be used is a ValueError that says why: a model without masks, or without key points,
+does not need it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+from numpy.typing import NDArray
+
+from .odd import Odd
+from .source import SLACK, Shape
+
+_LARGEST = 1e9  # px; beyond it sums are no longer exact
+_SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
+# left or right anywhere in a name, or l or r alone: l_eye, eye.R, LEye.
+_SIDE = re.compile(r"left|right|(?<![a-z])[lr](?![a-z])", re.IGNORECASE)
+_CAMEL_SIDE = re.compile(r"(?<![A-Za-z])[LR](?=[A-Z][a-z])|(?<=[a-z])[LR](?![A-Za-z])")
+
+
+def are_numbers(values: Sequence[Any]) -> bool:
+    """Whether all are finite numbers that can be coordinates."""
+    return all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) and -_LARGEST <= x <= _LARGEST
+        for x in values
+    )
+
+
+def read_mask(value: Any, size: tuple[int, int], odd: Odd, place: str) -> tuple[Any, Shape | None]:
+    """A mask that can be trained on, and its shape; ``([], None)`` where there is none.
+
+    Of polygons those of three points or more that have an area inside the image: Detectron2 would
+    leave out the whole object where no polygon has three points.
+
+    Args:
+        value: polygons ``[[x, y, ...], ...]``, or RLE with a list or text of run lengths.
+        size: height and width of the image in px.
+        odd: where it is noted down what was left out, and masks that reach beyond the image.
+        place: where the annotation is, for that.
+
+    Raises:
+        ValueError: it is neither, or RLE that does not fill the image.
+    """
+    if isinstance(value, dict):
+        return _read_rle(value, size)
+    wanted = f"'segmentation' must be polygons, [[x, y, ...], ...], or {_rle_of(size)}"
+    if not isinstance(value, list):
+        raise ValueError(wanted)
+    if not all(isinstance(p, list) and len(p) % 2 == 0 and are_numbers(p) for p in value):
+        raise ValueError(wanted)
+    kept, corners, area = [], [], 0.0
+    for polygon in value:
+        if len(polygon) < 6:
+            if polygon:
+                odd.add("few points", place)
+            continue
+        points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+        low, high = points.min(axis=0), points.max(axis=0)
+        own = _area(points)
+        if own <= 0 or (high <= 0).any() or (low >= size[::-1]).any():
+            odd.add("outside", place)
+            continue
+        kept.append(polygon)
+        corners.append((*low, *high))
+        area += own
+    if not kept:
+        return [], None
+    ends = np.array(corners)
+    (left, top), (right, bottom) = ends[:, :2].min(axis=0), ends[:, 2:].max(axis=0)
+    if max(-left, -top, right - size[1], bottom - size[0]) > SLACK:
+        odd.add("mask beyond", place)
+    return kept, Shape(float(area), float(left), float(top), float(right), float(bottom))
+
+
+def _area(points: NDArray[np.float64]) -> float:
+    """px² within a polygon ``(N, 2)``, by the shoelace formula."""
+    x, y = points.T
+    return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+
+
+def _rle_of(size: tuple[int, int]) -> str:
+    return f"RLE as large as the image, {{'size': {list(size)}, 'counts': ...}}"
+
+
+def _read_rle(value: dict[str, Any], size: tuple[int, int]) -> tuple[Any, Shape | None]:
+    """pycocotools reads and writes past the ends of RLE whose counts do not fill its size."""
+    counts = value.get("counts")
+    runs = run_lengths(counts) if isinstance(counts, str) else counts
+    if value.get("size") != list(size) or not isinstance(runs, list) or not runs:
+        raise ValueError(f"'segmentation' must be polygons, [[x, y, ...], ...], or {_rle_of(size)}")
+    if not all(type(n) is int and n >= 0 for n in runs) or sum(runs) != math.prod(size):
+        raise ValueError(
+            f"'segmentation': the counts of the mask do not fill its size {list(size)}: it must be "
+            f"polygons, [[x, y, ...], ...], or {_rle_of(size)}"
+        )
+    if not any(runs[1::2]):
+        return [], None
+    whole = pycocotools.mask.frPyObjects({"size": list(size), "counts": runs}, *size)
+    x, y, width, height = map(float, pycocotools.mask.toBbox(whole))
+    shape = Shape(float(sum(runs[1::2])), x, y, x + width, y + height)
+    return {"size": list(size), "counts": counts}, shape
+
+
+def run_lengths(text: str) -> list[int] | None:
+    """The run lengths of COCO's compressed RLE; None if it is none.
+
+    Numbers in base 32, the lowest digit first, a character a digit. From the fourth on each is the
+    difference from the one before the last.
+    """
+    found: list[int] = []
+    number = shift = 0
+    for digit in (ord(character) - 48 for character in text):
+        if not 0 <= digit < 64 or shift > 50:
+            return None
+        number |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        if digit & 16:
+            number -= 1 << shift
+        found.append(number + (found[-2] if len(found) > 2 else 0))
+        number = shift = 0
+    return None if shift else found
+
+
+def read_names(names: Any) -> list[str]:
+    """The names of a category's key points; ValueError if they are none."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"'keypoints' must be a list of names, not {names!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"'keypoints' has a name twice: {', '.join(names)}")
+    return names
+
+
+def mirrored(names: Sequence[str], odd: Odd) -> list[tuple[str, str]]:
+    """The pairs of names that are each other's mirror image, by which Detectron2 flips images.
+
+    Their names differ in left and right, or in l and r where these stand alone; upper or lower case
+    does not matter. A name of a side without partner is noted down.
+    """
+    by_name = {name.casefold(): name for name in names}
+    pairs: list[tuple[str, str]] = []
+    for name in names:
+        found = [*_SIDE.finditer(name), *_CAMEL_SIDE.finditer(name)]
+        partners = [
+            by_name.get(
+                (name[: m.start()] + _SIDES[m[0].lower()] + name[m.end() :]).casefold(), name
+            )
+            for m in found
+        ]
+        partners = [partner for partner in partners if partner != name]
+        if not partners:
+            if any(m[0].lower() in ("left", "right") for m in found):
+                odd.add("unpaired", f"'{name}'")
+        elif (partners[0], name) not in pairs:
+            pairs.append((name, partners[0]))
+    return pairs
+
+
+def read_keypoints(
+    annotation: dict[str, Any], number: int, size: tuple[int, int], odd: Odd, place: str
+) -> dict[str, Any]:
+    """``keypoints`` and ``num_keypoints`` of an annotation, both of which an evaluation needs.
+
+    One without key points has zeros, as in COCO's own data.
+
+    Args:
+        annotation: in COCO's format.
+        number: of key points that the category names.
+        size: height and width of the image in px.
+        odd, place: as of :func:`read_mask`.
+
+    Raises:
+        ValueError: they are no key points, or not so many.
+    """
+    points = annotation.get("keypoints") or [0] * (3 * number)
+    if not isinstance(points, list) or len(points) != 3 * number or not are_numbers(points):
+        raise ValueError(
+            f"'keypoints' must be {3 * number} numbers, x, y and visibility of each of the "
+            f"{number} that its category names"
+        )
+    if not all(visibility in (0, 1, 2) for visibility in points[2::3]):
+        raise ValueError("the visibility in 'keypoints' must be 0, 1 or 2, the third of each three")
+    seen = [point for point in zip(*(points[k::3] for k in range(3)), strict=True) if point[2]]
+    if any(min(x, y) < -SLACK or x > size[1] + SLACK or y > size[0] + SLACK for x, y, _ in seen):
+        odd.add("point outside", place)
+    count = annotation.get("num_keypoints")
+    kept = type(count) is int and 0 <= count <= number
+    return {"keypoints": points, "num_keypoints": count if kept else len(seen)}

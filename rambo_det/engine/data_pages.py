@@ -1,0 +1,91 @@
+"""What --check-data tells of data sets: numbers, and a page of pictures with their boxes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Boxes, BoxMode, Instances
+from tabulate import tabulate
+from tqdm import tqdm
+
+from ..data.files import check_image
+from ..evaluation.pictures import draw_detections, grid
+from .files import write_picture
+from .folder import make_output
+
+_PICTURES, _COLUMNS = 24, 6
+#: COCO's limits between small, medium and large, as edges of a square in px.
+_SMALL, _LARGE = 32, 96
+
+
+def write_pages(names: Sequence[str], folder: Path) -> str:
+    """Writes ``NAME.jpg`` for each data set; what is to be printed of them.
+
+    A page has the images in which something was found odd first, then others from all over the
+    set, at most 24. Raises InputError if the folder cannot be written, or at the first image that
+    cannot be read whole.
+    """
+    make_output(folder, "--check-data")
+    found = []
+    for name in names:
+        records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
+        for record in tqdm(records, desc=name, unit="image", disable=None):
+            size = (record["width"], record["height"])
+            check_image(Path(record["file_name"]), size, name, whole=True)
+        page = folder / f"{name}.jpg"
+        odd = set(metadata.get("odd_images") or ())
+        chosen = [record for record in records if record["image_id"] in odd][:_PICTURES]
+        others = [record for record in records if record["image_id"] not in odd]
+        step = max(1, len(others) // _PICTURES)
+        chosen += others[::step][: _PICTURES - len(chosen)]
+        pictures = [_draw(record, metadata) for record in chosen]
+        write_picture(page, grid(pictures, min(_COLUMNS, len(pictures)))[:, :, ::-1], 85)
+        found.append(f"{name}: {summary(records, metadata.get('thing_classes') or ())}\n{page}")
+    return "\n\n".join(found)
+
+
+def summary(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
+    """Images, boxes and classes of a data set in Detectron2's format, in words and a table."""
+    boxes = [(a, _box(a)) for record in records for a in record["annotations"]]
+    edges = [max(0, (x2 - x1) * (y2 - y1)) ** 0.5 for _, (x1, y1, x2, y2) in boxes]
+    small, large = sum(e < _SMALL for e in edges), sum(e >= _LARGE for e in edges)
+    empty = sum(not record["annotations"] for record in records)
+    sizes = [(record["width"], record["height"]) for record in records]
+    lines = [
+        f"{len(records)} images, {empty} of them without boxes; {len(boxes)} boxes",
+        f"images: {min(w for w, _ in sizes)} to {max(w for w, _ in sizes)} px wide, "
+        f"{min(h for _, h in sizes)} to {max(h for _, h in sizes)} px high",
+        f"boxes: {small} small (below {_SMALL}² px), {len(boxes) - small - large} medium, "
+        f"{large} large (from {_LARGE}² px on)",
+    ]
+    rows = []
+    for key, title in (("iscrowd", "crowds"), ("difficult", "difficult")):
+        if number := sum(bool(a.get(key)) for a, _ in boxes):
+            lines.append(f"{title}: {number}")
+    in_images = Counter(
+        k for record in records for k in {a["category_id"] for a in record["annotations"]}
+    )
+    counts = Counter(a["category_id"] for a, _ in boxes)
+    for index, name in enumerate(classes):
+        rows.append({"class": name, "boxes": counts[index], "images": in_images[index]})
+    return "\n".join([*lines, tabulate(rows, headers="keys", tablefmt="github")])
+
+
+def _box(annotation: dict[str, Any]) -> list[float]:
+    """x1, y1, x2, y2 in px."""
+    return list(BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS))
+
+
+def _draw(record: dict[str, Any], metadata: Any) -> np.ndarray:
+    image = read_image(record["file_name"], format="RGB")
+    found = Instances(image.shape[:2])
+    found.pred_boxes = Boxes(torch.tensor([_box(a) for a in record["annotations"]]).reshape(-1, 4))
+    found.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]]).long()
+    return draw_detections(np.ascontiguousarray(image), found, metadata)

@@ -1,0 +1,54 @@
+"""The losses that the benchmarks measure against are what they are called."""
+
+import sys
+
+import pytest
+import torch
+
+from rambo_det.losses import class_ap_loss
+
+from .doc_pages import ROOT
+from .strategies import grad_of
+
+sys.path.append(str(ROOT / "tools"))
+from baseline_losses import argsort_rambo, bucketed_ap, error_driven_ap
+
+
+def drawn(seed, n, c, positives):
+    """Scores without ties, float64, and which of them are positive, 0 or 1; at most one a row."""
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.randn(n, c, generator=g, dtype=torch.float64) * 3
+    positive = torch.zeros(n, c, dtype=torch.float64)
+    rows = torch.randperm(n, generator=g)[:positives]
+    positive[rows, torch.randint(c, (positives,), generator=g)] = 1
+    scores[positive > 0] += 2
+    return scores, positive
+
+
+@pytest.mark.parametrize("n, c, positives", [(300, 4, 40), (50, 1, 1), (60, 1, 59), (20, 3, 0)])
+def test_the_bucketed_ap_loss_has_the_gradient_of_the_error_driven_one(n, c, positives):
+    for seed in range(5):
+        scores, positive = drawn(seed, n, c, positives)
+        want = grad_of(lambda s, p=positive: error_driven_ap(s, p, delta=0.0), scores)
+        got = grad_of(lambda s, p=positive: bucketed_ap(s, p), scores, weight=2.0)
+        torch.testing.assert_close(got, 2 * want, rtol=1e-12, atol=1e-15)
+        assert (want != 0).any() == (positives > 0)
+
+
+def test_the_error_driven_update_is_that_of_its_paper():
+    """One positive at 0 among negatives at 0.5, -0.5 and 3, all compared by the line of δ = 1."""
+    scores = torch.tensor([[0.0], [0.5], [-0.5], [3.0]], dtype=torch.float64)
+    positive = torch.tensor([[1.0], [0.0], [0.0], [0.0]], dtype=torch.float64)
+    share = torch.tensor([0.75, 0.25, 1.0], dtype=torch.float64) / (1 + 2.0)
+    got = grad_of(error_driven_ap, scores, positive).flatten()
+    torch.testing.assert_close(got, torch.cat([-share.sum()[None], share]))
+
+
+def test_the_double_argsort_has_the_gradient_of_the_loss():
+    scores, positive = drawn(0, 200, 4, 30)
+    scores = scores.float()  # a tie goes to the negative only if float64 has room below
+    gt = torch.where(positive.any(1), positive.argmax(1), 4)
+    want = grad_of(lambda s: class_ap_loss(s, gt), scores)
+    torch.testing.assert_close(
+        grad_of(lambda s: argsort_rambo(s, positive), scores), want, rtol=1e-5, atol=1e-7
+    )

@@ -1,0 +1,523 @@
+"""Folders as tools export them: YOLO, LabelImg, Roboflow, CVAT; and data without splits."""
+
+import json
+import logging
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from rambo_det.cli.train import main, parse_args
+from rambo_det.data import hold_out, register_datasets
+from rambo_det.data.source import set_aside
+from rambo_det.engine.saved import read_data
+from rambo_det.engine.setup import build_config
+from rambo_det.engine.trainer import RamboTrainer
+from rambo_det.errors import InputError
+
+from .models import THIN, write_coco
+from .test_data_odd import write_xml
+
+pytestmark = pytest.mark.usefixtures("catalogs")
+
+LINE = "0 0.5 0.5 0.25 0.5\n"
+BOX = [15, 5, 10, 10]  # of images of 40x20 px
+QUICKSTART = ["--config", "configs/quickstart/faster_rcnn_rambo.yaml"]
+
+
+def image(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 20)).save(file)
+
+
+def yolo(folder, yaml, images, labels):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data.yaml").write_text(yaml)
+    for name in images:
+        image(folder / name)
+    for name, text in labels.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def boxes(name="own"):
+    return {
+        r["file_name"].rpartition("/")[2]: [a["bbox"] for a in r["annotations"]]
+        for r in DatasetCatalog.get(name)
+    }
+
+
+LAYOUTS = {
+    "Ultralytics": (
+        "path: .\ntrain: images/train\nnames:\n  0: cat\n  1: dog\n",
+        ["images/train/a.jpg"], {"labels/train/a.txt": LINE},
+    ),
+    "Roboflow": (
+        "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['cat']\n",
+        ["train/images/a.jpg"], {"train/labels/a.txt": LINE},
+    ),
+    "a list": (
+        "train: train.txt\nnames: [cat]\n",
+        ["images/a.jpg"], {"train.txt": "./images/a.jpg\n", "labels/a.txt": LINE},
+    ),
+    "several folders": ("train: [x/images]\nnames: [cat]\n", ["x/images/a.jpg"],
+                        {"x/labels/a.txt": LINE}),
+    "labels beside images": ("train: x\nnames: [cat]\n", ["x/a.jpg"], {"x/a.txt": LINE}),
+    "a folder called images above": ("train: x/images/train\nnames: [cat]\n",
+                                     ["x/images/train/a.jpg"], {"x/labels/train/a.txt": LINE}),
+    "valid for val": ("valid: x\nnames: [cat]\n", ["x/a.jpg"], {"x/a.txt": LINE}),
+    "byte order marks": ("\ufefftrain: x\nnames: [cat]\n", ["x/a.jpg"],
+                         {"x/a.txt": LINE.encode("utf-8-sig")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_yolo_export(layout, tmp_path):
+    yolo(tmp_path, *LAYOUTS[layout])
+    split = "val" if layout == "valid for val" else "train"
+    assert register_datasets(yolo=[("own", tmp_path / "data.yaml", split)]) == ["cat"]
+    assert boxes() == {"a.jpg": [BOX]}
+
+
+def plain(folder, labels, names="[cat, dog]", images=("x/a.jpg", "x/b.jpg")):
+    yolo(folder, f"train: x\nnames: {names}\n", images, labels)
+    return register_datasets(yolo=[("own", folder / "data.yaml", "train")])
+
+
+def test_empty_and_missing_label_files_are_images_without_objects(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        plain(
+            tmp_path, {"x/a.txt": LINE, "x/b.txt": "\n"}, images=["x/a.jpg", "x/b.jpg", "x/c.jpg"]
+        )
+    assert boxes() == {"a.jpg": [BOX], "b.jpg": [], "c.jpg": []}
+    assert "1 image(s) have no label file" in caplog.text and "x/c.jpg" in caplog.text
+
+
+def test_a_polygon_is_a_box_and_a_mask(tmp_path):
+    plain(tmp_path, {"x/a.txt": "1 0.25 0.5 0.5 0.5 0.5 1\n"})
+    (found,) = [a for r in DatasetCatalog.get("own") for a in r["annotations"]]
+    assert found["bbox"] == [10, 10, 10, 10]
+    assert found["segmentation"] == [[10, 10, 20, 10, 20, 20]]
+    assert MetadataCatalog.get("own").get("without_mask") is None
+
+
+def test_labels_without_an_image_and_slips_are_said(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        plain(tmp_path, {"x/a.txt": LINE + "0 0.5 0.5 0 0.5", "x/b.txt": "", "x/z.txt": LINE})
+    assert "left out 1 label file(s) without an image: x/z.txt" in caplog.text
+    assert "dropped 1 box(es)" in caplog.text and "a.txt:2" in caplog.text
+
+
+@pytest.mark.parametrize("names", ["[no, 1]", "{0: no, 1: '1'}", "['no ', ' 1']"])
+def test_names_are_text_whatever_yaml_makes_of_them(names, tmp_path):
+    assert plain(tmp_path, {"x/a.txt": LINE + LINE.replace("0 ", "1 ", 1)}, names) == ["no", "1"]
+
+
+BAD = {
+    "a class too many": ({"x/a.txt": "7 0.5 0.5 0.2 0.2"}, r"a.txt:1: 'names' has no class 7"),
+    "px": ({"x/a.txt": LINE + "0 20 10 10 10"}, r"a.txt:2: 10 to 20 are no parts .*divide px"),
+    "text": ({"x/a.txt": "cat 0.5 0.5 0.2 0.2"}, r"a.txt:1: a line must be numbers"),
+    "nan": ({"x/a.txt": "0 nan 0.5 0.2 0.2"}, r"a.txt:1: a line must be numbers"),
+    "a score": ({"x/a.txt": "0 0.5 0.5 0.2 0.2 0.9"}, r"a.txt:1: 6 numbers are neither"),
+    "another coding": ({"x/a.txt": b"\xff\xfe"}, r"a.txt is not in UTF-8"),
+    "no label at all": ({}, r"none of its 2 images has a label file; .*a.txt"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_labels_are_refused_in_one_line(case, tmp_path):
+    labels, message = BAD[case]
+    with pytest.raises(InputError, match=message) as error:
+        plain(tmp_path, labels)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "yaml, message",
+    [
+        ("train: x", "it has no 'names'"),
+        ("names: [a, a]\ntrain: x", "a name or number twice"),
+        ("names: {a: b}\ntrain: x", "must be a list of names"),
+        ("names: [[a]]\ntrain: x", "must be a list of names"),
+        ("nc: 2\nnames: [a]\ntrain: x", "'nc' is 2, but 'names' has 1"),
+        ("names: [a]\nval: x", "has no split 'train', only val"),
+        ("names: [a]\ntrain: y", "'y' is not there"),
+        ("names: [a]\ntrain: y\\x", "backslashes, write /"),
+        ("- names", "it has no 'names'"),
+        ("names: [a", "is not a yaml file"),
+    ],
+)
+def test_a_bad_data_yaml_is_refused(yaml, message, tmp_path):
+    yolo(tmp_path, yaml, ["x/a.jpg"], {"x/a.txt": LINE})
+    with pytest.raises(InputError, match=message):
+        register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")])
+
+
+@pytest.mark.parametrize(
+    "files, root, split",
+    [
+        (["a.jpg", "a.xml"], "", "."),  # LabelImg
+        (["train/a.jpg", "train/a.xml"], "", "train"),  # Roboflow
+        (["images/a.jpg", "annotations/a.xml"], "", "."),
+        (["sub/a.jpg", "sub/a.xml"], "", "."),
+    ],
+)
+def test_a_folder_of_images_with_xml(files, root, split, tmp_path, caplog):
+    image(tmp_path / files[0])
+    write_xml(tmp_path / files[1], "a.jpg")
+    image(tmp_path / files[0].replace("a.jpg", "left.jpg"))
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        assert register_datasets(voc=[("own", tmp_path / root, split)]) == ["a"]
+    assert boxes() == {"a.jpg": [[4, 4, 16, 26]]}
+    assert "left out 1 image(s) without an xml" in caplog.text and "left.jpg" in caplog.text
+
+
+def test_a_folder_of_images_without_its_split_says_how_to_write_it(tmp_path):
+    image(tmp_path / "a.jpg")
+    write_xml(tmp_path / "a.xml")
+    with pytest.raises(InputError, match="write . for the split"):
+        register_datasets(voc=[("own", tmp_path, "train")])
+
+
+@pytest.mark.parametrize(
+    "json_file, images, split",
+    [
+        ("train/_annotations.coco.json", "train", "train"),  # Roboflow
+        ("_annotations.coco.json", "", "."),
+        ("annotations/instances_default.json", "images", "default"),  # CVAT
+        ("annotations/instances_default.json", "images/default", "default"),
+        ("annotations/instances_train2017.json", "train2017", "train2017"),  # COCO
+    ],
+)
+def test_a_folder_with_its_json_inside(json_file, images, split, tmp_path):
+    file, folder = map(Path, write_coco(tmp_path / "drawn", 2))
+    root = tmp_path / "root"
+    shutil.copytree(folder, root / images)
+    (root / json_file).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, root / json_file)
+    register_datasets(coco=[("own", root, split)])
+    assert set(boxes()) == {"0.png", "1.png"}
+
+
+def test_a_folder_with_several_jsons_or_none_is_refused(tmp_path):
+    with pytest.raises(InputError, match="there are none: name json file and folder"):
+        register_datasets(coco=[("own", tmp_path, "train")])
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="several: a.json, b.json"):
+        register_datasets(coco=[("own", tmp_path, ".")])
+
+
+def test_a_split_depends_on_file_names_alone(tmp_path):
+    file, images = write_coco(tmp_path, 10)
+    assert len(register_datasets([("own", file, images)], split=0.2)) > 1
+    first = boxes("own_val")
+    assert (len(boxes("own_train")), len(first)) == (8, 2)
+    assert not set(boxes("own_train")) & set(first)
+    content = json.loads((tmp_path / "train.json").read_text())
+    content["images"].reverse()
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    register_datasets([("other", file, images)], split=0.2)
+    assert set(boxes("other_val")) == set(first)
+
+
+def test_a_folder_without_xml_is_named(tmp_path):
+    image(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=f"the folder {tmp_path} has no xml files"):
+        register_datasets(voc=[("own", tmp_path, ".")])
+
+
+def test_a_split_leaves_something_to_train_on(tmp_path):
+    with pytest.raises(InputError, match="of the 3 image.s. of 'own' none would be left"):
+        register_datasets([("own", *write_coco(tmp_path, 3))], split=0.9)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.2, 20])
+def test_a_split_that_is_no_share_is_refused(share, tmp_path):
+    with pytest.raises(InputError, match="--split must be a share between 0 and 1"):
+        register_datasets([("own", *write_coco(tmp_path, 2))], split=share)
+
+
+def test_a_split_is_trained_on_and_written_down(tmp_path, capsys):
+    file, images = write_coco(tmp_path, 5)
+    out = tmp_path / "out"
+    words = [
+        *QUICKSTART, "--register-coco", "own", file, images, "--split", "0.4",
+        "DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)", *THIN,
+        "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(out),
+    ]  # fmt: skip
+    assert main(words) == 0
+    data = read_data(out)
+    assert {name: len(files) for name, files in data.parts.items()} == {
+        "own_train": 3,
+        "own_val": 2,
+    }
+    assert [item[:2] for item in data.register] == [["coco", "own_train"], ["coco", "own_val"]]
+    capsys.readouterr()
+    assert main([word.replace("own_train", "own") for word in words]) == 2
+    assert "own_train, own_val, but DATASETS.TRAIN is own" in capsys.readouterr().err
+
+
+def test_yolo_data_are_trained_on_from_the_command_line(tmp_path, capsys):
+    lines = {f"labels/{k}.txt": LINE for k in range(3)}
+    names = [f"images/{k}.jpg" for k in range(3)]
+    yolo(tmp_path, "train: images\nval: images\nnames: [cat]\n", names, lines)
+    words = [*QUICKSTART]
+    for split in ("train", "val"):
+        words += ["--register-yolo", f"my_{split}", str(tmp_path / "data.yaml"), split]
+    words += ["DATASETS.TRAIN", "('my_train',)", "DATASETS.TEST", "('my_val',)", *THIN]
+    assert main([*words, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(tmp_path / "out")]) == 0
+    assert "checkpoint: " in capsys.readouterr().out
+    found = read_data(tmp_path / "out").register
+    assert [item[:2] for item in found] == [["yolo", "my_train"], ["yolo", "my_val"]]
+
+
+def test_data_are_looked_at_and_nothing_is_trained(tmp_path, capsys, caplog):
+    labels = {"x/a.txt": LINE + LINE.replace("0 ", "1 ", 1), "x/b.txt": "0 0.5 0.5 0 0.5\n" + LINE}
+    yolo(tmp_path, "train: x\nnames: [cat, dog]\n", ["x/a.jpg", "x/b.jpg", "x/c.jpg"], labels)
+    words = ["--register-yolo", "my", tmp_path / "data.yaml", "train"]
+    before = set(tmp_path.iterdir())
+    assert main(list(map(str, ["--check-data", tmp_path / "pages", *words]))) == 0
+    text = capsys.readouterr().out
+    assert "my: 3 images, 1 of them without boxes; 3 boxes" in text
+    assert "images: 40 to 40 px wide, 20 to 20 px high" in text
+    assert "boxes: 3 small (below 32² px), 0 medium, 0 large" in text
+    rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in text.splitlines()
+            if line.startswith("| ")}  # fmt: skip
+    assert [int(cell) for name in ("cat", "dog") for cell in rows[name]] == [2, 2, 1, 1]
+    assert "dropped 1 box(es)" in caplog.text and "b.txt:1" in caplog.text
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "pages", tmp_path / "cache"}
+    page = Image.open(tmp_path / "pages" / "my.jpg").convert("RGB")
+    assert page.size == (3 * 384, 384)
+    blank = Image.open(tmp_path / "x/a.jpg").convert("RGB").getpixel((0, 0))
+    colours = {colour for _, colour in page.getcolors(page.width * page.height)}
+    assert len(colours - {blank}) > 100, "no boxes are drawn"
+    # With a config its checks are done too, and its own data sets are looked at.
+    named = ["DATASETS.TRAIN", "('my2',)", "DATASETS.TEST", "()"]
+    words[1] = "my2"
+    command = ["--check-data", tmp_path / "pages", *QUICKSTART, *words, *named]
+    assert main(list(map(str, command))) == 0
+    assert "my2: 3 images" in capsys.readouterr().out
+    # An image that is broken where only decoding finds it.
+    png = tmp_path / "x/c.png"
+    Image.effect_noise((40, 20), 60).convert("RGB").save(png)
+    (tmp_path / "x/c.jpg").unlink()
+    data = bytearray(png.read_bytes())
+    data[len(data) // 2] ^= 255
+    png.write_bytes(data)
+    words[1] = "my3"
+    assert main(list(map(str, ["--check-data", tmp_path / "pages", *words]))) == 2
+    assert "c.png is truncated or broken" in capsys.readouterr().err
+
+
+def test_images_of_rare_classes_come_more_often(tmp_path):
+    """Detectron2's sampler for imbalanced data, with the loader that a run goes on with."""
+    labels = {f"x/{k}.txt": LINE for k in range(9)} | {"x/rare.txt": LINE.replace("0 ", "1 ", 1)}
+    names = [name.replace("txt", "jpg") for name in labels]
+    yolo(tmp_path, "train: x\nnames: [cat, dog]\n", names, labels)
+    cfg = build_config(parse_args(list(map(str, [
+        *QUICKSTART, "--register-yolo", "my", tmp_path / "data.yaml", "train", "DATASETS.TRAIN",
+        "('my',)", "DATASETS.TEST", "('my',)", "DATALOADER.SAMPLER_TRAIN",
+        "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", "0.9", "SEED", "3",
+        "SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu",
+    ]))))  # fmt: skip
+    loaders = [RamboTrainer.build_train_loader(cfg) for _ in range(2)]
+    loaders[1].start = 30
+    whole, rest = (
+        [[Path(image["file_name"]).stem for image in batch] for batch in islice(loader, number)]
+        for loader, number in zip(loaders, (60, 30), strict=True)
+    )
+    assert whole[30:] == rest, "a run that goes on does not go on in its order"
+    share = sum(batch.count("rare") for batch in whole) / 240
+    assert 0.2 < share < 0.3  # sqrt(0.9 / 0.1) = 3 times in 12, not once in 10
+
+
+def warned(caplog, **data):
+    with caplog.at_level(logging.WARNING, logger="rambo_det"):
+        register_datasets(**data)
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("path", ["", ".", "./"])
+def test_a_yolo_split_is_never_looked_for_in_the_current_folder(path, tmp_path, monkeypatch):
+    yolo(tmp_path / "here", "names: [a]\ntrain: valid", ["valid/a.jpg"], {"valid/a.txt": LINE})
+    (tmp_path / "other").mkdir()
+    yaml = tmp_path / "other" / "data.yaml"
+    yaml.write_text(f"path: '{path}'\ntrain: valid\nnames: [b]\n")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="'valid' is not there"):
+        register_datasets(yolo=[("own", "../other/data.yaml", "train")])
+    (tmp_path / "other" / "list.txt").write_text("valid/a.jpg\n")
+    yaml.write_text("train: list.txt\nnames: [b]\n")
+    with pytest.raises(InputError, match="other/valid/a.jpg is missing"):
+        register_datasets(yolo=[("own", "../other/data.yaml", "train")])
+
+
+def test_a_coco_folder_is_never_looked_for_in_the_current_folder(tmp_path, monkeypatch):
+    file, images = write_coco(tmp_path / "drawn", 2)
+    (tmp_path / "exp" / "annotations").mkdir(parents=True)
+    shutil.copy(file, tmp_path / "exp" / "annotations" / "instances_default.json")
+    monkeypatch.chdir(images)
+    with pytest.raises(InputError, match="exp/annotations/0.png is missing"):
+        register_datasets(coco=[("own", tmp_path / "exp", ".")])
+    shutil.copytree(images, tmp_path / "exp" / "images" / "default")
+    register_datasets(coco=[("own", tmp_path / "exp", ".")])
+    assert MetadataCatalog.get("own").image_root == str(tmp_path / "exp" / "images" / "default")
+
+
+def test_links_to_folders_are_followed_and_hidden_files_left_out(tmp_path, caplog):
+    yolo(tmp_path / "disk", "", ["a.jpg"], {})
+    image(tmp_path / "images/cam1/a.jpg")
+    (tmp_path / "images/cam2").symlink_to(tmp_path / "disk")
+    (tmp_path / "images/loop").symlink_to(tmp_path / "images")
+    for name in ("._a.jpg", ".ipynb_checkpoints/a.jpg", "@eaDir/a.jpg"):
+        image(tmp_path / "images/cam1" / name)
+    labels = {f"labels/cam{k}/a.txt": LINE for k in (1, 2)}
+    yolo(tmp_path, "train: images\nnames: [cat]\n", [], labels)
+    register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")])
+    records = DatasetCatalog.get("own")
+    assert [len(record["annotations"]) for record in records] == [1, 1]
+
+
+def test_images_behind_a_link_to_the_yaml_s_folder(tmp_path):
+    yolo(tmp_path / "deep/er/est/ds", f"path: {tmp_path}/abs\ntrain: x\nnames: [a]\n", [], {})
+    (tmp_path / "link").symlink_to(tmp_path / "deep/er/est")
+    yolo(tmp_path / "abs", "", ["x/a.jpg"], {"x/a.txt": LINE})
+    register_datasets(yolo=[("own", tmp_path / "link/ds/data.yaml", "train")])
+    (record,) = DatasetCatalog.get("own")
+    assert Path(record["file_name"]).samefile(tmp_path / "abs/x/a.jpg")
+
+
+def test_versions_of_a_photo_stay_together(tmp_path):
+    names = [f"x/p{k}_jpg.rf.{'abc'[v] * 8}.jpg" for k in range(6) for v in range(3)]
+    yolo(
+        tmp_path, "train: x\nnames: [a]\n", names, {n.replace(".jpg", ".txt"): LINE for n in names}
+    )
+    register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")], split=0.2)
+    train, val = ({name.partition("_")[0] for name in boxes(f"own_{p}")} for p in ("train", "val"))
+    assert not train & val and len(val) == 2  # 4 of 18 images are begun photos of 3 versions
+    register_datasets(yolo=[("other", tmp_path / "data.yaml", "train")])
+    (fit,), (held,) = hold_out(["other"], 4)
+    fit, held = ({name.partition("_")[0] for name in boxes(part)} for part in (fit, held))
+    assert not fit & held and held
+
+
+def test_images_that_are_trained_and_tested_on_are_said(tmp_path, caplog):
+    file, images = write_coco(tmp_path, 3)
+    both = [("a_train", file, images), ("a_val", file, images)]
+    (line,) = warned(caplog, coco=both, train=["a_train"])
+    assert line.startswith("a_val: 3 of 3 images are trained on too") and "in a_train" in line
+
+
+def test_boxes_that_may_be_of_the_image_before_it_was_turned_are_said(tmp_path, caplog):
+    yolo(tmp_path, "train: x\nnames: [a]\n", ["x/a.jpg"], {"x/a.txt": LINE, "x/b.txt": LINE})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "x/b.jpg", exif=exif)
+    (line,) = warned(caplog, yolo=[("own", tmp_path / "data.yaml", "train")])
+    assert "1 image(s) are turned as their EXIF orientation says" in line and "x/b.jpg" in line
+
+
+@pytest.mark.parametrize("form", ["coco", "voc"])
+def test_boxes_that_are_rotated_are_said(form, tmp_path, caplog):
+    if form == "coco":
+        file, images = write_coco(tmp_path, 2)
+        content = json.loads(Path(file).read_text())
+        content["annotations"][0]["attributes"] = {"rotation": 45.0, "occluded": False}
+        content["annotations"][1]["attributes"] = {"rotation": 0.0}
+        Path(file).write_text(json.dumps(content))
+        (line,) = warned(caplog, coco=[("own", file, images)])
+    else:
+        image(tmp_path / "a.jpg")
+        write_xml(tmp_path / "a.xml", "a.jpg")
+        text = (tmp_path / "a.xml").read_text()
+        turned = "<attribute><name>rotation</name><value>45.0</value></attribute></object>"
+        (tmp_path / "a.xml").write_text(text.replace("</object>", turned))
+        (line,) = (x for x in warned(caplog, voc=[("own", tmp_path, ".")]) if "marked as" in x)
+    assert "1 box(es) are marked as rotated" in line
+
+
+def test_polygons_among_boxes_are_said(tmp_path, caplog):
+    text = LINE + "0 .5 .5 .2 .2 .9 .1 .8 .7\n"  # a box and two key points
+    yolo(tmp_path, "train: x\nnames: [a]\n", ["x/a.jpg"], {"x/a.txt": text})
+    (line,) = warned(caplog, yolo=[("own", tmp_path / "data.yaml", "train")])
+    assert "1 line(s) are polygons where others are boxes" in line and "x/a.jpg" in line
+
+
+def test_two_images_with_one_label_file_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a.txt would be of both .*a.png and .*a.jpg"):
+        plain(tmp_path, {"x/a.txt": LINE}, images=["x/a.jpg", "x/a.png"])
+
+
+def test_a_split_without_boxes_in_a_part_is_refused(tmp_path):
+    file, images = write_coco(tmp_path, 6)
+    content = json.loads(Path(file).read_text())
+    aside = set_aside(content["images"], 1)
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in aside]
+    Path(file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match="--split 0.2: own_train would have no box"):
+        register_datasets([("own", file, images)], split=0.2)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 300, "a\nb"])
+def test_names_that_cannot_be_those_of_files_are_refused(name, tmp_path):
+    with pytest.raises(InputError, match="a data set cannot be named") as error:
+        register_datasets([(name, *write_coco(tmp_path, 2))])
+    assert str(error.value).isprintable() and name not in DatasetCatalog.list()
+
+
+@pytest.mark.parametrize("said", [".", "/", "./", "x" * 300])
+def test_a_filename_that_is_none_is_no_traceback(said, tmp_path):
+    image(tmp_path / "a.jpg")
+    write_xml(tmp_path / "a.xml", said)
+    assert register_datasets(voc=[("own", tmp_path, ".")]) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "file, xml",
+    [
+        ("images/x.jpg", "images/x.xml"),
+        ("images/x.jpg", "labels/x.xml"),
+        ("Images/x.jpg", "Annotations/x.xml"),
+    ],
+)
+def test_folders_of_images_and_of_xml(file, xml, tmp_path):
+    image(tmp_path / file)
+    write_xml(tmp_path / xml, "x.jpg")
+    for hidden in ("._x.xml", ".ipynb_checkpoints/x.xml"):
+        write_xml(tmp_path / xml.replace("x.xml", hidden), "x.jpg")
+    register_datasets(voc=[("own", tmp_path, ".")])
+    assert [Path(r["file_name"]) for r in DatasetCatalog.get("own")] == [tmp_path / file]
+
+
+def test_an_xml_in_another_folder_than_the_others_is_not_lost(tmp_path):
+    for name in ("images/b.jpg", "c.jpg"):
+        image(tmp_path / name)
+    write_xml(tmp_path / "annotations/b.xml", "b.jpg")
+    write_xml(tmp_path / "c.xml", "c.jpg")
+    with pytest.raises(InputError, match="annotations/b.jpg is missing"):
+        register_datasets(voc=[("own", tmp_path, ".")])
+
+
+def test_a_split_file_may_have_the_endings_of_the_images(tmp_path):
+    image(tmp_path / "JPEGImages/x.jpg")
+    write_xml(tmp_path / "Annotations/x.xml", "x.jpg")
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("x.jpg\n")
+    register_datasets(voc=[("own", tmp_path, "train")])
+    assert [r["image_id"] for r in DatasetCatalog.get("own")] == ["x"]
+
+
+def test_roboflows_category_of_all_may_have_the_name_of_a_class(tmp_path):
+    file, images = write_coco(tmp_path, 3)
+    content = json.loads(Path(file).read_text())
+    first = content["categories"][0]["name"]
+    content["categories"].insert(0, {"id": 0, "name": first, "supercategory": "none"})
+    Path(file).write_text(json.dumps(content))
+    assert register_datasets([("own", file, images)])[0] == first

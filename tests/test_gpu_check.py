@@ -1,0 +1,165 @@
+"""tools/gpu_check.py in real processes, on a CPU and in small."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+from .doc_pages import ROOT
+
+PARTS = ["tests", "exact", "loss", "step", "bandwidth", "graph"]
+
+
+def start(folder, *words, **env):
+    command = [sys.executable, ROOT / "tools/gpu_check.py", "--device", "cpu", "--out", folder]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", **env}
+    env.pop("PYTEST_CURRENT_TEST", None)
+    return subprocess.Popen(
+        [*map(str, command), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=env,
+    )  # fmt: skip
+
+
+def check(folder, *words, status=0, **env):
+    """What the command prints, in lines."""
+    process = start(folder, *words, **env)
+    said, _ = process.communicate()
+    assert process.returncode == status, said
+    return said.splitlines()
+
+
+def load(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def times_of(folder):
+    return {file.stem: file.stat().st_mtime_ns for file in folder.iterdir()}
+
+
+def running(folder):
+    """The command lines of the processes that work for a check in the folder."""
+    shown = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in shown.stdout.splitlines() if f"{folder}/scratch" in line]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a check of all parts, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole") / "check"
+    return folder, check(folder, "--quick", TRITON_INTERPRET="1")
+
+
+def test_one_command_gives_a_file_for_each_part_and_a_table(whole):
+    folder, said = whole
+    assert {file.name for file in folder.iterdir()} == {f"{n}.json" for n in [*PARTS, "gpu_check"]}
+    everything = load(folder, "gpu_check")
+    assert "--quick" in everything["command"]
+    assert {"device", "torch", "triton", "detectron2", "quick"} <= set(everything["about"])
+    assert everything["parts"] == {name: load(folder, name) for name in PARTS}
+    table = said[-len(PARTS) :]
+    for name, line in zip(PARTS, table, strict=True):
+        assert line.startswith(name) and line.endswith(load(folder, name)["summary"])
+
+
+def test_each_part_measures_what_it_is_named_for(whole):
+    parts = {name: load(whole[0], name) for name in PARTS}
+    assert parts["tests"]["numbers"]["passed"] > 100
+    assert any("no CUDA device here" in line for line in parts["tests"]["skipped"])
+    if find_spec("triton"):
+        cases = parts["exact"]["cases"]
+        assert len(cases) == 6 and all(case["equal"] for case in cases.values())
+        assert all(case["largest_gradient"] > 0 for case in cases.values())
+    else:
+        assert "no triton" in parts["exact"]["summary"]
+    methods = parts["loss"]["results"][0]["methods"]
+    assert {"focal", "cross entropy", "RamboLoss τ=4", "double argsort", "bucketed AP"} < set(
+        methods
+    )
+    models = {result["model"] for result in parts["step"]["float32"]["results"]}
+    assert models == {"Faster R-CNN", "RetinaNet"}
+    assert 0 < parts["bandwidth"]["forward"]["of_copy"] < 1 == parts["bandwidth"]["copy"]["of_copy"]
+    assert all(kernel["launches"] > 0 for kernel in parts["bandwidth"]["kernels"])
+    assert parts["graph"]["works"] is None
+
+
+def test_a_part_that_is_there_is_not_run_again(whole, tmp_path):
+    folder = tmp_path / "check"
+    shutil.copytree(whole[0], folder)
+    (folder / "graph.json").unlink()
+    before = times_of(folder)
+    said = check(folder, "--quick", TRITON_INTERPRET="1")
+    assert [line for line in said if line.endswith("...")] == ["graph ..."]
+    changed = {name for name, at in times_of(folder).items() if before.get(name) != at}
+    assert changed == {"graph", "gpu_check"}
+    assert said[-len(PARTS) :][:5] == whole[1][-len(PARTS) :][:5]
+
+
+def test_numbers_of_another_kind_are_not_mixed(whole, tmp_path):
+    folder = tmp_path / "check"
+    shutil.copytree(whole[0], folder)
+    before = times_of(folder)
+    last = check(folder, status=2)[-1]
+    assert f"{folder}/tests.json is not of this machine, versions and --quick" in last
+    (folder / "loss.json").write_text("{")
+    before["loss"] = (folder / "loss.json").stat().st_mtime_ns
+    assert f"{folder}/loss.json is not" in check(folder, "--quick", status=2)[-1]
+    assert before.items() <= times_of(folder).items()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in check(tmp_path / "file" / "check", status=2)[-1]
+
+
+def test_a_check_that_was_killed_goes_on(tmp_path):
+    """And what it had started ends with it: the GPU is free."""
+    folder = tmp_path / "check"
+    killed = start(folder, "--quick", "--parts", "exact", "bandwidth")
+    while not (folder / "exact.json").is_file() or not running(folder):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    end = time.monotonic() + 10
+    while running(folder):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    before = times_of(folder)
+    assert not (folder / "bandwidth.json").exists()
+    said = check(folder, "--quick", "--parts", "exact", "bandwidth")
+    assert [line for line in said if line.endswith("...")] == ["bandwidth ..."]
+    assert times_of(folder)["exact"] == before["exact"]
+    assert said[-6].endswith("not run") and "no triton" in said[-5]
+
+
+def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path):
+    folder = tmp_path / "check"
+    (tmp_path / "breaking.py").write_text(
+        "def pytest_runtest_call(item):\n    raise RuntimeError('not today')\n"
+    )
+    broken = {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": "-p breaking -k recorder"}
+    said = check(folder, "--quick", "--parts", "tests", "graph", status=1, **broken)
+    assert "FAILED: 1 failed" in said[-6] and "::test_the_recorder_sees_copies" in said[-6]
+    assert "CUDA graph" in said[-1] and (folder / "graph.json").is_file()
+    assert not (folder / "tests.json").exists()
+    failed = load(folder, "gpu_check")["parts"]["tests"]
+    assert "1 failed" in failed["error"] and any("not today" in line for line in failed["log"])
+
+
+def test_a_part_that_hangs_is_stopped(tmp_path):
+    folder = tmp_path / "check"
+    said = check(folder, "--quick", "--parts", "step", "--limit", "1", status=1)
+    assert said[-3].endswith("FAILED: took longer than 1 s")
+    assert not running(folder)
+    words = ("--quick", "--parts", "graph")
+    assert "0.01 s" in check(folder, *words, "--limit", "0.01", status=1)[-1]
+    assert not (folder / "graph.json").exists()
+    assert "CUDA graph" in check(folder, *words)[-1]  # tried again

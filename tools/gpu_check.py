@@ -1,0 +1,341 @@
+#!/usr/bin/env python3
+"""Checks and measures the loss on a GPU: one command, one folder of numbers.
+
+    python tools/gpu_check.py --out output/gpu_check
+
+Each part runs in a process of its own, for the seconds that ``PARTS`` gives it at most: 20 minutes
+in all. What it finds is FOLDER/PART.json, which is there only if the part ended well. A part whose
+file is there is not run again: the same command goes on where an earlier one was killed or failed.
+FOLDER/gpu_check.json has everything, the errors too. Without a GPU the parts run in small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ("tests/test_binning.py", "tests/test_cuda.py", "tests/test_no_waiting.py")
+TINY = ("--images", "1", "--size", "64", "64", "--proposals", "32", "--pairs", "2")
+Found = dict[str, Any]  # its "summary" goes into the table
+
+
+def run_python(*command: Any) -> None:
+    """Ends this process if that one fails, whose last line says why."""
+    if code := subprocess.call([sys.executable, *map(str, command)], cwd=ROOT):
+        sys.exit(code)
+
+
+def about(args: argparse.Namespace) -> Found:
+    """The machine, the versions, how much is run: the same for all numbers of a folder."""
+    import detectron2
+    import torch
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = {"device": device, "quick": args.quick, "python": platform.python_version()}
+    found |= {"torch": torch.__version__, "triton": None}
+    with contextlib.suppress(ImportError):
+        found["triton"] = __import__("triton").__version__
+    # Both call themselves 0.6; the release has no ViT.
+    is_main = (Path(detectron2.__file__).parent / "modeling/backbone/vit.py").is_file()
+    found["detectron2"] = "main" if is_main else "v0.6"
+    if device == "cuda":
+        found["card"] = torch.cuda.get_device_name()
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            found["driver"] = subprocess.check_output(query, text=True).split()[0]
+    return found
+
+
+def tests(args: argparse.Namespace) -> Found:
+    """The tests that use a GPU. One that fails is an error, which names it."""
+    words = [sys.executable, "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider"]
+    words += TESTS[1:] if args.quick else TESTS
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    print(done.stdout)
+    lines = done.stdout.splitlines()
+    if done.returncode:
+        named = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        sys.exit("; ".join([lines[-1], *named]) if lines else 1)
+    numbers = {how: int(number) for number, how in re.findall(r"(\d+) ([a-z]+)", lines[-1])}
+    skipped = [line for line in lines if line.startswith("SKIPPED")]
+    return {"numbers": numbers, "skipped": skipped, "summary": lines[-1]}
+
+
+def exact(args: argparse.Namespace) -> Found:
+    """The Triton kernel against plain PyTorch, on the scores of a RetinaNet at its start."""
+    on_gpu, interpreted = args.device == "cuda", os.environ.get("TRITON_INTERPRET") == "1"
+    if not (on_gpu or (interpreted and util.find_spec("triton"))):
+        return {"summary": "no triton: it needs a GPU, or TRITON_INTERPRET=1"}
+    import torch
+    from benchmark_step import MODELS, Contender, EventStorage, flatten_levels, make_batch
+
+    number, size = (4, (800, 1333)) if on_gpu and not args.quick else (1, (64, 64))
+    model = Contender(MODELS["RetinaNet"][1], args.device, 512)
+    with EventStorage(0), torch.no_grad():
+        model.model(make_batch(number, size, 32))
+    every = 1 if on_gpu else 60  # the interpreter takes its time
+    rows = [values[::every] for values in flatten_levels(*model.inputs[1:3])]
+    torch.save([values.contiguous() for values in rows], args.out / "scores.pt")
+    both, cases = [], {}
+    for triton in ("1", "0"):
+        os.environ.update(RAMBO_DET_TRITON=triton, RAMBO_DET_NATIVE="0")
+        run_python(__file__, "--worker", "gradients", "--out", args.out, "--device", args.device)
+        both.append(torch.load(args.out / "gradients.pt"))
+    for case in both[0]:
+        (value, grad), (wanted, wanted_grad) = (found[case] for found in both)
+        cases[case] = {
+            "equal": torch.equal(value, wanted) and torch.equal(grad, wanted_grad),
+            "loss_difference": (value - wanted).abs().item(),
+            "largest_difference": (grad.double() - wanted_grad.double()).abs().max().item(),
+            "largest_gradient": wanted_grad.abs().max().item(),
+        }
+    equal = sum(case["equal"] for case in cases.values())
+    worst = max(case["largest_difference"] for case in cases.values())
+    summary = f"{equal} of {len(cases)} equal to the last digit, largest difference {worst:.1e}"
+    return {"scores": grad.numel(), "cases": cases, "summary": summary}
+
+
+def gradients(args: argparse.Namespace) -> Found:
+    """Writes loss and gradient of ``scores.pt``, found in the way that the environment asks for."""
+    import torch
+    from benchmark_loss import RamboLoss
+
+    handler = logging.Handler()  # the package warns where its kernel does not run
+    handler.emit = lambda record: sys.exit(record.getMessage())
+    logging.getLogger("rambo_det").addHandler(handler)
+    if args.device == "cpu" and os.environ["RAMBO_DET_TRITON"] == "1":
+        from rambo_det.losses import ranking
+        from rambo_det.losses.binning import triton_kernel
+
+        ranking.bin_negatives = triton_kernel.bin_negatives
+    scores, gt_classes = torch.load(args.out / "scores.pt", map_location=args.device)
+    found = {}
+    for dtype in ("float32", "float16", "bfloat16"):
+        for order, laid in (("rows", scores), ("columns", scores.t().contiguous().t())):
+            leaf = laid.to(getattr(torch, dtype), copy=True).requires_grad_()
+            value = RamboLoss(scores.shape[1]).to(args.device)(leaf, gt_classes)
+            value.backward()
+            found[f"{dtype}, {order}"] = value.detach().cpu(), leaf.grad.cpu()
+    torch.save(found, args.out / "gradients.pt")
+    return {}
+
+
+def loss(args: argparse.Namespace) -> Found:
+    """The loss beside others, by benchmark_loss.py."""
+    few = ["--quick"] if args.quick or args.device == "cpu" else []
+    few += ["--sizes", "1e4", "--seconds", "0.05"] if args.quick else []
+    run_python("tools/benchmark_loss.py", "--device", args.device, "--output", args.out, *few)
+    found = json.loads((args.out / "benchmark.json").read_text())
+    most = max(case["n"] for case in found["results"])
+    cases = [case["methods"]["RamboLoss"] for case in found["results"] if case["n"] == most]
+    low, *_, high = sorted(case["to_focal"] for case in cases)
+    return {**found, "summary": f"N {most:.0e}: {low:.2f} to {high:.2f} times focal loss's time"}
+
+
+def step(args: argparse.Namespace) -> Found:
+    """Training steps with the stock loss and with this one, by benchmark_step.py."""
+    few = TINY if args.quick else ("--pairs", "10") if args.device == "cuda" else ("--quick",)
+    found, said = {}, "times the stock step:"
+    for name in ("float32", "amp") if args.device == "cuda" else ("float32",):
+        file, amp = args.out / f"{name}.json", ["--amp"] if name == "amp" else []
+        run_python("tools/benchmark_step.py", "--device", args.device, "--out", file, *few, *amp)
+        found[name] = json.loads(file.read_text())
+        for result in found[name]["results"]:
+            said += f" {result['model']} {name} {result['parts']['step']['ratio']:.3f}"
+    return {**found, "summary": said}
+
+
+def one_loss(args: argparse.Namespace, n: float) -> tuple[Any, Callable[[Any], Any]]:
+    """``n`` scores of 80 classes, fewer in small, and the loss as a function of them."""
+    from benchmark_loss import RamboLoss, make_case
+
+    n = 1e5 if args.quick else n if args.device == "cuda" else n / 10
+    scores, gt_classes = make_case(int(n), 80, 5e-5, "mid", args.device)
+    criterion = RamboLoss(80).to(args.device)
+    return scores.requires_grad_(), lambda scores: criterion(scores, gt_classes)
+
+
+def bandwidth(args: argparse.Namespace) -> Found:
+    """How near to a copy a call is, in bytes a second, and where its time goes."""
+    from benchmark_loss import run_once
+    from benchmark_step import timed
+    from torch.profiler import profile
+
+    leaf, call = one_loss(args, 1e8)
+    source, target, found = leaf.detach(), leaf.detach().clone(), {}
+    for name, moved, way in (
+        ("copy", 2, lambda: target.copy_(source)),
+        # The scores have to be read twice, to count and to push, and their gradient written.
+        ("forward", 3, lambda: call(leaf)),
+        ("forward and backward", 3, lambda: run_once(call, leaf)),
+    ):
+        ms = statistics.median([timed(way, args.device) for _ in range(25)][5:])
+        found[name] = {"ms": ms, "gb_per_s": moved * source.nbytes / ms / 1e6}
+        found[name]["of_copy"] = found[name]["gb_per_s"] / found["copy"]["gb_per_s"]
+    with profile() as profiled:
+        run_once(call, leaf)
+    rows, on_gpu = profiled.key_averages(), args.device == "cuda"
+    us = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    kernels = [row for row in rows if row.device_type.name != "CPU" or not on_gpu]
+    kernels = [{"name": k.key[:120], "us": getattr(k, us), "launches": k.count} for k in kernels]
+    found["kernels"] = sorted(kernels, key=lambda kernel: -kernel["us"])
+    waits = ("cudaStreamSynchronize", "cudaEventSynchronize", "Memcpy DtoH", "aten::_local_scalar")
+    waits = [row for row in rows if row.key.startswith(waits)]
+    found["waits"] = {row.key: {"us": row.cpu_time_total, "number": row.count} for row in waits}
+    numbers = [f"{row.key} {row.count}" for row in waits] or ["none"]
+    launches = sum(kernel["launches"] for kernel in kernels)
+    share = f"{found['forward']['of_copy']:.1%} of a copy's bandwidth"
+    return found | {"summary": f"{share}; {launches} launches; waits: {', '.join(numbers)}"}
+
+
+def graph(args: argparse.Namespace) -> Found:
+    """Whether a call can be captured in a CUDA graph, and whether its replay is right."""
+    if args.device == "cpu":
+        return {"works": None, "summary": "no CUDA graph without a GPU"}
+    import torch
+    from benchmark_loss import run_once
+
+    leaf, call = one_loss(args, 1e6)
+    with torch.cuda.stream(torch.cuda.Stream()):  # warm up as torch's documentation has it
+        for _ in range(3):
+            run_once(call, leaf)
+    leaf.grad, captured = None, torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(captured):
+            call(leaf).backward()
+    except Exception as error:
+        while error.__context__ is not None:  # the end of a capture fails because of what failed
+            error = error.__context__
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return {"works": False, "summary": f"cannot be captured: {why}"}
+    leaf.data.mul_(1.5)
+    captured.replay()
+    replayed = leaf.grad.clone()
+    run_once(call, leaf)
+    equal = torch.equal(replayed, leaf.grad)
+    return {"works": equal, "summary": f"captured; the replay is {'right' if equal else 'wrong'}"}
+
+
+PARTS = {tests: 300, exact: 100, loss: 400, step: 300, bandwidth: 50, graph: 50}
+NAMES = [part.__name__ for part in PARTS]
+WORKERS = {worker.__name__: worker for worker in (about, gradients, *PARTS)}
+
+
+def write(file: Path, value: Any) -> None:
+    """All of it or nothing."""
+    file.with_suffix(".tmp").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(file.with_suffix(".tmp"), file)
+
+
+def work(args: argparse.Namespace) -> None:
+    """A worker in its own process; it and what it has started end with the check."""
+
+    def watch() -> None:
+        os.read(0, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+    write(args.out / "found.json", WORKERS[args.worker](args))
+
+
+def in_process(name: str, args: argparse.Namespace, limit: float) -> Found:
+    """What a worker finds, or its ``error`` and the end of its ``log``."""
+    scratch = args.out / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    command = [sys.executable, __file__, "--worker", name, "--out", scratch]
+    command += (["--device", args.device] if args.device else []) + ["--quick"] * args.quick
+    with (scratch / "log").open("w") as log:
+        to = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log}
+        process = subprocess.Popen(command, **to, start_new_session=True)
+        try:
+            code = process.wait(limit)
+            why = f"ended by {signal.Signals(-code).name}" if code < 0 else ""
+        except subprocess.TimeoutExpired:
+            why = f"took longer than {limit:g} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    lines = (scratch / "log").read_text(errors="replace").splitlines()
+    said = [line for line in lines if line.strip()]
+    if (scratch / "found.json").is_file():
+        found = json.loads((scratch / "found.json").read_text())
+    else:
+        found = {"error": why or ["it said nothing", *said][-1], "log": said[-40:]}
+    shutil.rmtree(scratch)
+    return found
+
+
+def main() -> int:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("output/gpu_check"), metavar="FOLDER")
+    add("--parts", nargs="+", choices=NAMES, default=NAMES, help="by default all")
+    add("--limit", type=float, metavar="SECONDS", help="how long a part may take")
+    add("--device", choices=["cuda", "cpu"], help="default: cuda if there is one")
+    add("--quick", action="store_true", help="about a minute: only whether everything runs")
+    add("--worker", choices=list(WORKERS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.out = args.out.resolve()
+    if args.worker:
+        work(args)
+        return 0
+    try:
+        machine = in_process("about", args, 120)
+    except OSError as error:
+        parser.error(f"--out {args.out}: {error.strerror}")
+    if "error" in machine:
+        parser.error(machine["error"])
+    args.device, found = machine["device"], {}
+    if args.device == "cpu":
+        print("Device: cpu. The parts run in small, without what needs a GPU.")
+    for file in (args.out / f"{name}.json" for name in NAMES):
+        try:
+            found[file.stem] = json.loads(file.read_text())
+            same = found[file.stem]["about"] == machine
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError, KeyError):
+            same = False
+        if not same:
+            parser.error(f"{file} is not of this machine, versions and --quick: remove it")
+    for part, limit in PARTS.items():
+        name, start = part.__name__, time.monotonic()
+        if name in found or name not in args.parts:
+            continue
+        print(f"{name} ...", flush=True)
+        found[name] = in_process(name, args, args.limit or limit)
+        found[name] |= {"about": machine, "seconds": round(time.monotonic() - start, 1)}
+        if "error" not in found[name]:
+            write(args.out / f"{name}.json", found[name])
+    whole = {"about": machine, "command": shlex.join(sys.argv), "parts": found}
+    write(args.out / "gpu_check.json", whole)
+    print("\n" + ", ".join(f"{key} {value}" for key, value in machine.items()))
+    for name in NAMES:
+        row = {"summary": "not run", "seconds": 0, **found.get(name, {})}
+        said = f"FAILED: {row['error']}" if "error" in row else row["summary"]
+        print(f"{name:9s} {row['seconds']:5.0f} s  {said}")
+    return int(any("error" in row for row in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
