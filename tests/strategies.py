@@ -5,9 +5,7 @@ import torch
 from hypothesis import strategies as st
 
 from rambo_det.losses.distributed import Processes
-from rambo_det.losses.functional import make_lambda_rule
 from rambo_det.losses.inputs import attach_gradient, prepare_inputs
-from rambo_det.losses.objectives import average_precision
 from rambo_det.losses.ranking import RankingSpec, rank
 
 #: Few distinct values make ties, many make none.
@@ -77,11 +75,10 @@ steps = st.one_of(
 margins = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0])
 
 
-def spec(per_class, margin, lambda_=None, lift=2.0, each=False, iou_gap=1.0):
+def spec(per_class, margin, **step):
     """Either the lists of the classes or that of all, as the loss ranks them."""
-    rule = make_lambda_rule(lambda_, lift, each, margin)
-    beta = 0.0 if per_class else 1.0
-    return RankingSpec(per_class, not per_class, beta, average_precision, rule, margin, iou_gap)
+    lists = {"per_class": per_class, "interclass": not per_class, "beta": 0.5 if per_class else 1.0}
+    return RankingSpec(margin, **lists, **step)
 
 
 def run(scores, gt, per_class, margin, step, ious=None, gap=1.0):

@@ -1,18 +1,8 @@
 """The losses as functions, without a memory. All of them rank in float32 and count in integers.
 
-Arguments they share:
-    lambda_: λ > 0 of the blackbox rule, fixed, on ranks that are not divided by the list's length
-        (the authors divide: their λ is ours divided by N). None: ``lift`` says how far.
-    lift: δ > 0, in units of score. λ is chosen for each list so that its median positive moves up
-        by the margin and δ, see :class:`.lambda_rules.MedianShift`.
-    each: every positive moves up by the margin and δ, and its gradient is its own part of the loss,
-        see :class:`.lambda_rules.ErrorDriven`. Requires that ``lambda_`` is None.
-    margin: α >= 0, in units of score: a positive counts as ranked above a negative only if it beats
-        it by more than α.
-    ious: (N,), for each positive the IoU of its box with its object. Required with an ``iou_gap``
-        below 1.
-    iou_gap: in [0, 1]: a positive above another is an error too if its IoU is lower by more than
-        that. 1: none is.
+They take ``margin``, ``lambda_``, ``lift``, ``each`` and ``iou_gap`` of
+:class:`.rambo_loss.RamboLoss`, and ``ious``, ``(N,)``: for each positive the IoU of its box with
+its object, required with an ``iou_gap`` below 1.
 
 They return a scalar float32, >= 0 and for AP < 1. Without a positive it is 0, still connected to
 the scores. They raise InputError, a ValueError, for values, shapes and devices that do not fit.
@@ -20,7 +10,7 @@ the scores. They raise InputError, a ValueError, for values, shapes and devices 
 
 from __future__ import annotations
 
-from math import inf
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
@@ -28,32 +18,27 @@ from torch import Tensor
 from ..errors import InputError
 from .distributed import Processes
 from .inputs import attach_gradient, prepare_inputs
-from .lambda_rules import ErrorDriven, FixedLambda, LambdaRule, MedianShift
-from .objectives import Objective, average_precision, recall_log, recall_loglog
+from .objectives import Objective, recall_log, recall_loglog
 from .ranking import RankingSpec, rank
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _RECALL: dict[str, Objective] = {"log": recall_log, "loglog": recall_loglog}
 
 
-def make_lambda_rule(
-    lambda_: float | None, lift: float, each: bool, margin: float, log: bool = True
-) -> LambdaRule:
-    """The λ rule from the arguments of this module; ``log`` as in MedianShift."""
-    if lambda_ is not None:
-        if each:
-            raise InputError(f"lambda_ (λ) must be None with each, got {lambda_}")
-        if not 0 < lambda_ < inf:
-            raise InputError(f"lambda_ (λ) must be > 0 and finite, got {lambda_}")
-        return FixedLambda(lambda_)
-    if not 0 < lift < inf:
-        raise InputError(f"lift (δ) must be > 0 and finite, got {lift}")
-    return ErrorDriven(margin + lift) if each else MedianShift(margin + lift, log)
+class Ranking(TypedDict, total=False):
+    """Keyword arguments of the losses, see above."""
+
+    margin: float
+    lambda_: float | None
+    lift: float
+    each: bool
+    iou_gap: float
 
 
 @torch.compiler.disable  # C++ and Triton cannot be compiled
-def _loss(
-    scores: Tensor, gt_classes: Tensor, spec: RankingSpec, ious: Tensor | None = None
-) -> Tensor:
+def _loss(scores: Tensor, gt_classes: Tensor, ious: Tensor | None, spec: RankingSpec) -> Tensor:
     alone = Processes(together=False)
     inputs = prepare_inputs(scores, gt_classes, alone, ious, spec.iou_gap)
     result = rank(inputs, spec, alone)
@@ -61,15 +46,7 @@ def _loss(
 
 
 def class_ap_loss(
-    scores: Tensor,
-    gt_classes: Tensor,
-    *,
-    lambda_: float | None = None,
-    lift: float = 2.0,
-    each: bool = False,
-    margin: float = 0.5,
-    ious: Tensor | None = None,
-    iou_gap: float = 1.0,
+    scores: Tensor, gt_classes: Tensor, ious: Tensor | None = None, **ranking: Unpack[Ranking]
 ) -> Tensor:
     """L_APC: the mean of L_AP over the classes that have a positive, one list a class.
 
@@ -86,38 +63,18 @@ def class_ap_loss(
         >>> round(interclass_ap_loss(scores, torch.tensor([0, 1])).item(), 4)  # 1 - (1 + 2/3) / 2
         0.1667
     """
-    rule = make_lambda_rule(lambda_, lift, each, margin)
-    spec = RankingSpec(True, False, 0.0, average_precision, rule, margin, iou_gap)
-    return _loss(scores, gt_classes, spec, ious)
+    return _loss(scores, gt_classes, ious, RankingSpec(interclass=False, **ranking))
 
 
 def interclass_ap_loss(
-    scores: Tensor,
-    gt_classes: Tensor,
-    *,
-    lambda_: float | None = None,
-    lift: float = 2.0,
-    each: bool = False,
-    margin: float = 0.5,
-    ious: Tensor | None = None,
-    iou_gap: float = 1.0,
+    scores: Tensor, gt_classes: Tensor, ious: Tensor | None = None, **ranking: Unpack[Ranking]
 ) -> Tensor:
     """L_AP of the scores of all classes in one list; arguments and example: class_ap_loss."""
-    rule = make_lambda_rule(lambda_, lift, each, margin)
-    spec = RankingSpec(False, True, 1.0, average_precision, rule, margin, iou_gap)
-    return _loss(scores, gt_classes, spec, ious)
+    return _loss(scores, gt_classes, ious, RankingSpec(per_class=False, beta=1.0, **ranking))
 
 
 def ap_loss(
-    scores: Tensor,
-    targets: Tensor,
-    *,
-    lambda_: float | None = None,
-    lift: float = 2.0,
-    each: bool = False,
-    margin: float = 0.5,
-    ious: Tensor | None = None,
-    iou_gap: float = 1.0,
+    scores: Tensor, targets: Tensor, ious: Tensor | None = None, **ranking: Unpack[Ranking]
 ) -> Tensor:
     """L_AP = 1 - (1/P) Σ_{i positive} r⁺_i / r_i of one list (RaMBO, Eq. 6).
 
@@ -132,22 +89,11 @@ def ap_loss(
         >>> loss.item(), bool(scores.grad[0] > 0), bool(scores.grad[1] < 0)
         (0.5, True, True)
     """
-    scores, gt_classes = _as_one_class(scores, targets)
-    return class_ap_loss(
-        scores, gt_classes, lambda_=lambda_, lift=lift, each=each, margin=margin, ious=ious,
-        iou_gap=iou_gap,
-    )  # fmt: skip
+    return class_ap_loss(*_as_one_class(scores, targets), ious, **ranking)
 
 
 def recall_loss(
-    scores: Tensor,
-    targets: Tensor,
-    *,
-    weighting: str = "log",
-    lambda_: float | None = None,
-    lift: float = 2.0,
-    each: bool = False,
-    margin: float = 0.5,
+    scores: Tensor, targets: Tensor, *, weighting: str = "log", **ranking: Unpack[Ranking]
 ) -> Tensor:
     """Recall loss of one list: the mean over positives of ``w(r - r⁺)`` (RaMBO, Eq. 9).
 
@@ -162,9 +108,8 @@ def recall_loss(
     """
     if weighting not in _RECALL:
         raise InputError(f"weighting must be one of {sorted(_RECALL)}, got {weighting!r}")
-    rule = make_lambda_rule(lambda_, lift, each, margin, log=False)
-    spec = RankingSpec(True, False, 0.0, _RECALL[weighting], rule, margin)
-    return _loss(*_as_one_class(scores, targets), spec)
+    spec = RankingSpec(interclass=False, objective=_RECALL[weighting], **ranking)
+    return _loss(*_as_one_class(scores, targets), None, spec)
 
 
 def _as_one_class(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .distributed import Processes
-from .functional import make_lambda_rule
 from .inputs import attach_gradient, prepare_inputs
-from .objectives import average_precision
 from .ranking import RankingResult, RankingSpec, rank
 from .score_memory import ScoreMemory
 
@@ -105,21 +103,12 @@ class RamboLoss(nn.Module):
         ):
             if not is_right:
                 raise InputError(f"{name} must be {right}, got {value}")
-        self.num_classes = num_classes
-        self.iou_gap = iou_gap
-        self.margin = margin
-        self.beta = beta
-        self.global_ranking = global_ranking
+        self.num_classes, self.margin, self.beta = num_classes, margin, beta
+        self.iou_gap, self.global_ranking = iou_gap, global_ranking
         # With one class and no memory, the list of all classes is that of the class.
         is_other_list = num_classes > 1 or memory_length > 0
         self._spec = RankingSpec(
-            per_class=True,
-            interclass=bool(beta > 0 and is_other_list),
-            beta=beta,
-            objective=average_precision,
-            lambda_rule=make_lambda_rule(lambda_, lift, each, margin),
-            margin=margin,
-            iou_gap=iou_gap,
+            margin, lambda_, lift, each, beta, iou_gap, interclass=bool(beta > 0 and is_other_list)
         )
         self.memory = ScoreMemory(memory_length, memory_size, num_classes)
         self.stats: LossStats | None = None

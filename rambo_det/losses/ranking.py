@@ -55,9 +55,9 @@ from ..errors import InputError
 from .binning import bin_negatives
 from .distributed import Processes
 from .inputs import RankingInputs
-from .lambda_rules import FirstRanking, LambdaRule
+from .lambda_rules import ErrorDriven, FirstRanking, FixedLambda, LambdaRule, MedianShift
 from .listed_positives import ListedPositives
-from .objectives import Objective
+from .objectives import Objective, average_precision
 from .pushes import Pushes
 from .score_memory import MemoryContents
 from .sort_keys import count_at_or_above, segments_of
@@ -66,35 +66,46 @@ from .worse_placed import WorsePlaced
 
 @dataclass(frozen=True)
 class RankingSpec:
-    """What is ranked, and how.
+    """What is ranked, and how: arguments of :class:`.rambo_loss.RamboLoss`, and three more.
 
     Attributes:
         per_class: rank the scores of each class.
-        interclass: rank the scores of all classes together.
-        beta: β in [0, 1], the share of the interclass term in the loss, if there is one.
+        interclass: rank the scores of all classes together; β is the share of it in the loss.
         objective: value and slope of the loss for each positive, see :mod:`.objectives`.
-        lambda_rule: see :mod:`.lambda_rules`.
-        margin: α >= 0, in units of score: a positive must beat a negative by more than it.
-        iou_gap: in [0, 1]: a positive above another is an error if its IoU is lower by more than
-            that; 1: none is.
     """
 
-    per_class: bool
-    interclass: bool
-    beta: float
-    objective: Objective
-    lambda_rule: LambdaRule
-    margin: float
+    margin: float = 0.5
+    lambda_: float | None = None
+    lift: float = 2.0
+    each: bool = False
+    beta: float = 0.5
     iou_gap: float = 1.0
+    per_class: bool = True
+    interclass: bool = True
+    objective: Objective = average_precision
 
     def __post_init__(self) -> None:
+        lambda_ = self.lambda_
         for name, value, right, is_right in (
             ("margin (α)", self.margin, ">= 0 and finite", 0 <= self.margin < math.inf),
+            ("lambda_ (λ)", lambda_, "> 0 and finite", lambda_ is None or 0 < lambda_ < math.inf),
+            ("lambda_ (λ)", lambda_, "None with each", lambda_ is None or not self.each),
+            ("lift (δ)", self.lift, "> 0 and finite", 0 < self.lift < math.inf),
             ("beta (β)", self.beta, "in [0, 1]", 0 <= self.beta <= 1),
             ("iou_gap", self.iou_gap, "in [0, 1]", 0 <= self.iou_gap <= 1),
         ):
             if not is_right:
                 raise InputError(f"{name} must be {right}, got {value}")
+
+    @property
+    def lambda_rule(self) -> LambdaRule:
+        """How far positives move up, and what for."""
+        if self.lambda_ is not None:
+            return FixedLambda(self.lambda_)
+        shift = self.margin + self.lift
+        if self.each:
+            return ErrorDriven(shift)
+        return MedianShift(shift, log=self.objective is average_precision)
 
 
 @dataclass
@@ -163,7 +174,8 @@ def rank(
         return counts.view(len(thresholds), -1), grad
 
     # The first ranking. A constant shift is known before it: both rankings then share one pass.
-    shift, keys_at = spec.lambda_rule.constant_shift, [lists.threshold_keys(lists.start)]
+    rule, keys_at = spec.lambda_rule, [lists.threshold_keys(lists.start)]
+    shift = rule.constant_shift
     if shift is not None:
         moved = lists.start + shift
         keys_at.append(lists.threshold_keys(moved))
@@ -182,7 +194,7 @@ def rank(
         num_overtaken = num_above - counts[1]
         if worse:
             num_overtaken = num_overtaken + worse.overtaken(moved)[0]
-    shifts, divisor = spec.lambda_rule(
+    shifts, divisor = rule(
         FirstRanking(lists, per_positive_loss, dloss_drank, losses, num_overtaken)
     )
 
