@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rambo_det.losses import RamboLoss, binning, ranking
-from rambo_det.losses.binning import compile, cpu, reference
+from rambo_det.losses.binning import cpu, reference
 from rambo_det.losses.sort_keys import EMPTY_KEY, make_keys, scores_of, segments_of
 
 from .strategies import VALUES, batches, margins, steps
@@ -175,7 +175,7 @@ def test_without_a_compiler_the_reference_takes_over(tmp_path):
 
 
 @pytest.mark.skipif(
-    not any(map(shutil.which, compile._COMPILERS)), reason="there is no C++ compiler here"
+    not any(map(shutil.which, cpu._COMPILERS)), reason="there is no C++ compiler here"
 )
 def test_the_cpp_compiles_and_loads(monkeypatch, tmp_path):
     """Without it all else is tried with the reference, and passes."""

@@ -55,10 +55,16 @@ from ..errors import InputError
 from .binning import bin_negatives
 from .distributed import Processes
 from .inputs import RankingInputs
-from .lambda_rules import ErrorDriven, FirstRanking, FixedLambda, LambdaRule, MedianShift
+from .lambda_rules import (
+    ErrorDriven,
+    FirstRanking,
+    FixedLambda,
+    LambdaRule,
+    MedianShift,
+    Pushes,
+)
 from .listed_positives import ListedPositives
 from .objectives import Objective, average_precision
-from .pushes import Pushes
 from .score_memory import MemoryContents
 from .sort_keys import count_at_or_above, segments_of
 from .worse_placed import WorsePlaced

@@ -1,5 +1,6 @@
 // bin_negatives for a CPU, see __init__.py: one pass over the scores, on several threads, in memory
-// that does not depend on their number. And the pairs of positives of worse_placed.py. Plain C at the boundary: any C++17 compiler makes it.
+// that does not depend on their number. And the pairs of positives of worse_placed.py. Plain C at
+// the boundary: any C++17 compiler makes it.
 
 #include <algorithm>
 #include <cstdint>
@@ -104,20 +105,6 @@ struct Segments {
   }
 };
 
-// For each byte the places of its bits, each in a byte of its own, and their number.
-struct BitPlaces {
-  uint64_t of[256] = {};
-  uint8_t number[256] = {};
-
-  constexpr BitPlaces() {
-    for (int mask = 0; mask < 256; ++mask)
-      for (int bit = 0; bit < 8; ++bit)
-        if (mask >> bit & 1) of[mask] |= uint64_t(bit) << 8 * number[mask]++;
-  }
-};
-constexpr BitPlaces kBitPlaces;
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first byte is the lowest");
-
 // Scores that lie side by side in memory; the last ones of a short block are no negatives.
 struct Block {
   float x[kBlock];
@@ -134,24 +121,18 @@ void bin_block(const Block& block, const Segments& segments, const Segments::Ran
   int any = 0;
   for (int i = 0; i < kBlock; ++i) any |= block.x[i] >= lowest[i];
   if (!any) return;
-  int32_t cells[kBlock], reaches[kBlock];
+  int32_t cells[kBlock];
   for (int i = 0; i < kBlock; ++i) {
     float place = (block.x[i] - low[i]) * scale[i] + 1;
     place = place < top[i] ? place : top[i];  // NaN: the highest cell
     cells[i] = first_cell[i] + int32_t(place > 0 ? place : 0);
   }
-  for (int i = 0; i < kBlock; ++i) reaches[i] = block.x[i] >= lowest[i];
-  uint8_t marks[kBlock], places[kBlock + 8];
-  for (int i = 0; i < kBlock; ++i) marks[i] = uint8_t(reaches[i]) & block.negative[i];
-  // Eight at a time: a loop whose step depends on each mark takes most of a pass.
+  uint8_t marks[kBlock], places[kBlock];
+  for (int i = 0; i < kBlock; ++i) marks[i] = (block.x[i] >= lowest[i]) & block.negative[i];
   int number = 0;
-  for (int i = 0; i < kBlock; i += 8) {
-    uint64_t bytes;
-    std::memcpy(&bytes, marks + i, 8);
-    const auto mask = uint8_t((bytes * 0x0102040810204080u) >> 56);  // a bit of each byte
-    const uint64_t found = kBitPlaces.of[mask] + i * 0x0101010101010101u;
-    std::memcpy(places + number, &found, 8);
-    number += kBitPlaces.number[mask];
+  for (int i = 0; i < kBlock; ++i) {  // without a branch: few of the scores are counted
+    places[number] = uint8_t(i);
+    number += marks[i];
   }
   for (int j = 0; j < number; ++j) {
     const int i = places[j];
