@@ -36,11 +36,6 @@ def add_rambo_config(cfg: CN) -> None:
     # boxes are ranked above worse ones. 0: strictly by IoU. 1: positives are not ordered, as always
     # in the RPN.
     rambo.IOU_GAP = 1.0
-    cfg.register_renamed_key(
-        "MODEL.RAMBO.IOU_THRESHOLDS",
-        "MODEL.RAMBO.IOU_GAP",
-        message="it is gone, with its values: delete it; IOU_GAP 0.0 orders boxes by their IoU",
-    )
     # τ >= 0: the scores of that many past batches join each class's list.
     rambo.MEMORY_LENGTH = 4
     # >= 8: how many negatives of each past batch are kept (those highest above the lowest positive
@@ -87,3 +82,6 @@ def add_rambo_config(cfg: CN) -> None:
     # to 500 images of the training set ("train") or of the data set of that name. The raw weights
     # are then in model_raw.pth, the thresholds of the classes in thresholds.json. "off": not.
     train.CALIBRATE = "off"
+
+    # Configs of earlier versions have it; IOU_GAP took its place.
+    cfg.register_deprecated_key("MODEL.RAMBO.IOU_THRESHOLDS")

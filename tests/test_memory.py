@@ -221,6 +221,14 @@ def test_a_memory_of_another_shape_starts_empty(changed, tmp_path):
     assert same(state(other), before) and other.memory.fill == 0
 
 
+def test_a_memory_without_ious_as_earlier_versions_saved_it_is_read():
+    loss, other = fill(RamboLoss(4, memory_length=2), 3), RamboLoss(4, memory_length=2)
+    saved = loss.state_dict()
+    del saved._metadata["memory"]["memory"]["ious"]
+    other.load_state_dict(saved)
+    assert other.memory.fill == 1 and same(state(other), state(loss))
+
+
 @pytest.mark.parametrize("entries", [True, False])
 def test_a_memory_of_version_0_1_starts_empty_and_says_so(entries, caplog):
     """It had scores, classes and counts of the negatives, as entries of the state dict or not."""

@@ -154,7 +154,9 @@ class ScoreMemory(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
-        saved = local_metadata.get("memory", {})
+        saved = dict(local_metadata.get("memory", {}))
+        if "positives" in saved:  # before IoUs were remembered, there were none
+            saved.setdefault("ious", torch.full_like(saved["positives"], -1, dtype=torch.float32))
         entries = [key for key in state_dict if key.startswith(prefix)]  # those of version 0.1
         for key in entries:
             del state_dict[key]
