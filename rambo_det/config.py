@@ -31,16 +31,11 @@ def add_rambo_config(cfg: CN) -> None:
     # β in [0, 1]: the loss is (1 - β) · (mean AP loss of the classes) + β · (AP loss of the scores
     # of all classes in one list).
     rambo.BETA = 0.5
-    # In [0, 1]: a positive above another one is an error, as a negative is, if its box, as now
-    # predicted, fits its object worse: if its IoU is lower by more than that. So better placed
-    # boxes are ranked above worse ones. 0: strictly by IoU. 1: positives are not ordered, as always
-    # in the RPN.
-    rambo.IOU_GAP = 1.0
     # τ >= 0: the scores of that many past batches join each class's list.
     rambo.MEMORY_LENGTH = 4
     # >= 8: how many negatives of each past batch are kept (those highest above the lowest positive
     # of their class), and a quarter as many positives. Memory takes
-    # 11 · MEMORY_LENGTH · MEMORY_SIZE bytes.
+    # 10 · MEMORY_LENGTH · MEMORY_SIZE bytes.
     rambo.MEMORY_SIZE = 8192
     # Where several processes train, rank their batches as one. False: each ranks its own images.
     rambo.GLOBAL_RANKING = True
@@ -83,5 +78,5 @@ def add_rambo_config(cfg: CN) -> None:
     # are then in model_raw.pth, the thresholds of the classes in thresholds.json. "off": not.
     train.CALIBRATE = "off"
 
-    # Configs of earlier versions have it; IOU_GAP took its place.
+    # Configs of earlier versions have it.
     cfg.register_deprecated_key("MODEL.RAMBO.IOU_THRESHOLDS")

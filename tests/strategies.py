@@ -47,24 +47,6 @@ def batches(draw, max_rows=60):
     return scores, torch.tensor(gt)
 
 
-#: How well boxes fit their objects: some differ, some are equal, some are not known.
-OVERLAPS = {
-    "ties": lambda rng, n: rng.integers(0, 5, n) / 4,
-    "distinct": lambda rng, n: rng.random(n),
-    "some unknown": lambda rng, n: np.where(rng.random(n) < 0.2, np.nan, rng.random(n)),
-}
-gaps = st.sampled_from([0.0, 0.05, 0.25, 0.5])
-
-
-@st.composite
-def overlaps(draw, n):
-    """float32 ``(n,)``."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    return torch.tensor(
-        OVERLAPS[draw(st.sampled_from(sorted(OVERLAPS)))](rng, n), dtype=torch.float32
-    )
-
-
 steps = st.one_of(
     st.floats(1e-3, 1e7).map(lambda x: {"lambda_": x}),
     st.floats(1e-3, 50).map(lambda x: {"lift": x}),
@@ -81,11 +63,11 @@ def spec(per_class, margin, **step):
     return RankingSpec(margin, **lists, **step)
 
 
-def run(scores, gt, per_class, margin, step, ious=None, gap=1.0):
+def run(scores, gt, per_class, margin, step):
     """What rank() gives, the loss and the gradient of its float64 scores."""
     leaf, alone = scores.double().requires_grad_(), Processes(together=False)
-    inputs = prepare_inputs(leaf, gt, alone, ious, gap)
-    result = rank(inputs, spec(per_class, margin, iou_gap=gap, **step), alone)
+    inputs = prepare_inputs(leaf, gt, alone)
+    result = rank(inputs, spec(per_class, margin, **step), alone)
     loss = attach_gradient(leaf, result.loss, result.grad, inputs.finite, alone)
     loss.backward()
     return loss.detach(), result, leaf.grad.cpu().numpy()

@@ -28,15 +28,11 @@ LOSSES = {
     "fixed": {"lambda_": 300.0, "beta": 0.0},
     "memory": {"memory_length": 2, "beta": 0.3},
     "each": {"each": True, "memory_length": 2},
-    "gap": {"iou_gap": 0.1, "memory_length": 2},
-    "fixed, gap": {"lambda_": 300.0, "iou_gap": 0.0},
-    "each, gap": {"each": True, "iou_gap": 0.0, "memory_length": 2},
 }
 
 
 def parts(sizes, step):
-    """Features, classes and IoUs of each process, with ties, ignored rows and every class
-    somewhere."""
+    """Features and classes of each process, with ties, ignored rows and every class somewhere."""
     g = torch.Generator().manual_seed(step)
     found = []
     for rows, positives in sizes:
@@ -44,7 +40,7 @@ def parts(sizes, step):
         gt = torch.full((rows,), CLASSES)
         gt[:positives] = torch.randint(0, CLASSES, (positives,), generator=g)
         gt[positives : positives + rows // 10] = -1
-        found.append((x, gt, torch.randint(8, 21, (rows,), generator=g) / 20))
+        found.append((x, gt))
     return found
 
 
@@ -64,9 +60,9 @@ def one_process(kind, batches):
     model, loss = head(), RamboLoss(CLASSES, global_ranking=False, **LOSSES[kind])
     found = []
     for batch in batches:
-        x, gt, ious = (torch.cat([p[i] for p in batch]) for i in range(3))
+        x, gt = (torch.cat([p[i] for p in batch]) for i in range(2))
         model.zero_grad()
-        value = loss(scores_from(model, x), gt, ious)
+        value = loss(scores_from(model, x), gt)
         value.backward()
         found.append((value.item(), model.weight.grad.clone()))
     return found
@@ -79,8 +75,8 @@ class Detector(nn.Module):
         super().__init__()
         self.head, self.loss = head(), RamboLoss(CLASSES, **kwargs)
 
-    def forward(self, x, gt, ious):
-        return self.loss(scores_from(self.head, x), gt, ious)
+    def forward(self, x, gt):
+        return self.loss(scores_from(self.head, x), gt)
 
 
 def compare(rank, world):
@@ -91,9 +87,9 @@ def compare(rank, world):
             model = DistributedDataParallel(Detector(**LOSSES[kind]))
             total = 0.0
             for batch, (value, grad) in zip(batches, one_process(kind, batches), strict=True):
-                x, gt, ious = batch[rank]
+                x, gt = batch[rank]
                 model.zero_grad()
-                got = model(x, gt, ious)
+                got = model(x, gt)
                 (got * 3).backward()  # a loss weight
                 assert abs(got.item() - value) <= 1e-6, (kind, sizes)
                 difference = (model.module.head.weight.grad - 3 * grad).norm()
@@ -104,9 +100,9 @@ def compare(rank, world):
 
 def alone(rank, world):
     """Without global ranking, in eval mode and without gradients nothing waits for the others."""
-    x, gt, ious = parts(UNEVEN[world], 0)[rank]
+    x, gt = parts(UNEVEN[world], 0)[rank]
     scores = scores_from(head(), x)
-    want = one_process("default", [[(x, gt, ious)]])[0][0]
+    want = one_process("default", [[(x, gt)]])[0][0]
     if rank == 0:
         with torch.no_grad():
             assert RamboLoss(CLASSES)(scores, gt).item() == want
@@ -117,18 +113,17 @@ def alone(rank, world):
 def bytes_sent(rank, world):
     """O(P): the same however many negatives there are."""
     sent = []
-    for rows, each, gap in itertools.product((100, 10_000), (False, True), (1.0, 0.0)):
+    for rows, each in itertools.product((100, 10_000), (False, True)):
         g = torch.Generator().manual_seed(rank)
         gt = torch.full((rows,), CLASSES)
         gt[:10] = torch.randint(0, CLASSES, (10,), generator=g)
-        loss = RamboLoss(CLASSES, memory_length=2, each=each, iou_gap=gap)
+        loss = RamboLoss(CLASSES, memory_length=2, each=each)
         scores = torch.randn(rows, CLASSES, generator=g).requires_grad_()
-        loss(scores, gt, torch.rand(rows, generator=g))
+        loss(scores, gt)
         sent.append(loss.stats.bytes_sent)
     positives = 10 * world
-    # A header of four numbers, the keys, and two sums over both terms' positives; the overlaps.
-    without = 32 + 8 * 10 + 2 * 2 * 8 * positives
-    assert sent == [without, without + 4 * 10] * 4
+    # A header of four numbers, the keys, and two sums over both terms' positives.
+    assert sent == [32 + 8 * 10 + 2 * 2 * 8 * positives] * 4
 
 
 def not_finite(rank, world):
@@ -143,7 +138,7 @@ def not_finite(rank, world):
 
 def shards(rank, world):
     """A checkpoint of one process has the negatives of all, for as many processes or for one."""
-    loss = RamboLoss(CLASSES, memory_length=2, memory_size=128, iou_gap=0.1)
+    loss = RamboLoss(CLASSES, memory_length=2, memory_size=128)
     model = head()
     for batch in (parts(UNEVEN[world], step) for step in range(2)):
         loss(scores_from(model, batch[rank][0]), *batch[rank][1:])
@@ -186,7 +181,7 @@ def kept(memory):
 def stale(rank, world):
     loss = RamboLoss(CLASSES, memory_length=2, memory_size=128)
     for step in range(2):
-        x, gt, _ = parts(UNEVEN[world], step)[rank]
+        x, gt = parts(UNEVEN[world], step)[rank]
         loss(scores_from(head(), x), gt)
         if step == 0:
             loss.memory.all_gather_for_checkpoint()

@@ -207,8 +207,6 @@ def test_strided_scores():
         ({"num_classes": 0}, "num_classes"),
         ({"num_classes": 3.0}, "num_classes must be an integer"),
         ({"memory_length": 2.5}, "memory_length .* must be an integer"),
-        ({"iou_gap": -0.1}, "iou_gap"),
-        ({"iou_gap": 1.1}, "iou_gap"),
     ],
 )
 def test_parameters_out_of_range(arguments, message):
@@ -218,11 +216,10 @@ def test_parameters_out_of_range(arguments, message):
 
 def test_numbers_of_numpy_are_numbers():
     loss = RamboLoss(
-        np.int64(4), memory_length=np.int32(2), memory_size=np.int64(16),
-        iou_gap=np.float32(0.25),
+        np.int64(4), memory_length=np.int32(2), memory_size=np.int64(16), beta=np.float32(0.25)
     )  # fmt: skip
     scores, gt = batch(20, 4, 5)
-    assert loss(scores, gt, ious=torch.ones(20)) > 0
+    assert loss(scores, gt) > 0
 
 
 @pytest.mark.parametrize("label", [5, 2**40])

@@ -65,11 +65,10 @@ def backend(name, patch):
 
 @pytest.mark.parametrize("name", ["reference", "Triton"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("gap", [1.0, 0.1])
 @pytest.mark.parametrize("memory_length", [0, 2])
 @pytest.mark.parametrize("few", [64, 1 << 18], ids=["sampled", "all"])
 @pytest.mark.parametrize("positives", [0, 7])
-def test_a_gpu_is_waited_for_once(name, rule, gap, memory_length, few, positives, monkeypatch):
+def test_a_gpu_is_waited_for_once(name, rule, memory_length, few, positives, monkeypatch):
     """With tensors that have a device and a shape, but no data: to read them is an error, and so is
     to mix devices. But for the header, which says how many positives there are."""
     monkeypatch.setattr(ranking, "bin_negatives", backend(name, monkeypatch).bin_negatives)
@@ -83,16 +82,15 @@ def test_a_gpu_is_waited_for_once(name, rule, gap, memory_length, few, positives
 
     real_header = torch.tensor([[float(positives), -1.0, 1.0, 4.0]], dtype=torch.float64)
     monkeypatch.setattr(Processes, "all_gather", read)
-    loss = RamboLoss(4, memory_length=memory_length, memory_size=16, iou_gap=gap, **rule)
+    loss = RamboLoss(4, memory_length=memory_length, memory_size=16, **rule)
     with FakeTensorMode(), Recorder() as recorder:
-        for kept in ("positives", "ious", "negatives"):
+        for kept in ("positives", "negatives"):
             real = getattr(loss.memory, kept)
             setattr(loss.memory, kept, torch.empty(real.shape, dtype=real.dtype, device="cuda"))
         loss.memory.written = Written(3)
         scores = torch.empty(50, 4, device="cuda", requires_grad=True)
         gt = torch.empty(50, dtype=torch.int64, device="cuda")
-        ious = torch.empty(50, device="cuda") if gap < 1 else None
-        value = loss(scores, gt, ious)
+        value = loss(scores, gt)
         assert value.is_cuda and loss.stats.class_ap.is_cuda and loss.stats.starved.is_cuda
     assert len(headers) == 1 and not recorder.found
 

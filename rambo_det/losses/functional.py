@@ -1,8 +1,6 @@
 """The losses as functions, without a memory. All of them rank in float32 and count in integers.
 
-They take ``margin``, ``lambda_``, ``lift``, ``each`` and ``iou_gap`` of
-:class:`.rambo_loss.RamboLoss`, and ``ious``, ``(N,)``: for each positive the IoU of its box with
-its object, required with an ``iou_gap`` below 1.
+Their keyword arguments are those of :class:`.rambo_loss.RamboLoss`.
 
 They return a scalar float32, >= 0 and for AP < 1. Without a positive it is 0, still connected to
 the scores. They raise InputError, a ValueError, for values, shapes and devices that do not fit.
@@ -34,20 +32,17 @@ class Ranking(TypedDict, total=False):
     lambda_: float | None
     lift: float
     each: bool
-    iou_gap: float
 
 
 @torch.compiler.disable  # C++ and Triton cannot be compiled
-def _loss(scores: Tensor, gt_classes: Tensor, ious: Tensor | None, spec: RankingSpec) -> Tensor:
+def _loss(scores: Tensor, gt_classes: Tensor, spec: RankingSpec) -> Tensor:
     alone = Processes(together=False)
-    inputs = prepare_inputs(scores, gt_classes, alone, ious, spec.iou_gap)
+    inputs = prepare_inputs(scores, gt_classes, alone)
     result = rank(inputs, spec, alone)
     return attach_gradient(scores, result.loss, result.grad, inputs.finite, alone)
 
 
-def class_ap_loss(
-    scores: Tensor, gt_classes: Tensor, ious: Tensor | None = None, **ranking: Unpack[Ranking]
-) -> Tensor:
+def class_ap_loss(scores: Tensor, gt_classes: Tensor, **ranking: Unpack[Ranking]) -> Tensor:
     """L_APC: the mean of L_AP over the classes that have a positive, one list a class.
 
     Args:
@@ -63,19 +58,15 @@ def class_ap_loss(
         >>> round(interclass_ap_loss(scores, torch.tensor([0, 1])).item(), 4)  # 1 - (1 + 2/3) / 2
         0.1667
     """
-    return _loss(scores, gt_classes, ious, RankingSpec(interclass=False, **ranking))
+    return _loss(scores, gt_classes, RankingSpec(interclass=False, **ranking))
 
 
-def interclass_ap_loss(
-    scores: Tensor, gt_classes: Tensor, ious: Tensor | None = None, **ranking: Unpack[Ranking]
-) -> Tensor:
+def interclass_ap_loss(scores: Tensor, gt_classes: Tensor, **ranking: Unpack[Ranking]) -> Tensor:
     """L_AP of the scores of all classes in one list; arguments and example: class_ap_loss."""
-    return _loss(scores, gt_classes, ious, RankingSpec(per_class=False, beta=1.0, **ranking))
+    return _loss(scores, gt_classes, RankingSpec(per_class=False, beta=1.0, **ranking))
 
 
-def ap_loss(
-    scores: Tensor, targets: Tensor, ious: Tensor | None = None, **ranking: Unpack[Ranking]
-) -> Tensor:
+def ap_loss(scores: Tensor, targets: Tensor, **ranking: Unpack[Ranking]) -> Tensor:
     """L_AP = 1 - (1/P) Σ_{i positive} r⁺_i / r_i of one list (RaMBO, Eq. 6).
 
     Args:
@@ -89,7 +80,7 @@ def ap_loss(
         >>> loss.item(), bool(scores.grad[0] > 0), bool(scores.grad[1] < 0)
         (0.5, True, True)
     """
-    return class_ap_loss(*_as_one_class(scores, targets), ious, **ranking)
+    return class_ap_loss(*_as_one_class(scores, targets), **ranking)
 
 
 def recall_loss(
@@ -109,7 +100,7 @@ def recall_loss(
     if weighting not in _RECALL:
         raise InputError(f"weighting must be one of {sorted(_RECALL)}, got {weighting!r}")
     spec = RankingSpec(interclass=False, objective=_RECALL[weighting], **ranking)
-    return _loss(*_as_one_class(scores, targets), None, spec)
+    return _loss(*_as_one_class(scores, targets), spec)
 
 
 def _as_one_class(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

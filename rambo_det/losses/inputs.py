@@ -26,7 +26,6 @@ class RankingInputs:
         grad_dtype: float64 for the gradient of float64 scores, else float32.
         rows, columns: ``(Q,)`` int64, where this process's own positives are.
         keys: ``(P,)`` int64 (:mod:`.sort_keys`), the positives of all processes, by process.
-        ious: ``(P,)`` float32, how well their boxes fit their objects; None: not asked for.
         first: where this process's own positives begin in ``keys``.
         finite: whether all scores of all processes are.
     """
@@ -38,26 +37,17 @@ class RankingInputs:
     rows: Tensor
     columns: Tensor
     keys: Tensor
-    ious: Tensor | None
     first: int
     finite: bool
 
 
 @torch.no_grad()
-def prepare_inputs(
-    scores: Tensor,
-    gt_classes: Tensor,
-    processes: Processes,
-    ious: Tensor | None = None,
-    iou_gap: float = 1.0,
-) -> RankingInputs:
+def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> RankingInputs:
     """Finds the positives; a collective of ``processes``. It waits for the device, once.
 
     Args:
         scores: ``(N, C)``, any floating dtype.
         gt_classes: ``(N,)`` integers.
-        ious: ``(N,)``, for each positive row the IoU of its box; not looked at with a gap of 1.
-        iou_gap: see :class:`.ranking.RankingSpec`.
 
     Raises:
         InputError: shapes, devices or labels do not fit.
@@ -69,9 +59,6 @@ def prepare_inputs(
             "scores must be (N, C) and gt_classes (N,), "
             f"got {tuple(scores.shape)} and {tuple(gt_classes.shape)}"
         )
-    if iou_gap < 1 and (ious is None or ious.shape != scores.shape[:1]):
-        got = None if ious is None else tuple(ious.shape)
-        raise InputError(f"iou_gap {iou_gap} asks for ious of shape ({len(scores)},), got {got}")
     if scores.device != gt_classes.device:
         raise InputError(f"scores are on {scores.device}, gt_classes on {gt_classes.device}")
     if gt_classes.is_floating_point() and gt_classes.numel():
@@ -93,17 +80,11 @@ def prepare_inputs(
     columns = gt_classes.index_select(0, rows)
     keys = make_keys(columns, ranked[rows, columns])
     keys = processes.all_gather_uneven(keys, counts)
-    of_positives = None
-    if ious is not None and iou_gap < 1:
-        of_positives = ious.detach().float().index_select(0, rows)
-        of_positives = processes.all_gather_uneven(of_positives, counts)
     first = sum(counts[: processes.rank])
     finite = all(math.isfinite(low) and math.isfinite(high) for _, low, high, _ in headers)
     max_score = headers[processes.rank][2]
     dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    return RankingInputs(
-        ranked, gt_classes, max_score, dtype, rows, columns, keys, of_positives, first, finite
-    )
+    return RankingInputs(ranked, gt_classes, max_score, dtype, rows, columns, keys, first, finite)
 
 
 def _positions(mask: Tensor, number: int) -> Tensor:

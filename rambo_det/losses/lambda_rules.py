@@ -20,7 +20,7 @@ class FirstRanking(NamedTuple):
         per_positive_loss: ``(T,)`` float64, summands of the loss of the list.
         dloss_drank: ``(T,)`` float64, g, the slope of the loss by the positive's rank.
         losses: ``(L + 1,)`` float64, of each list.
-        num_overtaken: ``(T,)`` int64, errors that each positive overtakes when it moves by
+        num_overtaken: ``(T,)`` int64, negatives that each positive overtakes when it moves by
             ``constant_shift``; None for rules that have none.
     """
 
@@ -35,7 +35,7 @@ class LambdaRule(Protocol):
     """Moves positives and scales the gradient.
 
     A positive whose rank changes by ``c`` when it moves has the gradient ``c / divisor``, and each
-    error that it overtakes has ``1 / divisor`` from it.
+    negative that it overtakes has ``1 / divisor`` from it.
     """
 
     @property
@@ -95,10 +95,9 @@ class MedianShift:
 class ErrorDriven:
     """Every positive moves up by ``shift``; its gradient is its own summand of the loss.
 
-    For AP that is ``(1 - h/r) / P``. The errors that the positive overtakes share it equally; if
-    there are none, the gradient is zero. So ``shift`` decides which errors are pushed down, not how
-    hard. As it grows this becomes the error-driven update of AP-Loss (Chen et al., CVPR
-    2019).
+    For AP that is ``(1 - r⁺/r) / P``. The negatives that the positive overtakes share it equally;
+    if there are none, the gradient is zero. So ``shift`` decides which of them are pushed down, not
+    how hard. As it grows this becomes the error-driven update of AP-Loss (Chen et al., CVPR 2019).
     """
 
     constant_shift: float

@@ -21,24 +21,21 @@ class ListedPositives:
         margin: α >= 0, subtracted from the scores.
 
     Attributes:
-        order: ``(T,)`` int64, the place of each before it was sorted.
         segment: ``(T,)`` int64, rising.
         start: ``(T,)`` float64, score less margin: a negative at or above it ranks above.
-        ends: ``(T,)`` int64, where the segment of each ends.
         rank_pos: ``(T,)`` int64, r⁺, the rank among the positives of the list, 1 = highest.
         num_pos: ``(G + 1,)`` int64, positives of each segment.
     """
 
     def __init__(self, keys: Tensor, num_segments: int, margin: float) -> None:
         keys, order = keys.flip(0).sort(stable=True)
-        self.order = (order.shape[0] - 1) - order
+        self._order = (order.shape[0] - 1) - order
         self.segment = segments_of(keys).clamp_(max=num_segments)
         self.start = scores_of(keys).double() - margin
         self._offsets = segment_offsets(keys, num_segments)
         ends = torch.cat([self._offsets[1:], self._offsets.new_full((1,), keys.shape[0])])
         self.num_pos = ends - self._offsets
-        self.ends = self.per_place(ends)
-        self.rank_pos = self.ends - torch.arange(keys.shape[0], device=keys.device)
+        self.rank_pos = self.per_place(ends) - torch.arange(keys.shape[0], device=keys.device)
 
     def threshold_keys(self, thresholds: Tensor) -> Tensor:
         """``(T,)`` int64 keys of ``(T,)`` float64 thresholds."""
@@ -65,4 +62,4 @@ class ListedPositives:
 
     def unsort(self, values: Tensor) -> Tensor:
         """``(T,)`` sorted values, in the order of the keys."""
-        return torch.empty_like(values).index_copy_(0, self.order, values)
+        return torch.empty_like(values).index_copy_(0, self._order, values)

@@ -1,9 +1,8 @@
 """Rank-based objectives: the loss and the slope of each positive, from its rank.
 
-All tensors are float64 with an entry for each positive: ``ranks``, r, the rank among all scores of
-the list; ``hits``, h, how many of these r are no errors, a constant: r⁺, the rank among the
-positives, less the worse placed ones (:mod:`.worse_placed`); ``num_pos``, P, the positives of the
-list.
+All tensors are float64 with an entry for each positive: ``ranks``, the rank among all scores of the
+list; ``rank_pos``, r⁺, the rank among the positives of the list, a constant; ``num_pos``, P, the
+positives of the list.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from torch import Tensor
 Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def average_precision(ranks: Tensor, hits: Tensor, num_pos: Tensor) -> tuple[Tensor, Tensor]:
-    """``(1 - h/r) / P``, summed up ``1 - AP``, and ``∂/∂r = h / (P r²)`` (RaMBO, Eq. 6-7)."""
-    return (1 - hits / ranks) / num_pos, hits / (num_pos * ranks * ranks)
+def average_precision(ranks: Tensor, rank_pos: Tensor, num_pos: Tensor) -> tuple[Tensor, Tensor]:
+    """``(1 - r⁺/r) / P``, summed up ``1 - AP``, and ``∂/∂r = r⁺ / (P r²)`` (RaMBO, Eq. 6-7)."""
+    return (1 - rank_pos / ranks) / num_pos, rank_pos / (num_pos * ranks * ranks)
 
 
-def recall_log(ranks: Tensor, hits: Tensor, num_pos: Tensor) -> tuple[Tensor, Tensor]:
-    """``log(1 + r - h) / P`` and its slope (RaMBO, Eq. 9)."""
-    errors = ranks - hits
-    return torch.log1p(errors) / num_pos, 1 / ((1 + errors) * num_pos)
+def recall_log(ranks: Tensor, rank_pos: Tensor, num_pos: Tensor) -> tuple[Tensor, Tensor]:
+    """``log(1 + r - r⁺) / P`` and its slope (RaMBO, Eq. 9)."""
+    num_above = ranks - rank_pos
+    return torch.log1p(num_above) / num_pos, 1 / ((1 + num_above) * num_pos)
 
 
-def recall_loglog(ranks: Tensor, hits: Tensor, num_pos: Tensor) -> tuple[Tensor, Tensor]:
-    """``log(1 + log(1 + r - h)) / P`` and its slope (RaMBO, Eq. 9)."""
-    errors = ranks - hits
-    inner = torch.log1p(errors)
-    return torch.log1p(inner) / num_pos, 1 / ((1 + inner) * (1 + errors) * num_pos)
+def recall_loglog(ranks: Tensor, rank_pos: Tensor, num_pos: Tensor) -> tuple[Tensor, Tensor]:
+    """``log(1 + log(1 + r - r⁺)) / P`` and its slope (RaMBO, Eq. 9)."""
+    num_above = ranks - rank_pos
+    inner = torch.log1p(num_above)
+    return torch.log1p(inner) / num_pos, 1 / ((1 + inner) * (1 + num_above) * num_pos)

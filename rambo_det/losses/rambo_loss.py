@@ -25,8 +25,7 @@ class LossStats:
         class_ap: ``(C,)`` float64, batch AP of each class, margin and memory included.
         present: ``(C,)`` bool, the classes that have a positive.
         zero_gradient: scalar, the fraction of this batch's positives with zero gradient.
-        starved: scalar, the fraction with zero gradient *and* an error above, see ``num_errors`` of
-            :class:`.ranking.RankingResult`.
+        starved: scalar, the fraction with zero gradient *and* a negative above.
         bytes_sent: what this process has sent to the others.
         finite: whether all scores, of all processes, were finite.
     """
@@ -34,7 +33,7 @@ class LossStats:
     def __init__(self, result: RankingResult, bytes_sent: int, finite: bool) -> None:
         # Not all of the result: its gradient is as large as the scores.
         self.class_ap, self.present = 1 - result.segment_losses[:-1], result.present[:-1]
-        self._has_errors, self._is_zero = result.num_errors > 0, result.positive_grad == 0
+        self._is_below, self._is_zero = result.num_above > 0, result.positive_grad == 0
         self.bytes_sent, self.finite = bytes_sent, finite
 
     @property
@@ -43,7 +42,7 @@ class LossStats:
 
     @property
     def starved(self) -> Tensor:
-        return (self._is_zero & self._has_errors).double().mean()
+        return (self._is_zero & self._is_below).double().mean()
 
 
 class RamboLoss(nn.Module):
@@ -59,8 +58,6 @@ class RamboLoss(nn.Module):
         beta: β in [0, 1], the share of the interclass term.
         memory_length: τ >= 0, the number of past batches whose scores join the lists of L_APC.
         memory_size: >= 8, negatives kept of a batch, see :class:`.score_memory.ScoreMemory`.
-        iou_gap: in [0, 1]. A positive above another one is an error, as a negative is, if its box
-            fits its object worse: if its IoU is lower by more than the gap. 1: none is.
         global_ranking: rank the batches of several processes (``torch.distributed``) as one. Each
             gives the loss of all, and after DistributedDataParallel's mean the parameters have its
             gradient. Every process has to call the loss at every step, be its batch empty.
@@ -92,7 +89,6 @@ class RamboLoss(nn.Module):
         beta: float = 0.5,
         memory_length: int = 0,
         memory_size: int = 1 << 13,
-        iou_gap: float = 1.0,
         global_ranking: bool = True,
     ) -> None:
         super().__init__()
@@ -104,24 +100,22 @@ class RamboLoss(nn.Module):
             if not is_right:
                 raise InputError(f"{name} must be {right}, got {value}")
         self.num_classes, self.margin, self.beta = num_classes, margin, beta
-        self.iou_gap, self.global_ranking = iou_gap, global_ranking
+        self.global_ranking = global_ranking
         # With one class and no memory, the list of all classes is that of the class.
         is_other_list = num_classes > 1 or memory_length > 0
         self._spec = RankingSpec(
-            margin, lambda_, lift, each, beta, iou_gap, interclass=bool(beta > 0 and is_other_list)
+            margin, lambda_, lift, each, beta, interclass=bool(beta > 0 and is_other_list)
         )
         self.memory = ScoreMemory(memory_length, memory_size, num_classes)
         self.stats: LossStats | None = None
 
     @torch.compiler.disable  # counts in C++ or Triton: nothing in it that could be compiled
-    def forward(self, scores: Tensor, gt_classes: Tensor, ious: Tensor | None = None) -> Tensor:
+    def forward(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
         """The loss of a batch. In training, with gradients on, the batch enters the memory.
 
         Args:
             scores: ``(N, C)``, any floating dtype; ranked in float32. Without rows, any C.
             gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
-            ious: ``(N,)``, for each row with a positive the IoU of its box, as now predicted, with
-                its ground truth. Required with an ``iou_gap`` below 1.
 
         Returns:
             Scalar float32 in [0, 1); 0, still connected to ``scores``, if nothing is positive, here
@@ -146,7 +140,7 @@ class RamboLoss(nn.Module):
             )
         # Only in training can each process be expected to call this.
         processes = Processes(self.global_ranking and training)
-        inputs = prepare_inputs(to_rank, gt_classes, processes, ious, self.iou_gap)
+        inputs = prepare_inputs(to_rank, gt_classes, processes)
         result = rank(inputs, self._spec, processes, memory)
         self.stats = LossStats(result, processes.bytes_sent, inputs.finite)
         if training and inputs.finite:

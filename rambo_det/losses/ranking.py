@@ -18,28 +18,6 @@ of a negative is the same for all between two neighbouring thresholds. So one pa
 A negative that ties with a positive ranks above it. Positives that tie keep their order, before and
 after the step.
 
-Of all that ranks above k, the negatives are errors: ``n_k = #{b >= t_k}``. With an IoU gap so are
-the positives above it whose boxes fit worse, ``IoU_j < IoU_k - gap`` (:mod:`.worse_placed`):
-
-    L       = (1/P) Σ_k n_k / rank_k = (1/P) Σ_k (1 - h_k / rank_k)
-    n_k     = #{b >= t_k} + #{worse placed j above k}
-    h_k     = rank_k - n_k              the hits, in place of r⁺_k; they are held fixed, hence
-    g_k     = ∂L/∂rank_k = h_k / (P rank_k²)
-
-To the better placed one, the worse placed one is as a negative: it stands still. So after the step
-j is above k only if it was and ``t_j >= t'_k``. All other pairs of positives move together, as
-without a gap. ``D_kj = 1`` for those pairs that this changes: j is above k if both move, but not if
-j stands still.
-
-    rank'_k      = r'⁺_k - Σ_j D_kj + Σ_j D_jk + #{b >= t'_k}      one λ for the list: fixed, lift
-    overtaken_k  = #{t_k <= b < t'_k} + Σ_j D_kj                   a λ_k for each: error-driven
-    λ_k          = overtaken_k / (n_k / (P rank_k))
-    ∂L/∂score_k  = -overtaken_k / λ_k + Σ_j D_jk / λ_j
-
-In both, k is pushed up for each error that it overtakes, and that error down by as much: the sum
-over the list stays 0. (Would both move, a worse placed one right above would never be overtaken:
-with the smaller rank and no fewer hits its g is the greater.)
-
 Every class has a segment of its own, and one more segment has the scores of all classes.
 """
 
@@ -67,7 +45,6 @@ from .listed_positives import ListedPositives
 from .objectives import Objective, average_precision
 from .score_memory import MemoryContents
 from .sort_keys import count_at_or_above, segments_of
-from .worse_placed import WorsePlaced
 
 
 @dataclass(frozen=True)
@@ -85,7 +62,6 @@ class RankingSpec:
     lift: float = 2.0
     each: bool = False
     beta: float = 0.5
-    iou_gap: float = 1.0
     per_class: bool = True
     interclass: bool = True
     objective: Objective = average_precision
@@ -98,7 +74,6 @@ class RankingSpec:
             ("lambda_ (λ)", lambda_, "None with each", lambda_ is None or not self.each),
             ("lift (δ)", self.lift, "> 0 and finite", 0 < self.lift < math.inf),
             ("beta (β)", self.beta, "in [0, 1]", 0 <= self.beta <= 1),
-            ("iou_gap", self.iou_gap, "in [0, 1]", 0 <= self.iou_gap <= 1),
         ):
             if not is_right:
                 raise InputError(f"{name} must be {right}, got {value}")
@@ -122,8 +97,8 @@ class RankingResult:
         loss: scalar float64, (1-β) · mean over the classes present + β · that of all classes.
         segment_losses: ``(C + 1,)`` float64; 0 for a segment that is not ranked or has no positive.
         present: ``(C + 1,)`` bool, the segments that are ranked and have a positive.
-        num_errors: ``(P,)`` int64, n, the errors above each positive of all processes (negatives
-            within the margin too), in the list of its class if those are ranked.
+        num_above: ``(P,)`` int64, the negatives above each positive of all processes, those within
+            the margin too, in the list of its class if those are ranked.
         positive_grad: ``(P,)`` float64, its gradient there, of the loss of that list alone.
         lists: the positives.
         grad: ``(N, C)``, gradient of ``loss`` by the scores of this process.
@@ -132,7 +107,7 @@ class RankingResult:
     loss: Tensor
     segment_losses: Tensor
     present: Tensor
-    num_errors: Tensor
+    num_above: Tensor
     positive_grad: Tensor
     lists: ListedPositives
     grad: Tensor
@@ -161,11 +136,6 @@ def rank(
     lists = ListedPositives(torch.cat(keys), num_classes + 1, spec.margin)
     if lists.segment.shape[0] == 0:
         return _nothing_to_rank(inputs, lists)
-    worse = None
-    if inputs.ious is not None:
-        ious = [inputs.ious] * spec.per_class + ([memory.ious] if memory else [])
-        ious += [inputs.ious] * spec.interclass
-        worse = WorsePlaced(lists, torch.cat(ious), spec.iou_gap)
 
     def bin_at(*thresholds: Tensor, pushes: Pushes | None = None) -> tuple[Tensor, Tensor | None]:
         """``(K, T)``, of K keys for each place: negatives of this process above; the gradient."""
@@ -186,20 +156,14 @@ def rank(
         moved = lists.start + shift
         keys_at.append(lists.threshold_keys(moved))
     counts = processes.all_reduce_sum(bin_at(*keys_at)[0])
-    num_errors = num_above = counts[0]
+    num_above = counts[0]
     ranks = num_above + lists.rank_pos
-    if worse:
-        num_errors = num_above + worse.num_above()
     per_positive_loss, dloss_drank = spec.objective(
-        ranks.double(), (ranks - num_errors).double(), lists.per_place(lists.num_pos.double())
+        ranks.double(), lists.rank_pos.double(), lists.per_place(lists.num_pos.double())
     )
     losses = lists.sum_by_segment(per_positive_loss)
     present, weight = _weigh(lists, num_classes, spec)
-    num_overtaken = None
-    if shift is not None:
-        num_overtaken = num_above - counts[1]
-        if worse:
-            num_overtaken = num_overtaken + worse.overtaken(moved)[0]
+    num_overtaken = None if shift is None else num_above - counts[1]
     shifts, divisor = rule(
         FirstRanking(lists, per_positive_loss, dloss_drank, losses, num_overtaken)
     )
@@ -209,19 +173,13 @@ def rank(
     if num_overtaken is not None:
         _, grad = bin_at(*keys_at, pushes=pushes)
         positive_grad = -num_overtaken / divisor
-        if worse:
-            positive_grad += worse.overtaken(moved, values=1 / divisor)[1]
     else:
         moved = lists.start + shifts
         counts, grad = bin_at(*keys_at, lists.threshold_keys(moved), pushes=pushes)
         # The ranks among the positives of a list stay the same, but go to other positives.
         order = lists.argsort(moved)
         rank_pos = torch.empty_like(ranks).index_copy_(0, order, lists.rank_pos)
-        rank_change = processes.all_reduce_sum(counts[1]) + rank_pos - ranks
-        if worse:
-            passed, passed_by = worse.overtaken(moved, order)
-            rank_change += passed_by.long() - passed
-        positive_grad = rank_change / divisor
+        positive_grad = (processes.all_reduce_sum(counts[1]) + rank_pos - ranks) / divisor
     assert grad is not None
     own = lists.unsort(positive_grad * pushes.weight)
     grad[inputs.rows, inputs.columns] = _own(own, inputs, spec).to(grad.dtype)
@@ -229,7 +187,7 @@ def rank(
         loss=(losses * weight).sum(),
         segment_losses=losses[:-1],
         present=present,
-        num_errors=lists.unsort(num_errors)[: len(inputs.keys)],
+        num_above=lists.unsort(num_above)[: len(inputs.keys)],
         positive_grad=lists.unsort(positive_grad)[: len(inputs.keys)],
         lists=lists,
         grad=grad,

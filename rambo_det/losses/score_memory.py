@@ -12,9 +12,8 @@ from .hard_negatives import highest_negatives
 from .inputs import RankingInputs
 from .sort_keys import EMPTY_KEY, scores_of, sort
 
-#: What a process remembers, the positives and all of it, and all that a checkpoint has.
-_OF_POSITIVES = ("positives", "ious")
-_OF_PROCESS = (*_OF_POSITIVES, "negatives")
+#: What differs from process to process, and all that a checkpoint has.
+_OF_PROCESS = ("positives", "negatives")
 _SAVED = (*_OF_PROCESS, "written", "num_classes")
 
 
@@ -23,12 +22,10 @@ class MemoryContents(NamedTuple):
 
     Attributes:
         positives: ``(M,)`` int64 keys (:mod:`.sort_keys`), ``EMPTY_KEY`` for none.
-        ious: ``(M,)`` float32, how well their boxes fitted their objects; NaN where unknown.
         negatives: ``(τ size,)`` int64 keys, rising, ``EMPTY_KEY`` for none.
     """
 
     positives: Tensor
-    ious: Tensor
     negatives: Tensor
 
 
@@ -36,7 +33,7 @@ class ScoreMemory(nn.Module):
     """A ring of the last τ batches' scores, without gradient (RaMBO, Sec. 4.3).
 
     Of each batch it keeps up to ``size // 4`` positives and ``size`` negatives, those that lie
-    highest above the lowest positive of their class: ``11 τ size`` bytes.
+    highest above the lowest positive of their class: ``10 τ size`` bytes.
 
     Its tensors move with the module, but are no buffers: DistributedDataParallel would overwrite
     them with those of process 0 before each step. They travel in the metadata of ``state_dict``
@@ -56,7 +53,6 @@ class ScoreMemory(nn.Module):
     """
 
     positives: Tensor
-    ious: Tensor
     negatives: Tensor
     written: Tensor
     num_classes: Tensor
@@ -68,7 +64,6 @@ class ScoreMemory(nn.Module):
         self._num_lost = 0
         self._is_loaded = False
         self.positives = torch.full((length, size // 4), EMPTY_KEY)
-        self.ious = torch.full((length, size // 4), -1.0, dtype=torch.float32)  # -1: unknown
         self.negatives = torch.full((length, size), EMPTY_KEY)
         # These stay on the CPU: they are read at every step, and a GPU would be waited for.
         self.written = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -88,11 +83,9 @@ class ScoreMemory(nn.Module):
         if self.length == 0:
             return None
         positives = self.positives.flatten()
-        ious = self.ious.flatten().masked_fill(self.ious.flatten() < 0, torch.nan)
         if positives.device.type == "cpu":  # a GPU would be waited for; empty places cost little
-            filled = positives != EMPTY_KEY
-            positives, ious = positives[filled], ious[filled]
-        return MemoryContents(positives, ious, sort(self.negatives.flatten()))
+            positives = positives[positives != EMPTY_KEY]
+        return MemoryContents(positives, sort(self.negatives.flatten()))
 
     def start_anew(self) -> None:
         """Empties a memory that was loaded, if no batch was written since: that of another run."""
@@ -121,9 +114,6 @@ class ScoreMemory(nn.Module):
         kept = torch.arange(min(number, room), device=inputs.keys.device)
         kept = kept * number // room if number > room else kept
         self.positives[slot].fill_(EMPTY_KEY)[: len(kept)] = inputs.keys[kept]
-        ious = self.ious[slot].fill_(-1)
-        if inputs.ious is not None:
-            ious[: len(kept)] = inputs.ious[kept]
         of_others = lowest.min().nan_to_num(posinf=0.0)
         lowest = torch.where(lowest.isfinite(), lowest, of_others)
         self.negatives[slot] = highest_negatives(inputs, lowest, self.negatives.shape[1])
@@ -154,9 +144,7 @@ class ScoreMemory(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
-        saved = dict(local_metadata.get("memory", {}))
-        if "positives" in saved:  # before IoUs were remembered, there were none
-            saved.setdefault("ious", torch.full_like(saved["positives"], -1, dtype=torch.float32))
+        saved = local_metadata.get("memory", {})
         entries = [key for key in state_dict if key.startswith(prefix)]  # those of version 0.1
         for key in entries:
             del state_dict[key]
@@ -206,7 +194,7 @@ def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
     saved = {name: saved[name].view(-1, *saved[name].shape[-2:]) for name in _OF_PROCESS}
     negatives = saved["negatives"]
     # Processes that rank together all have the same positives.
-    shared = {name: saved[name][rank % len(saved[name])] for name in _OF_POSITIVES}
+    shared = {"positives": saved["positives"][rank % len(saved["positives"])]}
     mine = negatives[rank::size]
     if mine.shape[0] == 0:
         return {**shared, "negatives": torch.full_like(negatives[0], EMPTY_KEY)}

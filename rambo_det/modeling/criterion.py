@@ -25,7 +25,6 @@ _KEYS = {
     "beta": "BETA",
     "memory_length": "MEMORY_LENGTH",
     "memory_size": "MEMORY_SIZE",
-    "iou_gap": "IOU_GAP",
     "global_ranking": "GLOBAL_RANKING",
     "weight": "LOSS_WEIGHT",
     "ce_weight": "CE_WEIGHT",
@@ -120,13 +119,7 @@ class RamboCriterion(RamboLoss):
             raise InputError(key + str(error)[found.end() :]) from None
 
     @torch.jit.unused  # no part of inference, and autograd.Function cannot be scripted
-    def forward(
-        self,
-        scores: Tensor,
-        gt_classes: Tensor,
-        *logits: Tensor,
-        ious: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, scores: Tensor, gt_classes: Tensor, *logits: Tensor) -> Tensor:
         """The weighted loss, a scalar.
 
         Args:
@@ -134,7 +127,6 @@ class RamboCriterion(RamboLoss):
             gt_classes: ``(N,)`` integers; C is background, below 0 is ignored.
             *logits: what the scores were made of, if it is not they themselves: see
                 :func:`.training_log.not_finite`.
-            ious: ``(N,)``, as those of :meth:`RamboLoss.forward`.
 
         Raises:
             FloatingPointError: a score is not finite; on every process, if their batches are ranked
@@ -144,7 +136,7 @@ class RamboCriterion(RamboLoss):
         if self.training and storage is not None and storage.iter == 0:
             self.memory.start_anew()  # it came with the weights that this training starts from
         with torch.autocast(scores.device.type, enabled=False):
-            loss = super().forward(scores.float(), gt_classes, ious)
+            loss = super().forward(scores.float(), gt_classes)
         if self.stats is not None and not self.stats.finite:
             raise not_finite(self.name, self.class_names, *logits, scores)
         if self.prefix:

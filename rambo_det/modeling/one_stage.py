@@ -19,7 +19,6 @@ from torch import Tensor
 
 from .config_checks import check_architecture, check_sigmoid_score
 from .criterion import RamboCriterion
-from .predicted_box_iou import predicted_box_iou
 
 
 class RamboRetinaNet(RetinaNet):
@@ -96,7 +95,7 @@ def one_stage_losses(
     losses, normaliser and statistics are the same.
 
     Args:
-        model: the detector, with ``rambo_loss``, ``num_classes`` and ``box2box_transform``.
+        model: the detector, with ``rambo_loss`` and ``num_classes``.
         stock_losses: the stock method.
         name: of the classification loss.
         anchors: Boxes of each level.
@@ -125,19 +124,7 @@ def one_stage_losses(
             [of_image[used] for of_image in gt_boxes],
             *([cat(levels, dim=1)[:, used]] for levels in more_per_level),
         )
-    ious = None
-    if model.rambo_loss.iou_gap < 1:
-        boxes, deltas = Boxes.cat(anchors).tensor, cat(pred_anchor_deltas, dim=1).detach()
-        ious = torch.cat(
-            [
-                predicted_box_iou(
-                    model.box2box_transform, of_image, boxes, matched,
-                    (labels >= 0) & (labels < model.num_classes),
-                )
-                for of_image, labels, matched in zip(deltas, gt_labels, gt_boxes, strict=True)
-            ]
-        )  # fmt: skip
-    loss = model.rambo_loss(*flatten_levels(pred_logits, gt_labels), ious=ious) * weight
+    loss = model.rambo_loss(*flatten_levels(pred_logits, gt_labels)) * weight
     losses[name] = loss + losses[name] * stock_weight if stock_weight else loss
     return losses
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..errors import InputError
 from .config_checks import rambo_node, refuse_fed_loss
 from .criterion import RamboCriterion
-from .predicted_box_iou import class_deltas, predicted_box_iou
 from .scores import score_function
 
 
@@ -76,23 +75,10 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
             gt_classes = cat([p.gt_classes for p in proposals], dim=0)
         else:
             gt_classes = torch.zeros(0, dtype=torch.int64, device=logits.device)
-        ordered = self.rambo_loss.iou_gap < 1
-        ious = self._ious(deltas, proposals, gt_classes) if ordered else None
-        loss = self.rambo_loss(self._score(logits.float()), gt_classes, logits, ious=ious)
+        loss = self.rambo_loss(self._score(logits.float()), gt_classes, logits)
         loss = loss * (self.loss_weight.get("loss_cls", 1.0) * weight)
         losses["loss_cls"] = loss + losses["loss_cls"] * stock_weight if stock_weight else loss
         return losses
-
-    def _ious(self, deltas: Tensor, proposals: list[Instances], gt_classes: Tensor) -> Tensor:
-        positive = (gt_classes >= 0) & (gt_classes < self.num_classes)
-        if not positive.any():
-            return deltas.new_zeros(gt_classes.shape)
-        boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
-        # An image without objects has no such field, and no positive.
-        matched = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
-        deltas = class_deltas(deltas.detach(), gt_classes, self.num_classes)
-        gt_boxes = cat([b.tensor for b in matched], dim=0)
-        return predicted_box_iou(self.box2box_transform, deltas, boxes, gt_boxes, positive)
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]

@@ -32,7 +32,7 @@ class RamboRPN(RPN):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         args: dict[str, Any] = super().from_config(cfg, input_shape)
-        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, 1, iou_gap=1.0, **_NAMES)
+        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, 1, **_NAMES)
         return args
 
     @torch.jit.unused

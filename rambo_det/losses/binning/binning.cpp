@@ -1,6 +1,5 @@
 // bin_negatives for a CPU, see __init__.py: one pass over the scores, on several threads, in memory
-// that does not depend on their number. And the pairs of positives of worse_placed.py. Plain C at
-// the boundary: any C++17 compiler makes it.
+// that does not depend on their number. Plain C at the boundary: any C++17 compiler makes it.
 
 #include <algorithm>
 #include <cstdint>
@@ -200,24 +199,5 @@ extern "C" void rambo_bin_negatives(const float* scores, int64_t rows, int64_t c
       counts[k - 1] = at_or_above;
     }
     counts += segments.number[g];
-  }
-}
-
-// Pairs i < k < ends[i] of which k has a lower IoU than the bar of i and starts below where i moves.
-extern "C" void rambo_overtaken(int64_t size, const int64_t* __restrict ends,
-                                const double* __restrict ious, const double* __restrict bars,
-                                const double* __restrict start, const double* __restrict moved,
-                                const double* __restrict values, int64_t* __restrict num_overtaken,
-                                double* __restrict pushed) {
-  for (int64_t i = 0; i < size; ++i) {
-    const double bar = bars[i], reach = moved[i], value = values[i];
-    const int64_t end = ends[i];
-    int64_t number = 0;
-    for (int64_t k = i + 1; k < end; ++k) {
-      const bool overtaken = (ious[k] < bar) & (start[k] < reach);
-      number += overtaken;
-      pushed[k] += overtaken ? value : 0;
-    }
-    num_overtaken[i] = number;
   }
 }

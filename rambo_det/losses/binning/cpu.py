@@ -70,8 +70,7 @@ def library() -> ctypes.CDLL | None:
     native.rambo_bin_negatives.argtypes = [
         _P, _L, _L, _P, ctypes.c_float, _P, _L, _P, _I, _P, _I, _P
     ]  # fmt: skip
-    native.rambo_overtaken.argtypes = [_L] + [_P] * 8
-    native.rambo_bin_negatives.restype = native.rambo_overtaken.restype = None
+    native.rambo_bin_negatives.restype = None
     return native
 
 
