@@ -18,14 +18,13 @@ def add_rambo_config(cfg: CN) -> None:
     rambo.SCORE = "log_odds"
     # Margin α >= 0, in units of score: a positive has to beat a negative by more than it.
     rambo.MARGIN = 0.5
-    # How λ, the strength of the blackbox interpolation, is chosen. "lift": for each list of scores
-    # such that its median positive moves up by MARGIN + LIFT; "each": for every positive such that
-    # it moves up by MARGIN + LIFT; if it passes a negative its gradient is its share of the loss
-    # (LOSS_WEIGHT 0.4, as that is larger, and any LIFT from 2 on, such as 20); "fixed": LAMBDA, as
-    # in the paper.
-    rambo.LAMBDA_RULE = "lift"
-    # δ > 0, in units of score, for LAMBDA_RULE "lift" and "each": how far past the margin.
-    rambo.LIFT = 2.0
+    # How λ, the strength of the blackbox interpolation, is chosen. "each": for every positive, such
+    # that it moves up by MARGIN + LIFT; if it passes a negative, its gradient is its share of the
+    # loss. "lift": for each list of scores, such that its median positive does; set LIFT to 2 and
+    # LOSS_WEIGHT to 1 then. "fixed": LAMBDA, as in the paper.
+    rambo.LAMBDA_RULE = "each"
+    # δ > 0, in units of score, for LAMBDA_RULE "each" and "lift": how far past the margin.
+    rambo.LIFT = 20.0
     # λ > 0 for LAMBDA_RULE "fixed"; it acts on ranks that are not divided by their number.
     rambo.LAMBDA = 1000.0
     # β in [0, 1]: the loss is (1 - β) · (mean AP loss of the classes) + β · (AP loss of the scores
@@ -40,7 +39,7 @@ def add_rambo_config(cfg: CN) -> None:
     # Where several processes train, rank their batches as one. False: each ranks its own images.
     rambo.GLOBAL_RANKING = True
     # > 0: weight of the loss, for it to stand beside the other losses of the detector.
-    rambo.LOSS_WEIGHT = 1.0
+    rambo.LOSS_WEIGHT = 0.4
     # >= 0: weight of the stock classification loss (cross entropy, focal), which is added: it keeps
     # scores calibrated. 0: none.
     rambo.CE_WEIGHT = 0.0

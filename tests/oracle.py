@@ -45,7 +45,7 @@ def pulled_by_loss(y, positive, summand, reach):
 
 
 def list_loss(
-    scores, positive, *, margin, lambda_=None, lift=2.0, each=False, objective=ap_objective
+    scores, positive, *, margin, lambda_=None, lift=20.0, each=True, objective=ap_objective
 ):
     """(loss, gradient (N,), λ) of one list of scores."""
     y = np.asarray(scores, dtype=np.float64).copy()
@@ -58,7 +58,7 @@ def list_loss(
     rk_pos = np.zeros(len(y), dtype=int)
     rk_pos[positive] = ranks(y[positive], np.ones(num_pos, dtype=bool))
     loss, slope = objective(rk[positive].astype(float), rk_pos[positive].astype(float), num_pos)
-    if each:
+    if each and lambda_ is None:
         r, r_pos = rk[positive].astype(float), rk_pos[positive].astype(float)
         summand = np.array([objective(*one, num_pos)[0] for one in zip(r, r_pos, strict=True)])
         return loss, pulled_by_loss(y, positive, summand, margin + lift), None

@@ -27,7 +27,7 @@ LOSSES = {
     "default": {},
     "fixed": {"lambda_": 300.0, "beta": 0.0},
     "memory": {"memory_length": 2, "beta": 0.3},
-    "each": {"each": True, "memory_length": 2},
+    "lift": {"each": False, "lift": 2.0, "memory_length": 2},
 }
 
 

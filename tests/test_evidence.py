@@ -55,12 +55,12 @@ def test_every_number_of_the_page_is_in_a_row():
     settings = {"0.5", "0.2", "0.4", "0.03", "0.3", "0.7", "20.0"}  # keys, and two differences
     pattern = r"[+−]?\d+\.\d+(?: ± \d+\.\d+| \([+−]?\d+\.\d+ … [+−]?\d+\.\d+\))?"
     found = [n for n in re.findall(pattern, without_tables(PAGE)) if n not in settings]
-    assert len(found) > 25
+    assert len(found) > 15
     for text in found:
         assert text in told or text in ("0.01", "0.02", "0.04"), text
 
 
-def test_every_comparison_is_named_and_its_command_is_one():
+def test_every_comparison_is_named_and_its_command_is_one(tool):
     for about in ROWS["comparisons"]:
         assert f"`{about['name']}`" in PAGE, about["name"]
         program, *words = shlex.split(about["command"])
@@ -70,7 +70,7 @@ def test_every_comparison_is_named_and_its_command_is_one():
         assert about["torch"] and about["detectron2"] and about["device"]
         assert not re.search(r"(^|[ :=])/", about["command"]), "a place of a machine"
     names = {about["name"] for about in ROWS["comparisons"]}
-    derived = {"ablation", "each", "retinanet_rules"}
+    derived = {"ablation", "each", "retinanet_rules", *tool["DERIVED"]}
     assert {row["of"] for row in ROWS["losses"] + ROWS["differences"]} == names | derived
 
 
@@ -186,8 +186,8 @@ def test_a_comparison_is_added_once(tool, elsewhere, tmp_path):
     file.write_text(json.dumps(results))
     tool["run"](["--add", f"new={file}"])
     page = names["PAGE"].read_text()
-    assert "| x | cross entropy | 2 | 31.0 ± 1.4 | – | – |\n" in page
-    assert "|  | RaMBO less cross entropy | 2 | +4.5 (−1.0 … 9.0) | – | – |\n\nThat." in page
+    assert "| x | cross entropy | 2 | 31.0 ± 1.4 |\n" in page
+    assert "|  | RaMBO less cross entropy | 2 | +4.5 (−1.0 … 9.0) |\n\nThat." in page
     kept = names["ROWS"].read_text()
     assert "--out output/new" in kept and "/tmp/x" not in kept
     with pytest.raises(InputError, match="there is a comparison of that name"):

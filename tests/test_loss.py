@@ -53,7 +53,7 @@ def test_margin_is_what_a_positive_must_win_by():
     assert class_ap_loss(scores, gt, margin=1.0).item() == 0.5  # a tie after the margin
 
 
-@pytest.mark.parametrize("step", [{"lambda_": 50.0}, {"lift": 3.0}, {"each": True}])
+@pytest.mark.parametrize("step", [{"lambda_": 50.0}, {"lift": 3.0, "each": False}, {}])
 @pytest.mark.parametrize("weight", [1e-3, 10.0, 65536.0])
 def test_gradient_is_linear_in_the_loss_weight(step, weight):
     """Trap 1: a backward that perturbs with grad_output changes λ with every weight."""
@@ -64,7 +64,7 @@ def test_gradient_is_linear_in_the_loss_weight(step, weight):
     )
 
 
-@pytest.mark.parametrize("step", [{"lambda_": 50.0}, {"lift": 3.0}, {"each": True}])
+@pytest.mark.parametrize("step", [{"lambda_": 50.0}, {"lift": 3.0, "each": False}, {}])
 def test_irrelevant_negatives_change_nothing(step):
     """Trap 2: with ranks divided by N, λ depends on the length of the list."""
     scores, gt = batch()
@@ -198,7 +198,6 @@ def test_strided_scores():
         ({"lambda_": float("inf")}, "lambda_"),
         ({"lift": -1.0}, "lift"),
         ({"lift": float("inf")}, "lift"),
-        ({"lambda_": 1.0, "each": True}, "lambda_"),
         ({"margin": -0.1}, "margin"),
         ({"margin": float("inf")}, "margin"),
         ({"beta": 1.5}, "beta"),

@@ -22,7 +22,7 @@ from rambo_det.losses.sort_keys import EMPTY_KEY
 
 from .strategies import batch, spec
 
-RULES = [{}, {"lambda_": 300.0}, {"each": True}]
+RULES = [{}, {"lambda_": 300.0}, {"each": False}]
 
 
 class Recorder(TorchDispatchMode):

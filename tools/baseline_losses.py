@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MARGIN, LIFT = 0.5, 2.0  # rambo_det's defaults
+MARGIN, LIFT = 0.5, 2.0  # of the rule that moves the median positive, each=False
 
 
 class GivenGradient(torch.autograd.Function):

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -46,7 +47,7 @@ _VOC07 = (
     "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml --data "
     "'voc07=voc:data/voc07:train:val SOLVER.MAX_ITER {}' --jobs 1 --threads 1 --bootstrap 1000"
 )
-_EACH = "MODEL.RAMBO.LAMBDA_RULE each MODEL.RAMBO.LIFT 20.0 MODEL.RAMBO.LOSS_WEIGHT 0.4"
+_LIFT = "MODEL.RAMBO.LAMBDA_RULE lift MODEL.RAMBO.LIFT 2.0 MODEL.RAMBO.LOSS_WEIGHT 1.0"
 # Written before the first training: name -> the question, the metric that decides, the arguments
 # of rambo-compare. Every loss has as many settings.
 PROTOCOL = {
@@ -60,11 +61,43 @@ PROTOCOL = {
             f"--variant '{name}_w{weight:g}={loss} RAMBO_TRAIN.CLS_WEIGHT {weight}'"
             for name, loss, weights in (
                 ("ce", "ce", (1.0, 2.0, 4.0, 8.0)),
-                ("lift", "rambo", (1.0, 2.0, 4.0, 8.0)),
-                ("each", f"rambo {_EACH}", (0.5, 1.0, 2.0, 4.0)),
+                ("lift", f"rambo {_LIFT}", (1.0, 2.0, 4.0, 8.0)),
+                ("each", "rambo", (0.5, 1.0, 2.0, 4.0)),
             )
             for weight in weights
         ),
+    ),
+}
+# Differences between comparisons with the same data, seeds and schedule: name -> the loss that is
+# taken off and the other one, each as title, comparison -> variant.
+_EACH = dict.fromkeys(("lambda_each", "lambda_each_seeds"), "each_x10")
+_EACH_RETINANET = dict.fromkeys(
+    ("retinanet_each", "retinanet_quickstart_each", "retinanet_quickstart_seeds"), "each_x10"
+)
+_FOCAL = ("retinanet", "retinanet_quickstart", "retinanet_quickstart_seeds")
+_PLACE = dict.fromkeys(("place_chess", "place_chess_seeds", "place_bccd"), "rambo")
+_PLACE_RETINANET = dict.fromkeys(("place_retinanet", "place_retinanet_seeds"), "gap0")
+DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]] = {
+    "default": (("cross entropy", {"main": "ce"}), ("RaMBO", _EACH)),
+    "default_retinanet": (
+        ("focal loss", dict.fromkeys(_FOCAL, "focal")),
+        ("RaMBO", _EACH_RETINANET),
+    ),
+    "place": (
+        ("lift", {**_PLACE, "tuning_iou": "rambo_w1"}),
+        ("Faster R-CNN, lift by place", dict.fromkeys([*_PLACE, "place_quickstart"], "gap0")),
+    ),
+    "place_lift": (
+        ("lift", {"retinanet": "rambo"}),
+        ("RetinaNet, lift by place", _PLACE_RETINANET),
+    ),
+    "place_focal": (
+        ("focal loss", {"retinanet": "focal"}),
+        ("RetinaNet, lift by place", _PLACE_RETINANET),
+    ),
+    "place_each": (
+        ("each", {"retinanet_quickstart_each": "each_x10"}),
+        ("RetinaNet, each by place", {"place_retinanet_quickstart": "each_gap0"}),
     ),
 }
 METRICS = ("AP", "AP50", "AP75", "ECE", "ECE refit", "APs", "APm", "APl")
@@ -96,6 +129,34 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
     return rows
 
 
+def derive(rows: Rows, name: str) -> Rows:
+    """The rows of DERIVED; intervals are of the seeds alone (Student's t)."""
+    aps: list[dict[str, dict[int, float]]] = []
+    for _, variants in DERIVED[name]:
+        aps.append({})
+        for row in rows["losses"]:
+            if variants.get(row["of"]) == row["variant"]:
+                found = dict(zip(row["seeds"], row["AP of seeds"], strict=True))
+                aps[-1].setdefault(row["data"], {}).update(found)
+    new: Rows = {"losses": [], "differences": []}
+    (less, _), (loss, _) = DERIVED[name]
+    for data in [data for data in aps[0] if data in aps[1]]:
+        seeds = sorted(aps[0][data].keys() & aps[1][data].keys())
+        both = np.array([[of[data][seed] for seed in seeds] for of in aps])
+        of = {"of": name, "data": data}
+        for title, values in zip((less, loss), both, strict=True):
+            deviation = round(values.std(ddof=1), 4) if len(seeds) > 1 else None
+            ap = {"AP": [round(values.mean(), 4), deviation], "AP of seeds": values.tolist()}
+            new["losses"].append({**of, "variant": title, "title": title, "seeds": seeds, **ap})
+        found = both[1] - both[0]
+        around = [None, None]
+        if len(seeds) > 1:
+            around = stats.t.interval(0.95, len(seeds) - 1, found.mean(), stats.sem(found))
+        ap = [v if v is None else round(float(v), 4) for v in (found.mean(), *around)]
+        new["differences"].append({**of, "loss": loss, "less": less, "seeds": seeds, "AP": ap})
+    return new
+
+
 def _text(row: dict[str, Any], metric: str = "AP") -> str:
     """``mean ± deviation`` of a loss, ``mean (low … high)`` of a difference."""
     names = ("mean", "low", "high") if "less" in row else ("mean", "std")
@@ -112,6 +173,8 @@ def _of(rows: Rows, kind: str, names: Iterable[str]) -> Rows:
 
 def results_table(rows: Rows, names: list[str], metrics: Sequence[str] = METRICS[:3]) -> Lines:
     """On each data set the losses, then their differences from the first."""
+    told = [row for kind in ("losses", "differences") for row in rows[kind] if row["of"] in names]
+    metrics = [metric for metric in metrics if any(metric in row for row in told)]
     lines = [["data", "loss", "seeds", *metrics]]
     for name in names:
         differences = _of(rows, "differences", [name])
@@ -210,6 +273,9 @@ def make(name: str, rows: Rows) -> str:
     known = {row["name"]: ("", "", row["command"].partition(" ")[2]) for row in rows["comparisons"]}
     if name not in (known := known | PROTOCOL):
         raise InputError(f"--run {name}: no such comparison, but {', '.join(known)}")
+    commits = {row["name"]: row["commit"] for row in rows["comparisons"] if "commit" in row}
+    if name in commits:
+        raise InputError(f"--run {name}: it has keys that are gone: check out {commits[name]}")
     question, metric, words = known[name]
     if question:
         print(f"{question} {metric} decides.")
@@ -240,6 +306,10 @@ def run(argv: list[str] | None = None) -> None:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"--add {item}: no results.json of a comparison ({error!r})") from None
         rows |= {kind: rows[kind] + part for kind, part in found.items()}
+    for kind in ("losses", "differences"):
+        rows[kind] = [row for row in rows[kind] if row["of"] not in DERIVED]
+    for name in DERIVED:
+        rows |= {kind: rows[kind] + part for kind, part in derive(rows, name).items()}
     ROWS.write_text(as_json(rows), encoding="utf-8")
     PAGE.write_text(page(rows, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     for name, comparisons in FIGURES.items():

@@ -51,10 +51,13 @@ class RamboLoss(nn.Module):
     Args:
         num_classes: C.
         margin: α >= 0, in units of score.
-        lambda_: λ > 0, fixed as in the paper; None: ``lift`` says how far positives move.
-        lift: δ > 0, in units of score: how far past the margin the median positive of a list moves.
-        each: move every positive by the margin and ``lift``, and give it the gradient of its own
-            part of the loss (:class:`.lambda_rules.ErrorDriven`). Requires ``lambda_`` None.
+        lambda_: λ > 0, fixed as in the paper, on ranks that are not divided by the list's length
+            (the authors divide: their λ is ours divided by N). None: ``lift`` says how far
+            positives move.
+        lift: δ > 0, in units of score: how far past the margin positives move.
+        each: every positive moves that far, and has the gradient of its own part of the loss
+            (:class:`.lambda_rules.ErrorDriven`). False: the median positive of each list does
+            (:class:`.lambda_rules.MedianShift`); a ``lift`` of 2 is right for that.
         beta: β in [0, 1], the share of the interclass term.
         memory_length: τ >= 0, the number of past batches whose scores join the lists of L_APC.
         memory_size: >= 8, negatives kept of a batch, see :class:`.score_memory.ScoreMemory`.
@@ -84,8 +87,8 @@ class RamboLoss(nn.Module):
         *,
         margin: float = 0.5,
         lambda_: float | None = None,
-        lift: float = 2.0,
-        each: bool = False,
+        lift: float = 20.0,
+        each: bool = True,
         beta: float = 0.5,
         memory_length: int = 0,
         memory_size: int = 1 << 13,

@@ -59,8 +59,8 @@ class RankingSpec:
 
     margin: float = 0.5
     lambda_: float | None = None
-    lift: float = 2.0
-    each: bool = False
+    lift: float = 20.0
+    each: bool = True
     beta: float = 0.5
     per_class: bool = True
     interclass: bool = True
@@ -71,7 +71,6 @@ class RankingSpec:
         for name, value, right, is_right in (
             ("margin (α)", self.margin, ">= 0 and finite", 0 <= self.margin < math.inf),
             ("lambda_ (λ)", lambda_, "> 0 and finite", lambda_ is None or 0 < lambda_ < math.inf),
-            ("lambda_ (λ)", lambda_, "None with each", lambda_ is None or not self.each),
             ("lift (δ)", self.lift, "> 0 and finite", 0 < self.lift < math.inf),
             ("beta (β)", self.beta, "in [0, 1]", 0 <= self.beta <= 1),
         ):

@@ -16,7 +16,7 @@ from ..losses import RamboLoss
 from .config_checks import rambo_node
 from .training_log import current_storage, log_scalars, not_finite
 
-_RULES = ("lift", "each", "fixed")
+_RULES = ("each", "lift", "fixed")
 #: The keys of MODEL.RAMBO, by the argument that each of them sets.
 _KEYS = {
     "margin": "MARGIN",
@@ -61,7 +61,7 @@ class RamboCriterion(RamboLoss):
         self,
         num_classes: int,
         *,
-        weight: float = 1.0,
+        weight: float = 0.4,
         memory_length: int = 4,
         class_names: Sequence[str] | None = None,
         prefix: str = "rambo",
