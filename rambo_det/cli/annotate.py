@@ -29,10 +29,9 @@ _FRAMES_PER_SECOND = 25.0  # of a camera that does not tell
 class Annotator:
     """Annotated copies of sources in a folder, and all detections in ``results.json``.
 
-    Of several images the first ones are in ``overview.jpg`` too.
-
-    ``images.json`` tells which image, or frame of a video, an image id of the results means, and
-    which class a category id; it is an annotation file of COCO's without annotations.
+    Of several images the first ones are in ``overview.jpg`` too. ``images.json``, a COCO json
+    without annotations, tells which image, or frame of a video, an image id of the results means,
+    and which class a category id.
 
     Raises InputError if something would be overwritten: an input, or, without ``overwrite``, a file
     of the output. ``broken`` tells of images that could not be read, a line each.
@@ -67,10 +66,8 @@ class Annotator:
     ) -> None:
         """Annotates all sources; when interrupted by Ctrl-C, the output is whole up to there.
 
-        Args:
-            detector: what detects.
-            threshold: the least score that is drawn, of all classes or of each.
-            most: how many frames of each video; None: all.
+        ``threshold`` is the least score that is drawn, of all classes or of each, ``most`` how many
+        frames of each video are looked at; None: all.
         """
         try:
             for source in self._sources:

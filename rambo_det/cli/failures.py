@@ -24,11 +24,7 @@ def status_of(tool: Callable[[], Any], advice: str = "") -> int:
     """Runs a tool; the exit status, after a line on standard error if it failed.
 
     What the tool returns, None as 0; 2 for a user's mistake, 1 for what went wrong on the way, 130
-    for Ctrl-C. A bug is raised.
-
-    Args:
-        tool: what is run.
-        advice: how a user goes on with what was cut off; empty: not at all.
+    for Ctrl-C. A bug is raised. ``advice`` is how a user goes on with what was cut off.
     """
     more = f"; {advice}" if advice else ""
     with mock.patch("threading.excepthook", _quiet_thread):

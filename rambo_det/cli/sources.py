@@ -21,18 +21,12 @@ _VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
 @dataclass
 class Source:
-    """One image, or one video.
+    """One image, or one video."""
 
-    Attributes:
-        place: the file, or the camera's number or address.
-        output: what the annotated copy is called, relative to the folder of the output.
-        length: how many images it has; None: nobody knows, as of a camera.
-    """
-
-    place: str
-    output: Path
+    place: str  # the file, or the camera's number or address
+    output: Path  # what the annotated copy is called, relative to the folder of the output
     is_video: bool = False
-    length: int | None = 1
+    length: int | None = 1  # in images; None: nobody knows, as of a camera
 
 
 def find_sources(

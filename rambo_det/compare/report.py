@@ -24,14 +24,7 @@ _MOST_LOSSES = 6  # in a plot
 def write_report(
     plan: Plan, measured: Sequence[Measured], results: dict[str, Any], file: Path
 ) -> None:
-    """Writes the report.
-
-    Args:
-        plan: what was to be run.
-        measured: its runs.
-        results: of :func:`.results.compare`.
-        file: the html file.
-    """
+    """Writes the report on ``results``, of :func:`.results.compare`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,

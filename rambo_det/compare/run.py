@@ -33,23 +33,16 @@ _KEPT = {"last": ("model_final.pth", "model_best.pth", "last_checkpoint"), "none
 def run_all(
     runs: Sequence[Run], jobs: int, threads: int, keep: str = "last", lock: IO[str] | None = None
 ) -> list[Run]:
-    """Does what is left to do; a run that fails stops no other.
+    """Does what is left to do, ``jobs`` runs at a time; returns those that failed.
 
-    What is finished stays as it is, what was begun goes on from its last checkpoint.
+    What is finished stays as it is, what was begun goes on from its last checkpoint. The record of
+    a run that failed has its ``error``. Raises InputError before anything is started if the folder
+    of a run holds another one.
 
     Args:
-        runs: to be done, in this order.
-        jobs: how many at a time.
-        threads: of each process.
         keep: which checkpoints of a finished run stay: "all", "last", with the best one where that
             is kept, or "none".
         lock: an open file that the trainings hold open as long as they live.
-
-    Returns:
-        The runs that failed; their records have the ``error``.
-
-    Raises:
-        InputError: the folder of a run holds another one. Nothing is started then.
     """
     for run in runs:
         _check_same_run(run)
@@ -156,13 +149,10 @@ def damaged(folder: Path, what: str) -> InputError:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record in the folder; empty if there is none.
+    """The record in the folder, empty if there is none; InputError if it is no json.
 
     Keys: ``settings``, ``command``, ``source`` (digest of the code that trained it), ``status``
     ("started", "finished" or "failed"), ``error`` (the line, where it failed).
-
-    Raises:
-        InputError: it is no json.
     """
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
@@ -185,7 +175,7 @@ def _check_same_run(run: Run) -> None:
     """Raises InputError if the folder of the run holds another one."""
     record = read_record(run.folder)
     names = {file.name for file in run.folder.iterdir()} if run.folder.is_dir() else set()
-    if not record and names - {".lock", _RECORD + PART}:  # earlier versions locked here
+    if not record and names - {_RECORD + PART}:
         raise InputError(f"{run.folder} holds something else: name another folder with --out")
     # A key that is new since then had no other value than its default.
     was = {**default_settings(), **record.get("settings", run.settings)}

@@ -31,11 +31,6 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
     `bitmask` if there is RLE to train on: what `INPUT.MASK_FORMAT` then has to be. Of key points
     there are `keypoint_names` and `keypoint_flip_map`, or `without_keypoints`, why there are none.
 
-    Args:
-        name: the data set's name.
-        json_file: the json, or a folder with a json inside, see :func:`find_coco`.
-        image_dir: the folder of its images, or the split of that folder.
-
     Raises:
         InputError: no COCO json; an annotation of an unknown image or category; a missing,
             truncated or wrongly sized image.
@@ -73,10 +68,8 @@ def find_coco(json_file: str | Path, image_dir: str | Path) -> tuple[Path, Path]
 
     Where `json_file` is a folder, `image_dir` names a split of it: `FOLDER/SPLIT/*.json`, as of
     Roboflow (`.` is the folder itself), or `FOLDER/annotations/*_SPLIT.json`, as of CVAT and COCO.
-    The images lie beside the json or in a folder of the split or of images.
-
-    Raises:
-        InputError: there is not one json there, or not one folder with all its images.
+    The images lie beside the json or in a folder of the split or of images. InputError if there is
+    not one json there, or not one folder with all its images.
     """
     root, split = Path(json_file), str(image_dir)
     if not root.is_dir():
@@ -88,9 +81,8 @@ def find_coco(json_file: str | Path, image_dir: str | Path) -> tuple[Path, Path]
     if len(found) != 1:
         there = f"several: {', '.join(file.name for file in found)}" if found else "none"
         raise InputError(
-            f"{root} is a folder, and a json of the split '{split}' is wanted there, "
-            f"{split}/*.json or annotations/*_{split}.json, but there are {there}: name json file "
-            "and folder of images"
+            f"{root} is a folder, and of {split}/*.json and annotations/*_{split}.json there are "
+            f"{there}: name json file and folder of images"
         )
     names = [image["file_name"] for image, _ in _entries(_read_json(found[0]), "images", found[0])]
     part = found[0].stem.partition("_")[2] if split == "." else split
@@ -195,7 +187,11 @@ def _add_annotation(source: DataSource, annotation: dict[str, Any], place: str) 
         raise InputError(
             f"{where}: 'bbox' is {_short(box)}, but must be four numbers x, y, width, height"
         )
-    crowd = _flag(annotation, "iscrowd", where) or _flag(annotation, "ignore", where)
+    flags = {key: annotation.get(key) or 0 for key in ("iscrowd", "ignore")}
+    for key, flag in flags.items():
+        if flag not in (0, 1):
+            raise InputError(f"{where}: {key!r} must be 0 or 1, not {_short(flag)}")
+    crowd = any(flags.values())
     image = source.images[image_id]
     size, place = (image["height"], image["width"]), f"{place} of {shown(image['file_name'])}"
     # What is null, as some tools write it, is left out.
@@ -224,10 +220,3 @@ def _add_annotation(source: DataSource, annotation: dict[str, Any], place: str) 
         source.metadata.setdefault("without_mask", why)
     if kept and isinstance(mask, dict) and not crowd:  # crowds are not trained on
         source.metadata["mask_format"] = "bitmask"
-
-
-def _flag(annotation: dict[str, Any], key: str, where: str) -> bool:
-    value = annotation.get(key) or 0
-    if value not in (0, 1):
-        raise InputError(f"{where}: {key!r} must be 0 or 1, not {_short(value)}")
-    return bool(value)

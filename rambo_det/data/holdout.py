@@ -3,11 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError
-from .register import add_to_catalogs, write_json
-from .source import set_aside
+from .register import add_to_catalogs, part_metadata, write_json
+from .source import split_json
 
 
 def hold_out(names: Sequence[str], number: int, json_dir: Path | None = None) -> list[list[str]]:
@@ -43,33 +42,14 @@ def _split(name: str, number: int, json_dir: Path | None) -> tuple[str, str]:
             return fit, held
         for part in (fit, held):  # of another split in this process
             DatasetCatalog.remove(part)
-            MetadataCatalog.remove(part)
     DatasetCatalog.get(name)  # draws or reads what is made at first use, the classes among it
     metadata = MetadataCatalog.get(name)
     file = metadata.get("json_file")
     if not file:
         raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
     content = json.loads(Path(file).read_text(encoding="utf-8"))
-    aside = set_aside(content["images"], len(content["images"]) // number)
-    # Where the annotations of a VOC folder are is left out: they are those of all images.
-    kept = {
-        key: value
-        for key, value in metadata.as_dict().items()
-        if key not in ("name", "json_file", "image_root", "dirname", "split", "year")
-    }
-    parts = {fit: _part(content, aside, False), held: _part(content, aside, True)}
-    for part, chosen in parts.items():
-        if all(annotation["iscrowd"] for annotation in chosen["annotations"]):
-            raise InputError(f"--hold-out {number}: of {name}, {part} would have no box")
-    for part, chosen in parts.items():
-        path = write_json(part, chosen, json_dir)
-        add_to_catalogs(
-            part, path, metadata.image_root, {**kept, "hold_out": number, "part_of": name}
-        )
+    least, option = len(content["images"]) // number, f"--hold-out {number}: of {name},"
+    kept = {**part_metadata(metadata.as_dict(), name), "hold_out": number}
+    for part, chosen in split_json(content, least, (fit, held), option):
+        add_to_catalogs(part, write_json(part, chosen, json_dir), metadata.image_root, kept)
     return fit, held
-
-
-def _part(content: dict[str, Any], aside: set[Any], inside: bool) -> dict[str, Any]:
-    images = [image for image in content["images"] if (image["id"] in aside) == inside]
-    boxes = [a for a in content["annotations"] if (a["image_id"] in aside) == inside]
-    return {**content, "images": images, "annotations": boxes}

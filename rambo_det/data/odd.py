@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from .files import shown
-
-logger = logging.getLogger(__name__)
 
 #: Kind -> what is said of the {n} places where it was found; {of} is the number of all boxes.
 TABLE = {
@@ -72,10 +69,7 @@ class Odd:
             self._places[new] += self._places.pop(kind)
 
     def lines(self, boxes: int) -> Iterator[str]:
-        """A sentence for each kind: the count, the first ten places, how many more there are.
-
-        ``boxes`` is the number of boxes of the data set, dropped ones included.
-        """
+        """A sentence for each kind, with the first ten places; ``boxes`` are dropped ones too."""
         for kind, text in TABLE.items():
             if places := self.places(kind):
                 rest = len(places) - _SHOWN

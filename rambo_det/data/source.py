@@ -38,25 +38,15 @@ class Shape(NamedTuple):
 
 @dataclass
 class DataSource:
-    """A data set that was read but not registered yet, in COCO's terms.
-
-    Attributes:
-        name: what it will be called in Detectron2's catalogs.
-        file: the json, split file or folder, for messages.
-        image_dir: the folder that image file names start from.
-        categories: category id -> class name, as the data has them.
-        images: image id -> COCO image dict.
-        annotations: COCO annotation dicts, boxes (x, y, width, height) in px.
-        metadata: what else goes into the MetadataCatalog.
-        odd: what was found odd. ``odd.places("dropped")`` are the boxes without area inside their
-            image, which are not among the annotations.
-    """
+    """A data set that was read but not registered yet, in COCO's terms."""
 
     name: str
-    file: str
-    image_dir: str
-    categories: dict[int, str] = field(default_factory=dict)
-    images: dict[int | str, dict[str, Any]] = field(default_factory=dict)
+    file: str  # the json, split file or folder, for messages
+    image_dir: str  # where image file names start from
+    categories: dict[int, str] = field(default_factory=dict)  # id -> class name, as the data has it
+    images: dict[int | str, dict[str, Any]] = field(default_factory=dict)  # by id
+    #: COCO annotation dicts, boxes (x, y, width, height) in px; those without area inside their
+    #: image are not among them, but are noted down in ``odd`` as dropped.
     annotations: list[dict[str, Any]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     odd: Odd = field(default_factory=Odd)
@@ -65,20 +55,15 @@ class DataSource:
     _num_units: int = 0  # boxes of zeros and ones, among fractions as large as their image
 
     def add_image(self, image: Mapping[str, Any], named_in: Any, check: bool = True) -> None:
-        """Append an image, a dict with ``id`` and ``file_name``; ``width`` and ``height`` in px.
+        """Append an image, a dict with ``id``, ``file_name``, ``width`` and ``height`` in px.
 
-        Args:
-            image: as above. A size that is missing or 0 is that of the file.
-            named_in: the file that names it, for the message.
-            check: whether it is looked at; otherwise what the dict says is believed.
-
-        Raises:
-            InputError: it is missing, truncated, of another size or of more than 8 bits.
+        A size that is missing or 0 is that of the file; without ``check`` another one is believed.
+        InputError, which says where the file is named, if it is missing, truncated, of another size
+        or of more than 8 bits.
         """
         size = (int(image.get("width", 0)), int(image.get("height", 0)))
-        file, is_unknown = Path(self.image_dir, image["file_name"]), 0 in size
-        orientation = 1
-        if is_unknown:
+        file, orientation = Path(self.image_dir, image["file_name"]), 1
+        if 0 in size:
             *size, orientation = image_header(file, str(named_in))
         elif check:
             orientation = check_image(file, size, str(named_in))
@@ -102,14 +87,8 @@ class DataSource:
     ) -> bool:
         """Append one annotation, unless its box has no area inside the image; whether it did.
 
-        Annotations are numbered from 1: pycocotools takes a match with number 0 for no match.
-
-        Args:
-            image_id, category_id: of an image and a category that are there.
-            box: x, y, width, height in px.
-            fields: what else the annotation has.
-            place: where it is, for messages.
-            mask: the mask that is among the fields.
+        ``box`` is x, y, width, height in px, ``fields`` what else the annotation has, ``place``
+        where it is, for messages, ``mask`` that which is among the fields.
         """
         x, y, width, height = box
         image = self.images[image_id]
@@ -135,9 +114,9 @@ class DataSource:
             area = width * height if mask is None else mask.area
         if mask is not None and _overlap(mask, (x, y, right, bottom)) < 0.25:
             self.odd.add("mask away", place, image_id)
-        required = {"image_id": image_id, "category_id": category_id, "bbox": box, "area": area}
-        number = {"id": len(self.annotations) + 1}
-        self.annotations.append({**fields, **required, **number})
+        number = len(self.annotations) + 1  # pycocotools takes a match with number 0 for no match
+        required = {"id": number, "image_id": image_id, "category_id": category_id, "bbox": box}
+        self.annotations.append({**fields, **required, "area": area})
         return True
 
     def note_fractions(self, numbers: Sequence[float], image_id: int | str, place: str) -> None:
@@ -163,9 +142,8 @@ class DataSource:
     def finish(self) -> None:
         """Judge what only the whole data set shows.
 
-        Raises:
-            InputError: there is no box that can be trained on and counted, all boxes have
-                fractions for coordinates, or most of them can only be corners.
+        InputError if there is no box that can be trained on and counted, all boxes have fractions
+        for coordinates, or most of them can only be corners.
         """
         fractions = self.odd.places("fraction")
         if fractions and len(fractions) + self._num_units == self.num_boxes:
@@ -205,44 +183,12 @@ class DataSource:
 
     def keep_classes(self, names: Sequence[str]) -> None:
         """Leave out the crowds of other classes."""
-        kept = []
         for item in self.annotations:
-            if (label := self.categories[item["category_id"]]) in names:
-                kept.append(item)
-            else:
+            if (label := self.categories[item["category_id"]]) not in names:
                 where = self.images[item["image_id"]]["file_name"]
                 self.odd.add("crowd", f"'{label}' in {where}", item["image_id"])
-        self.annotations = kept
-
-    def parts(self, share: float) -> tuple[DataSource, DataSource]:
-        """The images to train on and those to validate on, ``NAME_train`` and ``NAME_val``.
-
-        The same ones always, see :func:`set_aside`.
-
-        Raises:
-            InputError: a part has no image, or no box that counts.
-        """
-        aside = set_aside(self.images.values(), max(1, round(share * len(self.images))))
-        if len(aside) == len(self.images):
-            raise InputError(
-                f"--split {share}: of the {len(aside)} image(s) of '{self.name}' none would be "
-                "left to train on"
-            )
-        metadata = {k: v for k, v in self.metadata.items() if k not in ("dirname", "split", "year")}
-        found = []
-        for ending, inside in zip(PARTS, (False, True), strict=True):
-            part = DataSource(
-                self.name + ending, self.file, self.image_dir, self.categories,
-                {k: v for k, v in self.images.items() if (k in aside) == inside},
-                [a for a in self.annotations if (a["image_id"] in aside) == inside],
-                {**metadata, "part_of": self.name}, self.odd,
-            )  # fmt: skip
-            found.append(part)
-            if all(annotation["iscrowd"] for annotation in part.annotations):
-                raise InputError(
-                    f"--split {share}: {part.name} would have no box: choose another share"
-                )
-        return found[0], found[1]
+        kept = {number for number, label in self.categories.items() if label in names}
+        self.annotations = [item for item in self.annotations if item["category_id"] in kept]
 
     def as_json(self, names: Sequence[str]) -> dict[str, Any]:
         """The content of a COCO json with exactly the classes `names`, of ids 1..K in that order.
@@ -261,6 +207,25 @@ class DataSource:
             "annotations": annotations,
             "categories": [{"id": number, "name": name} for number, name in ids.items()],
         }
+
+
+def split_json(
+    content: dict[str, Any], number: int, names: Sequence[str], option: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """The content of a COCO json in two, with their names: without ``number`` images, and these.
+
+    The same ones always, see :func:`set_aside`. InputError, naming the option, if a part would have
+    no box that counts.
+    """
+    aside = set_aside(content["images"], number)
+    parts = []
+    for name, inside in zip(names, (False, True), strict=True):
+        images = [image for image in content["images"] if (image["id"] in aside) == inside]
+        boxes = [a for a in content["annotations"] if (a["image_id"] in aside) == inside]
+        if all(box["iscrowd"] for box in boxes):
+            raise InputError(f"{option} {name} would have no box")
+        parts.append((name, {**content, "images": images, "annotations": boxes}))
+    return parts
 
 
 def set_aside(images: Iterable[dict[str, Any]], number: int) -> set[Any]:

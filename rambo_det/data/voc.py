@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from ..errors import InputError
-from .files import IMAGE_ENDINGS, files_in, read_text, shown
+from .files import IMAGE_ENDINGS, backslashes, files_in, read_text, shown
 from .source import DataSource
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -23,12 +23,7 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     Roboflow write them; `.` is `root` itself. Image ids are the names without ending. As in
     Detectron2's own loader, pixels count from 1 and both corners belong to the box: (xmin, ymin,
     xmax, ymax) spans xmin - 1 to xmax and ymin - 1 to ymax. `difficult` objects are kept, marked.
-
-    Args:
-        name: the data set's name.
-        root: the folder that holds `Annotations/`, `ImageSets/Main/` and `JPEGImages/`, or images.
-        split: e.g. `train`, or `.`.
-        check_images: whether images must be there, complete and of the size that the xml says.
+    With `check_images` images must be there, complete and of the size that the xml says.
 
     Raises:
         InputError: a file is missing, truncated or malformed; a size is wrong; it cannot be known
@@ -63,7 +58,6 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     for stem, tree in annotations.items():
         file_name = images.of(stem, tree, files[stem])
         width, height = (int(_number(tree, f"size/{side}", 0)) for side in ("width", "height"))
-        # Some tools leave the size out.
         image = {"id": stem, "file_name": file_name, "width": width, "height": height}
         source.add_image(image, shown(files[stem]), check_images)
         for index, item in enumerate(tree.findall("object")):
@@ -89,7 +83,7 @@ def _image_folder(folder: Path) -> Path:
 
 
 class _Images:
-    """The image files below a folder, by their names without ending."""
+    """The image files below a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -103,11 +97,8 @@ class _Images:
         return {name for names in self._by_stem.values() for name in names}
 
     def of(self, stem: str, tree: ET.Element, xml_file: Path) -> str:
-        """The image that an xml is of, relative to the folder.
-
-        It is the one that `<filename>` says, beside others of its folder, or else the one that is
-        called as the xml. InputError if these are two, or if another xml has it.
-        """
+        """The image that an xml is of, relative to the folder: the one that `<filename>` says,
+        or else the one that is called as the xml. InputError if these are two, or of two xmls."""
         said = (tree.findtext("filename") or "").strip()
         name = Path(said).name  # empty of "."
         beside = Path(stem).with_name(name).as_posix() if name else ""
@@ -116,39 +107,28 @@ class _Images:
         inside = said if said and ("/" in said or Path(said).stem != Path(stem).name) else ""
         names = filter(None, dict.fromkeys((beside, inside)))
         there = [name for name in names if os.path.isfile(self._folder / name)]
+        found = next(iter([*there, *own, said if "\\" in said else beside or f"{stem}.jpg"]))
+        mistake = ""
         if not there and len(own) > 1:
-            raise InputError(
-                f"{shown(xml_file)}: {' and '.join(own)} are there: <filename> must say which"
-            )
-        found = there[0] if there else own[0] if own else beside or f"{stem}.jpg"
-        if "\\" in said and not there and not own:
-            found = said  # the message will name it
-        if own and found not in own:
-            raise InputError(
-                f"{shown(xml_file)}: <filename> says {shown(said)}, but {own[0]} is there too: "
-                "correct <filename>, or rename the xml"
-            )
-        if (other := self._taken.setdefault(found, stem)) != stem:
-            raise InputError(
-                f"{shown(xml_file)}: its image {shown(found)} is that of {other}.xml too: correct "
-                "<filename>, or rename the xml"
-            )
+            mistake = f"{' and '.join(own)} are there: <filename> must say which"
+        elif own and found not in own:
+            mistake = f"<filename> says {shown(said)}, but {own[0]} is there too"
+        elif (other := self._taken.setdefault(found, stem)) != stem:
+            mistake = f"its image {shown(found)} is that of {other}.xml too"
+        if mistake:
+            raise InputError(f"{shown(xml_file)}: {mistake}: correct <filename>, or rename the xml")
         return found
 
 
 def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
     if not os.path.isfile(split_file):
-        there = sorted(path.stem for path in split_file.parent.glob("*.txt"))
-        found = f"splits there: {', '.join(there)}" if there else "the folder has no splits"
-        root = split_file.parents[2]
-        if (root / split).is_dir():
-            raise InputError(
-                f"the folder {shown(root / split)} has no xml files, and there is no split file "
-                f"{shown(split_file)} ({found})"
-            )
-        if not there and root.is_dir() and any(root.glob("*.xml")):
-            found = f"for all images with an xml in {root}, write . for the split"
-        raise InputError(f"the VOC split file {shown(split_file)} does not exist ({found})")
+        there = ", ".join(sorted(path.stem for path in split_file.parent.glob("*.txt"))) or "none"
+        folder = split_file.parents[2] / split
+        raise InputError(
+            f"the VOC split file {shown(split_file)} does not exist (splits there: {there}), and "
+            f"the folder {shown(folder)} has no xml files: if they are beside the images, write . "
+            "for the split"
+        )
     text = read_text(split_file, "VOC split file")
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
@@ -172,10 +152,9 @@ def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
 
 def _parse(xml_file: Path, named_in: str, stem: str) -> ET.Element:
     if not os.path.isfile(xml_file):
-        slashes = ": it has backslashes, write / for folders" if "\\" in stem else ""
         raise InputError(
             f"{shown(named_in)} names {shown(stem)!r}, but {shown(xml_file)} does not exist"
-            f"{slashes}"
+            f"{backslashes(stem)}"
         )
     try:
         tree = ET.parse(xml_file).getroot()

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from ..errors import InputError
-from .files import IMAGE_ENDINGS, files_in, read_text, shown
+from .files import IMAGE_ENDINGS, backslashes, files_in, read_text, shown
 from .segments import read_mask
 from .source import DataSource
 
@@ -69,11 +69,10 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
             about = left.name.lower().startswith(("classes", "notes", "readme", "labels"))
             if left.parent == folder and left not in labels and not about:
                 source.odd.add("no image", _relative(left, file.parent))
-    shapes = {a["id"] for a in source.annotations if "segmentation" in a}
-    if len(shapes) < len(source.annotations):
-        for annotation in source.annotations:
-            if annotation["id"] in shapes:
-                source.odd.add("mixed", annotation["image_id"], annotation["image_id"])
+    polygons = [a["image_id"] for a in source.annotations if "segmentation" in a]
+    if len(polygons) < len(source.annotations):
+        for image_id in polygons:
+            source.odd.add("mixed", image_id, image_id)
     source.metadata.setdefault("without_keypoints", f"{name} has no key points")
     return source
 
@@ -127,8 +126,8 @@ def _place(entry: str, content: dict[str, Any], file: Path) -> Path:
     for path in tried:
         if os.path.exists(path):
             return path
-    slashes = ": it has backslashes, write / for folders" if "\\" in entry + root else ""
-    raise InputError(f"{file}: {shown(entry)!r} is not there, {shown(tried[0])}{slashes}")
+    more = backslashes(entry + root)
+    raise InputError(f"{file}: {shown(entry)!r} is not there, {shown(tried[0])}{more}")
 
 
 def _images_of(place: Path, content: dict[str, Any], file: Path) -> list[Path]:

@@ -10,15 +10,7 @@ from ..config_files import find_config
 from ..data.source import PARTS
 from ..errors import InputError
 
-_LAZY_EXAMPLES = """
-Examples:
-
-Train on one machine:
-    $ %(prog)s --num-gpus 8 --config FILE.py
-
-Change some keys of the config:
-    $ %(prog)s --config FILE.py train.init_checkpoint=weights.pth optimizer.lr=0.001
-"""
+_LAZY_EXAMPLES = "Examples: train.init_checkpoint=weights.pth optimizer.lr=0.001"
 
 
 def refuse(message: str) -> NoReturn:
@@ -74,6 +66,11 @@ def own_names(args: argparse.Namespace) -> list[str]:
     return [name + part for _, name, *_ in args.register for part in parts]
 
 
+def named_classes(args: argparse.Namespace) -> list[str] | None:
+    """What ``--classes`` names; None if it is not there."""
+    return None if args.classes is None else [name.strip() for name in args.classes.split(",")]
+
+
 def add_hold_out(parser: argparse.ArgumentParser) -> None:
     """The option that sets training images aside."""
     parser.add_argument(
@@ -98,12 +95,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argparse.Namespace:
     """The arguments of Detectron2's own train_net.py, and those for a user's own data.
 
-    Args:
-        argv: the arguments; None: those of the command line.
-        lazy: whether they are those of a LazyConfig, which names its data sets itself.
-
-    Raises:
-        InputError: whatever is wrong with them.
+    ``lazy``: those of a LazyConfig. Raises InputError for whatever is wrong with them.
     """
     from detectron2.engine import default_argument_parser
 

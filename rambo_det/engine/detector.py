@@ -40,9 +40,7 @@ class Detector(DefaultPredictor):
         train_sets, datasets: names of the data sets that the config trains and evaluates on.
         mapper: makes an input of the model from a record of a data set.
 
-    Raises:
-        InputError: the config is not one of a detector, the model needs proposals, or the weights
-            are of another model.
+    Raises InputError if the model is no detector, needs proposals, or the weights are of another.
     """
 
     def __init__(

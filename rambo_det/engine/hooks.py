@@ -58,9 +58,8 @@ class Evaluations(hooks.EvalHook):
     Every evaluation's numbers are written at once: the event storage keeps the latest alone. Its
     value is in ``best.json``, apart from the checkpoints: one of the same iteration is written
     before the evaluation. A run that is resumed goes on with those up to its checkpoint, and makes
-    up for the one that a kill cut off.
-
-    To be registered in every process, after the hook that saves.
+    up for the one that a kill cut off. To be registered in every process, after the hook that
+    saves.
 
     Args:
         evaluate: gives the metrics.
@@ -196,13 +195,8 @@ def training_hooks(
 ) -> tuple[HookBase, Evaluations, HookBase, HookBase]:
     """What saves, evaluates and writes, for a config of either kind, in the order of Detectron2's.
 
-    Args:
-        cfg, keys: of the run.
-        checkpointer: of the run.
-        evaluate: gives the metrics of the model as it is.
-        writers: of events; none in processes other than the main one.
-        log_period: of the writers, in iterations.
-        **periodic: ``period`` and perhaps ``max_to_keep``, as those of PeriodicCheckpointer.
+    ``log_period`` is that of the writers, in iterations; ``periodic`` are ``period`` and perhaps
+    ``max_to_keep``, as those of PeriodicCheckpointer.
     """
     names = (keys.period, keys.metric, keys.keep, keys.patience)
     period, metric, keep, patience = (value(cfg, name) for name in names)

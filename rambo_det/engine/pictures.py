@@ -27,12 +27,8 @@ class Pictures(HookBase):
     ``train/inputs``: images of a batch, augmented, with their boxes, at the first step of a process
     and at those after which there is an evaluation. ``DATA_SET/detections``: images spread over a
     test set, each twice, with its true boxes and with as many of its detections, the highest. A
-    perfect ranking makes the two alike; no threshold is needed.
-
-    Whoever evaluates calls :meth:`evaluated`.
-
-    Args:
-        cfg: of the run; ``RAMBO_TRAIN.IMAGES`` images a grid.
+    perfect ranking makes the two alike; no threshold is needed. A grid has ``RAMBO_TRAIN.IMAGES``
+    images. Whoever evaluates calls :meth:`evaluated`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:

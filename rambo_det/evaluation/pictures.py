@@ -110,12 +110,8 @@ def as_detections(truth: Instances) -> Instances:
 
 
 def to_rgb(image: torch.Tensor, channels: str) -> np.ndarray:
-    """``(H, W, 3)`` uint8 RGB of a model's input.
-
-    Args:
-        image: ``(3, H, W)``, 0..255.
-        channels: the config's INPUT.FORMAT, "RGB" or "BGR".
-    """
+    """``(H, W, 3)`` uint8 RGB of a model's input ``(3, H, W)`` in 0..255; ``channels`` are the
+    config's INPUT.FORMAT."""
     array = convert_image_to_rgb(image.permute(1, 2, 0).clamp(0, 255), channels)
     return np.ascontiguousarray(array, dtype=np.uint8)
 
