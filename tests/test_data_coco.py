@@ -417,7 +417,7 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     (_edit("images 0", width="40"), r"images\[0\].*'width' cannot be '40'"),
     (_edit("images 0", width=float("inf")), r"images\[0\].*'width' cannot be inf"),
     (_edit("images 0", id=4), r"images\[1\]: image id 4 is there twice"),
-    (_edit("images 1", id="4"), r"images\[1\]: ids are numbers in some images, in others text"),
+    (_edit("images 1", id="4"), r"images\[1\]: not all ids are numbers"),
     (_edit("categories 1", name=...), r"categories\[1\].*'name' is missing"),
     (_edit("categories 0", id=0), r"categories\[1\]: id 0 .* twice"),
     (

@@ -47,16 +47,11 @@ class Annotator:
         inputs = {Path(source.place).resolve() for source in sources}
         for target in targets:
             if target.resolve() in inputs:
-                raise InputError(
-                    f"{target} is an input and would be overwritten: --output ANOTHER_FOLDER"
-                )
+                raise InputError(f"{target} is an input: --output ANOTHER_FOLDER")
         there = [target for target in targets if target.exists()]
         if there and (not overwrite or any(target.is_dir() for target in there)):
             more = f", and {len(there) - 1} more" if len(there) > 1 else ""
-            raise InputError(
-                f"{there[0]} exists already{more}: --overwrite replaces it, or --output "
-                "ANOTHER_FOLDER"
-            )
+            raise InputError(f"{there[0]} exists already{more}: --overwrite, or --output FOLDER")
         self.broken: list[str] = []
         self._images: list[dict[str, Any]] = []
         self._drawn = self._found = 0

@@ -34,14 +34,12 @@ def status_of(tool: Callable[[], Any], advice: str = "") -> int:
             print(f"interrupted{more}", file=sys.stderr)
             return 130
         except Exception as error:
-            status, line = 2, _mistake(error)
-            if line is None:
-                status, line = 1, _on_the_way(error)
-                if line is None:
-                    raise
-                line += more
-            print(f"error: {line}", file=sys.stderr)
-            return status
+            mistake = _mistake(error)
+            line = mistake or _on_the_way(error)
+            if not line:
+                raise
+            print(f"error: {mistake or line + more}", file=sys.stderr)
+            return 2 if mistake else 1
 
 
 def _mistake(error: Exception) -> str | None:

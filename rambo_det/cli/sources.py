@@ -35,10 +35,8 @@ def find_sources(
     """The sources that were named, each with a name of its own for its output.
 
     Of a folder all images and videos at any depth, but for what is in ``output``. A file in it that
-    cannot be read is left out; the second list has the reasons, a line each.
-
-    Raises:
-        InputError: something that was named does not exist or cannot be read; there is nothing.
+    cannot be read is left out; the second list has the reasons, a line each. InputError if
+    something that was named does not exist or cannot be read, or there is nothing.
     """
     sources: list[Source] = []
     broken: list[InputError] = []

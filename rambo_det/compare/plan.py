@@ -85,10 +85,7 @@ def make_plan(
                     raise InputError(f"{key} differs from run to run: use {option}")
             cfg = build_config(args, classes)
             if len(cfg.DATASETS.TEST) != 1:
-                raise InputError(
-                    f"DATASETS.TEST is {cfg.DATASETS.TEST}: a run is measured on one set; repeat "
-                    "--data for others"
-                )
+                raise InputError(f"DATASETS.TEST must be one set, not {cfg.DATASETS.TEST}")
             if not name:  # all losses have the same sets, and all of these the same classes
                 name = item.name or cfg.DATASETS.TEST[0]
                 if name in plan.test_sets:

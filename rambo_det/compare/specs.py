@@ -131,9 +131,7 @@ def _split(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
     if not equals or not words:
         raise InputError(f"{option} {text!r} is not {form}")
     if not re.fullmatch(r"[A-Za-z0-9][-+.\w]*", name):
-        raise InputError(
-            f"{option} {text!r}: the name becomes a folder: use letters, digits and - + . _"
-        )
+        raise InputError(f"{option} {text!r}: a name has letters, digits and - + . _ alone")
     if len(words) % 2 == 0:
         raise InputError(f"{option} {text!r}: keys come as KEY VALUE, {words[-1]!r} has no value")
     return name, words[0], words[1:]

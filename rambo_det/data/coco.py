@@ -49,9 +49,7 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
         if number in source.images:
             raise InputError(f"{json_file}: {place}: image id {number!r} is there twice")
         if type(number) is not type(next(iter(source.images), number)):  # they have to be sorted
-            raise InputError(
-                f"{json_file}: {place}: ids are numbers in some images, in others text: {number!r}"
-            )
+            raise InputError(f"{json_file}: {place}: not all ids are numbers, or text: {number!r}")
         source.add_image(image, json_file)
     for annotation, place in _entries(content, "annotations", json_file):
         _add_annotation(source, annotation, place)
@@ -90,10 +88,8 @@ def find_coco(json_file: str | Path, image_dir: str | Path) -> tuple[Path, Path]
     folders = list(dict.fromkeys(f.resolve() for f in folders if f.is_dir()))
     fit = [folder for folder in folders if all(map(os.path.isfile, map(folder.joinpath, names)))]
     if len(fit) > 1 and not all(map(os.path.isabs, names)):
-        raise InputError(
-            f"{found[0]}: all its images are in {' and in '.join(map(str, fit))}: name json file "
-            "and folder of images"
-        )
+        both = " and in ".join(map(str, fit))
+        raise InputError(f"{found[0]}: all its images are in {both}: name json file and folder")
     if not fit:  # the fullest one, whose missing images will be named
         fit = sorted(folders, key=lambda f: -sum(os.path.isfile(f / name) for name in names))
     return found[0], fit[0]
@@ -184,9 +180,7 @@ def _add_annotation(source: DataSource, annotation: dict[str, Any], place: str) 
     if category_id not in source.categories:
         raise InputError(f"{where}: 'categories' has no category_id {_short(category_id)}")
     if len(box) != 4 or not are_numbers(box):
-        raise InputError(
-            f"{where}: 'bbox' is {_short(box)}, but must be four numbers x, y, width, height"
-        )
+        raise InputError(f"{where}: 'bbox' is {_short(box)}, not x, y, width, height")
     flags = {key: annotation.get(key) or 0 for key in ("iscrowd", "ignore")}
     for key, flag in flags.items():
         if flag not in (0, 1):

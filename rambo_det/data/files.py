@@ -28,9 +28,7 @@ def make_folder(folder: Path) -> None:
     except OSError:
         writable = False
     if not writable:
-        raise InputError(
-            f"cannot write to the folder {folder} (RAMBO_DET_CACHE names the cache folder)"
-        )
+        raise InputError(f"cannot write to {folder} (RAMBO_DET_CACHE names the cache folder)")
 
 
 def shown(name: str | Path) -> str:

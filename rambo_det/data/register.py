@@ -75,9 +75,8 @@ def register_datasets(
     taken = set(DatasetCatalog.list())
     for name in wanted:
         if not re.fullmatch(r"[\w.\- ]{1,100}", name):
-            raise InputError(
-                f"a data set cannot be named '{shown(name)[:100]}': use letters, digits, - . _"
-            )
+            short = shown(name)[:100]
+            raise InputError(f"a data set cannot be named '{short}': use letters, digits, - . _")
         if name in taken:
             raise InputError(
                 f"a data set named '{name}' is already registered: choose another name, or call "
@@ -153,10 +152,8 @@ def _class_names(
     origin = "the training data's" if classes is None else "the given"
     for source in sources:
         for unknown in [name for name in source.used_classes() if name not in names]:
-            raise InputError(
-                f"{source.file}: class '{unknown}' is not among {origin} classes: "
-                f"{', '.join(names)}"
-            )
+            known = f"{origin} classes: {', '.join(names)}"
+            raise InputError(f"{source.file}: class '{unknown}' is not among {known}")
     return names
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pycocotools.mask
 
 from ..errors import InputError
 from .files import check_image, image_header
@@ -253,11 +254,7 @@ def _is_far(area: float, box: float, mask: Shape | None) -> bool:
 
 def _overlap(mask: Shape, box: tuple[float, float, float, float]) -> float:
     """IoU of the box around a mask with a box, both widened by 1 px."""
-    left, top, right, bottom = mask[1:]
-    x, y, right_of_box, bottom_of_box = box
-    width = min(right, right_of_box) - max(left, x) + 1
-    height = min(bottom, bottom_of_box) - max(top, y) + 1
-    common = max(width, 0) * max(height, 0)
-    both = (right - left + 1) * (bottom - top + 1)
-    both += (right_of_box - x + 1) * (bottom_of_box - y + 1)
-    return common / (both - common) if math.isfinite(both) else 0.0
+    (left, top, *end), (x, y, *end_of_box) = mask[1:], box
+    around = [left, top, end[0] - left + 1, end[1] - top + 1]
+    other = [x, y, end_of_box[0] - x + 1, end_of_box[1] - y + 1]
+    return float(pycocotools.mask.iou([around], [other], [0])[0, 0])

@@ -152,10 +152,8 @@ def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
 
 def _parse(xml_file: Path, named_in: str, stem: str) -> ET.Element:
     if not os.path.isfile(xml_file):
-        raise InputError(
-            f"{shown(named_in)} names {shown(stem)!r}, but {shown(xml_file)} does not exist"
-            f"{backslashes(stem)}"
-        )
+        missing = f"{shown(xml_file)} does not exist{backslashes(stem)}"
+        raise InputError(f"{shown(named_in)} names {shown(stem)!r}, but {missing}")
     try:
         tree = ET.parse(xml_file).getroot()
     except (ET.ParseError, ValueError, LookupError, OSError) as error:  # two of its encoding

@@ -72,10 +72,10 @@ def write_calibrated(
 
 def labelled_images(name: str, mapper: Any, most: int) -> tuple[Any, COCO]:
     """Inputs of a model, an image at a time, evenly over a data set, and their annotations."""
-    truth, records = truth_of(name), DatasetCatalog.get(name)
+    records = DatasetCatalog.get(name)  # first, as it may make the annotations
     records = records[:: -(-len(records) // most)]
     loader = build_detection_test_loader(records, mapper=mapper, num_workers=0)
-    return tqdm(loader, desc="calibrate", unit="image", disable=None), truth
+    return tqdm(loader, desc="calibrate", unit="image", disable=None), truth_of(name)
 
 
 def check_calibration_set(key: str, name: str, train: str) -> None:
@@ -133,8 +133,5 @@ def read_thresholds(weights: str, classes: list[str]) -> list[float] | None:
             f"{file} is not what rambo-calibrate wrote ({error}): delete it, or give --threshold"
         ) from None
     if list(found) != classes:
-        raise InputError(
-            f"{file} is of the classes {', '.join(found)}, not {', '.join(classes)}: delete it, or "
-            "give --threshold"
-        )
+        raise InputError(f"{file} is of other classes: delete it, or give --threshold")
     return list(found.values())

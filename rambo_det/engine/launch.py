@@ -28,10 +28,7 @@ def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
     if size % nodes:
-        raise InputError(
-            f"SLURM started {size} tasks on {nodes} nodes: give each as many, with "
-            "--ntasks-per-node"
-        )
+        raise InputError(f"SLURM started {size} tasks on {nodes} nodes: set --ntasks-per-node")
     numbers = (environment["SLURM_PROCID"], size, environment["SLURM_LOCALID"], size // nodes)
     # A port that is the same for all processes of the job, and of another job another.
     meeting = {

@@ -96,8 +96,7 @@ def check_dataset(key: str, name: str) -> None:
     """Raises InputError, naming ``key``, unless the data set is registered and its files exist."""
     if name not in DatasetCatalog.list():
         raise InputError(
-            f"{key}: data set {name} is not registered: "
-            "name it with --register-coco, --register-voc or --register-yolo"
+            f"{key}: data set {name} is not registered: use --register-coco or its like"
         )
     # Detectron2 registers its sets whether their files are there or not; the package's own shapes
     # are drawn at first use.
@@ -117,10 +116,7 @@ def check_parts(name: str, masks: str = "", keypoints: str = "") -> None:
     """
     metadata = MetadataCatalog.get(name)
     if masks and (why := metadata.get("without_mask")):
-        raise InputError(
-            f"{masks}, but {why}: give each object a 'segmentation' in COCO's format, or take a "
-            "model without masks"
-        )
+        raise InputError(f"{masks}, but {why}: each object needs a 'segmentation', as COCO has it")
     if keypoints and (why := metadata.get("without_keypoints")):
         raise InputError(
             f"{keypoints}, but {why}: the category in its json needs 'keypoints', a list of their "

@@ -51,8 +51,8 @@ class RankedData:
             known = [item for item in saved.register if item[1] == self.name]
             register_datasets(**by_format(known), classes=given)
         check_dataset("--dataset", self.name)
-        self.truth = truth_of(self.name)
         self.records: list[dict[str, Any]] = DatasetCatalog.get(self.name)
+        self.truth = truth_of(self.name)
         self.classes = classes_of(self.name)
         check_same_classes("--dataset", self.name, "the detector", classes or ())
         own = MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id") or {}

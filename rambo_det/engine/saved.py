@@ -127,39 +127,41 @@ class SavedModel:
         )
 
 
-def find_model(run: str | None, config: str | None, weights: str | None) -> SavedModel:
+def find_model(
+    run: str | None, config: str | None, weights: str | None, imports: Sequence[str] = ()
+) -> SavedModel:
     """The model that was named: that of a run, or of a config and a checkpoint.
 
-    Of a run, an OUTPUT_DIR, it is the last checkpoint unless ``weights`` names another. InputError
-    if too little or too much was named, or something does not exist.
+    Of a run, an OUTPUT_DIR, it is the last checkpoint unless ``weights`` names another. ``imports``
+    are more of a user's own code that it needs. InputError if too little or too much was named, or
+    something does not exist.
     """
     if weights is not None and "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"--weights {weights}: no such file")
     if run is None:
         if config is None or weights is None:
-            raise InputError(
-                "which detector? --run OUTPUT_DIR of a training, or --config FILE --weights FILE"
-            )
-        return SavedModel(find_config(config), weights, None, read_data(Path(weights).parent))
-    if config is not None:
+            raise InputError("which detector? --run OUTPUT_DIR, or --config FILE --weights FILE")
+        data = read_data(Path(weights).parent)
+        found = SavedModel(find_config(config), weights, None, data)
+    elif config is not None:
         raise InputError("--run has a config of its own: leave out --config")
-    folder = Path(run)
-    if not (folder / "config.yaml").is_file():
-        raise InputError(f"--run {run}: no training has been there (it has no config.yaml)")
-    file = weights or last_checkpoint(run)
-    if file is None:
-        raise InputError(f"--run {run}: no checkpoint there yet: name one with --weights FILE")
-    is_last = weights is None
-    return SavedModel(str(folder / "config.yaml"), str(file), folder, read_data(folder), is_last)
+    else:
+        folder = Path(run)
+        if not (folder / "config.yaml").is_file():
+            raise InputError(f"--run {run}: no training has been there (it has no config.yaml)")
+        file, data = str(weights or last_checkpoint(run) or ""), read_data(folder)
+        if not file:
+            raise InputError(f"--run {run}: no checkpoint there yet: name one with --weights FILE")
+        found = SavedModel(str(folder / "config.yaml"), file, folder, data, weights is None)
+    data.imports = [*imports, *data.imports]
+    return found
 
 
 def truth_of(name: str) -> COCO:
     """The annotations of a registered data set; InputError if it has none in COCO's format."""
     file = MetadataCatalog.get(name).get("json_file")
     if not file:
-        raise InputError(
-            f"{name} has no annotations in COCO's format: register its folder with --register-voc"
-        )
+        raise InputError(f"{name} has no COCO annotations: register its folder with --register-voc")
     return load_truth(file)
 
 

@@ -60,10 +60,7 @@ def check_training(cfg: CfgNode) -> None:
             raise InputError(f"{key} must be > 0, got {value(cfg, key)}")
     check_amp("SOLVER.AMP.ENABLED True", cfg.SOLVER.AMP.ENABLED, YAML.device, cfg.MODEL.DEVICE)
     if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        raise InputError(
-            "TEST.AUG.ENABLED True: Detectron2 augments in tests for R-CNNs alone, not for "
-            f"{cfg.MODEL.META_ARCHITECTURE}: set it to False"
-        )
+        raise InputError("TEST.AUG.ENABLED True: Detectron2 augments in tests for R-CNNs alone")
     check_best(cfg, YAML, cfg.DATASETS.TEST)
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))  # they come again when the run builds its own
@@ -94,10 +91,7 @@ def check_best(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
     if patience < 0:
         raise InputError(f"{keys.patience} must be >= 0, got {patience}")
     if period < 1 and patience:
-        raise InputError(
-            f"{keys.patience} needs evaluations to wait for: set {keys.period}, which is {period}, "
-            "to a number of iterations"
-        )
+        raise InputError(f"{keys.patience} needs evaluations to wait for: set {keys.period}")
     if period < 1 or not (keep or patience):
         return
     if not tests:
@@ -106,8 +100,7 @@ def check_best(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
     if len(tests) > 1:
         if task not in tests:
             raise InputError(
-                f"{keys.metric} {metric!r} does not say on which of the data sets of {keys.test}: "
-                f"write {tests[0]}/bbox/AP"
+                f"{keys.metric} {metric!r}: on which data set? write {tests[0]}/bbox/AP"
             )
         task, _, name = name.partition("/")
     # "AP-<class>" can only be told from a mistake once there is an evaluation.
