@@ -1,7 +1,5 @@
 """Where the config files of this package lie: installed beside it, or in its source tree."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from .errors import InputError

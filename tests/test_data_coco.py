@@ -456,7 +456,7 @@ def test_bad_data_is_refused_in_one_line(
 
 
 def test_a_missing_json_is_named(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
+    with pytest.raises(InputError, match=r"nowhere\.json cannot be read"):
         register_coco("own", folder / "nowhere.json", folder / "images")
 
 

@@ -10,8 +10,6 @@ the outputs of that very step, forward and backward, all losses of the head and 
 loss alone: only there do the two differ, and what their time cannot explain is noise.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

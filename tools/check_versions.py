@@ -10,8 +10,6 @@ results/versions.json, from which --table makes the table of docs/versions.md. A
 3 to 6 GB, and it is removed afterwards unless --keep is given. Standard library only.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import json

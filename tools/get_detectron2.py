@@ -5,8 +5,6 @@ that cannot be reached or built, the v0.6 release from the package index, repair
 releases of torch, Pillow and NumPy. requirements.txt must be installed. Standard library only.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
@@ -94,16 +92,13 @@ def unreachable() -> str | None:
     command = ["git", "ls-remote", REPOSITORY, "HEAD"]
     options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     try:
-        subprocess.run(command, env=env, timeout=REACH_TIMEOUT, check=True, **options)
-    except FileNotFoundError:
-        return "git is not installed"
-    except subprocess.TimeoutExpired:
-        return f"{REPOSITORY} did not answer within {REACH_TIMEOUT} s"
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or [f"git exits with {error.returncode}"]
-        why = lines[-1].split("': ")[-1]
-        return f"{REPOSITORY} cannot be reached ({why})"
-    return None
+        done = subprocess.run(command, env=env, timeout=REACH_TIMEOUT, **options)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{REPOSITORY} cannot be reached ({error})"
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines() or [f"git exits with {done.returncode}"]
+    return f"{REPOSITORY} cannot be reached ({lines[-1]})"
 
 
 def repair(package: Path) -> None:

@@ -7,8 +7,6 @@ Run it with the Python that rambo_det is installed in, outside of the clone: it 
 that is imported is that of the clone. Without Detectron2 it tries the loss alone and says so.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import platform

@@ -8,8 +8,6 @@ most AP with the true ones below them), ranking.png with those that lose most to
 ranking.json with the numbers and index.html, one file that has them all.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import json
@@ -84,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
     from rambo_det.engine.detector import Detector
     from rambo_det.engine.ranked_data import RankedData
     from rambo_det.engine.saved import find_model
+    from rambo_det.evaluation.ranking import rank_detections
 
     quiet()
     saved = find_model(args.run, args.config, args.weights, args.imports)
@@ -92,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"{output} holds a ranking: --overwrite replaces it, or --output FOLDER")
     detector = Detector(saved, args.opts)
     data = RankedData(args.dataset, detector, saved.data, args)
-    ranked = data.rank(data.detect(detector), args.iou)
+    ranked = rank_detections(data.truth, data.detect(detector), args.iou)
     write(ranked, data, args, output, args.run or saved.weights)
 
 

@@ -1,7 +1,5 @@
 """Writes what a detector finds: pictures, videos and COCO results."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -16,6 +14,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from tqdm import tqdm
 
+from ..data.files import make_folder
 from ..engine.detector import Detector
 from ..engine.files import whole_file, write_picture
 from ..errors import InputError
@@ -64,11 +63,8 @@ class Annotator:
         ``threshold`` is the least score that is drawn, of all classes or of each, ``most`` how many
         frames of each video are looked at; None: all.
         """
-        try:
-            for source in self._sources:
-                (self._output / source.output).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--output {self._output} cannot be made: {error}") from None
+        for source in self._sources:
+            make_folder((self._output / source.output).parent, "--output")
         self._detector, self._threshold = detector, torch.as_tensor(threshold)
         lengths = [source.length and min(source.length, most or source.length) for source in
                    self._sources]  # fmt: skip
@@ -151,8 +147,7 @@ class Annotator:
 def write_video(target: Path, pictures: Iterable[np.ndarray], rate: float) -> None:
     """Writes pictures, ``(H, W, 3)`` uint8 BGR, as mp4; when interrupted, those until then.
 
-    Raises:
-        InputError: there are none, or OpenCV cannot write videos.
+    InputError if there are none, or OpenCV cannot write videos.
     """
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     writer = cv2.VideoWriter()

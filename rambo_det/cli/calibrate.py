@@ -1,7 +1,5 @@
 """``rambo-calibrate``: make a detector's scores probabilities; the main of tools/calibrate.py."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

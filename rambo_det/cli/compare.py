@@ -1,8 +1,6 @@
 """``rambo-compare``: train with several losses and seeds and say how they differ; the main of
 tools/compare.py."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -15,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from ..data.files import make_folder
 from ..engine.arguments import add_data_arguments, add_hold_out, add_import, refuse
 from ..errors import InputError
 from .failures import status_of
@@ -106,13 +105,12 @@ def run(args: argparse.Namespace, command: str) -> int:
     from ..compare.results import collect, compare, save
     from ..compare.run import alone_in, run_all
     from ..compare.text import as_text, trained_on
-    from ..engine.folder import make_output
 
     plan = plan_of(args)
     for data, images in plan.trained_on.items():
         for text in trained_on(images):
             print(f"warning: {data}: {text}", file=sys.stderr)
-    make_output(args.out, "--out")
+    make_folder(args.out, "--out")
     with alone_in(args.out) as lock:
         failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints, lock)
         measured = collect(plan)

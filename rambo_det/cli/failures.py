@@ -1,7 +1,5 @@
 """What a user reads when a run ends early: one line, unless it is a bug."""
 
-from __future__ import annotations
-
 import errno
 import sys
 import threading

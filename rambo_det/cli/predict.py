@@ -1,7 +1,5 @@
 """``rambo-predict``: detect in images, videos or a camera; the main of tools/predict.py."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

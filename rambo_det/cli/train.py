@@ -1,7 +1,5 @@
 """``rambo-train``: train and evaluate a detector; the main of tools/train_net.py."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

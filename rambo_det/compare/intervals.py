@@ -1,7 +1,5 @@
 """How sure a difference between two losses is, and whether scores are probabilities."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

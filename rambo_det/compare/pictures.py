@@ -1,7 +1,5 @@
 """The images on which two losses differ most, with the boxes of both."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a comparison will run: every loss on every data set with every seed, checked beforehand."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A comparison as one html file that needs nothing else."""
 
-from __future__ import annotations
-
 import base64
 import shlex
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What the runs of a comparison have come to: each, each loss, and each loss against the first."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

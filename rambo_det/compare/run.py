@@ -1,7 +1,5 @@
 """Runs the trainings of a plan as processes, as many at a time as asked for."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Losses and data sets of a comparison, as a user names them on the command line."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Read and check a user's data set in COCO's json format."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -30,10 +28,7 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
     In the metadata, `without_mask` says why there is not a mask for each box, and `mask_format` is
     `bitmask` if there is RLE to train on: what `INPUT.MASK_FORMAT` then has to be. Of key points
     there are `keypoint_names` and `keypoint_flip_map`, or `without_keypoints`, why there are none.
-
-    Raises:
-        InputError: no COCO json; an annotation of an unknown image or category; a missing,
-            truncated or wrongly sized image.
+    InputError if it is no COCO json, names an unknown image or category, or an image is not whole.
     """
     json_file, image_dir = find_coco(json_file, image_dir)
     content = _read_json(json_file)
@@ -96,8 +91,6 @@ def find_coco(json_file: str | Path, image_dir: str | Path) -> tuple[Path, Path]
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
-    if not os.path.isfile(path):
-        raise InputError(f"the annotation file {shown(path)} does not exist")
     text = read_text(path, "annotation file")
     try:
         content = json.loads(text)
@@ -128,9 +121,7 @@ def _entries(
 def _is_usable(value: Any) -> bool:
     if isinstance(value, str):  # half of a surrogate pair cannot be written anywhere
         return value.strip() != "" and not any("\ud800" <= c <= "\udfff" for c in value)
-    return not isinstance(value, (bool, float)) or (
-        isinstance(value, float) and math.isfinite(value)
-    )
+    return not isinstance(value, bool) and (not isinstance(value, float) or math.isfinite(value))
 
 
 def _short(value: Any) -> str:

@@ -20,15 +20,17 @@ _EXIF_ORIENTATION = 0x0112
 _8_BITS = {"1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa"}
 
 
-def make_folder(folder: Path) -> None:
-    """Create `folder` and those above it; InputError if it cannot be created or written to."""
+def make_folder(folder: Path, option: str = "RAMBO_DET_CACHE") -> None:
+    """Makes a folder where there is none; InputError, with what named it, if it cannot be made or
+    nothing can be written there."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{option} {folder} is not a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise InputError(f"cannot write to {folder} (RAMBO_DET_CACHE names the cache folder)")
+    except OSError as error:
+        raise InputError(f"{option} {folder} cannot be made: {error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {folder} cannot be written: change its rights or name another")
 
 
 def shown(name: str | Path) -> str:

@@ -1,7 +1,5 @@
 """What is odd in data that can be read: one table for all formats, from which a user is told."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -43,15 +41,11 @@ _SHOWN = 10
 
 
 class Odd:
-    """What was found odd in a data set: kind -> places, in the order of finding.
-
-    Attributes:
-        images: ids of the images where something was found.
-    """
+    """What was found odd in a data set: kind -> places, in the order of finding."""
 
     def __init__(self) -> None:
         self._places: dict[str, list[str]] = defaultdict(list)
-        self.images: dict[Any, None] = {}  # in the order of finding
+        self.images: dict[Any, None] = {}  # ids of those where something was found
 
     def add(self, kind: str, place: str, image_id: Any = None) -> None:
         """Note down one finding; ``place`` is where a user has to look."""

@@ -1,7 +1,5 @@
 """Put data sets into Detectron2's catalogs, all of a run's own together."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -36,7 +34,6 @@ def register_datasets(
     voc: Sequence[tuple[str, PathLike, str]] = (),
     classes: Sequence[str] | None = None,
     train: Sequence[str] | None = None,
-    json_dir: Path | None = None,
     yolo: Sequence[tuple[str, PathLike, str]] = (),
     split: float | None = None,
 ) -> list[str]:
@@ -51,7 +48,6 @@ def register_datasets(
             box in the training sets: COCO's in the order of their ids, VOC's sorted.
         train: names of the training sets. A class that only another set has is an error; a class
             that only the training sets have is not. Without it all sets count as training sets.
-        json_dir: where the COCO json files for evaluation are written, by default the cache.
         yolo: (name, data.yaml, split) of every set in YOLO's format, see :func:`.yolo.read_yolo`.
         split: the share of each set's images that is set aside for validation: it is registered as
             `<name>_train` and `<name>_val`, the classes are those of both, and `train` names parts.
@@ -88,7 +84,8 @@ def register_datasets(
     names = _class_names(sources, classes, trained)
     for source in sources:
         source.keep_classes(names)
-        source.warn()
+        for line in source.odd.lines(source.num_boxes):
+            logger.warning("%s: %s", source.file, line)
     _warn_of_shared_images(trained, sources)
     found: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = []
     for source in sources:
@@ -107,7 +104,7 @@ def register_datasets(
     for number, name in enumerate(names, 1):
         if number not in used:
             logger.warning("no training box has the class '%s'", name)
-    files = [write_json(name, content, json_dir) for name, content, *_ in found]
+    files = [write_json(name, content) for name, content, *_ in found]
     for file, (name, _, image_dir, metadata) in zip(files, found, strict=True):
         add_to_catalogs(name, file, image_dir, metadata)
     return names
@@ -157,9 +154,9 @@ def _class_names(
     return names
 
 
-def write_json(name: str, content: dict[str, Any], json_dir: Path | None = None) -> Path:
-    """Write the file under a name made from its content: it can never be out of date."""
-    folder = cache_folder() / "annotations" if json_dir is None else Path(json_dir)
+def write_json(name: str, content: dict[str, Any]) -> Path:
+    """Write the file into the cache, by a name made from its content: it is never out of date."""
+    folder = cache_folder() / "annotations"
     make_folder(folder)
     text = json.dumps(content)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -205,3 +202,38 @@ def add_to_catalogs(
     MetadataCatalog.pop(name, None)
     entry = MetadataCatalog.get(name)
     entry.set(json_file=str(json_file), image_root=str(image_root), **metadata)
+
+
+def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
+    """Split registered data sets: one image of every `number` is set aside, the same ones always.
+
+    Returns the names of the parts to train on, then of those set aside, `<name>_fit` and
+    `<name>_heldout`, which are registered with Detectron2. InputError if `number` is below 2, a
+    part would have no box, or a set has no annotations in COCO's format.
+    """
+    if number < 2:
+        raise InputError(f"--hold-out must be >= 2 (one image of so many), got {number}")
+    parts = [_split(name, number) for name in names]
+    return [list(part) for part in zip(*parts, strict=True)]
+
+
+def _split(name: str, number: int) -> tuple[str, str]:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    fit, held = f"{name}_fit", f"{name}_heldout"
+    if {fit, held} <= set(DatasetCatalog.list()):
+        if MetadataCatalog.get(held).get("hold_out") == number:
+            return fit, held
+        for part in (fit, held):  # of another split in this process
+            DatasetCatalog.remove(part)
+    DatasetCatalog.get(name)  # draws or reads what is made at first use, the classes among it
+    metadata = MetadataCatalog.get(name)
+    file = metadata.get("json_file")
+    if not file:
+        raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
+    content = json.loads(Path(file).read_text(encoding="utf-8"))
+    least, option = len(content["images"]) // number, f"--hold-out {number}: of {name},"
+    kept = {**part_metadata(metadata.as_dict(), name), "hold_out": number}
+    for part, chosen in split_json(content, least, (fit, held), option):
+        add_to_catalogs(part, write_json(part, chosen), metadata.image_root, kept)
+    return fit, held

@@ -4,8 +4,6 @@ What cannot be used is a ValueError that says why: a model without masks, or wit
 does not need it.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

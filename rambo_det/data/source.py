@@ -1,9 +1,6 @@
 """A data set as it was read, and the checks that hold for every format."""
 
-from __future__ import annotations
-
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +13,6 @@ import pycocotools.mask
 from ..errors import InputError
 from .files import check_image, image_header
 from .odd import Odd
-
-logger = logging.getLogger(__name__)
 
 #: What follows the name of a data set in those of its parts.
 PARTS = ("_train", "_val")
@@ -146,36 +141,24 @@ class DataSource:
         InputError if there is no box that can be trained on and counted, all boxes have fractions
         for coordinates, or most of them can only be corners.
         """
-        fractions = self.odd.places("fraction")
+        fractions, lost, beyond = map(self.odd.places, ("fraction", "dropped", "beyond"))
+        mistake = ""
         if fractions and len(fractions) + self._num_units == self.num_boxes:
-            raise InputError(
-                f"{self.file}: all {self.num_boxes} boxes have fractions between 0 and 1 for "
-                f"coordinates, such as {fractions[0]}: they have to be in px, multiply them by "
-                "the width and height of the image"
-            )
-        if not self.annotations:
-            lost = self.odd.places("dropped")
+            mistake = f"all {self.num_boxes} boxes have fractions between 0 and 1 for coordinates, "
+            mistake += f"such as {fractions[0]}: multiply them by width and height of the image"
+        elif not self.annotations:
             why = f" with area inside its image, such as {lost[0]}" if lost else ""
-            raise InputError(f"{self.file}: the data set '{self.name}' has no boxes{why}")
-        if all(annotation["iscrowd"] for annotation in self.annotations):
-            raise InputError(
-                f"{self.file}: the data set '{self.name}' has no box that can be trained on or "
-                f"counted: all {len(self.annotations)} are crowds (iscrowd or ignore is 1)"
-            )
-        beyond = self.odd.places("beyond")
-        if self._may_be_corners and 2 * len(beyond) > self.num_boxes:
-            raise InputError(
-                f"{self.file}: {len(beyond)} of {self.num_boxes} boxes reach beyond their image, "
-                f"such as {beyond[0]}, but none would as x1, y1, x2, y2: boxes have to be "
-                "x, y, width, height"
-            )
+            mistake = f"the data set '{self.name}' has no boxes{why}"
+        elif all(annotation["iscrowd"] for annotation in self.annotations):
+            mistake = f"the data set '{self.name}' has no box that can be trained on or counted: "
+            mistake += f"all {len(self.annotations)} are crowds (iscrowd or ignore is 1)"
+        elif self._may_be_corners and 2 * len(beyond) > self.num_boxes:
+            mistake = f"{len(beyond)} of {self.num_boxes} boxes reach beyond their image, such as "
+            mistake += f"{beyond[0]}: they are x1, y1, x2, y2 and must be x, y, width, height"
+        if mistake:
+            raise InputError(f"{self.file}: {mistake}")
         if self._may_be_corners:
             self.odd.rename("beyond", "corners")
-
-    def warn(self) -> None:
-        """Say what is odd."""
-        for line in self.odd.lines(self.num_boxes):
-            logger.warning("%s: %s", self.file, line)
 
     def used_classes(self) -> list[str]:
         """Names of the categories that have a box which is no crowd, in the order of their ids."""
@@ -197,16 +180,16 @@ class DataSource:
         Detectron2's COCOEvaluator takes the class names for those of the sorted category ids: ids
         in another order would put the APs of classes under each other's names.
         """
-        ids = {names.index(name) + 1: name for name in names}
-        new = {old: k for old, name in self.categories.items() for k in ids if ids[k] == name}
+        ids = {name: number for number, name in enumerate(names, 1)}
         annotations = [
-            {**item, "category_id": new[item["category_id"]]} for item in self.annotations
+            {**item, "category_id": ids[self.categories[item["category_id"]]]}
+            for item in self.annotations
         ]
         return {
             "info": {"description": f"made from {self.file}"},
             "images": list(self.images.values()),
             "annotations": annotations,
-            "categories": [{"id": number, "name": name} for number, name in ids.items()],
+            "categories": [{"id": number, "name": name} for name, number in ids.items()],
         }
 
 

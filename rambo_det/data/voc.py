@@ -24,10 +24,7 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     Detectron2's own loader, pixels count from 1 and both corners belong to the box: (xmin, ymin,
     xmax, ymax) spans xmin - 1 to xmax and ymin - 1 to ymax. `difficult` objects are kept, marked.
     With `check_images` images must be there, complete and of the size that the xml says.
-
-    Raises:
-        InputError: a file is missing, truncated or malformed; a size is wrong; it cannot be known
-            which image an xml is of.
+    InputError if a file is missing or malformed, or it cannot be known which image an xml is of.
     """
     root = Path(root)
     split_file, folder = root / "ImageSets" / "Main" / f"{split}.txt", root / split
@@ -54,9 +51,19 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     numbers = {label: index + 1 for index, label in enumerate(sorted(labels - {""}))}
     source.categories = {number: label for label, number in numbers.items()}
 
-    images = _Images(Path(source.image_dir))
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for path in files_in(Path(source.image_dir), IMAGE_ENDINGS):
+        file = path.relative_to(source.image_dir)
+        by_stem[file.with_suffix("").as_posix()].append(file.as_posix())
+    taken: dict[str, str] = {}
     for stem, tree in annotations.items():
-        file_name = images.of(stem, tree, files[stem])
+        own = by_stem.get(stem, [])
+        file_name = _image_of(stem, tree, files[stem], Path(source.image_dir), own)
+        if (other := taken.setdefault(file_name, stem)) != stem:
+            raise InputError(
+                f"{shown(files[stem])}: its image {shown(file_name)} is that of {other}.xml too: "
+                "correct <filename>, or rename the xml"
+            )
         width, height = (int(_number(tree, f"size/{side}", 0)) for side in ("width", "height"))
         image = {"id": stem, "file_name": file_name, "width": width, "height": height}
         source.add_image(image, shown(files[stem]), check_images)
@@ -70,8 +77,7 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
             fields = {"iscrowd": 0, "difficult": int(_number(item, "difficult", 0))}
             source.add_box(stem, numbers[_label(item)], _box(corners), fields, place)
     if is_plain:
-        used = {image["file_name"] for image in source.images.values()}
-        for left in sorted(images.names() - used):
+        for left in sorted({name for names in by_stem.values() for name in names} - set(taken)):
             source.odd.add("no xml", left)
     return source
 
@@ -82,42 +88,27 @@ def _image_folder(folder: Path) -> Path:
     return next(filter(os.path.isdir, found), folder)
 
 
-class _Images:
-    """The image files below a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._by_stem: dict[str, list[str]] = defaultdict(list)
-        for path in files_in(folder, IMAGE_ENDINGS):
-            name = path.relative_to(folder)
-            self._by_stem[name.with_suffix("").as_posix()].append(name.as_posix())
-        self._taken: dict[str, str] = {}
-
-    def names(self) -> set[str]:
-        return {name for names in self._by_stem.values() for name in names}
-
-    def of(self, stem: str, tree: ET.Element, xml_file: Path) -> str:
-        """The image that an xml is of, relative to the folder: the one that `<filename>` says,
-        or else the one that is called as the xml. InputError if these are two, or of two xmls."""
-        said = (tree.findtext("filename") or "").strip()
-        name = Path(said).name  # empty of "."
-        beside = Path(stem).with_name(name).as_posix() if name else ""
-        own = self._by_stem.get(stem, [])
-        # A name with another folder than the xml's cannot be meant by a bare file name.
-        inside = said if said and ("/" in said or Path(said).stem != Path(stem).name) else ""
-        names = filter(None, dict.fromkeys((beside, inside)))
-        there = [name for name in names if os.path.isfile(self._folder / name)]
-        found = next(iter([*there, *own, said if "\\" in said else beside or f"{stem}.jpg"]))
-        mistake = ""
-        if not there and len(own) > 1:
-            mistake = f"{' and '.join(own)} are there: <filename> must say which"
-        elif own and found not in own:
-            mistake = f"<filename> says {shown(said)}, but {own[0]} is there too"
-        elif (other := self._taken.setdefault(found, stem)) != stem:
-            mistake = f"its image {shown(found)} is that of {other}.xml too"
-        if mistake:
-            raise InputError(f"{shown(xml_file)}: {mistake}: correct <filename>, or rename the xml")
-        return found
+def _image_of(stem: str, tree: ET.Element, xml_file: Path, folder: Path, own: list[str]) -> str:
+    """The image that an xml is of, relative to the folder: the one that `<filename>` says, or else
+    the one that is called as the xml, of which there are ``own``. InputError if these are two."""
+    said = (tree.findtext("filename") or "").strip()
+    name = Path(said).name  # empty of "."
+    beside = Path(stem).with_name(name).as_posix() if name else ""
+    # A name with another folder than the xml's cannot be meant by a bare file name.
+    inside = said if said and ("/" in said or Path(said).stem != Path(stem).name) else ""
+    names = filter(None, dict.fromkeys((beside, inside)))
+    there = [name for name in names if os.path.isfile(folder / name)]
+    if not there and len(own) > 1:
+        raise InputError(
+            f"{shown(xml_file)}: {' and '.join(own)} are there: <filename> must say which"
+        )
+    found = [*there, *own, said if "\\" in said else beside or f"{stem}.jpg"][0]
+    if own and found not in own:
+        raise InputError(
+            f"{shown(xml_file)}: <filename> says {shown(said)}, but {own[0]} is there too: correct "
+            "<filename>, or rename the xml"
+        )
+    return found
 
 
 def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:

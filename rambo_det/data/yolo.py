@@ -1,7 +1,5 @@
 """Read and check a user's data set in YOLO's format, as Ultralytics and Roboflow write it."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,7 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
     found beside the yaml too. The label file of `images/x.jpg` is `labels/x.txt`, or one beside the
     image; without one the image has no objects. A line is `class x y width height`, centre and size
     as parts of the image, or `class x1 y1 x2 y2 ...`, a polygon, which becomes a box and a mask.
-
-    Raises:
-        InputError: a file is missing or malformed, a line cannot be used, or no image has a label
-            file.
+    InputError if a file is missing or malformed, or no image has a label file.
     """
     file = Path(data_yaml)
     content = _read_yaml(file)
@@ -78,11 +73,10 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    if not os.path.isfile(file):
-        raise InputError(f"{shown(file)} does not exist: name the data.yaml of the YOLO data")
+    text = read_text(file, "data.yaml of YOLO")
     try:
         # All values as text: names such as no and 1 are no truth values and numbers.
-        content = yaml.load(read_text(file, "file"), yaml.BaseLoader)
+        content = yaml.load(text, yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{file} is not a yaml file: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not content.get("names"):

@@ -1,7 +1,5 @@
 """The command line of a training, and the options that other commands share with it."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn

@@ -1,7 +1,5 @@
 """What a calibration leaves beside the weights: a checkpoint, thresholds and a picture."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checkpoints that are whole or not there, and from which a run goes on bit for bit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

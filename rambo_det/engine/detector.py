@@ -1,7 +1,5 @@
 """A trained detector that is given images one by one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,11 +87,8 @@ class Detector(DefaultPredictor):
         return cfg
 
     def __call__(self, image: np.ndarray) -> Instances:
-        """The detections, on the CPU, boxes in px of the image, the highest score first.
-
-        Args:
-            image: ``(H, W, 3)`` uint8, BGR as OpenCV reads it.
-        """
+        """The detections in an image, ``(H, W, 3)`` uint8 BGR as OpenCV reads it: on the CPU, boxes
+        in px of it, the highest score first."""
         if self._is_gray:
             image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[:, :, None]
         output = super().__call__(image)

@@ -1,14 +1,12 @@
 """The folder of a run: what an earlier process left there, and whether a new one may go there."""
 
-from __future__ import annotations
-
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from ..data.files import make_folder
 from ..errors import InputError
 from .checkpointer import unreadable
 
@@ -66,19 +64,6 @@ def earlier_value(folder: str | Path, key: str) -> Any:
     return found
 
 
-def make_output(folder: Path, option: str) -> None:
-    """Makes a folder where there is none; InputError, with the option that named it, if it cannot
-    be made or nothing can be written there."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{option} {folder} is not a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{option} {folder} cannot be made: {error}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {folder} cannot be written: change its rights or name another")
-
-
 def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path | None:
     """Makes the folder of a run, and sure that it overwrites no other one.
 
@@ -86,7 +71,7 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path
     InputError if the folder holds a run and there is neither flag, or if it cannot be written;
     ``remedy`` is how the command line names another folder.
     """
-    make_output(folder, "OUTPUT_DIR")
+    make_folder(folder, "OUTPUT_DIR")
     files = [folder / name for name in ("last_checkpoint", "metrics.json")]
     # A run that ended before its first iteration leaves an empty one.
     if resume or not any(file.is_file() and file.stat().st_size for file in files):

@@ -1,7 +1,5 @@
 """What a training does beside its steps: seeds, the best checkpoint, numbers of evaluations."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -28,14 +26,11 @@ logger = logging.getLogger(__name__)
 class SeededSteps(HookBase):
     """Makes what a step draws, and its batch, depend on the seed and the iteration alone.
 
-    Args:
-        seed: of the run.
-        loader: what the trainer reads; a :class:`.loader.ResumableLoader` is told where to start.
+    ``loader`` is what the trainer reads; a ResumableLoader is told where to start.
     """
 
     def __init__(self, seed: int, loader: Any) -> None:
-        self._seed = seed
-        self._loader = loader
+        self._seed, self._loader = seed, loader
 
     def before_train(self) -> None:
         if isinstance(self._loader, ResumableLoader):
@@ -59,13 +54,7 @@ class Evaluations(hooks.EvalHook):
     value is in ``best.json``, apart from the checkpoints: one of the same iteration is written
     before the evaluation. A run that is resumed goes on with those up to its checkpoint, and makes
     up for the one that a kill cut off. To be registered in every process, after the hook that
-    saves.
-
-    Args:
-        cfg, keys: of the run: its period, metric, patience and whether the best is kept.
-        evaluate: gives the metrics.
-        checkpointer: of the run.
-        writers: of events; none in processes other than the main one.
+    saves; ``writers`` of events are in the main one alone.
     """
 
     def __init__(

@@ -1,7 +1,5 @@
 """Starts the processes of a run, or joins those that a cluster's launcher has started."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Callable, Mapping

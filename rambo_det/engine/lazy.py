@@ -1,7 +1,5 @@
 """Training and evaluation of a model that a LazyConfig describes."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

@@ -1,7 +1,5 @@
 """Training batches that are the same whether a run was interrupted or not."""
 
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Callable, Iterator

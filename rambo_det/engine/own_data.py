@@ -1,7 +1,5 @@
 """The data sets of a run: a user's own are registered, all are checked, the config follows them."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex
@@ -127,8 +125,7 @@ def check_parts(name: str, masks: str = "", keypoints: str = "") -> None:
 def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> None:
     """Sets number of classes, format of masks and number of key points as one's own data have them.
 
-    Raises InputError if a model with masks or key points has data without, if the numbers of key
-    points differ, or if ``TEST.KEYPOINT_OKS_SIGMAS`` has not one tolerance for each.
+    InputError if the data lack what the model needs, or have different numbers of key points.
     """
     for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
         node.NUM_CLASSES = len(classes)
@@ -142,15 +139,12 @@ def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> N
             cfg.INPUT.MASK_FORMAT = metadata.get("mask_format", cfg.INPUT.MASK_FORMAT)
         if model.KEYPOINT_ON:
             node, number = model.ROI_KEYPOINT_HEAD, len(metadata.get("keypoint_names", ()))
-            _check_keypoints(name, number, len(cfg.TEST.KEYPOINT_OKS_SIGMAS))
+            given = len(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+            if given != number and (given or number != _COCO_KEYPOINTS):
+                raise InputError(
+                    f"TEST.KEYPOINT_OKS_SIGMAS must be {number} numbers, the tolerance of each key "
+                    f"point of {name}, not {given} (the default is of COCO's {_COCO_KEYPOINTS})"
+                )
             if first and number != node.NUM_KEYPOINTS:
                 raise InputError(f"{name} has {number} key points, {first} {node.NUM_KEYPOINTS}")
             first, node.NUM_KEYPOINTS = first or name, number
-
-
-def _check_keypoints(name: str, number: int, tolerances: int) -> None:
-    if tolerances != number and (tolerances or number != _COCO_KEYPOINTS):
-        raise InputError(
-            f"TEST.KEYPOINT_OKS_SIGMAS must be {number} numbers, the tolerance of each key point "
-            f"of {name}, not {tolerances}: COCO's, which are the default, are of {_COCO_KEYPOINTS}"
-        )

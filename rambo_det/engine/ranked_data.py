@@ -1,7 +1,5 @@
 """A data set on which a detector's ranking is looked at."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +12,6 @@ from tqdm import tqdm
 
 from ..data.register import by_format, register_datasets
 from ..errors import InputError
-from ..evaluation.ranking import RankedClass, rank_detections
 from .arguments import named_classes
 from .detector import Detector
 from .own_data import check_dataset, check_same_classes, classes_of
@@ -69,10 +66,6 @@ class RankedData:
                 {**item, "category_id": self._category_ids[item["category_id"]]} for item in items
             ]
         return results
-
-    def rank(self, results: list[dict[str, Any]], iou: float) -> list[RankedClass]:
-        """The ranking of each class, see :func:`..evaluation.ranking.rank_detections`."""
-        return rank_detections(self.truth, results, iou)
 
     def look(self, name: str) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
         """What shows an image, ``(H, W, 3)`` uint8 RGB, and the boxes of the class in it."""

@@ -1,7 +1,5 @@
 """What a training leaves in its folder for those who look at it later: config, weights, data."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io
@@ -22,7 +20,7 @@ from ..errors import InputError
 from .arguments import own_names
 from .files import whole_file
 from .folder import earlier_value, last_checkpoint
-from .keys import value
+from .keys import LAZY, value
 from .own_data import check_same_classes, classes_of
 
 _FILE = "data.json"
@@ -88,11 +86,8 @@ def read_data(folder: Path) -> SavedData:
 
 
 def check_goes_on(option: str, folder: Path, data: Sequence[str], cfg: Any = None) -> str | None:
-    """Raises InputError unless data and model are those of the run in the folder.
-
-    A folder without ``data.json`` is not looked at, nor another config than a yaml's. Returns a
-    warning if the config has another learning rate, which a run that goes on does not take.
-    """
+    """Raises InputError unless the classes, and the model of a yaml config, are those of the run in
+    the folder. Returns a warning if the config has another learning rate, which is not taken."""
     for name in data:
         check_same_classes(option, name, f"the run in {folder}", read_data(folder).classes)
     if cfg is None:
@@ -121,10 +116,8 @@ class SavedModel:
     def is_lazy(self) -> bool:
         """Whether the config is a LazyConfig."""
         folder, name = os.path.split(self.config)
-        of_run = name == "config.yaml" and earlier_value(folder, "MODEL") is None
-        return self.config.endswith(".py") or (
-            of_run and earlier_value(folder, "model") is not None
-        )
+        key = LAZY.folder if name == "config.yaml" else ""
+        return name.endswith(".py") or earlier_value(folder, key) is not None
 
 
 def find_model(

@@ -1,7 +1,5 @@
 """From command line arguments to a checked, frozen yaml config."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import re
@@ -12,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..config_files import find_config
-from ..data.holdout import hold_out
+from ..data.register import hold_out
 from ..data.shapes import register_shapes
 from ..errors import InputError
 from ..modeling.config_checks import check_architecture, resolve_rpn

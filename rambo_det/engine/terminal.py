@@ -1,7 +1,5 @@
 """What a run shows in the terminal: a progress bar, and less than its log file has."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 import logging

@@ -1,7 +1,5 @@
 """Values of a config over which Detectron2 stumbles only once a run has begun."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any

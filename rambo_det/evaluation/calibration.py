@@ -4,8 +4,6 @@ A score is calibrated if of the boxes that have it, that share is right. *Right*
 object at an IoU of 0.5, as COCO's evaluation matches; crowds and difficult objects do not count.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -70,8 +68,7 @@ def label_detections(
         images: batches of inputs, as a test loader of Detectron2 gives.
         truth: their annotations, whose sorted category ids are the K classes.
 
-    Raises:
-        InputError: nothing that counts is labelled, or nothing is detected.
+    Raises InputError if nothing that counts is labelled, or nothing is detected.
     """
     classifier = Classifier(model)
     results: list[dict[str, Any]] = []
@@ -152,10 +149,7 @@ class Calibration:
     scores: np.ndarray  # and after
     right: np.ndarray  # (D,) bool
 
-    @property
-    def errors(self) -> tuple[float, float]:
-        """The calibration error in percent, before and after."""
-        return tuple(calibration_error(x, self.right) for x in (self.raw, self.scores))  # type: ignore[return-value]
+    errors: tuple[float, float]  # calibration errors in percent, before and after
 
 
 def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: COCO) -> Calibration:
@@ -180,7 +174,8 @@ def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: C
         few = right[mine].sum() < _FEW_RIGHT
         of_class = None if few else _threshold(scores[mine], right[mine], objects)
         thresholds.append(threshold if of_class is None else of_class)
-    return Calibration(new, threshold, thresholds, raw, scores, right)
+    errors = (calibration_error(raw, right), calibration_error(scores, right))
+    return Calibration(new, threshold, thresholds, raw, scores, right, errors)
 
 
 def _threshold(scores: np.ndarray, right: np.ndarray, objects: int) -> float | None:

@@ -3,8 +3,6 @@
 Shapes: B resamples, I images, K classes, T IoU thresholds, N detections.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import warnings

@@ -1,7 +1,5 @@
 """How a detector ranks: which detections are true, and what AP the false ones above them cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
