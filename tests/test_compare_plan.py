@@ -188,7 +188,7 @@ def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys
         (["--variant", "just-a-name"], "NAME=LOSS KEY VALUE"),
         (["--data", "q=configs/nope.yaml"], "--data 'q=configs/nope.yaml': .*: no such file"),
         (["--data", "a=voc:x"], "voc:ROOT:TRAIN:VAL"),
-        (["--data", "a=voc:x:y:z", "--classes", "b"], "leave out --register"),
+        (["--data", "a=voc:x:y:z", "--classes", "b"], "--data goes without"),
         (["--data", f"a={FASTER}", "--data", f"a={FASTER}"], "two data sets are called a"),
         (["--seeds", "0"], "--seeds 0: a number >= 1"),
         (["--seeds", "1,1"], "different numbers"),
@@ -197,7 +197,7 @@ def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys
         (["MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),
         (["MODEL.ROI_HEADS.NAME", "PointRendROIHeads"], "losses can be swapped in"),
         (["DATASETS.TEST", "('a','b')"], "is not registered"),
-        (["DATASETS.TEST", "('rambo_shapes_train','rambo_shapes_val')"], "measured on one set"),
+        (["DATASETS.TEST", "('rambo_shapes_train','rambo_shapes_val')"], "must be one set"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(words, message, catalogs):
