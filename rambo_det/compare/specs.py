@@ -95,16 +95,16 @@ def parse_variants(
             label = "_".join([name, *(f"{k.rpartition('.')[2].lower()}-{v}" for k, v in pairs)])
             label = re.sub(r"[^-+.\w]", "-", label)  # it becomes a folder
             given.append(("--grid", label, loss, [*itertools.chain(*pairs)]))
-    found: dict[str, Variant] = {}
+    found: list[Variant] = []
+    taken: set[str] = set()
     for option, name, loss, opts in given:
         if loss not in TITLES:
             raise InputError(f"{option}: there is no loss {loss!r}, only {', '.join(TITLES)}")
-        variant = Variant(name, loss, tuple(opts))
-        taken = {text for other in found.values() for text in (other.name, other.title)}
-        if twice := sorted({name, variant.title} & taken):
+        found.append(Variant(name, loss, tuple(opts)))
+        if twice := sorted({name, found[-1].title} & taken):
             raise InputError(f"two variants are called {twice[0]}: give them different names")
-        found[name] = variant
-    return list(found.values())
+        taken |= {name, found[-1].title}
+    return found
 
 
 def _values(text: str) -> list[str]:

@@ -171,7 +171,7 @@ def _add_annotation(source: DataSource, annotation: dict[str, Any], place: str) 
     if category_id not in source.categories:
         raise InputError(f"{where}: 'categories' has no category_id {_short(category_id)}")
     if len(box) != 4 or not are_numbers(box):
-        raise InputError(f"{where}: 'bbox' is {_short(box)}, not x, y, width, height")
+        raise InputError(f"{where}: 'bbox' is {_short(box)}, not four numbers x, y, width, height")
     flags = {key: annotation.get(key) or 0 for key in ("iscrowd", "ignore")}
     for key, flag in flags.items():
         if flag not in (0, 1):

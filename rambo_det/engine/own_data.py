@@ -143,7 +143,7 @@ def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> N
             if given != number and (given or number != _COCO_KEYPOINTS):
                 raise InputError(
                     f"TEST.KEYPOINT_OKS_SIGMAS must be {number} numbers, the tolerance of each key "
-                    f"point of {name}, not {given} (the default is of COCO's {_COCO_KEYPOINTS})"
+                    f"point of {name}, not {given}: COCO's default has {_COCO_KEYPOINTS}"
                 )
             if first and number != node.NUM_KEYPOINTS:
                 raise InputError(f"{name} has {number} key points, {first} {node.NUM_KEYPOINTS}")

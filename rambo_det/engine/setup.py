@@ -76,6 +76,8 @@ def merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
         raise InputError(f"{file}: _BASE_: the file builds on itself") from None
     except Exception as error:  # a file may be no yaml, no config, or one with other keys
         message = _one_line(error)
+        if isinstance(error, (AttributeError, TypeError)):
+            message = "it has no keys with values, such as MODEL: ..."
         if unknown := re.fullmatch(r"Non-existent config key: (\S+)", message):
             message += _did_you_mean(unknown[1], known)
         raise InputError(f"{file} cannot be used as a config: {message}") from error
