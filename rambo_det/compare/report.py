@@ -27,7 +27,10 @@ def write_report(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters.update(number=number, shell=lambda words: shlex.join(words or []), uri=_uri)
+    environment.filters.update(
+        number=number, shell=lambda words: shlex.join(words or []),
+        uri=lambda data, kind: f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
+    )  # fmt: skip
     titles = {name: variant.title for name, variant in plan.variants.items()}
     differences = [
         (f"{data}: {titles[variant]} less {titles[results['reference']]}", found)
@@ -83,7 +86,3 @@ def shown_losses(aps: dict[str, float]) -> list[str]:
     first, *others = [*aps] or [""]
     kept = {first, *sorted(others, key=lambda name: -aps[name])[: _MOST_LOSSES - 1]}
     return [name for name in aps if name in kept]
-
-
-def _uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

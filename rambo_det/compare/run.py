@@ -62,7 +62,9 @@ def run_all(
                 active[run] = _start(run, threads, lock, bar)
             time.sleep(_POLL)
             for run, process in list(active.items()):
-                done[run.folder] = _last_iteration(run)
+                lines = read_metrics(run.folder, 65536)
+                last = max((line["iteration"] + 1 for line in lines), default=0)
+                done[run.folder] = min(last, run.iterations)
                 if process.poll() is None:
                     continue
                 del active[run]
@@ -198,9 +200,3 @@ def read_metrics(folder: Path, tail: int = 2**62) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:  # cut off, or of a run that was killed, or being written
             continue
-
-
-def _last_iteration(run: Run) -> int:
-    """How many iterations of the run are done, as far as its metrics.json tells."""
-    done = [line["iteration"] + 1 for line in read_metrics(run.folder, 65536)]
-    return min(max(done, default=0), run.iterations)

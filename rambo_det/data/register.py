@@ -29,6 +29,10 @@ READERS: dict[str, Callable[..., DataSource]] = {
 }
 
 
+#: What follows the name of a data set in those of the parts that --hold-out makes.
+_HELD_OUT = ("_fit", "_heldout")
+
+
 def register_datasets(
     coco: Sequence[tuple[str, PathLike, PathLike]] = (),
     voc: Sequence[tuple[str, PathLike, str]] = (),
@@ -211,29 +215,22 @@ def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
     `<name>_heldout`, which are registered with Detectron2. InputError if `number` is below 2, a
     part would have no box, or a set has no annotations in COCO's format.
     """
-    if number < 2:
-        raise InputError(f"--hold-out must be >= 2 (one image of so many), got {number}")
-    parts = [_split(name, number) for name in names]
-    return [list(part) for part in zip(*parts, strict=True)]
-
-
-def _split(name: str, number: int) -> tuple[str, str]:
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    fit, held = f"{name}_fit", f"{name}_heldout"
-    if {fit, held} <= set(DatasetCatalog.list()):
-        if MetadataCatalog.get(held).get("hold_out") == number:
-            return fit, held
-        for part in (fit, held):  # of another split in this process
-            DatasetCatalog.remove(part)
-    DatasetCatalog.get(name)  # draws or reads what is made at first use, the classes among it
-    metadata = MetadataCatalog.get(name)
-    file = metadata.get("json_file")
-    if not file:
-        raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
-    content = json.loads(Path(file).read_text(encoding="utf-8"))
-    least, option = len(content["images"]) // number, f"--hold-out {number}: of {name},"
-    kept = {**part_metadata(metadata.as_dict(), name), "hold_out": number}
-    for part, chosen in split_json(content, least, (fit, held), option):
-        add_to_catalogs(part, write_json(part, chosen), metadata.image_root, kept)
-    return fit, held
+    if number < 2:
+        raise InputError(f"--hold-out must be >= 2 (one image of so many), got {number}")
+    for name in names:
+        DatasetCatalog.get(name)  # draws or reads what is made at first use, the classes among it
+        metadata = MetadataCatalog.get(name)
+        file = metadata.get("json_file")
+        if not file:
+            raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        least, option = len(content["images"]) // number, f"--hold-out {number}: of {name},"
+        kept = part_metadata(metadata.as_dict(), name)
+        parts = split_json(content, least, [name + ending for ending in _HELD_OUT], option)
+        for part, chosen in parts:
+            if part in DatasetCatalog.list():  # of an earlier split in this process
+                DatasetCatalog.remove(part)
+            add_to_catalogs(part, write_json(part, chosen), metadata.image_root, kept)
+    return [[name + ending for name in names] for ending in _HELD_OUT]

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask
-from numpy.typing import NDArray
 
 from .odd import Odd
 from .source import SLACK, Shape
@@ -59,7 +58,8 @@ def read_mask(value: Any, size: tuple[int, int], odd: Odd, place: str) -> tuple[
             continue
         points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
         low, high = points.min(axis=0), points.max(axis=0)
-        own = _area(points)
+        x, y = points.T
+        own = abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2  # by the shoelace formula
         if own <= 0 or (high <= 0).any() or (low >= size[::-1]).any():
             odd.add("outside", place)
             continue
@@ -73,12 +73,6 @@ def read_mask(value: Any, size: tuple[int, int], odd: Odd, place: str) -> tuple[
     if max(-left, -top, right - size[1], bottom - size[0]) > SLACK:
         odd.add("mask beyond", place)
     return kept, Shape(float(area), float(left), float(top), float(right), float(bottom))
-
-
-def _area(points: NDArray[np.float64]) -> float:
-    """px² within a polygon ``(N, 2)``, by the shoelace formula."""
-    x, y = points.T
-    return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
 
 
 def _wanted(size: tuple[int, int]) -> str:
