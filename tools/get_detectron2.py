@@ -48,7 +48,6 @@ get_cuda_version = get_compiler_version
 def has_cuda():
     return False
 '''
-FCOS = "meta_arch/fcos.py"
 # The release's own compiles the C++ files that its archive lacks.
 SETUP = f"""from setuptools import find_packages, setup
 
@@ -67,15 +66,9 @@ def pip(*args: str | Path) -> None:
 
 
 def installed() -> str | None:
-    """What the Detectron2 of this Python is, without importing it.
-
-    None where there is none, or one from before v0.6, which has no FCOS: an environment that an
-    earlier version of this project made has that.
-    """
+    """What the Detectron2 of this Python is, without importing it; None where there is none."""
     spec = util.find_spec("detectron2")
     if spec is None:
-        return None
-    if spec.origin and not Path(spec.origin).with_name("modeling").joinpath(FCOS).exists():
         return None
     try:
         summary = metadata.metadata("detectron2")["Summary"]

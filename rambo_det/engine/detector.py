@@ -61,10 +61,8 @@ class Detector(DefaultPredictor):
             super().__init__(stock)
             self.mapper = DatasetMapper(cfg, is_train=False)
         if needs_proposals(self.model):
-            raise InputError(
-                f"{saved.config}: the model detects in proposals that are made beforehand "
-                "(MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals), and an image has none"
-            )
+            key = "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals"
+            raise InputError(f"{saved.config}: needs proposals ({key}), and an image has none")
         load_whole_model(self.model, saved.weights, saved.config)
         self.model.eval()
         keys = LAZY if saved.is_lazy else YAML

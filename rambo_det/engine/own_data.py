@@ -46,9 +46,9 @@ def register_data(
         if value is not None and not own:
             raise InputError(f"{option} goes with --register-coco, --register-voc, --register-yolo")
     if not args.eval_only:
-        first = next((name for _, name in used if classes_of(name)), "")
-        for key, name in used:
-            check_same_classes(key, name, first, classes_of(first))
+        known = [(name, classes_of(name)) for _, name in used if classes_of(name)]
+        for key, name in used if known else ():
+            check_same_classes(key, name, *known[0])
     return classes, [name for name in [*train, *test] if name in own]
 
 
