@@ -299,7 +299,7 @@ def _other_classes(folder):
         (None, ["--overwrite", "--dataset", "nobodys"], "data set nobodys is not registered"),
         (None, ["--weights", "model_raw.pth"], "thresholds.json exists already: --overwrite"),
         (None, ["--images", "0"], "--images must be >= 1"),
-        (_other_classes, None, "is of the classes disc, square"),
+        (_other_classes, None, "is of other classes"),
         (lambda f: (f / "thresholds.json").write_text("{"), None, "not what rambo-calibrate wrote"),
     ],
 )

@@ -249,7 +249,7 @@ def test_bad_data_is_refused_in_one_line(
 def test_a_missing_split_names_those_that_are_there(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"test\.txt does not exist \(splits there: train\)"):
         register_voc("own", root, "test")
-    with pytest.raises(InputError, match=r"does not exist \(the folder has no splits\)"):
+    with pytest.raises(InputError, match=r"does not exist \(splits there: none\)"):
         register_voc("own", tmp_path / "nowhere", "train")
 
 

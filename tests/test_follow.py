@@ -29,6 +29,7 @@ from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main
 from rambo_det.engine.checkpointer import AtomicCheckpointer
 from rambo_det.engine.hooks import Evaluations
+from rambo_det.engine.keys import YAML
 from rambo_det.errors import InputError
 
 from .command_line import call, own_data
@@ -237,7 +238,9 @@ def best_after(folder, start, aps, keep=True, metric="bbox/AP"):
         return {"bbox": {metric.partition("/")[2]: next(values, 5.0)}}
 
     checkpointer = AtomicCheckpointer(trainer.model, str(folder))
-    best = Evaluations(evaluate, checkpointer, period=2, metric=metric, keep=keep, patience=99)
+    train = {"BEST_METRIC": metric, "KEEP_BEST": keep, "PATIENCE": 99}
+    cfg = {"TEST": {"EVAL_PERIOD": 2}, "RAMBO_TRAIN": train}
+    best = Evaluations(cfg, YAML, evaluate, checkpointer)
     trainer.register_hooks([best])
     trainer.train(start, start + 2 * len(aps))
     return best
@@ -294,7 +297,7 @@ def test_a_metric_that_the_evaluation_lacks(arguments, tmp_path, capsys, catalog
     assert call(main, *arguments, *keys, "OUTPUT_DIR", tmp_path / "out") == 2
     error = capsys.readouterr().err
     error = error[error.index("error: ") :]
-    assert error.count("\n") == 1 and "'bbox/AP-cat' is not among the metrics of the" in error
+    assert error.count("\n") == 1 and "'bbox/AP-cat': the evaluation has" in error
 
 
 def test_evaluations_by_another_metric_do_not_count(tmp_path):

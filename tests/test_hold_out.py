@@ -169,7 +169,3 @@ def test_where_the_data_are_is_noted_down_whole(tmp_path, monkeypatch, catalogs)
     ]
     assert data.register == [*known, ["yolo", "y", str(tmp_path / "data.yaml"), "train"]]
     assert data.imports == [str(tmp_path / "mine.py"), "my_package"]
-    # As a run of an earlier version has it.
-    earlier = {"register_coco": [known[0][1:]], "register_voc": [known[1][1:]]}
-    (tmp_path / "data.json").write_text(json.dumps(earlier))
-    assert read_data(tmp_path).register == known

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.env import seed_all_rng
 
 import rambo_det
-from rambo_det.cli.lazy import main
+from rambo_det.cli.train import main as train
 from rambo_det.engine.arguments import parse_args
 from rambo_det.engine.lazy import LazyRun, load_lazy_config
 from rambo_det.engine.trainer import RamboTrainer
@@ -30,6 +31,7 @@ from .architectures import assert_same_predictions
 from .command_line import call, own_data
 from .models import CONFIGS, training_inputs, write_coco
 
+main = partial(train, lazy=True)
 FCOS = "configs/lazy/quickstart/fcos_rambo.py"
 # The full COCO configs made small by the same changes in both languages.
 YAML = [

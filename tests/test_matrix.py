@@ -19,7 +19,7 @@ pytest.importorskip("detectron2")
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
-from rambo_det.cli import lazy, train
+from rambo_det.cli import train
 from rambo_det.data import drawing, shapes
 
 from .architectures import ARCHITECTURES, add_outlines
@@ -71,7 +71,7 @@ class CommandLine(NamedTuple):
             config = f"configs/lazy/quickstart/fcos_{'focal' if stock else 'rambo'}.py"
             settings |= {"train": self.sets[0], "test": self.sets[1]}
             keys = [f"{KEYS[key][1]}={value}" for key, value in settings.items()]
-            return lazy.main(["--config", config, *args, *keys])
+            return train.main(["--config", config, *args, *keys], lazy=True)
         architecture = ARCHITECTURES[self.name]
         settings |= {"train": (self.sets[0],), "test": (self.sets[1],)}
         keys = [x for key, value in settings.items() for x in (KEYS[key][0], value)]

@@ -112,7 +112,7 @@ def test_all_data_sets_of_a_run_have_the_same_classes(
     if which == "val":
         keys = ["DATASETS.TRAIN", "('own_train','rambo_shapes_train')", *keys]
     assert run(finished_run, tmp_path / "out", *keys, data=data) == 2
-    key = "DATASETS.TEST: rambo_shapes_val" if which == "train" else "DATASETS.TRAIN: rambo_shapes"
+    key = "DATASETS.TEST: class 1 is" if which == "train" else "DATASETS.TRAIN: class 1 is"
     assert key in (error := capsys.readouterr().err) and "in the same order" in error
 
 

@@ -10,8 +10,6 @@ the outputs of that very step, forward and backward, all losses of the head and 
 loss alone: only there do the two differ, and what their time cannot explain is noise.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics
@@ -249,22 +247,19 @@ def print_result(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="about a minute: one small image, 4 pairs of steps"
-    )
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--amp", action="store_true", help="mixed precision, on a GPU")
-    parser.add_argument("--images", type=int, help="a batch (default: 16 on cuda, 2 on a CPU)")
-    parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
-        help="of an image (default: 800 1333 on cuda, 320 320 on a CPU)",
-    )  # fmt: skip
-    parser.add_argument("--boxes", type=int, default=8, help="true boxes of an image")
-    parser.add_argument("--proposals", type=int, default=512, help="of an image, Faster R-CNN")
-    parser.add_argument("--pairs", type=int, help="timed steps of each model (default: 20)")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--out", type=Path, metavar="JSON", help="write the results there")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="about a minute: one small image, 4 pairs of steps")
+    add("--device", help="default: cuda if there is one, else cpu")
+    add("--threads", type=int, help="CPU threads (default: torch's)")
+    add("--amp", action="store_true", help="mixed precision, on a GPU")
+    add("--images", type=int, help="a batch (default: 16 on cuda, 2 on a CPU)")
+    text = "of an image (default: 800 1333 on cuda, 320 320 on a CPU)"
+    add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=text)
+    add("--boxes", type=int, default=8, help="true boxes of an image")
+    add("--proposals", type=int, default=512, help="of an image, Faster R-CNN")
+    add("--pairs", type=int, help="timed steps of each model (default: 20)")
+    add("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    add("--out", type=Path, metavar="JSON", help="write the results there")
     args = parser.parse_args()
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.amp and not args.device.startswith("cuda"):

@@ -10,8 +10,6 @@ results/versions.json, from which --table makes the table of docs/versions.md. A
 3 to 6 GB, and it is removed afterwards unless --keep is given. Standard library only.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import json
@@ -85,16 +83,15 @@ def table(rows: list[dict[str, str]]) -> str:
 def main() -> int:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--python", default=sys.executable, help="Python that the row is of")
-    parser.add_argument("--torch", metavar="VERSION")
-    parser.add_argument("--torchvision", metavar="VERSION")
-    parser.add_argument("--detectron2", choices=["v0.6", "main"], default="v0.6")
-    parser.add_argument(
-        "--source", default=f"git+{get_detectron2.REPOSITORY}@{get_detectron2.COMMIT}",
-        help="where main comes from: what pip installs, such as a folder",
-    )  # fmt: skip
-    parser.add_argument("--keep", action="store_true", help="do not remove the environment")
-    parser.add_argument("--table", action="store_true", help="print the table and check nothing")
+    add = parser.add_argument
+    add("--python", default=sys.executable, help="Python that the row is of")
+    add("--torch", metavar="VERSION")
+    add("--torchvision", metavar="VERSION")
+    add("--detectron2", choices=["v0.6", "main"], default="v0.6")
+    of_main = f"git+{get_detectron2.REPOSITORY}@{get_detectron2.COMMIT}"
+    add("--source", default=of_main, help="where main comes from: what pip installs, or a folder")
+    add("--keep", action="store_true", help="do not remove the environment")
+    add("--table", action="store_true", help="print the table and check nothing")
     args = parser.parse_args()
     if args.table:
         print(table(load()))

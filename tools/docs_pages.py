@@ -4,8 +4,6 @@ So the links between pages, and those to configs and results, hold in both. The 
 added: it shows ``rambo_det/config.py``, where each key has its comment.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

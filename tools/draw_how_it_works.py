@@ -7,8 +7,6 @@ All numbers in it come from the package: ranks and moved ranks by blackbox_rank,
 ap_loss. It stops if the two do not agree.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

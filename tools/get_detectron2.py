@@ -5,8 +5,6 @@ that cannot be reached or built, the v0.6 release from the package index, repair
 releases of torch, Pillow and NumPy. requirements.txt must be installed. Standard library only.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
@@ -50,7 +48,6 @@ get_cuda_version = get_compiler_version
 def has_cuda():
     return False
 '''
-FCOS = "meta_arch/fcos.py"
 # The release's own compiles the C++ files that its archive lacks.
 SETUP = f"""from setuptools import find_packages, setup
 
@@ -69,15 +66,9 @@ def pip(*args: str | Path) -> None:
 
 
 def installed() -> str | None:
-    """What the Detectron2 of this Python is, without importing it.
-
-    None where there is none, or one from before v0.6, which has no FCOS: an environment that an
-    earlier version of this project made has that.
-    """
+    """What the Detectron2 of this Python is, without importing it; None where there is none."""
     spec = util.find_spec("detectron2")
     if spec is None:
-        return None
-    if spec.origin and not Path(spec.origin).with_name("modeling").joinpath(FCOS).exists():
         return None
     try:
         summary = metadata.metadata("detectron2")["Summary"]
@@ -94,16 +85,13 @@ def unreachable() -> str | None:
     command = ["git", "ls-remote", REPOSITORY, "HEAD"]
     options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     try:
-        subprocess.run(command, env=env, timeout=REACH_TIMEOUT, check=True, **options)
-    except FileNotFoundError:
-        return "git is not installed"
-    except subprocess.TimeoutExpired:
-        return f"{REPOSITORY} did not answer within {REACH_TIMEOUT} s"
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or [f"git exits with {error.returncode}"]
-        why = lines[-1].split("': ")[-1]
-        return f"{REPOSITORY} cannot be reached ({why})"
-    return None
+        done = subprocess.run(command, env=env, timeout=REACH_TIMEOUT, **options)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{REPOSITORY} cannot be reached ({error})"
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines() or [f"git exits with {done.returncode}"]
+    return f"{REPOSITORY} cannot be reached ({lines[-1]})"
 
 
 def repair(package: Path) -> None:

@@ -9,8 +9,6 @@ file is there is not run again: the same command goes on where an earlier one wa
 FOLDER/gpu_check.json has everything, the errors too. Without a GPU the parts run in small.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

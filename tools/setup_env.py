@@ -7,8 +7,6 @@ With --existing: check the Python that runs this file and install nothing. What 
 is asked for with --tests.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

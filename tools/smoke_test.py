@@ -7,11 +7,8 @@ Run it with the Python that rambo_det is installed in, outside of the clone: it 
 that is imported is that of the clone. Without Detectron2 it tries the loss alone and says so.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
-import json
 import platform
 import subprocess
 import sys
@@ -52,31 +49,12 @@ def try_loss() -> None:
     check(first > 0.5 and last == 0, f"the loss went from {first} to {last}, not to 0")
 
 
-def write_data(folder: Path, count: int = 3) -> None:
-    """A few drawn images as a data set in COCO format: ``images/`` and ``data.json``."""
-    import cv2
-
-    from rambo_det.data.drawing import CLASSES, draw
-
-    (folder / "images").mkdir()
-    images, annotations = [], []
-    for index in range(count):
-        image, objects = draw("train", index)
-        name, (height, width) = f"{index}.png", image.shape[:2]
-        cv2.imwrite(str(folder / "images" / name), image)
-        images.append({"id": index, "file_name": name, "height": height, "width": width})
-        for label, box, area in objects:
-            record = {"id": len(annotations) + 1, "image_id": index, "category_id": label}
-            annotations.append({**record, "bbox": box, "area": area, "iscrowd": 0})
-    categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "data.json").write_text(json.dumps(content), encoding="utf-8")
-
-
 def train(folder: Path) -> None:
     """Two iterations and an evaluation through the console command, from the shipped configs."""
-    write_data(folder)
-    data = ["--register-coco", "smoke", "data.json", "images"]
+    from rambo_det.data.shapes import write_split
+
+    write_split(folder, "train", 3)
+    data = ["--register-coco", "smoke", "train.json", "train"]
     data += ["--classes", "circle,square,triangle,star"]
     command = Path(sysconfig.get_path("scripts"), "rambo-train")
     check(command.is_file(), f"there is no {command}")

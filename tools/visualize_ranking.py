@@ -8,8 +8,6 @@ most AP with the true ones below them), ranking.png with those that lose most to
 ranking.json with the numbers and index.html, one file that has them all.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import json
@@ -64,11 +62,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_model_arguments(parser)
     add_data_arguments(parser)
-    parser.add_argument("--dataset", metavar="NAME", help="by default the config's first test set")
-    parser.add_argument("--iou", type=float, default=0.5, help="from which on one is true [0.5]")
-    parser.add_argument("--shown", type=int, default=8, metavar="N", help="classes drawn [8]")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="[OUTPUT_DIR/ranking]")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    add = parser.add_argument
+    add("--dataset", metavar="NAME", help="by default the config's first test set")
+    add("--iou", type=float, default=0.5, help="from which on one is true [0.5]")
+    add("--shown", type=int, default=8, metavar="N", help="classes drawn [8]")
+    add("--output", type=Path, metavar="FOLDER", help="[OUTPUT_DIR/ranking]")
+    add("--overwrite", action="store_true", help="replace an earlier output")
     args = parser.parse_args(argv)
     if not 0 < args.iou <= 1:
         raise InputError(f"--iou must be above 0 and at most 1, got {args.iou}")
@@ -78,26 +77,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Detects, ranks, draws.
-
-    Raises:
-        InputError: whatever is wrong with model, data or output.
-    """
+    """Detects, ranks, draws; InputError for whatever is wrong with model, data or output."""
     from rambo_det.cli.predict import quiet
     from rambo_det.engine.detector import Detector
     from rambo_det.engine.ranked_data import RankedData
     from rambo_det.engine.saved import find_model
-    from rambo_det.engine.user_code import import_user_code
+    from rambo_det.evaluation.ranking import rank_detections
 
     quiet()
-    import_user_code(args.imports)
-    saved = find_model(args.run, args.config, args.weights)
+    saved = find_model(args.run, args.config, args.weights, args.imports)
     output = args.output or Path(args.run or ".") / "ranking"
     if (output / "ranking.json").exists() and not args.overwrite:
         raise InputError(f"{output} holds a ranking: --overwrite replaces it, or --output FOLDER")
     detector = Detector(saved, args.opts)
     data = RankedData(args.dataset, detector, saved.data, args)
-    ranked = data.rank(data.detect(detector), args.iou)
+    ranked = rank_detections(data.truth, data.detect(detector), args.iou)
     write(ranked, data, args, output, args.run or saved.weights)
 
 

@@ -1,7 +1,5 @@
 """Writes what a detector finds: pictures, videos and COCO results."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -16,6 +14,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from tqdm import tqdm
 
+from ..data.files import make_folder
 from ..engine.detector import Detector
 from ..engine.files import whole_file, write_picture
 from ..errors import InputError
@@ -29,10 +28,9 @@ _FRAMES_PER_SECOND = 25.0  # of a camera that does not tell
 class Annotator:
     """Annotated copies of sources in a folder, and all detections in ``results.json``.
 
-    Of several images the first ones are in ``overview.jpg`` too.
-
-    ``images.json`` tells which image, or frame of a video, an image id of the results means, and
-    which class a category id; it is an annotation file of COCO's without annotations.
+    Of several images the first ones are in ``overview.jpg`` too. ``images.json``, a COCO json
+    without annotations, tells which image, or frame of a video, an image id of the results means,
+    and which class a category id.
 
     Raises InputError if something would be overwritten: an input, or, without ``overwrite``, a file
     of the output. ``broken`` tells of images that could not be read, a line each.
@@ -48,16 +46,11 @@ class Annotator:
         inputs = {Path(source.place).resolve() for source in sources}
         for target in targets:
             if target.resolve() in inputs:
-                raise InputError(
-                    f"{target} is an input and would be overwritten: --output ANOTHER_FOLDER"
-                )
+                raise InputError(f"{target} is an input: --output ANOTHER_FOLDER")
         there = [target for target in targets if target.exists()]
         if there and (not overwrite or any(target.is_dir() for target in there)):
             more = f", and {len(there) - 1} more" if len(there) > 1 else ""
-            raise InputError(
-                f"{there[0]} exists already{more}: --overwrite replaces it, or --output "
-                "ANOTHER_FOLDER"
-            )
+            raise InputError(f"{there[0]} exists already{more}: --overwrite, or --output FOLDER")
         self.broken: list[str] = []
         self._images: list[dict[str, Any]] = []
         self._drawn = self._found = 0
@@ -67,16 +60,11 @@ class Annotator:
     ) -> None:
         """Annotates all sources; when interrupted by Ctrl-C, the output is whole up to there.
 
-        Args:
-            detector: what detects.
-            threshold: the least score that is drawn, of all classes or of each.
-            most: how many frames of each video; None: all.
+        ``threshold`` is the least score that is drawn, of all classes or of each, ``most`` how many
+        frames of each video are looked at; None: all.
         """
-        try:
-            for source in self._sources:
-                (self._output / source.output).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--output {self._output} cannot be made: {error}") from None
+        for source in self._sources:
+            make_folder((self._output / source.output).parent, "--output")
         self._detector, self._threshold = detector, torch.as_tensor(threshold)
         lengths = [source.length and min(source.length, most or source.length) for source in
                    self._sources]  # fmt: skip
@@ -159,8 +147,7 @@ class Annotator:
 def write_video(target: Path, pictures: Iterable[np.ndarray], rate: float) -> None:
     """Writes pictures, ``(H, W, 3)`` uint8 BGR, as mp4; when interrupted, those until then.
 
-    Raises:
-        InputError: there are none, or OpenCV cannot write videos.
+    InputError if there are none, or OpenCV cannot write videos.
     """
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     writer = cv2.VideoWriter()

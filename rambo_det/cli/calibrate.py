@@ -1,7 +1,5 @@
 """``rambo-calibrate``: make a detector's scores probabilities; the main of tools/calibrate.py."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
@@ -26,20 +24,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.error = refuse  # type: ignore[method-assign]
     add_model_arguments(parser)
     add_data_arguments(parser)
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="labelled images to fit to [the config's training set]"
-    )
-    parser.add_argument(
-        "--images", type=int, default=IMAGES, metavar="N", help="of them at most [%(default)s]"
-    )
-    parser.add_argument(
-        "--test", metavar="NAME",
-        help="a data set to measure on, before and after [the config's test set; none: '']",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="[model_calibrated.pth beside the weights]"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    add, text = parser.add_argument, "labelled images to fit to [the config's training set]"
+    add("--dataset", metavar="NAME", help=text)
+    add("--images", type=int, default=IMAGES, metavar="N", help="of them at most [%(default)s]")
+    text = "a data set to measure on, before and after [the config's test set; none: '']"
+    add("--test", metavar="NAME", help=text)
+    text = "[model_calibrated.pth beside the weights]"
+    add("--output", type=Path, metavar="FILE", help=text)
+    add("--overwrite", action="store_true", help="replace an earlier output")
     args = parser.parse_args(argv)
     if args.images < 1:
         raise InputError(f"--images must be >= 1, got {args.images}")
@@ -47,29 +39,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Calibrates a detector and measures what has changed.
+    """Calibrates a detector, measures and prints what has changed.
 
-    Raises:
-        InputError: whatever is wrong with model, data or output.
+    Raises InputError for whatever is wrong with model, data or output.
     """
+    from tabulate import tabulate
+
     from ..engine.calibrated import BESIDE, labelled_images, write_calibrated
     from ..engine.detector import Detector
     from ..engine.ranked_data import RankedData
     from ..engine.saved import find_model
-    from ..engine.user_code import import_user_code
     from ..evaluation.calibration import calibrate
 
     quiet()
-    import_user_code(args.imports)
-    saved = find_model(args.run, args.config, args.weights)
+    saved = find_model(args.run, args.config, args.weights, args.imports)
     output = args.output or Path(saved.weights).with_name("model_calibrated.pth")
     if output.resolve() == Path(saved.weights).resolve():
         raise InputError(f"--output {output} holds the weights themselves: name another file")
-    for file in (output, *(output.with_name(name) for name in BESIDE)):
+    thresholds, picture = (output.with_name(name) for name in BESIDE)
+    for file in (output, thresholds, picture):
         if file.exists() and not args.overwrite:
-            raise InputError(
-                f"{file} exists already: --overwrite replaces it, or --output FILE elsewhere"
-            )
+            raise InputError(f"{file} exists already: --overwrite, or --output FILE elsewhere")
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}")
     detector = Detector(saved, args.opts)
@@ -83,8 +73,19 @@ def run(args: argparse.Namespace) -> None:
     before = _measure(detector, measured) if measured else {}
     write_calibrated(detector.model, found, output, data.classes, data.name)
     if measured:
-        print(_table(before, _measure(detector, measured), measured.name == data.name))
-    print(_summary(found, data, output))
+        after = _measure(detector, measured)
+        rows = [(name, before[name], after[name]) for name in before]
+        print(tabulate(rows, ("in %", "before", "after"), "github", floatfmt=".2f"))
+        if measured.name == data.name:
+            print("Measured on the images it was fitted to: name others with --test.")
+    old, new = found.errors
+    print(
+        f"\nfitted to {data.name}: calibration error there {old:.1f} %, now {new:.1f} %\n"
+        f"checkpoint: {output} (loads where the raw one does)\n"
+        f"thresholds: {thresholds}, one for each class; one for all: "
+        f"SCORE_THRESH_TEST {found.threshold:.3g}\n"
+        f"picture: {picture}"
+    )
 
 
 def _measure(detector: Any, data: Any) -> dict[str, float]:
@@ -108,29 +109,6 @@ def _measure(detector: Any, data: Any) -> dict[str, float]:
     )
     of_more = {f"AP of {PER_IMAGE} detections an image": ap_of_more["AP"]}
     return {"calibration error": error, "AP": ap.pop("AP"), **of_more, **ap}
-
-
-def _table(before: dict[str, float], after: dict[str, float], is_fitted: bool) -> str:
-    from tabulate import tabulate
-
-    rows = [(name, before[name], after[name]) for name in before]
-    note = (
-        "\nMeasured on the images it was fitted to: name others with --test." if is_fitted else ""
-    )
-    return tabulate(rows, ("in %", "before", "after"), "github", floatfmt=".2f") + note
-
-
-def _summary(found: Any, data: Any, output: Path) -> str:
-    before, after = found.errors
-    lines = [
-        "",
-        f"fitted to {data.name}: calibration error there {before:.1f} %, now {after:.1f} %",
-        f"checkpoint: {output} (loads where the raw one does)",
-        f"thresholds: {output.with_name('thresholds.json')}, one for each class; one for all: "
-        f"SCORE_THRESH_TEST {found.threshold:.3g}",
-        f"picture: {output.with_name('reliability.png')}",
-    ]
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

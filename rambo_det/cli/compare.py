@@ -1,8 +1,6 @@
 """``rambo-compare``: train with several losses and seeds and say how they differ; the main of
 tools/compare.py."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -15,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from ..data.files import make_folder
 from ..engine.arguments import add_data_arguments, add_hold_out, add_import, refuse
 from ..errors import InputError
 from .failures import status_of
@@ -32,52 +31,34 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.error = refuse  # type: ignore[method-assign]
-    parser.add_argument(
-        "--config", "--config-file", dest="config_file", required=True, metavar="FILE",
-        help="yaml config of a model, with whichever loss",
-    )  # fmt: skip
-    parser.add_argument(
-        "--losses", metavar="A,B",
-        help="of ce, focal, rambo; the others are compared with the first (default: the model's "
-        "stock loss and rambo)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--variant", action="append", default=[], metavar="'NAME=LOSS KEY VALUE ...'",
-        help="a loss with config keys of its own; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--grid", action="append", default=[], metavar="'NAME=LOSS KEY V1,V2 ...'",
-        help="a variant for each combination of the values; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seeds", default="3", metavar="N", help="number of seeds, 0 to N - 1, or a list: 3,4,7"
-    )
-    parser.add_argument(
-        "--data", action="append", default=[], metavar="'NAME=SPEC [KEY VALUE ...]'",
-        help="a data set: SPEC is voc:ROOT:TRAIN:VAL, coco:TRAIN.json:IMAGES:VAL.json:IMAGES or a "
-        "config file with its own sets; may be repeated (default: those of --config)",
-    )  # fmt: skip
+    add, config = parser.add_argument, "yaml config of a model, with whichever loss"
+    names = ("--config", "--config-file")
+    add(*names, dest="config_file", required=True, metavar="FILE", help=config)
+    text = "of ce, focal, rambo; the first is the reference (default: the stock loss and rambo)"
+    add("--losses", metavar="A,B", help=text)
+    more = {"action": "append", "default": []}
+    text = "a loss with config keys of its own; repeatable"
+    add("--variant", **more, metavar="'NAME=LOSS KEY VALUE ...'", help=text)
+    text = "a variant for each combination of the values; repeatable"
+    add("--grid", **more, metavar="'NAME=LOSS KEY V1,V2 ...'", help=text)
+    text = "number of seeds, 0 to N - 1, or a list: 3,4,7"
+    add("--seeds", default="3", metavar="N", help=text)
+    text = "a data set: SPEC is voc:ROOT:TRAIN:VAL, coco:TRAIN.json:IMAGES:VAL.json:IMAGES or a "
+    text += "config file with its own sets; repeatable (default: those of --config)"
+    add("--data", **more, metavar="'NAME=SPEC [KEY VALUE ...]'", help=text)
     add_data_arguments(parser)
     add_import(parser)
     add_hold_out(parser)
-    parser.add_argument("--out", type=Path, default=Path("output/compare"), metavar="FOLDER")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help="CPU threads of each training (default: all, shared by the jobs)",
-    )
-    parser.add_argument(
-        "--checkpoints", choices=("all", "last", "none"), default="last",
-        help="which checkpoints of finished runs stay; with the last the best one, where that is "
-        "kept (default: last)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--bootstrap", type=int, default=2000, metavar="N", help="resamples (default: 2000)"
-    )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys of all runs"
-    )
+    add("--out", type=Path, default=Path("output/compare"), metavar="FOLDER")
+    add("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
+    text = "CPU threads of each training (default: all, shared by the jobs)"
+    add("--threads", type=int, help=text)
+    text = "which checkpoints of finished runs stay; last: with the best one, if kept (default)"
+    add("--checkpoints", choices=("all", "last", "none"), default="last", help=text)
+    text = "resamples (default: 2000)"
+    add("--bootstrap", type=int, default=2000, metavar="N", help=text)
+    text = "config keys of all runs"
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=text)
     args = parser.parse_args(argv)
     if args.threads is None:
         args.threads = max(1, (os.cpu_count() or 1) // max(1, args.jobs))
@@ -87,9 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if not args.config_file.endswith((".yaml", ".yml")):
         raise InputError(f"--config {args.config_file}: a yaml config is needed")
     if args.data and (args.register or args.classes is not None or args.split is not None):
-        raise InputError(
-            "--data names its data sets itself: leave out --register-..., --split and --classes"
-        )
+        raise InputError("--data goes without --register-..., --split and --classes")
     args.seeds = _seeds(args.seeds)
     return args
 
@@ -126,13 +105,12 @@ def run(args: argparse.Namespace, command: str) -> int:
     from ..compare.results import collect, compare, save
     from ..compare.run import alone_in, run_all
     from ..compare.text import as_text, trained_on
-    from ..engine.folder import make_output
 
     plan = plan_of(args)
     for data, images in plan.trained_on.items():
         for text in trained_on(images):
             print(f"warning: {data}: {text}", file=sys.stderr)
-    make_output(args.out, "--out")
+    make_folder(args.out, "--out")
     with alone_in(args.out) as lock:
         failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints, lock)
         measured = collect(plan)

@@ -1,7 +1,5 @@
 """What a user reads when a run ends early: one line, unless it is a bug."""
 
-from __future__ import annotations
-
 import errno
 import sys
 import threading
@@ -24,11 +22,7 @@ def status_of(tool: Callable[[], Any], advice: str = "") -> int:
     """Runs a tool; the exit status, after a line on standard error if it failed.
 
     What the tool returns, None as 0; 2 for a user's mistake, 1 for what went wrong on the way, 130
-    for Ctrl-C. A bug is raised.
-
-    Args:
-        tool: what is run.
-        advice: how a user goes on with what was cut off; empty: not at all.
+    for Ctrl-C. A bug is raised. ``advice`` is how a user goes on with what was cut off.
     """
     more = f"; {advice}" if advice else ""
     with mock.patch("threading.excepthook", _quiet_thread):
@@ -38,14 +32,12 @@ def status_of(tool: Callable[[], Any], advice: str = "") -> int:
             print(f"interrupted{more}", file=sys.stderr)
             return 130
         except Exception as error:
-            status, line = 2, _mistake(error)
-            if line is None:
-                status, line = 1, _on_the_way(error)
-                if line is None:
-                    raise
-                line += more
-            print(f"error: {line}", file=sys.stderr)
-            return status
+            mistake = _mistake(error)
+            line = mistake or _on_the_way(error)
+            if not line:
+                raise
+            print(f"error: {mistake or line + more}", file=sys.stderr)
+            return 2 if mistake else 1
 
 
 def _mistake(error: Exception) -> str | None:

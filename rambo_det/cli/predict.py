@@ -1,7 +1,5 @@
 """``rambo-predict``: detect in images, videos or a camera; the main of tools/predict.py."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -11,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine.arguments import add_model_arguments, refuse
+from ..engine.arguments import add_model_arguments, named_classes, refuse
 from ..errors import InputError
 from .failures import status_of
 
@@ -26,17 +24,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "pictures and videos, and all detections in COCO's result format.",
     )
     parser.error = refuse  # type: ignore[method-assign]
-    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="images, videos, folders")
+    add = parser.add_argument
+    add("inputs", nargs="*", metavar="INPUT", help="images, videos, folders")
     add_model_arguments(parser)
-    parser.add_argument("--classes", metavar="A,B,C", help="names, where the training is not there")
-    parser.add_argument(
-        "--camera", action="append", default=[], metavar="NUMBER",
-        help="a webcam, 0 the first, or the address of a stream; until Ctrl-C or --frames",
-    )  # fmt: skip
-    parser.add_argument("--frames", type=int, metavar="N", help="of each video: the first N")
-    parser.add_argument("--output", default="predictions", metavar="FOLDER", help="[%(default)s]")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output")
-    parser.add_argument(
+    add("--classes", metavar="A,B,C", help="names, where the training is not there")
+    text = "a webcam, 0 the first, or the address of a stream; until Ctrl-C or --frames"
+    add("--camera", action="append", default=[], metavar="NUMBER", help=text)
+    add("--frames", type=int, metavar="N", help="of each video: the first N")
+    add("--output", default="predictions", metavar="FOLDER", help="[%(default)s]")
+    add("--overwrite", action="store_true", help="replace what is in the output")
+    add(
         "--threshold", type=float, metavar="SCORE",
         help="draw what scores at least that; by default the thresholds of a calibration, one for "
         "each class, without one the score with the best F1 in the run's last evaluation, "
@@ -51,11 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def default_threshold(saved: Any) -> tuple[float, str]:
-    """A score to draw from, and where it comes from.
-
-    Args:
-        saved: a :class:`..engine.saved.SavedModel`.
-    """
+    """A score to draw from, and where it comes from, for a :class:`..engine.saved.SavedModel`."""
     import json
 
     from ..engine.saved import load_truth
@@ -90,40 +83,31 @@ def quiet() -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detects in everything that was named; 1 if a file of a folder could not be read.
-
-    Raises:
-        InputError: see the functions of :mod:`.sources`, and: an output exists already.
-    """
+    """Detects in everything that was named; 1 if a file of a folder could not be read."""
     from ..engine.calibrated import read_thresholds
     from ..engine.detector import Detector
     from ..engine.saved import find_model
-    from ..engine.user_code import import_user_code
     from .annotate import Annotator
     from .sources import find_sources
 
     quiet()
-    import_user_code(args.imports)
-    saved = find_model(args.run, args.config, args.weights)
+    saved = find_model(args.run, args.config, args.weights, args.imports)
     output = Path(args.output)
     sources, broken = find_sources(args.inputs, args.camera, output)
-    classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
+    files = len(broken) + len(sources)
     annotator = Annotator(output, sources, args.overwrite)
-    detector = Detector(saved, args.opts, classes)
+    detector = Detector(saved, args.opts, named_classes(args))
     score, why = (args.threshold, "--threshold")
     if score is None:
         names = list(detector.metadata.get("thing_classes") or ())
         score, why = read_thresholds(saved.weights, names), "thresholds.json, one for each class"
     if score is None:
         score, why = default_threshold(saved)
+    annotator.annotate(detector, score, args.frames)
+    broken += annotator.broken
     for reason in broken:
         print(f"skipped: {reason}", file=sys.stderr)
-    annotator.annotate(detector, score, args.frames)
-    for reason in annotator.broken:
-        print(f"skipped: {reason}", file=sys.stderr)
     print(annotator.summary(why))
-    files = len(broken) + len(sources)
-    broken += annotator.broken
     if broken:
         print(f"error: {len(broken)} of {files} files were skipped, see above", file=sys.stderr)
     return 1 if broken else 0

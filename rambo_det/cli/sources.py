@@ -1,38 +1,29 @@
 """What there is to detect in: image files, folders of them, video files, cameras."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 
-from ..data.files import image_size
+from ..data.files import IMAGE_ENDINGS, files_in, image_size
 from ..engine.files import distinct
 from ..errors import InputError
 
 #: The pictures at a glance, in the folder of the output.
 OVERVIEW = "overview.jpg"
 
-_IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
 
 @dataclass
 class Source:
-    """One image, or one video.
+    """One image, or one video."""
 
-    Attributes:
-        place: the file, or the camera's number or address.
-        output: what the annotated copy is called, relative to the folder of the output.
-        length: how many images it has; None: nobody knows, as of a camera.
-    """
-
-    place: str
-    output: Path
+    place: str  # the file, or the camera's number or address
+    output: Path  # what the annotated copy is called, relative to the folder of the output
     is_video: bool = False
-    length: int | None = 1
+    length: int | None = 1  # in images; None: nobody knows, as of a camera
 
 
 def find_sources(
@@ -41,10 +32,8 @@ def find_sources(
     """The sources that were named, each with a name of its own for its output.
 
     Of a folder all images and videos at any depth, but for what is in ``output``. A file in it that
-    cannot be read is left out; the second list has the reasons, a line each.
-
-    Raises:
-        InputError: something that was named does not exist or cannot be read; there is nothing.
+    cannot be read is left out; the second list has the reasons, a line each. InputError if
+    something that was named does not exist or cannot be read, or there is nothing.
     """
     sources: list[Source] = []
     broken: list[InputError] = []
@@ -52,7 +41,9 @@ def find_sources(
         path = Path(name)
         if not path.exists():
             raise InputError(f"{name}: no such file or folder")
-        inside = [p for p in sorted(path.rglob("*")) if _is_wanted(p, path, output)]
+        inside = files_in(path, IMAGE_ENDINGS | _VIDEOS)
+        if output.resolve() != path.resolve():  # earlier results are no input
+            inside = [p for p in inside if output.resolve() not in p.resolve().parents]
         if path.is_dir() and not inside:
             raise InputError(f"{name}: no images or videos in this folder")
         for file in inside if path.is_dir() else [path]:
@@ -75,18 +66,10 @@ def find_sources(
     return sources, [str(error) for error in broken]
 
 
-def _is_wanted(path: Path, folder: Path, output: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    if hidden or path.suffix.lower() not in _IMAGES | _VIDEOS or not path.is_file():
-        return False
-    # An output inside the folder that is looked through: earlier results are no input.
-    return output.resolve() == folder.resolve() or output.resolve() not in path.resolve().parents
-
-
 def _of_file(file: Path, output: Path) -> Source:
     if file.suffix.lower() not in _VIDEOS:
         image_size(file, "to detect in")
-        ending = file.suffix if file.suffix.lower() in _IMAGES else ".png"
+        ending = file.suffix if file.suffix.lower() in IMAGE_ENDINGS else ".png"
         return Source(str(file), output.with_suffix(ending))
     video = open_video(str(file))
     length = int(video.get(cv2.CAP_PROP_FRAME_COUNT))

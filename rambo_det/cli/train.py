@@ -1,7 +1,5 @@
 """``rambo-train``: train and evaluate a detector; the main of tools/train_net.py."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -57,67 +55,49 @@ def load_config(args: argparse.Namespace) -> Any:
     """The checked config of the run, yaml or LazyConfig, whose own data sets are registered."""
     from ..engine.lazy import load_lazy_config
     from ..engine.setup import build_config
-    from ..engine.terminal import held_until_set_up
 
-    with held_until_set_up():
-        return (load_lazy_config if args.lazy else build_config)(args)
+    return (load_lazy_config if args.lazy else build_config)(args)
 
 
 def check_data(args: argparse.Namespace) -> None:
-    """Tells what the data sets of the command line, or of the config, have; trains nothing.
-
-    Raises:
-        InputError: whatever is wrong with them, or with the config if there is one.
-    """
+    """Tells what the data sets of the command line, or of the config, have; trains nothing."""
+    from ..engine.arguments import own_names
     from ..engine.data_pages import write_pages
     from ..engine.keys import LAZY, YAML, names
+    from ..engine.own_data import register_own
 
     if args.config_file:
-        from ..engine.lazy import load_lazy_config
-        from ..engine.setup import build_config
-
-        load, keys = (load_lazy_config, LAZY) if args.lazy else (build_config, YAML)
-        cfg = load(args)
+        cfg, keys = load_config(args), LAZY if args.lazy else YAML
         found = [*names(cfg, keys.train), *names(cfg, keys.test)]
     else:
-        from ..engine.arguments import own_names
-        from ..engine.own_data import register_own
-
         register_own(args)
         found = own_names(args)
     print(write_pages(list(dict.fromkeys(found)), Path(args.check_data)))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """One process of a run: training and evaluation, or evaluation alone.
-
-    Raises:
-        InputError: whatever is wrong with config, data or the run's folder.
-    """
+    """One process of a run: training and evaluation, or evaluation alone."""
     import detectron2.utils.comm as comm
+    import torch
 
     from ..engine.calibrated import calibrate_final, check_calibration_set
-    from ..engine.folder import (
-        check_same_model,
-        earlier_seed,
-        last_checkpoint,
-        prepare_folder,
-        rate_of_run,
-    )
+    from ..engine.folder import earlier_seed, last_checkpoint, prepare_folder
     from ..engine.keys import names, set_value, value
     from ..engine.lazy import LazyRun
-    from ..engine.saved import check_same_classes, write_data
+    from ..engine.saved import check_goes_on, write_data
     from ..engine.seeds import run_seed
-    from ..engine.terminal import set_up
+    from ..engine.terminal import held_until_set_up, set_up
     from ..engine.trainer import RamboTrainer
 
     kind = LazyRun if args.lazy else RamboTrainer
-    keys, cfg, main = kind.keys, load_config(args), comm.is_main_process()
+    keys, main = kind.keys, comm.is_main_process()
+    with held_until_set_up():
+        cfg = load_config(args)
     train, test = names(cfg, keys.train), names(cfg, keys.test)
     if not value(cfg, keys.folder):
         raise InputError(f"{keys.folder} is empty: name a folder")
     folder = Path(value(cfg, keys.folder))
-    calibrate, other_rate = value(cfg, keys.calibrate), None
+    calibrate, warning = value(cfg, keys.calibrate), None
     if calibrate not in ("off", "train") and not args.eval_only:
         check_calibration_set(keys.calibrate, calibrate, train[0])
     if args.eval_only and not keys.named(keys.weights, args.opts):
@@ -128,12 +108,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 f"{keys.weights}{keys.sign}FILE"
             )
         set_value(cfg, keys.weights, str(file))
-        check_same_classes("--eval-only", folder, test)
+        check_goes_on("--eval-only", folder, test)
     elif args.resume and not args.eval_only:
-        if not args.lazy:
-            check_same_model(cfg.MODEL, folder)
-            other_rate = rate_of_run(folder, cfg.SOLVER.BASE_LR)
-        check_same_classes("--resume", folder, train[:1])
+        warning = check_goes_on("--resume", folder, train[:1], None if args.lazy else cfg)
     weights = value(cfg, keys.weights)
     if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"{keys.weights} {weights}: no such file")
@@ -149,12 +126,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     logger = set_up(cfg, keys, args)
     if aside:
         logger.info("The earlier run in %s is now in %s", folder, aside)
-    logger.info("Device: %s", _device_name(value(cfg, keys.device)))
-    if other_rate:
-        logger.warning(
-            "SOLVER.BASE_LR %g is not taken: the run goes on with its own, %s",
-            cfg.SOLVER.BASE_LR, other_rate,
-        )  # fmt: skip
+    device = value(cfg, keys.device)
+    about = f"{torch.get_num_threads()} threads"
+    if device.startswith("cuda"):
+        about = torch.cuda.get_device_name(torch.device(device))
+    logger.info("Device: %s (%s)", device, about)
+    if warning:
+        logger.warning("%s", warning)
     best = calibrated = None
     if args.eval_only:
         results, place = _evaluate(kind, cfg, weights, args.config_file), weights
@@ -189,21 +167,8 @@ def _evaluate(kind: Any, cfg: Any, weights: str, config: str) -> dict[str, Any]:
     return dict(kind.evaluate_checkpoint(cfg, weights, config))
 
 
-def _device_name(device: str) -> str:
-    import torch
-
-    if device.startswith("cuda"):
-        return f"{device} ({torch.cuda.get_device_name(torch.device(device))})"
-    return f"{device} ({torch.get_num_threads()} threads)"
-
-
 def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:
-    """Command line entry; returns the exit status: 2 after a user's mistake.
-
-    Args:
-        argv: the arguments; None: those of the command line.
-        lazy: whether the config is a LazyConfig.
-    """
+    """Command line entry, ``lazy``: for a LazyConfig; exit status 2 after a user's mistake."""
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
 
     def launched() -> None:
@@ -211,16 +176,17 @@ def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:
 
         args = parse_args(argv, lazy)
         from ..engine.launch import launch
+        from ..engine.terminal import held_until_set_up
 
         if args.check_data is not None:
             check_data(args)
             return
         if args.num_gpus > max(torch.cuda.device_count(), 1):
-            raise InputError(
-                f"--num-gpus {args.num_gpus}: there are {torch.cuda.device_count()} here"
-            )
+            there = torch.cuda.device_count()
+            raise InputError(f"--num-gpus {args.num_gpus}: there are {there} here")
         if args.num_gpus * args.num_machines > 1 and not lazy:
-            load_config(args)  # finds a mistake before many processes are started to find it
+            with held_until_set_up():  # a mistake, before many processes are started to find it
+                load_config(args)
         launch(run, args)
 
     return status_of(launched, "--resume goes on from the last checkpoint")

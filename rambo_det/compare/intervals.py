@@ -1,7 +1,5 @@
 """How sure a difference between two losses is, and whether scores are probabilities."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,13 +48,7 @@ def difference(values: Sequence[float], resampled: np.ndarray, seed: int = 0) ->
 def refitted(scores: np.ndarray, right: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Scores recalibrated by Platt's two numbers, fitted on one half of the images for the other.
 
-    Args:
-        scores: (N,) in 0..1.
-        right: (N,) bool.
-        images: (N,) int, which image each is of.
-
-    Returns:
-        (N,) in 0..1, in the same order within each half if scores and being right go together.
+    Of N detections: ``scores`` in 0..1, whether they are ``right``, the number of their images.
     """
     odds = special.logit(np.clip(scores, 1e-7, 1 - 1e-7))
     result = np.empty(len(scores))

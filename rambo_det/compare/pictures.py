@@ -1,7 +1,5 @@
 """The images on which two losses differ most, with the boxes of both."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,9 +38,8 @@ def disagreements(
 
     Yields:
         ``image``, its id, and ``file``, its name; ``seed`` of the pair that differs most there, in
-        the direction of the mean over the seeds, ``difference``, AP50 in percent of the second loss
-        less the first with that seed, and ``panels``, caption -> jpeg of the objects and of what
-        either loss has found.
+        the direction of the mean; ``difference``, AP50 in percent of the second loss less the first
+        with that seed; ``panels``, caption -> jpeg of the objects and of what either has found.
     """
     each = np.array(
         [ap50_of_images(b.matches) - ap50_of_images(a.matches) for a, b in pairs]

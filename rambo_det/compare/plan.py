@@ -1,7 +1,5 @@
 """What a comparison will run: every loss on every data set with every seed, checked beforehand."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -17,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..engine.arguments import own_names, parse_args
+from ..engine.own_data import classes_of
 from ..engine.setup import build_config, flat_config, merged_config
 from ..engine.user_code import new_config
 from ..errors import InputError
@@ -28,22 +27,14 @@ _NO_SETTINGS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
 
 @dataclass(frozen=True, eq=False)  # each is a key of its own
 class Run:
-    """One training.
-
-    Attributes:
-        data, variant: names.
-        seed: the config's SEED.
-        folder: its OUTPUT_DIR.
-        command: of the training, without ``--resume``.
-        settings: config key -> value, and digests of the data: what makes it this run.
-    """
+    """One training."""
 
     data: str
     variant: str
     seed: int
-    folder: Path
-    command: tuple[str, ...]
-    settings: dict[str, Any]
+    folder: Path  # its OUTPUT_DIR
+    command: tuple[str, ...]  # without --resume
+    settings: dict[str, Any]  # config key -> value, and digests of the data: what makes it this run
 
     @property
     def name(self) -> str:
@@ -58,19 +49,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison.
+    """A comparison."""
 
-    Attributes:
-        variants: name -> variant; the first is the reference.
-        test_sets: name of the data -> name in Detectron2's catalogs of the set evaluated on.
-        runs: in the order in which they are done: all losses of a seed before the next seed.
-        trained_on: name of the data -> how many of its test images are trained on too.
-    """
-
-    variants: dict[str, Variant]
-    test_sets: dict[str, str]
-    runs: list[Run]
-    trained_on: dict[str, int] = field(default_factory=dict)
+    variants: dict[str, Variant]  # by name; the first is the reference
+    test_sets: dict[str, str]  # name of the data -> the set evaluated on, in Detectron2's catalogs
+    runs: list[Run]  # in the order in which they are done: all losses of a seed, then the next seed
+    trained_on: dict[str, int] = field(default_factory=dict)  # data -> test images trained on too
 
 
 def make_plan(
@@ -82,15 +66,8 @@ def make_plan(
 ) -> Plan:
     """Registers the data sets and checks the config of every run.
 
-    Args:
-        data: the data sets, of different names.
-        variants: the losses, of different names.
-        seeds: of the runs.
-        opts: KEY VALUE … of all runs; those of a data set come after them, a variant's last.
-        out: the folder of the comparison.
-
-    Raises:
-        InputError: whatever is wrong with config, keys or data.
+    ``opts`` are KEY VALUE … of all runs; those of a data set come after them, a variant's last.
+    Raises InputError for whatever is wrong with config, keys or data.
     """
     plan = Plan({variant.name: variant for variant in variants}, {}, [], {})
     cells: list[tuple[str, str, list[str], dict[str, Any]]] = []
@@ -106,18 +83,14 @@ def make_plan(
                     raise InputError(f"{key} differs from run to run: use {option}")
             cfg = build_config(args, classes)
             if len(cfg.DATASETS.TEST) != 1:
-                raise InputError(
-                    f"DATASETS.TEST is {cfg.DATASETS.TEST}: a run is measured on one set; repeat "
-                    "--data for others"
-                )
-            if not name:  # all losses have the same sets
+                raise InputError(f"DATASETS.TEST must be one set, not {cfg.DATASETS.TEST}")
+            if not name:  # all losses have the same sets, and all of these the same classes
                 name = item.name or cfg.DATASETS.TEST[0]
                 if name in plan.test_sets:
                     raise InputError(f"two data sets are called {name}: give them different names")
                 plan.test_sets[name] = cfg.DATASETS.TEST[0]
                 plan.trained_on[name] = _trained_on(cfg)
-            for registered in own_names(args):
-                classes = MetadataCatalog.get(registered).thing_classes  # the same for all
+                classes = next(map(classes_of, own_names(args)), None)
             cells.append((name, variant.name, words, _settings(cfg, args)))
     for seed in seeds:
         for name, of, words, settings in cells:

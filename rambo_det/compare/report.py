@@ -1,7 +1,5 @@
 """A comparison as one html file that needs nothing else."""
 
-from __future__ import annotations
-
 import base64
 import shlex
 from collections.abc import Sequence
@@ -24,19 +22,15 @@ _MOST_LOSSES = 6  # in a plot
 def write_report(
     plan: Plan, measured: Sequence[Measured], results: dict[str, Any], file: Path
 ) -> None:
-    """Writes the report.
-
-    Args:
-        plan: what was to be run.
-        measured: its runs.
-        results: of :func:`.results.compare`.
-        file: the html file.
-    """
+    """Writes the report on ``results``, of :func:`.results.compare`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters.update(number=number, shell=lambda words: shlex.join(words or []), uri=_uri)
+    environment.filters.update(
+        number=number, shell=lambda words: shlex.join(words or []),
+        uri=lambda data, kind: f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
+    )  # fmt: skip
     titles = {name: variant.title for name, variant in plan.variants.items()}
     differences = [
         (f"{data}: {titles[variant]} less {titles[results['reference']]}", found)
@@ -92,7 +86,3 @@ def shown_losses(aps: dict[str, float]) -> list[str]:
     first, *others = [*aps] or [""]
     kept = {first, *sorted(others, key=lambda name: -aps[name])[: _MOST_LOSSES - 1]}
     return [name for name in aps if name in kept]
-
-
-def _uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

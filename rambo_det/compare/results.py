@@ -1,7 +1,5 @@
 """What the runs of a comparison have come to: each, each loss, and each loss against the first."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
@@ -22,7 +20,7 @@ import rambo_det
 from ..engine.files import whole_file
 from ..engine.saved import load_truth
 from ..errors import InputError
-from ..evaluation.matches import class_names, find_matches, metrics
+from ..evaluation.matches import Matches, class_names, find_matches, metrics
 from .intervals import calibration, difference, image_weights
 from .plan import Plan, Run
 from .run import damaged, read_metrics, read_record, source_digest
@@ -37,24 +35,17 @@ Cells = dict[str, list["Measured"]]  # a loss -> its finished runs
 
 @dataclass
 class Measured:
-    """A run with what it left.
-
-    Attributes:
-        run: which.
-        result: for json; ``metrics`` is empty if the run is not finished.
-        matches: :class:`..evaluation.matches.Matches` of its last evaluation; None likewise.
-    """
+    """A run with what it left."""
 
     run: Run
-    result: dict[str, Any]
-    matches: Any = None
+    result: dict[str, Any]  # for json; "metrics" is empty if the run is not finished
+    matches: Matches | None = None  # of its last evaluation; None likewise
 
 
 def truth_of(plan: Plan, data: str) -> COCO:
     """Annotations of the set that runs on this data are evaluated on.
 
-    Raises:
-        InputError: there is none: the set is in another format and no run has been evaluated yet.
+    InputError if the set is in another format and no run has been evaluated yet.
     """
     name = plan.test_sets[data]
     # Detectron2's evaluator writes one for its sets of other formats.
@@ -129,14 +120,7 @@ def _known(value: float) -> float | None:
 def compare(
     plan: Plan, measured: Sequence[Measured], command: str, resamples: int
 ) -> dict[str, Any]:
-    """All numbers, for json.
-
-    Args:
-        plan: what was to be run.
-        measured: its runs.
-        command: that made it.
-        resamples: of the images, for the intervals.
-    """
+    """All numbers, for json; ``resamples`` of the images are drawn for the intervals."""
     data: dict[str, dict[str, Any]] = {}
     for name, test_set in plan.test_sets.items():
         cells = finished(plan, measured, name)
@@ -220,11 +204,7 @@ def _best(plan: Plan, losses: dict[str, Any]) -> dict[str, str]:
 
 def save(plan: Plan, results: dict[str, Any], out: Path) -> list[str]:
     """Writes results.json, and first renames that of a comparison that has runs which this one has
-    not, with its report.
-
-    Returns:
-        The names under which they are kept; none if there were none such.
-    """
+    not, with its report; the names under which they are kept."""
     files, kept = [out / "results.json", out / "report.html"], []
     try:
         earlier = json.loads(files[0].read_text(encoding="utf-8"))["runs"]

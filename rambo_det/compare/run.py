@@ -1,7 +1,5 @@
 """Runs the trainings of a plan as processes, as many at a time as asked for."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json
@@ -33,23 +31,16 @@ _KEPT = {"last": ("model_final.pth", "model_best.pth", "last_checkpoint"), "none
 def run_all(
     runs: Sequence[Run], jobs: int, threads: int, keep: str = "last", lock: IO[str] | None = None
 ) -> list[Run]:
-    """Does what is left to do; a run that fails stops no other.
+    """Does what is left to do, ``jobs`` runs at a time; returns those that failed.
 
-    What is finished stays as it is, what was begun goes on from its last checkpoint.
+    What is finished stays as it is, what was begun goes on from its last checkpoint. The record of
+    a run that failed has its ``error``. Raises InputError before anything is started if the folder
+    of a run holds another one.
 
     Args:
-        runs: to be done, in this order.
-        jobs: how many at a time.
-        threads: of each process.
         keep: which checkpoints of a finished run stay: "all", "last", with the best one where that
             is kept, or "none".
         lock: an open file that the trainings hold open as long as they live.
-
-    Returns:
-        The runs that failed; their records have the ``error``.
-
-    Raises:
-        InputError: the folder of a run holds another one. Nothing is started then.
     """
     for run in runs:
         _check_same_run(run)
@@ -71,7 +62,9 @@ def run_all(
                 active[run] = _start(run, threads, lock, bar)
             time.sleep(_POLL)
             for run, process in list(active.items()):
-                done[run.folder] = _last_iteration(run)
+                lines = read_metrics(run.folder, 65536)
+                last = max((line["iteration"] + 1 for line in lines), default=0)
+                done[run.folder] = min(last, run.iterations)
                 if process.poll() is None:
                     continue
                 del active[run]
@@ -156,13 +149,10 @@ def damaged(folder: Path, what: str) -> InputError:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record in the folder; empty if there is none.
+    """The record in the folder, empty if there is none; InputError if it is no json.
 
     Keys: ``settings``, ``command``, ``source`` (digest of the code that trained it), ``status``
     ("started", "finished" or "failed"), ``error`` (the line, where it failed).
-
-    Raises:
-        InputError: it is no json.
     """
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
@@ -185,7 +175,7 @@ def _check_same_run(run: Run) -> None:
     """Raises InputError if the folder of the run holds another one."""
     record = read_record(run.folder)
     names = {file.name for file in run.folder.iterdir()} if run.folder.is_dir() else set()
-    if not record and names - {".lock", _RECORD + PART}:  # earlier versions locked here
+    if not record and names - {_RECORD + PART}:
         raise InputError(f"{run.folder} holds something else: name another folder with --out")
     # A key that is new since then had no other value than its default.
     was = {**default_settings(), **record.get("settings", run.settings)}
@@ -210,9 +200,3 @@ def read_metrics(folder: Path, tail: int = 2**62) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:  # cut off, or of a run that was killed, or being written
             continue
-
-
-def _last_iteration(run: Run) -> int:
-    """How many iterations of the run are done, as far as its metrics.json tells."""
-    done = [line["iteration"] + 1 for line in read_metrics(run.folder, 65536)]
-    return min(max(done, default=0), run.iterations)

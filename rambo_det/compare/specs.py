@@ -1,7 +1,5 @@
 """Losses and data sets of a comparison, as a user names them on the command line."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import shlex
@@ -27,17 +25,11 @@ _ROI_HEADS = [
 
 @dataclass(frozen=True)
 class Variant:
-    """A loss, with keys of its own where a user gave some.
+    """A loss, with keys of its own where a user gave some."""
 
-    Attributes:
-        name: how folders and tables call it.
-        loss: a key of :data:`TITLES`.
-        opts: KEY VALUE … that it has beyond those of all variants.
-    """
-
-    name: str
-    loss: str
-    opts: tuple[str, ...] = ()
+    name: str  # how folders and tables call it
+    loss: str  # a key of TITLES
+    opts: tuple[str, ...] = ()  # KEY VALUE ... that it has beyond those of all variants
 
     @property
     def title(self) -> str:
@@ -46,11 +38,7 @@ class Variant:
 
 
 def loss_opts(cfg: CfgNode, loss: str) -> dict[str, str]:
-    """Keys that make the model of a config train with that loss, whichever it has now.
-
-    Raises:
-        InputError: the model is none that has such a loss.
-    """
+    """Keys that make the model of a config train with that loss; InputError if it cannot."""
     model = cfg.MODEL
     if model.META_ARCHITECTURE in _RETINANET.values():
         if loss not in _RETINANET:
@@ -93,39 +81,30 @@ def parse_variants(
         grids: each ``NAME=LOSS KEY V1,V2 …``: a variant for every combination. Commas in
             brackets or quotes are part of a value.
         default: names of losses.
-
-    Raises:
-        InputError: whatever is wrong with them.
     """
     names = [] if variants or grids else default
     if losses is not None:
         names = [name.strip() for name in losses.split(",")]
-    found = [_variant("--losses", name, name) for name in names]
+    given: list[tuple[str, str, str, Sequence[str]]] = [("--losses", n, n, ()) for n in names]
     form = '"NAME=LOSS KEY VALUE ..."'
-    found += [_variant("--variant", *_split("--variant", text, form)) for text in variants]
+    given += [("--variant", *_split("--variant", text, form)) for text in variants]
     for text in grids:
         name, loss, opts = _split("--grid", text, form)
-        keys = opts[::2]
         for values in itertools.product(*(_values(value) for value in opts[1::2])):
-            pairs = list(zip(keys, values, strict=True))
+            pairs = list(zip(opts[::2], values, strict=True))
             label = "_".join([name, *(f"{k.rpartition('.')[2].lower()}-{v}" for k, v in pairs)])
             label = re.sub(r"[^-+.\w]", "-", label)  # it becomes a folder
-            found.append(_variant("--grid", label, loss, [*itertools.chain(*pairs)]))
-    for one, other in itertools.combinations(found, 2):
-        if one.name == other.name:
-            raise InputError(f"two variants are called {one.name}: give them different names")
-        if one.title == other.title:
-            raise InputError(
-                f"variants {one.name} and {other.name} are both called {one.title} in tables: give "
-                "one another name"
-            )
+            given.append(("--grid", label, loss, [*itertools.chain(*pairs)]))
+    found: list[Variant] = []
+    taken: set[str] = set()
+    for option, name, loss, opts in given:
+        if loss not in TITLES:
+            raise InputError(f"{option}: there is no loss {loss!r}, only {', '.join(TITLES)}")
+        found.append(Variant(name, loss, tuple(opts)))
+        if twice := sorted({name, found[-1].title} & taken):
+            raise InputError(f"two variants are called {twice[0]}: give them different names")
+        taken |= {name, found[-1].title}
     return found
-
-
-def _variant(option: str, name: str, loss: str, opts: Sequence[str] = ()) -> Variant:
-    if loss not in TITLES:
-        raise InputError(f"{option}: there is no loss {loss!r}, only {', '.join(TITLES)}")
-    return Variant(name, loss, tuple(opts))
 
 
 def _values(text: str) -> list[str]:
@@ -141,11 +120,7 @@ def _values(text: str) -> list[str]:
 
 
 def _split(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
-    """``NAME=WORD KEY VALUE …`` in its parts.
-
-    Raises:
-        InputError: naming the option and ``form``, what it should look like.
-    """
+    """``NAME=WORD KEY VALUE …`` in its parts; InputError with the ``form`` that it should have."""
     name, equals, rest = text.partition("=")
     try:
         words = shlex.split(rest)
@@ -154,9 +129,7 @@ def _split(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
     if not equals or not words:
         raise InputError(f"{option} {text!r} is not {form}")
     if not re.fullmatch(r"[A-Za-z0-9][-+.\w]*", name):
-        raise InputError(
-            f"{option} {text!r}: the name becomes a folder: use letters, digits and - + . _"
-        )
+        raise InputError(f"{option} {text!r}: a name has letters, digits and - + . _ alone")
     if len(words) % 2 == 0:
         raise InputError(f"{option} {text!r}: keys come as KEY VALUE, {words[-1]!r} has no value")
     return name, words[0], words[1:]
@@ -171,20 +144,12 @@ _FORM = (
 
 @dataclass(frozen=True)
 class Data:
-    """One data set to compare on.
+    """One data set to compare on, with options of the training command."""
 
-    Attributes:
-        name: how folders and tables call it; "": that of the set that is evaluated on.
-        config: the config file of its runs.
-        register: format, and what ``--register-FORMAT`` of the training command takes.
-        opts: KEY VALUE … for the runs on it.
-        classes, split, hold_out, imports: options of the training command.
-    """
-
-    name: str
+    name: str  # how folders and tables call it; "": as the set that is evaluated on
     config: str
-    register: Sequence[Sequence[str]] = ()
-    opts: Sequence[str] = ()
+    register: Sequence[Sequence[str]] = ()  # format, and what --register-FORMAT takes
+    opts: Sequence[str] = ()  # KEY VALUE ... of the runs on it
     classes: str | None = None
     split: float | None = None
     hold_out: int | None = None
@@ -203,12 +168,7 @@ class Data:
 
 
 def parse_data(text: str, config: str) -> Data:
-    """One ``--data``, see ``_FORM``; InputError if it is none.
-
-    Args:
-        text: what the user gave.
-        config: the file of ``--config``.
-    """
+    """One ``--data``, see ``_FORM``, for the file of ``--config``; InputError if it is none."""
     name, spec, opts = _split("--data", text, _FORM)
     if spec.endswith((".yaml", ".yml")):
         find_config(spec, f"--data {text!r}:")

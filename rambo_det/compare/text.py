@@ -1,7 +1,5 @@
 """The results as a person reads them: sentences and tables of text."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tabulate import tabulate
@@ -36,11 +34,8 @@ def cell(value: dict[str, float | None] | None) -> str:
 
 
 def verdict(results: dict[str, Any], data: str, variant: str) -> dict[str, str]:
-    """What the comparison says of the AP of one loss against the first.
-
-    Returns:
-        ``kind``: "higher", "lower", "none" (cannot be told) or "missing"; ``text``: a sentence.
-    """
+    """What the comparison says of the AP of one loss against the first: ``text``, a sentence, and
+    ``kind``: "higher", "lower", "none" (cannot be told) or "missing"."""
     part, names = results["data"][data], (variant, results["reference"])
     title, other = (results["variants"][name]["title"] for name in names)
     begin = title[0].upper() + title[1:] if title in TITLES.values() else title

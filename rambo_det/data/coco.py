@@ -1,7 +1,5 @@
 """Read and check a user's data set in COCO's json format."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -30,15 +28,7 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
     In the metadata, `without_mask` says why there is not a mask for each box, and `mask_format` is
     `bitmask` if there is RLE to train on: what `INPUT.MASK_FORMAT` then has to be. Of key points
     there are `keypoint_names` and `keypoint_flip_map`, or `without_keypoints`, why there are none.
-
-    Args:
-        name: the data set's name.
-        json_file: the json, or a folder with a json inside, see :func:`find_coco`.
-        image_dir: the folder of its images, or the split of that folder.
-
-    Raises:
-        InputError: no COCO json; an annotation of an unknown image or category; a missing,
-            truncated or wrongly sized image.
+    InputError if it is no COCO json, names an unknown image or category, or an image is not whole.
     """
     json_file, image_dir = find_coco(json_file, image_dir)
     content = _read_json(json_file)
@@ -54,9 +44,7 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
         if number in source.images:
             raise InputError(f"{json_file}: {place}: image id {number!r} is there twice")
         if type(number) is not type(next(iter(source.images), number)):  # they have to be sorted
-            raise InputError(
-                f"{json_file}: {place}: ids are numbers in some images, in others text: {number!r}"
-            )
+            raise InputError(f"{json_file}: {place}: not all ids are numbers, or text: {number!r}")
         source.add_image(image, json_file)
     for annotation, place in _entries(content, "annotations", json_file):
         _add_annotation(source, annotation, place)
@@ -73,10 +61,8 @@ def find_coco(json_file: str | Path, image_dir: str | Path) -> tuple[Path, Path]
 
     Where `json_file` is a folder, `image_dir` names a split of it: `FOLDER/SPLIT/*.json`, as of
     Roboflow (`.` is the folder itself), or `FOLDER/annotations/*_SPLIT.json`, as of CVAT and COCO.
-    The images lie beside the json or in a folder of the split or of images.
-
-    Raises:
-        InputError: there is not one json there, or not one folder with all its images.
+    The images lie beside the json or in a folder of the split or of images. InputError if there is
+    not one json there, or not one folder with all its images.
     """
     root, split = Path(json_file), str(image_dir)
     if not root.is_dir():
@@ -88,9 +74,8 @@ def find_coco(json_file: str | Path, image_dir: str | Path) -> tuple[Path, Path]
     if len(found) != 1:
         there = f"several: {', '.join(file.name for file in found)}" if found else "none"
         raise InputError(
-            f"{root} is a folder, and a json of the split '{split}' is wanted there, "
-            f"{split}/*.json or annotations/*_{split}.json, but there are {there}: name json file "
-            "and folder of images"
+            f"{root} is a folder, and of {split}/*.json and annotations/*_{split}.json there are "
+            f"{there}: name json file and folder of images"
         )
     names = [image["file_name"] for image, _ in _entries(_read_json(found[0]), "images", found[0])]
     part = found[0].stem.partition("_")[2] if split == "." else split
@@ -98,18 +83,14 @@ def find_coco(json_file: str | Path, image_dir: str | Path) -> tuple[Path, Path]
     folders = list(dict.fromkeys(f.resolve() for f in folders if f.is_dir()))
     fit = [folder for folder in folders if all(map(os.path.isfile, map(folder.joinpath, names)))]
     if len(fit) > 1 and not all(map(os.path.isabs, names)):
-        raise InputError(
-            f"{found[0]}: all its images are in {' and in '.join(map(str, fit))}: name json file "
-            "and folder of images"
-        )
+        both = " and in ".join(map(str, fit))
+        raise InputError(f"{found[0]}: all its images are in {both}: name json file and folder")
     if not fit:  # the fullest one, whose missing images will be named
         fit = sorted(folders, key=lambda f: -sum(os.path.isfile(f / name) for name in names))
     return found[0], fit[0]
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
-    if not os.path.isfile(path):
-        raise InputError(f"the annotation file {shown(path)} does not exist")
     text = read_text(path, "annotation file")
     try:
         content = json.loads(text)
@@ -140,9 +121,7 @@ def _entries(
 def _is_usable(value: Any) -> bool:
     if isinstance(value, str):  # half of a surrogate pair cannot be written anywhere
         return value.strip() != "" and not any("\ud800" <= c <= "\udfff" for c in value)
-    return not isinstance(value, (bool, float)) or (
-        isinstance(value, float) and math.isfinite(value)
-    )
+    return not isinstance(value, bool) and (not isinstance(value, float) or math.isfinite(value))
 
 
 def _short(value: Any) -> str:
@@ -192,10 +171,12 @@ def _add_annotation(source: DataSource, annotation: dict[str, Any], place: str) 
     if category_id not in source.categories:
         raise InputError(f"{where}: 'categories' has no category_id {_short(category_id)}")
     if len(box) != 4 or not are_numbers(box):
-        raise InputError(
-            f"{where}: 'bbox' is {_short(box)}, but must be four numbers x, y, width, height"
-        )
-    crowd = _flag(annotation, "iscrowd", where) or _flag(annotation, "ignore", where)
+        raise InputError(f"{where}: 'bbox' is {_short(box)}, not four numbers x, y, width, height")
+    flags = {key: annotation.get(key) or 0 for key in ("iscrowd", "ignore")}
+    for key, flag in flags.items():
+        if flag not in (0, 1):
+            raise InputError(f"{where}: {key!r} must be 0 or 1, not {_short(flag)}")
+    crowd = any(flags.values())
     image = source.images[image_id]
     size, place = (image["height"], image["width"]), f"{place} of {shown(image['file_name'])}"
     # What is null, as some tools write it, is left out.
@@ -224,10 +205,3 @@ def _add_annotation(source: DataSource, annotation: dict[str, Any], place: str) 
         source.metadata.setdefault("without_mask", why)
     if kept and isinstance(mask, dict) and not crowd:  # crowds are not trained on
         source.metadata["mask_format"] = "bitmask"
-
-
-def _flag(annotation: dict[str, Any], key: str, where: str) -> bool:
-    value = annotation.get(key) or 0
-    if value not in (0, 1):
-        raise InputError(f"{where}: {key!r} must be 0 or 1, not {_short(value)}")
-    return bool(value)

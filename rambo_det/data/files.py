@@ -20,21 +20,17 @@ _EXIF_ORIENTATION = 0x0112
 _8_BITS = {"1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa"}
 
 
-def make_folder(folder: Path) -> None:
-    """Create `folder` and those above it.
-
-    Raises:
-        InputError: it cannot be created or written to.
-    """
+def make_folder(folder: Path, option: str = "RAMBO_DET_CACHE") -> None:
+    """Makes a folder where there is none; InputError, with what named it, if it cannot be made or
+    nothing can be written there."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{option} {folder} is not a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise InputError(
-            f"cannot write to the folder {folder} (RAMBO_DET_CACHE names the cache folder)"
-        )
+    except OSError as error:
+        raise InputError(f"{option} {folder} cannot be made: {error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {folder} cannot be written: change its rights or name another")
 
 
 def shown(name: str | Path) -> str:
@@ -42,15 +38,15 @@ def shown(name: str | Path) -> str:
     return str(name) if str(name).isprintable() else repr(str(name))
 
 
+def backslashes(name: str | Path) -> str:
+    """The end of a message about a missing file whose name has those of Windows."""
+    return ": its name has backslashes, write / for folders" if "\\" in str(name) else ""
+
+
 def read_text(path: Path, what: str) -> str:
     """The text of a UTF-8 file, with or without a byte order mark.
 
-    Args:
-        path: the file.
-        what: it is, for the message.
-
-    Raises:
-        InputError: it cannot be read, or is in another coding.
+    InputError, which says ``what`` it is, if it cannot be read or is in another coding.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -90,22 +86,14 @@ def image_size(path: Path, named_in: str, whole: bool = False) -> tuple[int, int
 def image_header(path: Path, named_in: str, whole: bool = False) -> tuple[int, int, int]:
     """Width and height in px of a complete image, turned upright, and its EXIF orientation, 1 to 8.
 
-    Reads the header and the last bytes; the whole image is decoded only where those leave a doubt.
-
-    Args:
-        path: the image.
-        named_in: the file that names it, for the message.
-        whole: decode it in any case.
-
-    Raises:
-        InputError: the image is missing, truncated, not an image, too large for Pillow, or one that
-            Detectron2's reader would change: of more than 8 bits a channel, which it cuts to 255,
-            or a TIFF with an orientation, after which both Pillow and it turn the image.
+    Reads the header and the last bytes; the whole image is decoded only where those leave a doubt,
+    or if ``whole``. InputError, which says where it is named, if the image is missing, truncated,
+    not an image, too large for Pillow, or one that Detectron2's reader would change: of more than 8
+    bits a channel, which it cuts to 255, or a TIFF with an orientation, after which both turn it.
     """
     name = shown(path)
     if not os.path.isfile(path):
-        slashes = "" if "\\" not in str(path) else ": its name has backslashes, write / for folders"
-        raise InputError(f"{named_in}: the image {name} is missing{slashes}")
+        raise InputError(f"{named_in}: the image {name} is missing{backslashes(path)}")
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it can be read
@@ -120,21 +108,19 @@ def image_header(path: Path, named_in: str, whole: bool = False) -> tuple[int, i
                     )
                 if orientation in (5, 6, 7, 8):
                     width, height = height, width
-                ending = _LAST_BYTES.get(image.format or "")
-                if whole or ending is None or not _ends_with(path, ending):
+                with open(path, "rb") as again:
+                    again.seek(max(0, path.stat().st_size - 16))
+                    end = again.read()
+                if whole or not end.endswith(_LAST_BYTES.get(image.format or "", b"none")):
                     image.load()
                 if image.mode not in _8_BITS:
                     _check_range(image, f"{named_in}: the image {name}")
-    except UnidentifiedImageError:
-        raise InputError(f"{named_in}: {name} is not an image that Pillow can read") from None
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise InputError(
-            f"{named_in}: the image {name} has more than {limit} px, which is Pillow's limit: "
-            "scale it down or cut it into parts"
-        ) from None
     except InputError:
         raise
+    except UnidentifiedImageError:
+        raise InputError(f"{named_in}: {name} is not an image that Pillow can read") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{named_in}: the image {name}: {error} Scale it down.") from None
     except (OSError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{named_in}: the image {name} is truncated or broken: {reason}") from None
@@ -150,12 +136,6 @@ def _check_range(image: Image.Image, name: str) -> None:
             f"{name} is a {kind} image with values from {low:g} to {high:g}, which would be cut to "
             "0 to 255: save it with 8 bits, scaled to that range"
         )
-
-
-def _ends_with(path: Path, ending: bytes) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-min(len(ending), path.stat().st_size), os.SEEK_END)
-        return file.read() == ending
 
 
 def check_image(path: Path, size: tuple[int, int], named_in: str, whole: bool = False) -> int:

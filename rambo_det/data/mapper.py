@@ -1,7 +1,5 @@
 """Data set mappers that say on which image they failed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,22 +8,14 @@ from .files import check_image
 
 
 class NamingMapper:
-    """A mapper like the given one whose errors name image and annotation.
-
-    Args:
-        mapper: from a record of Detectron2's data sets to what a model takes.
-    """
+    """A mapper of Detectron2's records like another one, whose errors name image and annotation."""
 
     def __init__(self, mapper: Callable[[Any], Any]) -> None:
         self._mapper = mapper
 
     def __call__(self, record: Mapping[str, Any]) -> Any:
-        """As the mapper.
-
-        Raises:
-            InputError: the image is not there, truncated, or of another size than the record says.
-            RuntimeError: anything else.
-        """
+        """As the mapper; InputError if the image is missing, truncated, or of another size than the
+        record says, RuntimeError for all else."""
         try:
             return self._mapper(record)
         except Exception as error:

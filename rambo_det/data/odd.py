@@ -1,15 +1,10 @@
 """What is odd in data that can be read: one table for all formats, from which a user is told."""
 
-from __future__ import annotations
-
-import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from .files import shown
-
-logger = logging.getLogger(__name__)
 
 #: Kind -> what is said of the {n} places where it was found; {of} is the number of all boxes.
 TABLE = {
@@ -46,15 +41,11 @@ _SHOWN = 10
 
 
 class Odd:
-    """What was found odd in a data set: kind -> places, in the order of finding.
-
-    Attributes:
-        images: ids of the images where something was found.
-    """
+    """What was found odd in a data set: kind -> places, in the order of finding."""
 
     def __init__(self) -> None:
         self._places: dict[str, list[str]] = defaultdict(list)
-        self.images: dict[Any, None] = {}  # in the order of finding
+        self.images: dict[Any, None] = {}  # ids of those where something was found
 
     def add(self, kind: str, place: str, image_id: Any = None) -> None:
         """Note down one finding; ``place`` is where a user has to look."""
@@ -72,10 +63,7 @@ class Odd:
             self._places[new] += self._places.pop(kind)
 
     def lines(self, boxes: int) -> Iterator[str]:
-        """A sentence for each kind: the count, the first ten places, how many more there are.
-
-        ``boxes`` is the number of boxes of the data set, dropped ones included.
-        """
+        """A sentence for each kind, with the first ten places; ``boxes`` are dropped ones too."""
         for kind, text in TABLE.items():
             if places := self.places(kind):
                 rest = len(places) - _SHOWN

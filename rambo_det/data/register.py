@@ -1,7 +1,5 @@
 """Put data sets into Detectron2's catalogs, all of a run's own together."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -16,7 +14,7 @@ from ..cache import cache_folder
 from ..errors import InputError
 from .coco import read_coco
 from .files import make_folder, shown
-from .source import DataSource
+from .source import PARTS, DataSource, split_json
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -31,12 +29,15 @@ READERS: dict[str, Callable[..., DataSource]] = {
 }
 
 
+#: What follows the name of a data set in those of the parts that --hold-out makes.
+_HELD_OUT = ("_fit", "_heldout")
+
+
 def register_datasets(
     coco: Sequence[tuple[str, PathLike, PathLike]] = (),
     voc: Sequence[tuple[str, PathLike, str]] = (),
     classes: Sequence[str] | None = None,
     train: Sequence[str] | None = None,
-    json_dir: Path | None = None,
     yolo: Sequence[tuple[str, PathLike, str]] = (),
     split: float | None = None,
 ) -> list[str]:
@@ -51,7 +52,6 @@ def register_datasets(
             box in the training sets: COCO's in the order of their ids, VOC's sorted.
         train: names of the training sets. A class that only another set has is an error; a class
             that only the training sets have is not. Without it all sets count as training sets.
-        json_dir: where the COCO json files for evaluation are written, by default the cache.
         yolo: (name, data.yaml, split) of every set in YOLO's format, see :func:`.yolo.read_yolo`.
         split: the share of each set's images that is set aside for validation: it is registered as
             `<name>_train` and `<name>_val`, the classes are those of both, and `train` names parts.
@@ -67,39 +67,58 @@ def register_datasets(
     if split is not None and not 0 < split < 1:
         raise InputError(f"--split must be a share between 0 and 1, such as 0.2, not {split}")
     given = {"coco": coco, "voc": voc, "yolo": yolo}
-    whole = [READERS[kind](*item) for kind, items in given.items() for item in items]
-    for source in whole:
-        source.finish()
-    sources = whole if split is None else [p for source in whole for p in source.parts(split)]
-    taken = set(DatasetCatalog.list())
+    sources = [READERS[kind](*item) for kind, items in given.items() for item in items]
     for source in sources:
-        if not re.fullmatch(r"[\w.\- ]{1,100}", source.name):
+        source.finish()
+    endings = [""] if split is None else PARTS
+    wanted = [source.name + ending for source in sources for ending in endings]
+    taken = set(DatasetCatalog.list())
+    for name in wanted:
+        if not re.fullmatch(r"[\w.\- ]{1,100}", name):
+            short = shown(name)[:100]
+            raise InputError(f"a data set cannot be named '{short}': use letters, digits, - . _")
+        if name in taken:
             raise InputError(
-                f"a data set cannot be named '{shown(source.name)[:100]}': use letters, digits, "
-                "- . _"
+                f"a data set named '{name}' is already registered: choose another name, or call "
+                f"DatasetCatalog.remove('{name}') first"
             )
-        if source.name in taken:
-            raise InputError(
-                f"a data set named '{source.name}' is already registered: choose another name, or "
-                f"call DatasetCatalog.remove('{source.name}') first"
-            )
-        taken.add(source.name)
-    trained = [source for source in sources if source.name in (train or ())] or sources
-    names = _class_names(sources, classes, trained if split is None else sources)
+        taken.add(name)
+    trained_on = [name for name in wanted if name in (train or ())] or wanted
+    trained = [s for s in sources if split is not None or s.name in trained_on]
+    names = _class_names(sources, classes, trained)
     for source in sources:
         source.keep_classes(names)
-    for source in whole:  # parts share what was found odd
-        source.warn()
+        for line in source.odd.lines(source.num_boxes):
+            logger.warning("%s: %s", source.file, line)
     _warn_of_shared_images(trained, sources)
-    used = {name for source in trained for name in source.used_classes()}
-    for missing in [name for name in names if name not in used]:
-        logger.warning("no training box has the class '%s'", missing)
-    files = [write_json(source.name, source.as_json(names), json_dir) for source in sources]
-    for source, file in zip(sources, files, strict=True):
-        odd = [image for image in source.odd.images if image in source.images]
-        metadata = {**class_metadata(names), **source.metadata, "odd_images": odd}
-        add_to_catalogs(source.name, file, source.image_dir, metadata)
+    found: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = []
+    for source in sources:
+        parts = [(source.name, source.as_json(names))]
+        metadata = {**class_metadata(names), **source.metadata}
+        metadata["odd_images"] = list(source.odd.images)
+        if split is not None:
+            number = max(1, round(split * len(source.images)))
+            both = [source.name + ending for ending in endings]
+            parts = split_json(parts[0][1], number, both, f"--split {split}:")
+            metadata = part_metadata(metadata, source.name)
+        found += [(name, content, source.image_dir, metadata) for name, content in parts]
+    boxes = [box for name, content, *_ in found if name in trained_on
+             for box in content["annotations"] if not box["iscrowd"]]  # fmt: skip
+    used = {box["category_id"] for box in boxes}
+    for number, name in enumerate(names, 1):
+        if number not in used:
+            logger.warning("no training box has the class '%s'", name)
+    files = [write_json(name, content) for name, content, *_ in found]
+    for file, (name, _, image_dir, metadata) in zip(files, found, strict=True):
+        add_to_catalogs(name, file, image_dir, metadata)
     return names
+
+
+def part_metadata(metadata: dict[str, Any], name: str) -> dict[str, Any]:
+    """Those of a part of the data set: what says where its annotations are is left out."""
+    of_the_whole = ("name", "json_file", "image_root", "dirname", "split", "year")
+    kept = {key: value for key, value in metadata.items() if key not in of_the_whole}
+    return {**kept, "part_of": name}
 
 
 def _warn_of_shared_images(trained: Sequence[DataSource], sources: Sequence[DataSource]) -> None:
@@ -134,16 +153,14 @@ def _class_names(
     origin = "the training data's" if classes is None else "the given"
     for source in sources:
         for unknown in [name for name in source.used_classes() if name not in names]:
-            raise InputError(
-                f"{source.file}: class '{unknown}' is not among {origin} classes: "
-                f"{', '.join(names)}"
-            )
+            known = f"{origin} classes: {', '.join(names)}"
+            raise InputError(f"{source.file}: class '{unknown}' is not among {known}")
     return names
 
 
-def write_json(name: str, content: dict[str, Any], json_dir: Path | None = None) -> Path:
-    """Write the file under a name made from its content: it can never be out of date."""
-    folder = cache_folder() / "annotations" if json_dir is None else Path(json_dir)
+def write_json(name: str, content: dict[str, Any]) -> Path:
+    """Write the file into the cache, by a name made from its content: it is never out of date."""
+    folder = cache_folder() / "annotations"
     make_folder(folder)
     text = json.dumps(content)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -171,14 +188,10 @@ def add_to_catalogs(
     metadata: dict[str, Any],
     prepare: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Register one data set with Detectron2.
+    """Register one data set with Detectron2, by a name that is not taken yet.
 
-    Args:
-        name: that is not taken yet.
-        json_file: a COCO json; VOC's mark of difficult objects in it gets into the records.
-        image_root: the folder of its images.
-        metadata: what the MetadataCatalog holds beside these two.
-        prepare: called before the files are read, each time.
+    VOC's mark of difficult objects in the COCO json gets into the records. ``prepare`` is called
+    before the files are read, each time.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -193,3 +206,31 @@ def add_to_catalogs(
     MetadataCatalog.pop(name, None)
     entry = MetadataCatalog.get(name)
     entry.set(json_file=str(json_file), image_root=str(image_root), **metadata)
+
+
+def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
+    """Split registered data sets: one image of every `number` is set aside, the same ones always.
+
+    Returns the names of the parts to train on, then of those set aside, `<name>_fit` and
+    `<name>_heldout`, which are registered with Detectron2. InputError if `number` is below 2, a
+    part would have no box, or a set has no annotations in COCO's format.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    if number < 2:
+        raise InputError(f"--hold-out must be >= 2 (one image of so many), got {number}")
+    for name in names:
+        DatasetCatalog.get(name)  # draws or reads what is made at first use, the classes among it
+        metadata = MetadataCatalog.get(name)
+        file = metadata.get("json_file")
+        if not file:
+            raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        least, option = len(content["images"]) // number, f"--hold-out {number}: of {name},"
+        kept = part_metadata(metadata.as_dict(), name)
+        parts = split_json(content, least, [name + ending for ending in _HELD_OUT], option)
+        for part, chosen in parts:
+            if part in DatasetCatalog.list():  # of an earlier split in this process
+                DatasetCatalog.remove(part)
+            add_to_catalogs(part, write_json(part, chosen), metadata.image_root, kept)
+    return [[name + ending for name in names] for ending in _HELD_OUT]

@@ -4,8 +4,6 @@ What cannot be used is a ValueError that says why: a model without masks, or wit
 does not need it.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
@@ -13,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask
-from numpy.typing import NDArray
 
 from .odd import Odd
 from .source import SLACK, Shape
@@ -37,24 +34,22 @@ def read_mask(value: Any, size: tuple[int, int], odd: Odd, place: str) -> tuple[
     """A mask that can be trained on, and its shape; ``([], None)`` where there is none.
 
     Of polygons those of three points or more that have an area inside the image: Detectron2 would
-    leave out the whole object where no polygon has three points.
+    leave out the whole object where no polygon has three points. What was left out is noted down in
+    ``odd``, with the ``place`` of the annotation.
 
     Args:
         value: polygons ``[[x, y, ...], ...]``, or RLE with a list or text of run lengths.
         size: height and width of the image in px.
-        odd: where it is noted down what was left out, and masks that reach beyond the image.
-        place: where the annotation is, for that.
 
     Raises:
         ValueError: it is neither, or RLE that does not fill the image.
     """
     if isinstance(value, dict):
         return _read_rle(value, size)
-    wanted = f"'segmentation' must be polygons, [[x, y, ...], ...], or {_rle_of(size)}"
-    if not isinstance(value, list):
-        raise ValueError(wanted)
-    if not all(isinstance(p, list) and len(p) % 2 == 0 and are_numbers(p) for p in value):
-        raise ValueError(wanted)
+    if not isinstance(value, list) or not all(
+        isinstance(p, list) and len(p) % 2 == 0 and are_numbers(p) for p in value
+    ):
+        raise ValueError(_wanted(size))
     kept, corners, area = [], [], 0.0
     for polygon in value:
         if len(polygon) < 6:
@@ -63,7 +58,8 @@ def read_mask(value: Any, size: tuple[int, int], odd: Odd, place: str) -> tuple[
             continue
         points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
         low, high = points.min(axis=0), points.max(axis=0)
-        own = _area(points)
+        x, y = points.T
+        own = abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2  # by the shoelace formula
         if own <= 0 or (high <= 0).any() or (low >= size[::-1]).any():
             odd.add("outside", place)
             continue
@@ -79,14 +75,11 @@ def read_mask(value: Any, size: tuple[int, int], odd: Odd, place: str) -> tuple[
     return kept, Shape(float(area), float(left), float(top), float(right), float(bottom))
 
 
-def _area(points: NDArray[np.float64]) -> float:
-    """px² within a polygon ``(N, 2)``, by the shoelace formula."""
-    x, y = points.T
-    return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
-
-
-def _rle_of(size: tuple[int, int]) -> str:
-    return f"RLE as large as the image, {{'size': {list(size)}, 'counts': ...}}"
+def _wanted(size: tuple[int, int]) -> str:
+    return (
+        "'segmentation' must be polygons, [[x, y, ...], ...], or RLE that fills the image, "
+        f"{{'size': {list(size)}, 'counts': ...}}"
+    )
 
 
 def _read_rle(value: dict[str, Any], size: tuple[int, int]) -> tuple[Any, Shape | None]:
@@ -94,12 +87,9 @@ def _read_rle(value: dict[str, Any], size: tuple[int, int]) -> tuple[Any, Shape 
     counts = value.get("counts")
     runs = run_lengths(counts) if isinstance(counts, str) else counts
     if value.get("size") != list(size) or not isinstance(runs, list) or not runs:
-        raise ValueError(f"'segmentation' must be polygons, [[x, y, ...], ...], or {_rle_of(size)}")
+        raise ValueError(_wanted(size))
     if not all(type(n) is int and n >= 0 for n in runs) or sum(runs) != math.prod(size):
-        raise ValueError(
-            f"'segmentation': the counts of the mask do not fill its size {list(size)}: it must be "
-            f"polygons, [[x, y, ...], ...], or {_rle_of(size)}"
-        )
+        raise ValueError(f"the counts of the mask do not fill its size: {_wanted(size)}")
     if not any(runs[1::2]):
         return [], None
     whole = pycocotools.mask.frPyObjects({"size": list(size), "counts": runs}, *size)
@@ -169,16 +159,8 @@ def read_keypoints(
 ) -> dict[str, Any]:
     """``keypoints`` and ``num_keypoints`` of an annotation, both of which an evaluation needs.
 
-    One without key points has zeros, as in COCO's own data.
-
-    Args:
-        annotation: in COCO's format.
-        number: of key points that the category names.
-        size: height and width of the image in px.
-        odd, place: as of :func:`read_mask`.
-
-    Raises:
-        ValueError: they are no key points, or not so many.
+    One without key points has zeros, as in COCO's own data. ValueError if there are not ``number``;
+    ``size`` is height and width of the image in px, ``odd`` and ``place`` as of :func:`read_mask`.
     """
     points = annotation.get("keypoints") or [0] * (3 * number)
     if not isinstance(points, list) or len(points) != 3 * number or not are_numbers(points):

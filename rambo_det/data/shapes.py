@@ -1,8 +1,4 @@
-"""Keep the quickstart's drawn data set in a cache folder and register it with Detectron2.
-
-Images and COCO json files are drawn once and re-used while they are complete. Only registering
-needs Detectron2.
-"""
+"""Keep the quickstart's drawn data set in a cache folder and register it with Detectron2."""
 
 import hashlib
 import json
@@ -25,12 +21,13 @@ logger = logging.getLogger(__name__)
 _MARKER = "complete.json"
 
 
-def _write_split(folder: Path, split: str) -> None:
+def write_split(folder: Path, split: str, number: int) -> None:
+    """Draws so many images into ``folder/split``, and writes ``folder/split.json``."""
     (folder / split).mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     size = SPEC["image_px"]
-    for index in range(SPEC["images"][split]):
+    for index in range(number):
         image, objects = draw(split, index)
         name = f"{index:04d}.png"
         if not cv2.imwrite(str(folder / split / name), image):
@@ -77,7 +74,7 @@ def prepare_shapes() -> Path:
     scratch = Path(tempfile.mkdtemp(prefix=".drawing-", dir=folder.parent))
     try:
         for split in SPLITS:
-            _write_split(scratch / "new", split)
+            write_split(scratch / "new", split, SPEC["images"][split])
         (scratch / "new" / _MARKER).write_text(json.dumps(_sizes(scratch / "new")))
         if not is_complete(folder):
             if folder.exists():

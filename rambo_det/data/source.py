@@ -1,10 +1,6 @@
 """A data set as it was read, and the checks that hold for every format."""
 
-from __future__ import annotations
-
 import hashlib
-import logging
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pycocotools.mask
+
 from ..errors import InputError
 from .files import check_image, image_header
 from .odd import Odd
-
-logger = logging.getLogger(__name__)
 
 #: What follows the name of a data set in those of its parts.
 PARTS = ("_train", "_val")
@@ -38,25 +34,15 @@ class Shape(NamedTuple):
 
 @dataclass
 class DataSource:
-    """A data set that was read but not registered yet, in COCO's terms.
-
-    Attributes:
-        name: what it will be called in Detectron2's catalogs.
-        file: the json, split file or folder, for messages.
-        image_dir: the folder that image file names start from.
-        categories: category id -> class name, as the data has them.
-        images: image id -> COCO image dict.
-        annotations: COCO annotation dicts, boxes (x, y, width, height) in px.
-        metadata: what else goes into the MetadataCatalog.
-        odd: what was found odd. ``odd.places("dropped")`` are the boxes without area inside their
-            image, which are not among the annotations.
-    """
+    """A data set that was read but not registered yet, in COCO's terms."""
 
     name: str
-    file: str
-    image_dir: str
-    categories: dict[int, str] = field(default_factory=dict)
-    images: dict[int | str, dict[str, Any]] = field(default_factory=dict)
+    file: str  # the json, split file or folder, for messages
+    image_dir: str  # where image file names start from
+    categories: dict[int, str] = field(default_factory=dict)  # id -> class name, as the data has it
+    images: dict[int | str, dict[str, Any]] = field(default_factory=dict)  # by id
+    #: COCO annotation dicts, boxes (x, y, width, height) in px; those without area inside their
+    #: image are not among them, but are noted down in ``odd`` as dropped.
     annotations: list[dict[str, Any]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     odd: Odd = field(default_factory=Odd)
@@ -65,20 +51,15 @@ class DataSource:
     _num_units: int = 0  # boxes of zeros and ones, among fractions as large as their image
 
     def add_image(self, image: Mapping[str, Any], named_in: Any, check: bool = True) -> None:
-        """Append an image, a dict with ``id`` and ``file_name``; ``width`` and ``height`` in px.
+        """Append an image, a dict with ``id``, ``file_name``, ``width`` and ``height`` in px.
 
-        Args:
-            image: as above. A size that is missing or 0 is that of the file.
-            named_in: the file that names it, for the message.
-            check: whether it is looked at; otherwise what the dict says is believed.
-
-        Raises:
-            InputError: it is missing, truncated, of another size or of more than 8 bits.
+        A size that is missing or 0 is that of the file; without ``check`` another one is believed.
+        InputError, which says where the file is named, if it is missing, truncated, of another size
+        or of more than 8 bits.
         """
         size = (int(image.get("width", 0)), int(image.get("height", 0)))
-        file, is_unknown = Path(self.image_dir, image["file_name"]), 0 in size
-        orientation = 1
-        if is_unknown:
+        file, orientation = Path(self.image_dir, image["file_name"]), 1
+        if 0 in size:
             *size, orientation = image_header(file, str(named_in))
         elif check:
             orientation = check_image(file, size, str(named_in))
@@ -102,14 +83,8 @@ class DataSource:
     ) -> bool:
         """Append one annotation, unless its box has no area inside the image; whether it did.
 
-        Annotations are numbered from 1: pycocotools takes a match with number 0 for no match.
-
-        Args:
-            image_id, category_id: of an image and a category that are there.
-            box: x, y, width, height in px.
-            fields: what else the annotation has.
-            place: where it is, for messages.
-            mask: the mask that is among the fields.
+        ``box`` is x, y, width, height in px, ``fields`` what else the annotation has, ``place``
+        where it is, for messages, ``mask`` that which is among the fields.
         """
         x, y, width, height = box
         image = self.images[image_id]
@@ -135,9 +110,9 @@ class DataSource:
             area = width * height if mask is None else mask.area
         if mask is not None and _overlap(mask, (x, y, right, bottom)) < 0.25:
             self.odd.add("mask away", place, image_id)
-        required = {"image_id": image_id, "category_id": category_id, "bbox": box, "area": area}
-        number = {"id": len(self.annotations) + 1}
-        self.annotations.append({**fields, **required, **number})
+        number = len(self.annotations) + 1  # pycocotools takes a match with number 0 for no match
+        required = {"id": number, "image_id": image_id, "category_id": category_id, "bbox": box}
+        self.annotations.append({**fields, **required, "area": area})
         return True
 
     def note_fractions(self, numbers: Sequence[float], image_id: int | str, place: str) -> None:
@@ -163,40 +138,27 @@ class DataSource:
     def finish(self) -> None:
         """Judge what only the whole data set shows.
 
-        Raises:
-            InputError: there is no box that can be trained on and counted, all boxes have
-                fractions for coordinates, or most of them can only be corners.
+        InputError if there is no box that can be trained on and counted, all boxes have fractions
+        for coordinates, or most of them can only be corners.
         """
-        fractions = self.odd.places("fraction")
+        fractions, lost, beyond = map(self.odd.places, ("fraction", "dropped", "beyond"))
+        mistake = ""
         if fractions and len(fractions) + self._num_units == self.num_boxes:
-            raise InputError(
-                f"{self.file}: all {self.num_boxes} boxes have fractions between 0 and 1 for "
-                f"coordinates, such as {fractions[0]}: they have to be in px, multiply them by "
-                "the width and height of the image"
-            )
-        if not self.annotations:
-            lost = self.odd.places("dropped")
+            mistake = f"all {self.num_boxes} boxes have fractions between 0 and 1 for coordinates, "
+            mistake += f"such as {fractions[0]}: multiply them by width and height of the image"
+        elif not self.annotations:
             why = f" with area inside its image, such as {lost[0]}" if lost else ""
-            raise InputError(f"{self.file}: the data set '{self.name}' has no boxes{why}")
-        if all(annotation["iscrowd"] for annotation in self.annotations):
-            raise InputError(
-                f"{self.file}: the data set '{self.name}' has no box that can be trained on or "
-                f"counted: all {len(self.annotations)} are crowds (iscrowd or ignore is 1)"
-            )
-        beyond = self.odd.places("beyond")
-        if self._may_be_corners and 2 * len(beyond) > self.num_boxes:
-            raise InputError(
-                f"{self.file}: {len(beyond)} of {self.num_boxes} boxes reach beyond their image, "
-                f"such as {beyond[0]}, but none would as x1, y1, x2, y2: boxes have to be "
-                "x, y, width, height"
-            )
+            mistake = f"the data set '{self.name}' has no boxes{why}"
+        elif all(annotation["iscrowd"] for annotation in self.annotations):
+            mistake = f"the data set '{self.name}' has no box that can be trained on or counted: "
+            mistake += f"all {len(self.annotations)} are crowds (iscrowd or ignore is 1)"
+        elif self._may_be_corners and 2 * len(beyond) > self.num_boxes:
+            mistake = f"{len(beyond)} of {self.num_boxes} boxes reach beyond their image, such as "
+            mistake += f"{beyond[0]}: they are x1, y1, x2, y2 and must be x, y, width, height"
+        if mistake:
+            raise InputError(f"{self.file}: {mistake}")
         if self._may_be_corners:
             self.odd.rename("beyond", "corners")
-
-    def warn(self) -> None:
-        """Say what is odd."""
-        for line in self.odd.lines(self.num_boxes):
-            logger.warning("%s: %s", self.file, line)
 
     def used_classes(self) -> list[str]:
         """Names of the categories that have a box which is no crowd, in the order of their ids."""
@@ -205,44 +167,12 @@ class DataSource:
 
     def keep_classes(self, names: Sequence[str]) -> None:
         """Leave out the crowds of other classes."""
-        kept = []
         for item in self.annotations:
-            if (label := self.categories[item["category_id"]]) in names:
-                kept.append(item)
-            else:
+            if (label := self.categories[item["category_id"]]) not in names:
                 where = self.images[item["image_id"]]["file_name"]
                 self.odd.add("crowd", f"'{label}' in {where}", item["image_id"])
-        self.annotations = kept
-
-    def parts(self, share: float) -> tuple[DataSource, DataSource]:
-        """The images to train on and those to validate on, ``NAME_train`` and ``NAME_val``.
-
-        The same ones always, see :func:`set_aside`.
-
-        Raises:
-            InputError: a part has no image, or no box that counts.
-        """
-        aside = set_aside(self.images.values(), max(1, round(share * len(self.images))))
-        if len(aside) == len(self.images):
-            raise InputError(
-                f"--split {share}: of the {len(aside)} image(s) of '{self.name}' none would be "
-                "left to train on"
-            )
-        metadata = {k: v for k, v in self.metadata.items() if k not in ("dirname", "split", "year")}
-        found = []
-        for ending, inside in zip(PARTS, (False, True), strict=True):
-            part = DataSource(
-                self.name + ending, self.file, self.image_dir, self.categories,
-                {k: v for k, v in self.images.items() if (k in aside) == inside},
-                [a for a in self.annotations if (a["image_id"] in aside) == inside],
-                {**metadata, "part_of": self.name}, self.odd,
-            )  # fmt: skip
-            found.append(part)
-            if all(annotation["iscrowd"] for annotation in part.annotations):
-                raise InputError(
-                    f"--split {share}: {part.name} would have no box: choose another share"
-                )
-        return found[0], found[1]
+        kept = {number for number, label in self.categories.items() if label in names}
+        self.annotations = [item for item in self.annotations if item["category_id"] in kept]
 
     def as_json(self, names: Sequence[str]) -> dict[str, Any]:
         """The content of a COCO json with exactly the classes `names`, of ids 1..K in that order.
@@ -250,17 +180,36 @@ class DataSource:
         Detectron2's COCOEvaluator takes the class names for those of the sorted category ids: ids
         in another order would put the APs of classes under each other's names.
         """
-        ids = {names.index(name) + 1: name for name in names}
-        new = {old: k for old, name in self.categories.items() for k in ids if ids[k] == name}
+        ids = {name: number for number, name in enumerate(names, 1)}
         annotations = [
-            {**item, "category_id": new[item["category_id"]]} for item in self.annotations
+            {**item, "category_id": ids[self.categories[item["category_id"]]]}
+            for item in self.annotations
         ]
         return {
             "info": {"description": f"made from {self.file}"},
             "images": list(self.images.values()),
             "annotations": annotations,
-            "categories": [{"id": number, "name": name} for number, name in ids.items()],
+            "categories": [{"id": number, "name": name} for name, number in ids.items()],
         }
+
+
+def split_json(
+    content: dict[str, Any], number: int, names: Sequence[str], option: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """The content of a COCO json in two, with their names: without ``number`` images, and these.
+
+    The same ones always, see :func:`set_aside`. InputError, naming the option, if a part would have
+    no box that counts.
+    """
+    aside = set_aside(content["images"], number)
+    parts = []
+    for name, inside in zip(names, (False, True), strict=True):
+        images = [image for image in content["images"] if (image["id"] in aside) == inside]
+        boxes = [a for a in content["annotations"] if (a["image_id"] in aside) == inside]
+        if all(box["iscrowd"] for box in boxes):
+            raise InputError(f"{option} {name} would have no box")
+        parts.append((name, {**content, "images": images, "annotations": boxes}))
+    return parts
 
 
 def set_aside(images: Iterable[dict[str, Any]], number: int) -> set[Any]:
@@ -288,11 +237,7 @@ def _is_far(area: float, box: float, mask: Shape | None) -> bool:
 
 def _overlap(mask: Shape, box: tuple[float, float, float, float]) -> float:
     """IoU of the box around a mask with a box, both widened by 1 px."""
-    left, top, right, bottom = mask[1:]
-    x, y, right_of_box, bottom_of_box = box
-    width = min(right, right_of_box) - max(left, x) + 1
-    height = min(bottom, bottom_of_box) - max(top, y) + 1
-    common = max(width, 0) * max(height, 0)
-    both = (right - left + 1) * (bottom - top + 1)
-    both += (right_of_box - x + 1) * (bottom_of_box - y + 1)
-    return common / (both - common) if math.isfinite(both) else 0.0
+    (left, top, *end), (x, y, *end_of_box) = mask[1:], box
+    around = [left, top, end[0] - left + 1, end[1] - top + 1]
+    other = [x, y, end_of_box[0] - x + 1, end_of_box[1] - y + 1]
+    return float(pycocotools.mask.iou([around], [other], [0])[0, 0])

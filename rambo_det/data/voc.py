@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from ..errors import InputError
-from .files import IMAGE_ENDINGS, files_in, read_text, shown
+from .files import IMAGE_ENDINGS, backslashes, files_in, read_text, shown
 from .source import DataSource
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -23,16 +23,8 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     Roboflow write them; `.` is `root` itself. Image ids are the names without ending. As in
     Detectron2's own loader, pixels count from 1 and both corners belong to the box: (xmin, ymin,
     xmax, ymax) spans xmin - 1 to xmax and ymin - 1 to ymax. `difficult` objects are kept, marked.
-
-    Args:
-        name: the data set's name.
-        root: the folder that holds `Annotations/`, `ImageSets/Main/` and `JPEGImages/`, or images.
-        split: e.g. `train`, or `.`.
-        check_images: whether images must be there, complete and of the size that the xml says.
-
-    Raises:
-        InputError: a file is missing, truncated or malformed; a size is wrong; it cannot be known
-            which image an xml is of.
+    With `check_images` images must be there, complete and of the size that the xml says.
+    InputError if a file is missing or malformed, or it cannot be known which image an xml is of.
     """
     root = Path(root)
     split_file, folder = root / "ImageSets" / "Main" / f"{split}.txt", root / split
@@ -59,11 +51,20 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     numbers = {label: index + 1 for index, label in enumerate(sorted(labels - {""}))}
     source.categories = {number: label for label, number in numbers.items()}
 
-    images = _Images(Path(source.image_dir))
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for path in files_in(Path(source.image_dir), IMAGE_ENDINGS):
+        file = path.relative_to(source.image_dir)
+        by_stem[file.with_suffix("").as_posix()].append(file.as_posix())
+    taken: dict[str, str] = {}
     for stem, tree in annotations.items():
-        file_name = images.of(stem, tree, files[stem])
+        own = by_stem.get(stem, [])
+        file_name = _image_of(stem, tree, files[stem], Path(source.image_dir), own)
+        if (other := taken.setdefault(file_name, stem)) != stem:
+            raise InputError(
+                f"{shown(files[stem])}: its image {shown(file_name)} is that of {other}.xml too: "
+                "correct <filename>, or rename the xml"
+            )
         width, height = (int(_number(tree, f"size/{side}", 0)) for side in ("width", "height"))
-        # Some tools leave the size out.
         image = {"id": stem, "file_name": file_name, "width": width, "height": height}
         source.add_image(image, shown(files[stem]), check_images)
         for index, item in enumerate(tree.findall("object")):
@@ -76,8 +77,7 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
             fields = {"iscrowd": 0, "difficult": int(_number(item, "difficult", 0))}
             source.add_box(stem, numbers[_label(item)], _box(corners), fields, place)
     if is_plain:
-        used = {image["file_name"] for image in source.images.values()}
-        for left in sorted(images.names() - used):
+        for left in sorted({name for names in by_stem.values() for name in names} - set(taken)):
             source.odd.add("no xml", left)
     return source
 
@@ -88,67 +88,38 @@ def _image_folder(folder: Path) -> Path:
     return next(filter(os.path.isdir, found), folder)
 
 
-class _Images:
-    """The image files below a folder, by their names without ending."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._by_stem: dict[str, list[str]] = defaultdict(list)
-        for path in files_in(folder, IMAGE_ENDINGS):
-            name = path.relative_to(folder)
-            self._by_stem[name.with_suffix("").as_posix()].append(name.as_posix())
-        self._taken: dict[str, str] = {}
-
-    def names(self) -> set[str]:
-        return {name for names in self._by_stem.values() for name in names}
-
-    def of(self, stem: str, tree: ET.Element, xml_file: Path) -> str:
-        """The image that an xml is of, relative to the folder.
-
-        It is the one that `<filename>` says, beside others of its folder, or else the one that is
-        called as the xml. InputError if these are two, or if another xml has it.
-        """
-        said = (tree.findtext("filename") or "").strip()
-        name = Path(said).name  # empty of "."
-        beside = Path(stem).with_name(name).as_posix() if name else ""
-        own = self._by_stem.get(stem, [])
-        # A name with another folder than the xml's cannot be meant by a bare file name.
-        inside = said if said and ("/" in said or Path(said).stem != Path(stem).name) else ""
-        names = filter(None, dict.fromkeys((beside, inside)))
-        there = [name for name in names if os.path.isfile(self._folder / name)]
-        if not there and len(own) > 1:
-            raise InputError(
-                f"{shown(xml_file)}: {' and '.join(own)} are there: <filename> must say which"
-            )
-        found = there[0] if there else own[0] if own else beside or f"{stem}.jpg"
-        if "\\" in said and not there and not own:
-            found = said  # the message will name it
-        if own and found not in own:
-            raise InputError(
-                f"{shown(xml_file)}: <filename> says {shown(said)}, but {own[0]} is there too: "
-                "correct <filename>, or rename the xml"
-            )
-        if (other := self._taken.setdefault(found, stem)) != stem:
-            raise InputError(
-                f"{shown(xml_file)}: its image {shown(found)} is that of {other}.xml too: correct "
-                "<filename>, or rename the xml"
-            )
-        return found
+def _image_of(stem: str, tree: ET.Element, xml_file: Path, folder: Path, own: list[str]) -> str:
+    """The image that an xml is of, relative to the folder: the one that `<filename>` says, or else
+    the one that is called as the xml, of which there are ``own``. InputError if these are two."""
+    said = (tree.findtext("filename") or "").strip()
+    name = Path(said).name  # empty of "."
+    beside = Path(stem).with_name(name).as_posix() if name else ""
+    # A name with another folder than the xml's cannot be meant by a bare file name.
+    inside = said if said and ("/" in said or Path(said).stem != Path(stem).name) else ""
+    names = filter(None, dict.fromkeys((beside, inside)))
+    there = [name for name in names if os.path.isfile(folder / name)]
+    if not there and len(own) > 1:
+        raise InputError(
+            f"{shown(xml_file)}: {' and '.join(own)} are there: <filename> must say which"
+        )
+    found = [*there, *own, said if "\\" in said else beside or f"{stem}.jpg"][0]
+    if own and found not in own:
+        raise InputError(
+            f"{shown(xml_file)}: <filename> says {shown(said)}, but {own[0]} is there too: correct "
+            "<filename>, or rename the xml"
+        )
+    return found
 
 
 def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
     if not os.path.isfile(split_file):
-        there = sorted(path.stem for path in split_file.parent.glob("*.txt"))
-        found = f"splits there: {', '.join(there)}" if there else "the folder has no splits"
-        root = split_file.parents[2]
-        if (root / split).is_dir():
-            raise InputError(
-                f"the folder {shown(root / split)} has no xml files, and there is no split file "
-                f"{shown(split_file)} ({found})"
-            )
-        if not there and root.is_dir() and any(root.glob("*.xml")):
-            found = f"for all images with an xml in {root}, write . for the split"
-        raise InputError(f"the VOC split file {shown(split_file)} does not exist ({found})")
+        there = ", ".join(sorted(path.stem for path in split_file.parent.glob("*.txt"))) or "none"
+        folder = split_file.parents[2] / split
+        raise InputError(
+            f"the VOC split file {shown(split_file)} does not exist (splits there: {there}), and "
+            f"the folder {shown(folder)} has no xml files: if they are beside the images, write . "
+            "for the split"
+        )
     text = read_text(split_file, "VOC split file")
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
@@ -172,11 +143,8 @@ def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
 
 def _parse(xml_file: Path, named_in: str, stem: str) -> ET.Element:
     if not os.path.isfile(xml_file):
-        slashes = ": it has backslashes, write / for folders" if "\\" in stem else ""
-        raise InputError(
-            f"{shown(named_in)} names {shown(stem)!r}, but {shown(xml_file)} does not exist"
-            f"{slashes}"
-        )
+        missing = f"{shown(xml_file)} does not exist{backslashes(stem)}"
+        raise InputError(f"{shown(named_in)} names {shown(stem)!r}, but {missing}")
     try:
         tree = ET.parse(xml_file).getroot()
     except (ET.ParseError, ValueError, LookupError, OSError) as error:  # two of its encoding

@@ -1,7 +1,5 @@
 """Read and check a user's data set in YOLO's format, as Ultralytics and Roboflow write it."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import numpy as np
 import yaml
 
 from ..errors import InputError
-from .files import IMAGE_ENDINGS, files_in, read_text, shown
+from .files import IMAGE_ENDINGS, backslashes, files_in, read_text, shown
 from .segments import read_mask
 from .source import DataSource
 
@@ -28,10 +26,7 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
     found beside the yaml too. The label file of `images/x.jpg` is `labels/x.txt`, or one beside the
     image; without one the image has no objects. A line is `class x y width height`, centre and size
     as parts of the image, or `class x1 y1 x2 y2 ...`, a polygon, which becomes a box and a mask.
-
-    Raises:
-        InputError: a file is missing or malformed, a line cannot be used, or no image has a label
-            file.
+    InputError if a file is missing or malformed, or no image has a label file.
     """
     file = Path(data_yaml)
     content = _read_yaml(file)
@@ -69,21 +64,19 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
             about = left.name.lower().startswith(("classes", "notes", "readme", "labels"))
             if left.parent == folder and left not in labels and not about:
                 source.odd.add("no image", _relative(left, file.parent))
-    shapes = {a["id"] for a in source.annotations if "segmentation" in a}
-    if len(shapes) < len(source.annotations):
-        for annotation in source.annotations:
-            if annotation["id"] in shapes:
-                source.odd.add("mixed", annotation["image_id"], annotation["image_id"])
+    polygons = [a["image_id"] for a in source.annotations if "segmentation" in a]
+    if len(polygons) < len(source.annotations):
+        for image_id in polygons:
+            source.odd.add("mixed", image_id, image_id)
     source.metadata.setdefault("without_keypoints", f"{name} has no key points")
     return source
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    if not os.path.isfile(file):
-        raise InputError(f"{shown(file)} does not exist: name the data.yaml of the YOLO data")
+    text = read_text(file, "data.yaml of YOLO")
     try:
         # All values as text: names such as no and 1 are no truth values and numbers.
-        content = yaml.load(read_text(file, "file"), yaml.BaseLoader)
+        content = yaml.load(text, yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{file} is not a yaml file: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not content.get("names"):
@@ -127,8 +120,8 @@ def _place(entry: str, content: dict[str, Any], file: Path) -> Path:
     for path in tried:
         if os.path.exists(path):
             return path
-    slashes = ": it has backslashes, write / for folders" if "\\" in entry + root else ""
-    raise InputError(f"{file}: {shown(entry)!r} is not there, {shown(tried[0])}{slashes}")
+    more = backslashes(entry + root)
+    raise InputError(f"{file}: {shown(entry)!r} is not there, {shown(tried[0])}{more}")
 
 
 def _images_of(place: Path, content: dict[str, Any], file: Path) -> list[Path]:

@@ -1,7 +1,5 @@
 """The command line of a training, and the options that other commands share with it."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -10,15 +8,7 @@ from ..config_files import find_config
 from ..data.source import PARTS
 from ..errors import InputError
 
-_LAZY_EXAMPLES = """
-Examples:
-
-Train on one machine:
-    $ %(prog)s --num-gpus 8 --config FILE.py
-
-Change some keys of the config:
-    $ %(prog)s --config FILE.py train.init_checkpoint=weights.pth optimizer.lr=0.001
-"""
+_LAZY_EXAMPLES = "Examples: train.init_checkpoint=weights.pth optimizer.lr=0.001"
 
 
 def refuse(message: str) -> NoReturn:
@@ -36,27 +26,20 @@ class _Register(argparse.Action):
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that register a user's own data, for every tool that reads data sets."""
     parser.set_defaults(register=[])
-    formats = {
-        "coco": (("NAME", "JSON", "IMAGE_DIR"), "data in COCO format, or a folder with its json "
-                 "inside (NAME FOLDER SPLIT)"),
-        "voc": (("NAME", "ROOT", "SPLIT"), "data in Pascal VOC layout "
-                "(ROOT/ImageSets/Main/SPLIT.txt), or the folder ROOT/SPLIT of images with an xml "
-                "beside each (SPLIT . is ROOT itself)"),
-        "yolo": (("NAME", "DATA_YAML", "SPLIT"), "data in YOLO format"),
-    }  # fmt: skip
-    for kind, (metavar, text) in formats.items():
+    for kind, metavar, text in (
+        ("coco", "NAME JSON IMAGE_DIR", "a COCO json, or a folder with it: NAME FOLDER SPLIT"),
+        ("voc", "NAME ROOT SPLIT", "Pascal VOC: ROOT/ImageSets/Main/SPLIT.txt, or the folder "
+         "ROOT/SPLIT of images with an xml beside each (SPLIT . is ROOT itself)"),
+        ("yolo", "NAME DATA_YAML SPLIT", "data in YOLO format"),
+    ):  # fmt: skip
         parser.add_argument(
-            f"--register-{kind}", nargs=3, action=_Register, const=kind, metavar=metavar,
-            dest="register", default=argparse.SUPPRESS, help=f"{text}; may be repeated",
+            f"--register-{kind}", nargs=3, action=_Register, const=kind, dest="register",
+            metavar=tuple(metavar.split()), default=argparse.SUPPRESS, help=f"{text}; repeatable",
         )  # fmt: skip
-    parser.add_argument(
-        "--split", type=float, metavar="SHARE",
-        help="data without splits: NAME becomes NAME_train and, of this share of its images, "
-        "NAME_val",
-    )  # fmt: skip
-    parser.add_argument(
-        "--classes", metavar="A,B,C", help="class names of that data; by default read from it"
-    )
+    text = "data without splits: NAME becomes NAME_train and, of this share, NAME_val"
+    parser.add_argument("--split", type=float, metavar="SHARE", help=text)
+    text = "class names of that data; by default read from it"
+    parser.add_argument("--classes", metavar="A,B,C", help=text)
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +47,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
         help="code of your own that registers backbones, heads or data sets, imported before the "
-        "config is read; its add_config(cfg) is called; may be repeated",
+        "config is read; its add_config(cfg) is called; repeatable",
     )  # fmt: skip
 
 
@@ -74,61 +57,50 @@ def own_names(args: argparse.Namespace) -> list[str]:
     return [name + part for _, name, *_ in args.register for part in parts]
 
 
+def named_classes(args: argparse.Namespace) -> list[str] | None:
+    """What ``--classes`` names; None if it is not there."""
+    return None if args.classes is None else [name.strip() for name in args.classes.split(",")]
+
+
 def add_hold_out(parser: argparse.ArgumentParser) -> None:
     """The option that sets training images aside."""
-    parser.add_argument(
-        "--hold-out", type=int, metavar="N",
-        help="set one of every N training images aside and evaluate on those, not on DATASETS.TEST:"
-        " to choose settings without looking at the test images",
-    )  # fmt: skip
+    text = "evaluate on one of every N training images, set aside, and not on DATASETS.TEST"
+    parser.add_argument("--hold-out", type=int, metavar="N", help=text)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that name a trained detector, for every tool that looks at one."""
-    parser.add_argument("--run", metavar="OUTPUT_DIR", help="a training: its last checkpoint")
-    parser.add_argument("--config", metavar="FILE", help="or a yaml config or a LazyConfig, and")
-    parser.add_argument("--weights", metavar="FILE", help="a checkpoint, of RaMBO or stock")
+    add = parser.add_argument
+    add("--run", metavar="OUTPUT_DIR", help="a training: its last checkpoint")
+    add("--config", metavar="FILE", help="or a yaml config or a LazyConfig, and")
+    add("--weights", metavar="FILE", help="a checkpoint, of RaMBO or stock")
     add_import(parser)
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE",
-        help="changes to the config, at the end of the command",
-    )  # fmt: skip
+    text = "changes to the config, at the end of the command"
+    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help=text)
 
 
 def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argparse.Namespace:
     """The arguments of Detectron2's own train_net.py, and those for a user's own data.
 
-    Args:
-        argv: the arguments; None: those of the command line.
-        lazy: whether they are those of a LazyConfig, which names its data sets itself.
-
-    Raises:
-        InputError: whatever is wrong with them.
+    ``lazy``: those of a LazyConfig. Raises InputError for whatever is wrong with them.
     """
     from detectron2.engine import default_argument_parser
 
     # Detectron2's examples are of a yaml config.
     parser = default_argument_parser(epilog=_LAZY_EXAMPLES if lazy else None)
     parser.error = refuse
-    parser.add_argument(
-        "--config", dest="config_file", default=argparse.SUPPRESS, metavar="FILE",
-        help="the same as --config-file",
-    )  # fmt: skip
+    add, config = parser.add_argument, {"dest": "config_file", "default": argparse.SUPPRESS}
+    add("--config", **config, metavar="FILE", help="the same as --config-file")
     add_data_arguments(parser)
     add_import(parser)
     if lazy:
         parser.set_defaults(hold_out=None)
     else:
         add_hold_out(parser)
-    parser.add_argument(
-        "--check-data", metavar="FOLDER",
-        help="train nothing: print what the data sets of --register-... or of the config have, and "
-        "write a page of pictures with boxes for each to FOLDER",
-    )  # fmt: skip
-    parser.add_argument(
-        "--fresh", action="store_true",
-        help="start anew in an OUTPUT_DIR that holds a run, which is moved aside",
-    )  # fmt: skip
+    text = "train nothing: print what the data sets have, and write pictures with boxes to FOLDER"
+    add("--check-data", metavar="FOLDER", help=text)
+    text = "start anew in an OUTPUT_DIR that holds a run, which is moved aside"
+    add("--fresh", action="store_true", help=text)
     args = parser.parse_args(argv)
     args.lazy = lazy
     if args.resume and args.fresh:

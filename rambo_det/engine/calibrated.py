@@ -1,7 +1,5 @@
 """What a calibration leaves beside the weights: a checkpoint, thresholds and a picture."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -18,8 +16,8 @@ from ..evaluation.calibration import Calibration, calibrate, draw_reliability
 from ..modeling.classifier import Classifier
 from .checkpointer import RAW
 from .files import whole_file
-from .own_data import check_dataset
-from .saved import load_truth
+from .own_data import check_dataset, check_same_classes, classes_of
+from .saved import truth_of
 
 _THRESHOLDS = "thresholds.json"
 _PICTURE = "reliability.png"
@@ -37,15 +35,10 @@ def write_calibrated(
     data: str,
     kept: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a checkpoint of the stock architecture, and beside it thresholds and a diagram.
+    """Rescales a model and writes its checkpoint, and beside it thresholds and a diagram.
 
-    Args:
-        model: is rescaled.
-        found: the calibration.
-        file: of the checkpoint.
-        classes: names of the K classes.
-        data: name of the data set that it was fitted to.
-        kept: what else the checkpoint has.
+    ``data`` is the name of the data set that it was fitted to, ``kept`` what else the checkpoint
+    has.
     """
     from matplotlib.figure import Figure
 
@@ -76,43 +69,24 @@ def write_calibrated(
 
 
 def labelled_images(name: str, mapper: Any, most: int) -> tuple[Any, COCO]:
-    """Inputs of a model, an image at a time, evenly over a data set, and their annotations.
-
-    Raises InputError if the data set has no annotations in COCO's format.
-    """
-    file = MetadataCatalog.get(name).get("json_file")
-    if not file:
-        raise InputError(
-            f"{name} has no annotations in COCO's format: register its folder with --register-voc"
-        )
-    records = DatasetCatalog.get(name)
+    """Inputs of a model, an image at a time, evenly over a data set, and their annotations."""
+    records = DatasetCatalog.get(name)  # first, as it may make the annotations
     records = records[:: -(-len(records) // most)]
     loader = build_detection_test_loader(records, mapper=mapper, num_workers=0)
-    return tqdm(loader, desc="calibrate", unit="image", disable=None), load_truth(file)
+    return tqdm(loader, desc="calibrate", unit="image", disable=None), truth_of(name)
 
 
 def check_calibration_set(key: str, name: str, train: str) -> None:
     """Raises InputError, naming ``key``, unless a data set has the classes of the training set."""
     check_dataset(key, name)
-    was, now = (list(MetadataCatalog.get(n).get("thing_classes") or ()) for n in (train, name))
-    if was != now:
-        raise InputError(
-            f"{key}: {name} has the classes {', '.join(now)}, {train} has {', '.join(was)}"
-        )
+    check_same_classes(key, name, train, classes_of(train))
 
 
 def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> str:
-    """Calibrates what a training has made; the raw checkpoint becomes ``model_raw.pth``.
+    """Calibrates a model with the weights of ``model_final.pth``; these go to ``model_raw.pth``.
 
-    Args:
-        model: with the weights of ``model_final.pth``.
-        mapper: makes an input of the model from a record of a data set, as in a test.
-        folder: of the run.
-        data: name of the data set to fit to.
-
-    Returns:
-        What was done, in a line. A training is not ended by it: if nothing could be fitted, the
-        line says why, and all files stay as they are.
+    Returns what was done, in a line. A training is not ended by it: if nothing could be fitted to
+    the data set of that name, the line says why, and all files stay as they are.
     """
     model = getattr(model, "module", model)
     file, raw = folder / "model_final.pth", folder / RAW
@@ -157,8 +131,5 @@ def read_thresholds(weights: str, classes: list[str]) -> list[float] | None:
             f"{file} is not what rambo-calibrate wrote ({error}): delete it, or give --threshold"
         ) from None
     if list(found) != classes:
-        raise InputError(
-            f"{file} is of the classes {', '.join(found)}, not {', '.join(classes)}: delete it, or "
-            "give --threshold"
-        )
+        raise InputError(f"{file} is of other classes: delete it, or give --threshold")
     return list(found.values())

@@ -1,7 +1,5 @@
 """Checkpoints that are whole or not there, and from which a run goes on bit for bit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +67,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             super().tag_last_checkpoint(last_filename_basename)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As the stock method.
-
-        Raises:
-            InputError: the file cannot be read, or not every process sees it.
-        """
+        """As the stock method; InputError if not every process finds the file, or can read it."""
         found = comm.all_gather(self.has_checkpoint())
         if resume and len(set(found)) > 1:
             raise InputError(
@@ -119,27 +113,18 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not self._whole_model_of:
             return incompatible
         other = f"{self._file} is not of the model of {self._whole_model_of}"
-        for name, there, here in incompatible.incorrect_shapes:
-            raise InputError(
-                f"{other}: {name} has the shape {tuple(there)} there and {tuple(here)} here"
-            )
-        for name in incompatible.missing_keys:
-            raise InputError(
-                f"{other}: it lacks {name}, of {len(incompatible.missing_keys)} weights"
-            )
+        for name, *shapes in incompatible.incorrect_shapes:
+            there, here = map(tuple, shapes)
+            raise InputError(f"{other}: {name} has the shape {there} there and {here} here")
+        if missing := incompatible.missing_keys:
+            raise InputError(f"{other}: it lacks {missing[0]}, of {len(missing)} weights")
         return incompatible
 
 
 def load_whole_model(model: Any, weights: str, config: str) -> None:
-    """Loads all weights of a model that is not trained any further.
+    """Loads all weights of the model of a config, whose name is for the message.
 
-    Args:
-        model: takes them.
-        weights: a file or an address.
-        config: what describes the model, for the message.
-
-    Raises:
-        InputError: the file cannot be read, a weight is missing or has another shape.
+    InputError if the file cannot be read, a weight is missing or has another shape.
     """
     AtomicCheckpointer(model, whole_model_of=config).load(weights)
 

@@ -1,7 +1,5 @@
 """What --check-data tells of data sets: numbers, and a page of pictures with their boxes."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +13,9 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..data.files import check_image
+from ..data.files import check_image, make_folder
 from ..evaluation.pictures import draw_detections, grid
 from .files import write_picture
-from .folder import make_output
 
 _PICTURES, _COLUMNS = 24, 6
 #: COCO's limits between small, medium and large, as edges of a square in px.
@@ -32,7 +29,7 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
     set, at most 24. Raises InputError if the folder cannot be written, or at the first image that
     cannot be read whole.
     """
-    make_output(folder, "--check-data")
+    make_folder(folder, "--check-data")
     found = []
     for name in names:
         records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)

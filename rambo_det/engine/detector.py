@@ -1,7 +1,5 @@
 """A trained detector that is given images one by one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,9 +38,7 @@ class Detector(DefaultPredictor):
         train_sets, datasets: names of the data sets that the config trains and evaluates on.
         mapper: makes an input of the model from a record of a data set.
 
-    Raises:
-        InputError: the config is not one of a detector, the model needs proposals, or the weights
-            are of another model.
+    Raises InputError if the model is no detector, needs proposals, or the weights are of another.
     """
 
     def __init__(
@@ -65,10 +61,8 @@ class Detector(DefaultPredictor):
             super().__init__(stock)
             self.mapper = DatasetMapper(cfg, is_train=False)
         if needs_proposals(self.model):
-            raise InputError(
-                f"{saved.config}: the model detects in proposals that are made beforehand "
-                "(MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals), and an image has none"
-            )
+            key = "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals"
+            raise InputError(f"{saved.config}: needs proposals ({key}), and an image has none")
         load_whole_model(self.model, saved.weights, saved.config)
         self.model.eval()
         keys = LAZY if saved.is_lazy else YAML
@@ -91,11 +85,8 @@ class Detector(DefaultPredictor):
         return cfg
 
     def __call__(self, image: np.ndarray) -> Instances:
-        """The detections, on the CPU, boxes in px of the image, the highest score first.
-
-        Args:
-            image: ``(H, W, 3)`` uint8, BGR as OpenCV reads it.
-        """
+        """The detections in an image, ``(H, W, 3)`` uint8 BGR as OpenCV reads it: on the CPU, boxes
+        in px of it, the highest score first."""
         if self._is_gray:
             image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[:, :, None]
         output = super().__call__(image)

@@ -1,7 +1,5 @@
 """Files that a killed process leaves whole."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,11 +14,7 @@ PART = ".part"
 
 
 class AtomicFiles:
-    """A path manager through which a local file appears under its name only once it is whole.
-
-    Args:
-        manager: the path manager (iopath) that does everything else.
-    """
+    """iopath's path manager, but a local file appears under its name only once it is whole."""
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager

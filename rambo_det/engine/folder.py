@@ -1,22 +1,14 @@
 """The folder of a run: what an earlier process left there, and whether a new one may go there."""
 
-from __future__ import annotations
-
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from ..data.files import make_folder
 from ..errors import InputError
 from .checkpointer import unreadable
-
-#: Keys below MODEL that a run may not change once it has begun.
-_OF_THE_MODEL = (
-    "META_ARCHITECTURE", "BACKBONE.NAME", "ROI_HEADS.NAME", "ROI_HEADS.NUM_CLASSES",
-    "PROPOSAL_GENERATOR.NAME", "RETINANET.NUM_CLASSES", "RESNETS.DEPTH",
-)  # fmt: skip
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
@@ -46,43 +38,30 @@ def earlier_seed(folder: str | Path) -> int | None:
         except Exception as error:  # torch's readers have no type of error in common
             raise InputError(f"{unreadable(file, error)}: {_remedy(folder)}") from error
     if seed is None:
-        config = earlier_config(folder)
-        seed = config.get("SEED", (config.get("train") or {}).get("seed"))
+        seed = earlier_value(folder, "SEED") or earlier_value(folder, "train.seed")
     return int(seed) if str(seed).isdigit() else None
 
 
 def _remedy(folder: str | Path) -> str:
-    others = sorted(file.name for file in Path(folder).glob("model_*.pth"))
-    listed = f" ({', '.join(others)})" if others else ""
+    others = ", ".join(sorted(file.name for file in Path(folder).glob("model_*.pth"))) or "none"
     return (
-        f"write the name of another checkpoint there{listed} into {folder}/last_checkpoint, "
+        f"write the name of another checkpoint there ({others}) into {folder}/last_checkpoint, "
         "or start anew with --fresh"
     )
 
 
-def earlier_config(folder: str | Path) -> dict[str, Any]:
-    """The config.yaml of the run in the folder, values as text; {} if there is none that is whole.
+def earlier_value(folder: str | Path, key: str) -> Any:
+    """What the config.yaml of the run in the folder has under a key with dots, as text.
 
-    As text: a LazyConfig may have objects in it.
+    None if there is none. As text: a LazyConfig may have objects in it.
     """
     try:
-        config = yaml.load(Path(folder, "config.yaml").read_text(), yaml.BaseLoader)
+        found = yaml.load(Path(folder, "config.yaml").read_text(), yaml.BaseLoader)
     except (OSError, yaml.YAMLError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
-def make_output(folder: Path, option: str) -> None:
-    """Makes a folder where there is none; InputError, with the option that named it, if it cannot
-    be made or nothing can be written there."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{option} {folder} is not a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{option} {folder} cannot be made: {error}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {folder} cannot be written: change its rights or name another")
+        return None
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
 
 
 def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path | None:
@@ -92,7 +71,7 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path
     InputError if the folder holds a run and there is neither flag, or if it cannot be written;
     ``remedy`` is how the command line names another folder.
     """
-    make_output(folder, "OUTPUT_DIR")
+    make_folder(folder, "OUTPUT_DIR")
     files = [folder / name for name in ("last_checkpoint", "metrics.json")]
     # A run that ended before its first iteration leaves an empty one.
     if resume or not any(file.is_file() and file.stat().st_size for file in files):
@@ -107,22 +86,3 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path
         number += 1
     folder.rename(aside)
     return aside
-
-
-def check_same_model(model: Any, folder: Path) -> None:
-    """Raises InputError unless the run in the folder has the model of this node, a yaml's MODEL."""
-    for key in _OF_THE_MODEL:
-        was, now = earlier_config(folder).get("MODEL", {}), model
-        for part in key.split("."):
-            was, now = (was or {}).get(part), now[part]
-        if was is not None and was != str(now):
-            raise InputError(f"--resume: MODEL.{key} is {now!r}, the run in {folder} has {was!r}")
-
-
-def rate_of_run(folder: Path, now: float) -> str | None:
-    """The learning rate of the run in the folder, with which it goes on, if it is another one."""
-    was = (earlier_config(folder).get("SOLVER") or {}).get("BASE_LR")
-    try:
-        return None if was is None or float(was) == now else str(was)
-    except ValueError:
-        return None

@@ -1,7 +1,5 @@
 """What a training does beside its steps: seeds, the best checkpoint, numbers of evaluations."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -28,14 +26,11 @@ logger = logging.getLogger(__name__)
 class SeededSteps(HookBase):
     """Makes what a step draws, and its batch, depend on the seed and the iteration alone.
 
-    Args:
-        seed: of the run.
-        loader: what the trainer reads; a :class:`.loader.ResumableLoader` is told where to start.
+    ``loader`` is what the trainer reads; a ResumableLoader is told where to start.
     """
 
     def __init__(self, seed: int, loader: Any) -> None:
-        self._seed = seed
-        self._loader = loader
+        self._seed, self._loader = seed, loader
 
     def before_train(self) -> None:
         if isinstance(self._loader, ResumableLoader):
@@ -58,39 +53,25 @@ class Evaluations(hooks.EvalHook):
     Every evaluation's numbers are written at once: the event storage keeps the latest alone. Its
     value is in ``best.json``, apart from the checkpoints: one of the same iteration is written
     before the evaluation. A run that is resumed goes on with those up to its checkpoint, and makes
-    up for the one that a kill cut off.
-
-    To be registered in every process, after the hook that saves.
-
-    Args:
-        evaluate: gives the metrics.
-        checkpointer: of the run.
-        writers: of events; none in processes other than the main one.
-        period: of the evaluations, in iterations; < 1: only after the training.
-        metric: name of the metric, as in ``metrics.json``; higher is better.
-        keep: whether to write ``model_best.pth``.
-        patience: end after that many evaluations in a row without a better one; 0: never.
-        key: of the config that names the metric, for messages.
+    up for the one that a kill cut off. To be registered in every process, after the hook that
+    saves; ``writers`` of events are in the main one alone.
     """
 
     def __init__(
         self,
+        cfg: Any,
+        keys: Keys,
         evaluate: Callable[[], Any],
         checkpointer: AtomicCheckpointer,
         writers: Sequence[EventWriter] = (),
-        *,
-        period: int,
-        metric: str,
-        keep: bool = True,
-        patience: int = 0,
-        key: str = "RAMBO_TRAIN.BEST_METRIC",
     ) -> None:
-        super().__init__(period, evaluate)
+        super().__init__(value(cfg, keys.period), evaluate)
         # What is printed keeps its pace: evaluators print their numbers themselves.
         self._writers = [w for w in writers if not isinstance(w, CommonMetricPrinter)]
-        self._checkpointer, self._metric, self._key = checkpointer, metric, key
-        self._keep, self._patience = keep, patience
-        self._seeks = period > 0 and bool(keep or patience)
+        self._checkpointer, self._key = checkpointer, keys.metric
+        self._metric, self._keep = value(cfg, keys.metric), value(cfg, keys.keep)
+        self._patience = value(cfg, keys.patience)
+        self._seeks = self._period > 0 and bool(self._keep or self._patience)
         self._file = Path(checkpointer.save_dir) / "best.json"
         self._values: dict[int, float | None] = {}  # None: not a number
 
@@ -127,13 +108,10 @@ class Evaluations(hooks.EvalHook):
         latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
         latest = comm.all_gather(latest)[0]  # evaluators give their numbers to the main process
         if self._metric not in latest:
-            there = sorted(k for k in latest if "/AP" in k and not k.startswith("rambo"))
-            raise InputError(
-                f"{self._key} {self._metric!r} is not among the metrics of the evaluation: "
-                f"{', '.join(there)}"
-            )
-        value = float(latest[self._metric])
-        self._values[iteration] = value if value == value else None
+            there = ", ".join(sorted(k for k in latest if "/AP" in k and k[:5] != "rambo"))
+            raise InputError(f"{self._key} {self._metric!r}: the evaluation has {there}")
+        found = float(latest[self._metric])
+        self._values[iteration] = found if found == found else None
         if self._keep and self.best is not None and self.best[0] == iteration:
             self._checkpointer.save(BEST, iteration=iteration)
         if comm.is_main_process():  # after the weights: a kill in between has it made again
@@ -148,10 +126,8 @@ class Evaluations(hooks.EvalHook):
         if not self._patience or waited < self._patience or iteration + 1 >= self.trainer.max_iter:
             return
         self._checkpointer.save("model_final", iteration=iteration)
-        raise StoppedEarly(
-            f"Stopped early, after iteration {iteration}: {waited} evaluations without a better "
-            f"{self._metric}"
-        )
+        why = f"{waited} evaluations without a better {self._metric}"
+        raise StoppedEarly(f"Stopped early, after iteration {iteration}: {why}")
 
     def _read(self, start: int) -> dict[int, float | None]:
         """The evaluations before iteration ``start`` of the run in the folder."""
@@ -162,10 +138,8 @@ class Evaluations(hooks.EvalHook):
             values = {int(i): v for i, v in content["evaluations"].items() if int(i) < start}
             return values if content["metric"] == self._metric else {}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(
-                f"{self._file} is not what a training wrote ({error}): remove it, and the best "
-                "evaluation is sought anew"
-            ) from error
+            message = f"{self._file} is not what a training wrote ({error}): remove it"
+            raise InputError(message) from error
 
     def summary(self) -> str | None:
         """The best evaluation in one line, with the file that has its weights; None: there is none.
@@ -175,8 +149,8 @@ class Evaluations(hooks.EvalHook):
         """
         if self.best is None:
             return None
-        iteration, value = self.best
-        line = f"best {self._metric}: {value:.3f}, after iteration {iteration}"
+        iteration, best = self.best
+        line = f"best {self._metric}: {best:.3f}, after iteration {iteration}"
         file = os.path.join(self._checkpointer.save_dir, f"{BEST}.pth")
         if not self._keep or not os.path.isfile(file):
             return line
@@ -196,24 +170,14 @@ def training_hooks(
 ) -> tuple[HookBase, Evaluations, HookBase, HookBase]:
     """What saves, evaluates and writes, for a config of either kind, in the order of Detectron2's.
 
-    Args:
-        cfg, keys: of the run.
-        checkpointer: of the run.
-        evaluate: gives the metrics of the model as it is.
-        writers: of events; none in processes other than the main one.
-        log_period: of the writers, in iterations.
-        **periodic: ``period`` and perhaps ``max_to_keep``, as those of PeriodicCheckpointer.
+    ``log_period`` is that of the writers, in iterations; ``periodic`` are ``period`` and perhaps
+    ``max_to_keep``, as those of PeriodicCheckpointer.
     """
-    names = (keys.period, keys.metric, keys.keep, keys.patience)
-    period, metric, keep, patience = (value(cfg, name) for name in names)
     if not comm.is_main_process():  # all take part in a checkpoint, one removes old ones
         periodic.pop("max_to_keep", None)
     return (
         hooks.PeriodicCheckpointer(checkpointer, **periodic),
-        Evaluations(
-            evaluate, checkpointer, writers,
-            period=period, metric=metric, keep=keep, patience=patience, key=keys.metric,
-        ),
+        Evaluations(cfg, keys, evaluate, checkpointer, writers),
         hooks.PeriodicWriter(writers, period=log_period),
         ProgressBar(),
-    )  # fmt: skip
+    )

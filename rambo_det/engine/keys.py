@@ -1,7 +1,5 @@
 """How the two kinds of config, yaml and LazyConfig, call what a training has to know."""
 
-from __future__ import annotations
-
 from functools import reduce
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Starts the processes of a run, or joins those that a cluster's launcher has started."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Callable, Mapping
@@ -28,10 +26,7 @@ def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
     if size % nodes:
-        raise InputError(
-            f"SLURM started {size} tasks on {nodes} nodes: give each as many, with "
-            "--ntasks-per-node"
-        )
+        raise InputError(f"SLURM started {size} tasks on {nodes} nodes: set --ntasks-per-node")
     numbers = (environment["SLURM_PROCID"], size, environment["SLURM_LOCALID"], size // nodes)
     # A port that is the same for all processes of the job, and of another job another.
     meeting = {

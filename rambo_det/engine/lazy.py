@@ -1,13 +1,12 @@
 """Training and evaluation of a model that a LazyConfig describes."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
 import pydoc
 import traceback
 import warnings
+from functools import partial
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -32,14 +31,13 @@ from .own_data import check_parts, register_data
 from .seeds import ORDER, run_seed, seeded
 from .setup import pick_device
 from .user_code import import_user_code
-from .values import check_best
+from .values import check_amp, check_best
 
 
 def load_lazy_config(args: argparse.Namespace) -> Any:
     """Registers the data sets of the command line and gives the LazyConfig of the run.
 
-    ``args`` are of :func:`.arguments.parse_args`, ``opts`` as ``KEY=VALUE``. Raises InputError for
-    whatever is wrong with config, keys or data.
+    Raises InputError for whatever is wrong with config, keys or data.
     """
     register_shapes()  # which the quickstart's configs name
     import_user_code(args.imports)
@@ -61,11 +59,7 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     for opt in args.opts:
         _override(cfg, opt)
     pick_device(cfg, LAZY)
-    if cfg.train.amp.enabled and not cfg.train.device.startswith("cuda"):
-        raise InputError(
-            "train.amp.enabled=True needs a GPU, and train.device is "
-            f"{cfg.train.device}: set it to False"
-        )
+    check_amp("train.amp.enabled=True", cfg.train.amp.enabled, LAZY.device, cfg.train.device)
     classes, own = register_data(cfg, LAZY, args)
     heads = cfg.model.get("roi_heads", {})
     has = {part: f"model.roi_heads.{part}_head is there" * (heads.get(f"{part}_head") is not None)
@@ -113,9 +107,8 @@ def _override(cfg: Any, opt: str) -> None:
 class LazyRun:
     """A run of Detectron2's trainers on what a LazyConfig instantiates.
 
-    Args:
-        cfg: with ``model``, ``dataloader.{train,test,evaluator}``, ``optimizer``,
-            ``lr_multiplier`` and ``train``, as in Detectron2's ``configs/common``.
+    ``cfg`` has ``model``, ``dataloader.{train,test,evaluator}``, ``optimizer``, ``lr_multiplier``
+    and ``train``, as in Detectron2's ``configs/common``.
 
     Attributes:
         model: what is trained.
@@ -176,21 +169,14 @@ class LazyRun:
             drop_unfinished_line(os.path.join(train.output_dir, "metrics.json"))
             writers = default_writers(train.output_dir, train.max_iter)
 
-        def evaluate() -> dict[str, Any]:
-            return self.evaluate(model)
-
+        evaluate = partial(self.evaluate, model)
         ours = training_hooks(
             cfg, LAZY, checkpointer, evaluate, writers, train.log_period, **train.checkpointer
         )
         self.evaluations = ours[1]
-        trainer.register_hooks(
-            [
-                SeededSteps(seed, loader),
-                hooks.IterationTimer(),
-                hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-                *ours,
-            ]
-        )
+        schedule = hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))
+        first = [SeededSteps(seed, loader), hooks.IterationTimer(), schedule]
+        trainer.register_hooks([*first, *ours])
         checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
         start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
         try:

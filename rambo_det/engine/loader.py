@@ -1,7 +1,5 @@
 """Training batches that are the same whether a run was interrupted or not."""
 
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -107,9 +105,7 @@ class ResumableLoader:
 def train_loader(dataset: Any, *, seed: int, **kwargs: Any) -> Any:
     """A :class:`ResumableLoader`, or Detectron2's own of a stream, which has no order to go on in.
 
-    Args:
-        dataset, **kwargs: of ``build_detection_train_loader``.
-        seed: of the run, >= 0.
+    Arguments as of ``build_detection_train_loader``; ``seed`` is that of the run, >= 0.
     """
     if not isinstance(dataset, IterableDataset):
         return ResumableLoader(dataset, seed=seed, **kwargs)

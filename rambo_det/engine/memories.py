@@ -1,7 +1,5 @@
 """The score memories of all processes in the checkpoint that one of them writes."""
 
-from __future__ import annotations
-
 from detectron2.engine import HookBase
 from torch import nn
 
@@ -18,11 +16,9 @@ def collect_memories(model: nn.Module) -> None:
 class CollectMemories(HookBase):
     """:func:`collect_memories` for a trainer whose checkpoints are saved by the main process alone.
 
-    Register it in every process, before the PeriodicCheckpointer of the main one. The checkpoints
-    of :class:`.checkpointer.AtomicCheckpointer` do without.
-
-    Args:
-        period: of the checkpoints, in iterations; the last iteration is saved as well.
+    Register it in every process, before the PeriodicCheckpointer of the main one; ``period`` is
+    that of the checkpoints, in iterations. Those of :class:`.checkpointer.AtomicCheckpointer` do
+    without.
     """
 
     def __init__(self, period: int) -> None:

@@ -1,10 +1,10 @@
 """The data sets of a run: a user's own are registered, all are checked, the config follows them."""
 
-from __future__ import annotations
-
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.register import by_format, register_datasets
 from ..errors import InputError
-from .arguments import own_names
+from .arguments import named_classes, own_names
 from .keys import Keys, names
 
 #: How many key points COCO's persons have, for which pycocotools brings the tolerances.
@@ -24,17 +24,9 @@ def register_data(
 ) -> tuple[Sequence[str] | None, list[str]]:
     """Checks the data sets of a config of either kind and registers those of the command line.
 
-    Args:
-        cfg, keys: of the run.
-        args: of :func:`.arguments.parse_args`.
-        registered: the classes of the command line's data sets if they are registered already.
-
-    Returns:
-        The classes of these data sets, None if there are none; the names of those that are used.
-
-    Raises:
-        InputError: whatever is wrong with the data, or none of a user's own are trained on and some
-            are not used: what is found wrong later would be wrong with data that nobody meant.
+    Returns the classes of the latter, None if there are none, and the names of those that are used;
+    ``registered`` are the classes if that was done already. Raises InputError for whatever is wrong
+    with the data, or if none of a user's own are trained on and some are not used.
     """
     train, test = names(cfg, keys.train), names(cfg, keys.test)
     own = own_names(args)
@@ -45,55 +37,54 @@ def register_data(
             f"--register-... name {', '.join(own)}, but {keys.train} is "
             f"{', '.join(train) or 'empty'}: add {keys.train}{keys.sign}{value}"
         )
-    for key, used in ((keys.train, train), (keys.test, test)):
-        for name in used:
-            if name not in own:
-                check_dataset(key, name)
+    used = [*((keys.train, name) for name in train), *((keys.test, name) for name in test)]
+    for key, name in used:
+        if name not in own:
+            check_dataset(key, name)
     classes = registered or (register_own(args, train) if own else None)
     for option, value in (("--classes", args.classes), ("--split", args.split)):
         if value is not None and not own:
             raise InputError(f"{option} goes with --register-coco, --register-voc, --register-yolo")
     if not args.eval_only:
-        _check_same_classes([*((keys.train, name) for name in train),
-                             *((keys.test, name) for name in test)])  # fmt: skip
+        known = [(name, classes_of(name)) for _, name in used if classes_of(name)]
+        for key, name in used if known else ():
+            check_same_classes(key, name, *known[0])
     return classes, [name for name in [*train, *test] if name in own]
 
 
-def _check_same_classes(used: list[tuple[str, str]]) -> None:
-    """Raises InputError unless all data sets have the classes of the first, in its order.
+def classes_of(name: str) -> list[str]:
+    """The classes of a data set; [] if they are not known before it is read."""
+    return list(MetadataCatalog.get(name).get("thing_classes") or ())
 
-    A model numbers its classes: those of a set with another order would be taken for each other.
 
-    Args:
-        used: key of the config and name of each data set. One whose classes are not known before
-            it is read is not looked at.
+def check_same_classes(option: str, name: str, other: str, was: Sequence[str]) -> None:
+    """Raises InputError unless a data set has the classes ``was`` of another one, in its order.
+
+    A model numbers its classes: under another order they would be taken for each other without a
+    word. Unknown classes are not looked at.
     """
-    known = [(key, name, MetadataCatalog.get(name).get("thing_classes")) for key, name in used]
-    known = [(key, name, list(classes)) for key, name, classes in known if classes]
-    for key, name, classes in known[1:]:
-        _, first, of_first = known[0]
-        if classes != of_first:
+    now = classes_of(name)
+    pairs = enumerate(zip_longest(was, now), 1) if was and now else ()
+    for number, (old, new) in pairs:
+        if old != new:
+            old, new = ("none" if x is None else repr(x) for x in (old, new))
             raise InputError(
-                f"{key}: {name} has the classes {', '.join(classes)}, but {first} has "
-                f"{', '.join(of_first)}: all data sets of a run need the same, in the same order"
+                f"{option}: class {number} is {old} in {other} and {new} in {name}: both need the "
+                f"same classes in the same order, --classes {shlex.quote(','.join(was))}"
             )
 
 
 def register_own(args: argparse.Namespace, training: Sequence[str] = ()) -> list[str]:
-    """Registers the data sets of the command line; gives their classes.
-
-    Raises InputError, whatever is wrong with them.
-    """
+    """Registers the data sets of the command line; gives their classes."""
     own = own_names(args)
     for name in own:
         if name in DatasetCatalog.list():
             raise InputError(f"data set {name} is registered already: choose another name")
-    classes = [n.strip() for n in args.classes.split(",")] if args.classes is not None else None
+    classes = named_classes(args)
     train = [name for name in training if name in own]
     if classes is None and not train:
         # Evaluation of a model that was trained on a set of Detectron2's own: its classes.
-        for name in training:
-            classes = classes or MetadataCatalog.get(name).get("thing_classes")
+        classes = next(filter(None, map(classes_of, training)), None)
     return register_datasets(
         **by_format(args.register), classes=classes, train=train or None, split=args.split
     )
@@ -103,8 +94,7 @@ def check_dataset(key: str, name: str) -> None:
     """Raises InputError, naming ``key``, unless the data set is registered and its files exist."""
     if name not in DatasetCatalog.list():
         raise InputError(
-            f"{key}: data set {name} is not registered: "
-            "name it with --register-coco, --register-voc or --register-yolo"
+            f"{key}: data set {name} is not registered: use --register-coco or its like"
         )
     # Detectron2 registers its sets whether their files are there or not; the package's own shapes
     # are drawn at first use.
@@ -118,18 +108,13 @@ def check_dataset(key: str, name: str) -> None:
 
 
 def check_parts(name: str, masks: str = "", keypoints: str = "") -> None:
-    """Raises InputError if a data set lacks what a model is trained on beside boxes.
+    """Raises InputError if one's own data set lacks what a model is trained on beside boxes.
 
-    Args:
-        name: of a user's own data set.
-        masks, keypoints: what says that the model has them; empty: it has not.
+    ``masks`` and ``keypoints`` say why the model has them; empty: it has not.
     """
     metadata = MetadataCatalog.get(name)
     if masks and (why := metadata.get("without_mask")):
-        raise InputError(
-            f"{masks}, but {why}: give each object a 'segmentation' in COCO's format, or take a "
-            "model without masks"
-        )
+        raise InputError(f"{masks}, but {why}: each object needs a 'segmentation', as COCO has it")
     if keypoints and (why := metadata.get("without_keypoints")):
         raise InputError(
             f"{keypoints}, but {why}: the category in its json needs 'keypoints', a list of their "
@@ -140,8 +125,7 @@ def check_parts(name: str, masks: str = "", keypoints: str = "") -> None:
 def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> None:
     """Sets number of classes, format of masks and number of key points as one's own data have them.
 
-    Raises InputError if a model with masks or key points has data without, if the numbers of key
-    points differ, or if ``TEST.KEYPOINT_OKS_SIGMAS`` has not one tolerance for each.
+    InputError if the data lack what the model needs, or have different numbers of key points.
     """
     for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
         node.NUM_CLASSES = len(classes)
@@ -155,15 +139,12 @@ def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> N
             cfg.INPUT.MASK_FORMAT = metadata.get("mask_format", cfg.INPUT.MASK_FORMAT)
         if model.KEYPOINT_ON:
             node, number = model.ROI_KEYPOINT_HEAD, len(metadata.get("keypoint_names", ()))
-            _check_keypoints(name, number, len(cfg.TEST.KEYPOINT_OKS_SIGMAS))
+            given = len(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+            if given != number and (given or number != _COCO_KEYPOINTS):
+                raise InputError(
+                    f"TEST.KEYPOINT_OKS_SIGMAS must be {number} numbers, the tolerance of each key "
+                    f"point of {name}, not {given}: COCO's default has {_COCO_KEYPOINTS}"
+                )
             if first and number != node.NUM_KEYPOINTS:
                 raise InputError(f"{name} has {number} key points, {first} {node.NUM_KEYPOINTS}")
             first, node.NUM_KEYPOINTS = first or name, number
-
-
-def _check_keypoints(name: str, number: int, tolerances: int) -> None:
-    if tolerances != number and (tolerances or number != _COCO_KEYPOINTS):
-        raise InputError(
-            f"TEST.KEYPOINT_OKS_SIGMAS must be {number} numbers, the tolerance of each key point "
-            f"of {name}, not {tolerances}: COCO's, which are the default, are of {_COCO_KEYPOINTS}"
-        )

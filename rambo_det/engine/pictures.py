@@ -1,7 +1,5 @@
 """Pictures in TensorBoard: what a training is given, and what the detector makes of test images."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +11,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.catalog import Metadata
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
 from detectron2.structures import Instances
 
-from ..evaluation.pictures import as_detections, draw_detections, grid, to_rgb
+from ..evaluation.pictures import as_detections, draw_detections, grid
 from .detector import needs_proposals
 
 
@@ -27,12 +26,8 @@ class Pictures(HookBase):
     ``train/inputs``: images of a batch, augmented, with their boxes, at the first step of a process
     and at those after which there is an evaluation. ``DATA_SET/detections``: images spread over a
     test set, each twice, with its true boxes and with as many of its detections, the highest. A
-    perfect ranking makes the two alike; no threshold is needed.
-
-    Whoever evaluates calls :meth:`evaluated`.
-
-    Args:
-        cfg: of the run; ``RAMBO_TRAIN.IMAGES`` images a grid.
+    perfect ranking makes the two alike; no threshold is needed. A grid has ``RAMBO_TRAIN.IMAGES``
+    images. Whoever evaluates calls :meth:`evaluated`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -100,7 +95,9 @@ class Pictures(HookBase):
             self._put(f"{name}/detections", pictures, 4)
 
     def _draw(self, image: torch.Tensor, found: Instances, metadata: Metadata) -> np.ndarray:
-        return draw_detections(to_rgb(image, self._cfg.INPUT.FORMAT), found, metadata)
+        image = image.permute(1, 2, 0).clamp(0, 255)
+        rgb = convert_image_to_rgb(image, self._cfg.INPUT.FORMAT)
+        return draw_detections(np.ascontiguousarray(rgb, dtype=np.uint8), found, metadata)
 
     def _put(self, name: str, pictures: Sequence[np.ndarray], columns: int) -> None:
         if pictures:

@@ -1,7 +1,5 @@
 """A data set on which a detector's ranking is looked at."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from typing import Any
@@ -14,29 +12,26 @@ from tqdm import tqdm
 
 from ..data.register import by_format, register_datasets
 from ..errors import InputError
-from ..evaluation.ranking import RankedClass, rank_detections
+from .arguments import named_classes
 from .detector import Detector
-from .own_data import check_dataset
-from .saved import SavedData, load_truth
+from .own_data import check_dataset, check_same_classes, classes_of
+from .saved import SavedData, truth_of
 
 
 class RankedData:
-    """Images and objects of a data set.
+    """Images and objects of a data set, which must have the classes of the detector.
 
     Args:
         name: of the data set; None: the first that the detector's config evaluates on.
-        detector: whose classes the data set must have.
         saved: where the data of the detector's training are, if they were its own.
         args: ``register``, ``split``, ``classes``: data that the command line names.
 
     Attributes:
-        name: of the data set.
+        name, classes: of the data set.
         records: its images, in Detectron2's format.
         truth: their annotations, as pycocotools reads them.
-        classes: their names.
 
-    Raises:
-        InputError: there is no such data set, or it is not usable.
+    Raises InputError if there is no such data set, or it is not usable.
     """
 
     def __init__(
@@ -46,7 +41,7 @@ class RankedData:
             raise InputError("DATASETS.TEST is empty: name a data set with --dataset")
         self.name = name or detector.datasets[0]
         classes = detector.metadata.get("thing_classes")
-        given = [n.strip() for n in args.classes.split(",")] if args.classes else classes
+        given = named_classes(args) or classes
         if args.register:
             register_datasets(**by_format(args.register), classes=given, split=args.split)
         if self.name not in DatasetCatalog.list():
@@ -54,21 +49,10 @@ class RankedData:
             register_datasets(**by_format(known), classes=given)
         check_dataset("--dataset", self.name)
         self.records: list[dict[str, Any]] = DatasetCatalog.get(self.name)
-        metadata = MetadataCatalog.get(self.name)
-        file, names = metadata.get("json_file"), metadata.get("thing_classes")
-        if not file:
-            raise InputError(
-                f"--dataset {self.name} has no annotations in COCO's format: register its folder "
-                "with --register-voc"
-            )
-        if classes and list(names) != list(classes):
-            raise InputError(
-                f"--dataset {self.name} has the classes {', '.join(names)}, the detector "
-                f"{', '.join(classes)}"
-            )
-        self.truth = load_truth(file)
-        self.classes: list[str] = list(names)
-        own = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        self.truth = truth_of(self.name)
+        self.classes = classes_of(self.name)
+        check_same_classes("--dataset", self.name, "the detector", classes or ())
+        own = MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id") or {}
         self._category_ids = {index: number for number, index in own.items()}
         self._files = {record["image_id"]: record["file_name"] for record in self.records}
 
@@ -82,10 +66,6 @@ class RankedData:
                 {**item, "category_id": self._category_ids[item["category_id"]]} for item in items
             ]
         return results
-
-    def rank(self, results: list[dict[str, Any]], iou: float) -> list[RankedClass]:
-        """The ranking of each class, see :func:`..evaluation.ranking.rank_detections`."""
-        return rank_detections(self.truth, results, iou)
 
     def look(self, name: str) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
         """What shows an image, ``(H, W, 3)`` uint8 RGB, and the boxes of the class in it."""

@@ -1,7 +1,5 @@
 """A run's randomness as a function of its seed and of where it stands, so that none is saved."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +16,7 @@ STEP, IMAGE, ORDER = range(3)
 def run_seed(given: int, earlier: int | None = None) -> int:
     """The seed of a run, the same in all of its processes, all of which must call this.
 
-    Args:
-        given: by the config; below 0: any.
-        earlier: of the run that is gone on with, which comes first; None if there is none.
+    That of an ``earlier`` run that is gone on with, else the ``given`` one; below 0: any.
     """
     choices = (-1 if earlier is None else earlier, given, comm.shared_random_seed())
     seed = int(next(choice for choice in choices if choice >= 0))

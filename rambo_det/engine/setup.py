@@ -1,7 +1,5 @@
 """From command line arguments to a checked, frozen yaml config."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import re
@@ -9,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 
 from ..config_files import find_config
-from ..data.holdout import hold_out
+from ..data.register import hold_out
 from ..data.shapes import register_shapes
 from ..errors import InputError
 from ..modeling.config_checks import check_architecture, resolve_rpn
@@ -28,16 +25,11 @@ from .values import check_model, check_training
 def build_config(args: argparse.Namespace, registered: Sequence[str] | None = None) -> CfgNode:
     """Registers the data sets of the command line and gives the config of the run.
 
-    Args:
-        args: of :func:`.arguments.parse_args`.
-        registered: the classes of these data sets if they are registered already.
-
-    Raises:
-        InputError: whatever is wrong with config, keys or data.
+    ``registered`` are the classes of these data sets if they are registered already. Raises
+    InputError for whatever is wrong with config, keys or data.
     """
     register_shapes()  # which the quickstart's configs name
     cfg = merged_config(args)
-    data = cfg.DATASETS
     pick_device(cfg, YAML)
     check_model(cfg)
     if not args.eval_only:
@@ -46,7 +38,8 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     if classes is not None:
         set_from_data(cfg, classes, own)
     if args.hold_out is not None:
-        data.TRAIN, data.TEST = hold_out(data.TRAIN, args.hold_out)
+        train = cfg.DATASETS.TRAIN
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(train, args.hold_out)
     check_architecture(cfg)
     resolve_rpn(cfg)
     # What the model would find wrong with MODEL.RAMBO, before the run has a folder.
@@ -79,12 +72,15 @@ def merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
         raise InputError(f"config keys come as KEY VALUE pairs, {opts[-1]!r} has no value")
     try:
         cfg.merge_from_file(file)
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError, OSError) as error:
+    except RecursionError:
+        raise InputError(f"{file}: _BASE_: the file builds on itself") from None
+    except Exception as error:  # a file may be no yaml, no config, or one with other keys
         message = _one_line(error)
-        unknown = re.fullmatch(r"Non-existent config key: (\S+)", message)
-        if unknown:
+        if isinstance(error, (AttributeError, TypeError)):
+            message = "it has no keys with values, such as MODEL: ..."
+        if unknown := re.fullmatch(r"Non-existent config key: (\S+)", message):
             message += _did_you_mean(unknown[1], known)
-        raise InputError(f"{file}: {message}") from error
+        raise InputError(f"{file} cannot be used as a config: {message}") from error
     for key, text in zip(opts[::2], opts[1::2], strict=True):
         # yacs refuses an integer for a key that holds a float.
         is_integer = isinstance(known[key], float) and text.lstrip("+-").isdigit()
@@ -111,7 +107,8 @@ def _did_you_mean(key: str, known: Iterable[str]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())
+    text = error.args[0] if isinstance(error, KeyError) else error
+    return " ".join(str(text).split())
 
 
 def pick_device(cfg: Any, keys: Keys) -> None:

@@ -1,7 +1,5 @@
 """What a run shows in the terminal: a progress bar, and less than its log file has."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 import logging
@@ -32,14 +30,8 @@ def set_up(cfg: Any, keys: Keys, args: argparse.Namespace) -> logging.Logger:
     """Detectron2's ``default_setup``, with config and model in the log file alone.
 
     In the terminal they would drown the warnings. Of an evaluation (``args.eval_only``) log and
-    config go beside the detections, as the folder's own are those of the training.
-
-    Args:
-        cfg, args: as those of ``default_setup``.
-        keys: of the config.
-
-    Returns:
-        The logger of this package, which writes where Detectron2's does.
+    config go beside the detections, as the folder's own are those of the training. Returns the
+    logger of this package, which writes where Detectron2's does.
     """
     folder = value(cfg, keys.folder)
     if args.eval_only:

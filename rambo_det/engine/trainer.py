@@ -1,7 +1,5 @@
 """DefaultTrainer that can be killed and followed, with the evaluators that a data set calls for."""
 
-from __future__ import annotations
-
 import logging
 import os
 import weakref
@@ -37,10 +35,7 @@ class RamboTrainer(DefaultTrainer):
     A run that was killed, at whatever moment, and is resumed is the run that was not: what it draws
     and the order of its data follow from ``cfg.SEED`` and the iteration. A SEED below 0 is any: to
     go on with such a run give the one that it drew, as ``rambo-train --resume`` does; with another
-    a warning says which that was.
-
-    Attributes:
-        evaluations: the hook that evaluates and keeps the best evaluation.
+    a warning says which that was. ``evaluations`` is the hook that keeps the best evaluation.
     """
 
     keys = YAML

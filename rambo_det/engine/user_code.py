@@ -1,13 +1,12 @@
 """A user's own modules: backbones, heads, data sets and config keys that they register."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -30,21 +29,18 @@ def import_user_code(names: Iterable[str]) -> None:
         if is_file and not os.path.isfile(name):
             raise InputError(f"--import {name}: no such file")
         try:
-            _imported[key] = _load(key) if is_file else importlib.import_module(name)
+            if is_file:
+                # Under a name of its own: the file may be called as another module is.
+                own = f"_rambo_det_import_{len(_imported)}_{os.path.basename(key)[:-3]}"
+                spec: Any = importlib.util.spec_from_file_location(own, key)
+                sys.modules[own] = _imported[key] = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(_imported[key])
+            else:
+                _imported[key] = importlib.import_module(name)
         except Exception as error:  # whatever the user's code raises
+            _imported.pop(key, None)
             reason = " ".join(str(error).split())
             raise InputError(f"--import {name}: {type(error).__name__}: {reason}") from error
-
-
-def _load(file: str) -> ModuleType:
-    # Under a name of its own: the file may be called as another module is.
-    name = f"_rambo_det_import_{len(_imported)}_{os.path.basename(file)[:-3]}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def new_config() -> CfgNode:

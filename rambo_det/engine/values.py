@@ -1,7 +1,5 @@
 """Values of a config over which Detectron2 stumbles only once a run has begun."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +27,8 @@ _REGISTRIES = {
     "ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
 }
 _DEPTHS = (18, 34, 50, 101, 152)
+_LEAST = {"SOLVER.MAX_ITER": 1, "SOLVER.IMS_PER_BATCH": 1, "SOLVER.CHECKPOINT_PERIOD": 1}
+_LEAST |= {"RAMBO_TRAIN.IMAGES": 0}
 
 
 def check_model(cfg: CfgNode) -> None:
@@ -50,46 +50,36 @@ def check_training(cfg: CfgNode) -> None:
     """Raises InputError if nothing can be trained with these data and this solver."""
     if not cfg.DATASETS.TRAIN:
         raise InputError("DATASETS.TRAIN is empty: name a data set to train on, ('NAME',)")
-    for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
-        if cfg.SOLVER[key] < 1:
-            raise InputError(f"SOLVER.{key} must be >= 1, got {cfg.SOLVER[key]}")
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise InputError(
-            f"SOLVER.AMP.ENABLED True needs a GPU, and MODEL.DEVICE is {cfg.MODEL.DEVICE}: set it "
-            "to False"
-        )
-    if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        raise InputError(
-            "TEST.AUG.ENABLED True: Detectron2 augments in tests for R-CNNs alone, not for "
-            f"{cfg.MODEL.META_ARCHITECTURE}: set it to False"
-        )
-    if cfg.RAMBO_TRAIN.IMAGES < 0:
-        raise InputError(f"RAMBO_TRAIN.IMAGES must be >= 0, got {cfg.RAMBO_TRAIN.IMAGES}")
+    for key, least in _LEAST.items():
+        if value(cfg, key) < least:
+            raise InputError(f"{key} must be >= {least}, got {value(cfg, key)}")
     for key in ("SOLVER.BASE_LR", "RAMBO_TRAIN.CLS_WEIGHT"):
         if not 0 < value(cfg, key) < float("inf"):
             raise InputError(f"{key} must be > 0, got {value(cfg, key)}")
+    check_amp("SOLVER.AMP.ENABLED True", cfg.SOLVER.AMP.ENABLED, YAML.device, cfg.MODEL.DEVICE)
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        raise InputError("TEST.AUG.ENABLED True: Detectron2 augments in tests for R-CNNs alone")
     check_best(cfg, YAML, cfg.DATASETS.TEST)
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))  # they come again when the run builds its own
     try:
         build_lr_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
     except (ValueError, AssertionError) as error:
-        message = " ".join(str(error).split())
-        raise InputError(
-            f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME}: {message}"
-        ) from error
+        name, message = cfg.SOLVER.LR_SCHEDULER_NAME, " ".join(str(error).split())
+        raise InputError(f"SOLVER.LR_SCHEDULER_NAME {name}: {message}") from error
     finally:
         logging.disable(disabled)
 
 
-def check_best(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
-    """Raises InputError if the best evaluation cannot be known from the config.
+def check_amp(asked: str, enabled: bool, key: str, device: str) -> None:
+    """Raises InputError for mixed precision without a GPU, where ``asked`` asks for it."""
+    if enabled and not device.startswith("cuda"):
+        raise InputError(f"{asked} needs a GPU, and {key} is {device}: set it to False")
 
-    Args:
-        cfg: of either kind.
-        keys: what it calls the metric, patience and so on.
-        tests: names of the data sets that are evaluated on.
-    """
+
+def check_best(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
+    """Raises InputError if a config of either kind, which is evaluated on the data sets ``tests``,
+    does not tell which evaluation is the best."""
     keep, metric, patience, period = (
         value(cfg, key) for key in (keys.keep, keys.metric, keys.patience, keys.period)
     )
@@ -99,10 +89,7 @@ def check_best(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
     if patience < 0:
         raise InputError(f"{keys.patience} must be >= 0, got {patience}")
     if period < 1 and patience:
-        raise InputError(
-            f"{keys.patience} needs evaluations to wait for: set {keys.period}, which is {period}, "
-            "to a number of iterations"
-        )
+        raise InputError(f"{keys.patience} needs evaluations to wait for: set {keys.period}")
     if period < 1 or not (keep or patience):
         return
     if not tests:
@@ -111,8 +98,7 @@ def check_best(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
     if len(tests) > 1:
         if task not in tests:
             raise InputError(
-                f"{keys.metric} {metric!r} does not say on which of the data sets of {keys.test}: "
-                f"write {tests[0]}/bbox/AP"
+                f"{keys.metric} {metric!r}: on which data set? write {tests[0]}/bbox/AP"
             )
         task, _, name = name.partition("/")
     # "AP-<class>" can only be told from a mistake once there is an evaluation.

@@ -4,10 +4,7 @@ A score is calibrated if of the boxes that have it, that share is right. *Right*
 object at an IoU of 0.5, as COCO's evaluation matches; crowds and difficult objects do not count.
 """
 
-from __future__ import annotations
-
 import contextlib
-import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +14,11 @@ import numpy as np
 import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..modeling.classifier import Classifier, Rescaling
+from .matches import find_matches
 from .ranking import best_f1
 
 #: Detections of an image that are looked at: more than are kept, for a class may have none of the
@@ -35,19 +32,12 @@ _FEW_RIGHT = 10
 
 @dataclass
 class LabelledDetections:
-    """D detections that count, and whether each is right.
+    """D detections that count, and whether each is right."""
 
-    Attributes:
-        outputs: see :meth:`..modeling.classifier.Classifier.detect`.
-        classes: ``(D,)`` int64.
-        right: ``(D,)`` bool.
-        objects: ``(K,)`` int64, the objects that count.
-    """
-
-    outputs: Tensor
-    classes: Tensor
-    right: Tensor
-    objects: Tensor
+    outputs: Tensor  # see Classifier.detect
+    classes: Tensor  # (D,) int64
+    right: Tensor  # (D,) bool
+    objects: Tensor  # (K,) int64, the objects that count
 
 
 @contextlib.contextmanager
@@ -78,8 +68,7 @@ def label_detections(
         images: batches of inputs, as a test loader of Detectron2 gives.
         truth: their annotations, whose sorted category ids are the K classes.
 
-    Raises:
-        InputError: nothing that counts is labelled, or nothing is detected.
+    Raises InputError if nothing that counts is labelled, or nothing is detected.
     """
     classifier = Classifier(model)
     results: list[dict[str, Any]] = []
@@ -91,33 +80,20 @@ def label_detections(
             outputs.append(of_image.cpu())
             classes.append(found.pred_classes.cpu())
             ids.append(image["image_id"])
-            results += instances_to_coco_json(found.to("cpu"), image["image_id"])
+            for item in instances_to_coco_json(found.to("cpu"), image["image_id"]):
+                results.append({**item, "category_id": category_ids[item["category_id"]]})
     if not results:
         raise InputError("nothing was detected in the images to calibrate on")
-    for result in results:
-        result["category_id"] = category_ids[result["category_id"]]
-        result.pop("segmentation", None)
-        result.pop("keypoints", None)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
-        evaluation.params.imgIds = ids
-        evaluation.params.iouThrs = np.array([0.5])
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]  # all sizes
-        evaluation.params.maxDets = [PER_IMAGE]
-        evaluation.evaluate()
-    right, counts = np.zeros(len(results), bool), np.zeros(len(results), bool)
-    objects = torch.zeros(len(category_ids), dtype=torch.int64)
-    for found in filter(None, evaluation.evalImgs):
-        place = np.asarray(found["dtIds"], int) - 1  # loadRes numbers the results from 1
-        counts[place] = ~found["dtIgnore"][0].astype(bool)
-        right[place] = found["dtMatches"][0] > 0
-        objects[category_ids.index(found["category_id"])] += int((found["gtIgnore"] == 0).sum())
-    if not objects.any():
+    matches = find_matches(truth, results, [0.5], PER_IMAGE, ids)
+    if not matches.positives.any():
         raise InputError("the images to calibrate on have no object that counts")
-    kept = torch.from_numpy(counts)
+    counted = ~matches.ignored[0]
+    place = torch.from_numpy(matches.places[counted])
+    right, objects = matches.right[0, counted], matches.positives.sum(axis=1)
     return LabelledDetections(
-        torch.cat(outputs)[kept], torch.cat(classes)[kept], torch.from_numpy(right)[kept], objects
-    )
+        torch.cat(outputs)[place], torch.cat(classes)[place], torch.from_numpy(right),
+        torch.from_numpy(objects),
+    )  # fmt: skip
 
 
 def identity(num_classes: int) -> Rescaling:
@@ -131,10 +107,7 @@ def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
     All classes have one factor. Scored by a sigmoid, each has a shift of its own, drawn towards
     that of all by a normal prior: a class of few detections takes over the common one. Scored by a
     softmax, all have one shift, against background: shifts of their own would change which class of
-    a box is the highest.
-
-    Raises:
-        InputError: no rescaling fits.
+    a box is the highest. Raises InputError if no rescaling fits.
     """
     log_factor, common = (
         torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2)
@@ -166,28 +139,17 @@ def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
 
 @dataclass
 class Calibration:
-    """A rescaling and what it does to the detections that it was fitted to.
-
-    Attributes:
-        rescaling: see :class:`..modeling.classifier.Rescaling`.
-        threshold: the score from which on all detections together have the best F1.
-        thresholds: the same for each class alone; that of all for a class of which fewer than ten
-            detections are right.
-        raw, scores: ``(D,)`` float64 scores before and after.
-        right: ``(D,)`` bool.
-    """
+    """A rescaling and what it does to the D detections that it was fitted to."""
 
     rescaling: Rescaling
-    threshold: float
+    threshold: float  # the score from which on all detections together have the best F1
+    #: The same for each class; that of all for one of which fewer than ten detections are right.
     thresholds: list[float]
-    raw: np.ndarray
-    scores: np.ndarray
-    right: np.ndarray
+    raw: np.ndarray  # (D,) float64 scores before
+    scores: np.ndarray  # and after
+    right: np.ndarray  # (D,) bool
 
-    @property
-    def errors(self) -> tuple[float, float]:
-        """The calibration error in percent, before and after."""
-        return tuple(calibration_error(x, self.right) for x in (self.raw, self.scores))  # type: ignore[return-value]
+    errors: tuple[float, float]  # calibration errors in percent, before and after
 
 
 def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: COCO) -> Calibration:
@@ -212,7 +174,8 @@ def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: C
         few = right[mine].sum() < _FEW_RIGHT
         of_class = None if few else _threshold(scores[mine], right[mine], objects)
         thresholds.append(threshold if of_class is None else of_class)
-    return Calibration(new, threshold, thresholds, raw, scores, right)
+    errors = (calibration_error(raw, right), calibration_error(scores, right))
+    return Calibration(new, threshold, thresholds, raw, scores, right, errors)
 
 
 def _threshold(scores: np.ndarray, right: np.ndarray, objects: int) -> float | None:
@@ -224,12 +187,8 @@ def _threshold(scores: np.ndarray, right: np.ndarray, objects: int) -> float | N
 def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
     """Expected calibration error (Guo et al. 2017) in percent; nan without detections.
 
-    The mean, over the detections, of |share that is right − mean score| in each of 15 bins of equal
-    width.
-
-    Args:
-        scores: (N,) in 0..1.
-        right: (N,) bool.
+    The mean, over the N detections, of |share that is right − mean score| in each of 15 bins of
+    equal width.
     """
     if not len(scores):
         return float("nan")
@@ -239,12 +198,8 @@ def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
 
 
 def draw_reliability(axis: Any, curves: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
-    """Draws the share of right detections over their mean score, in the bins of the error.
-
-    Args:
-        axis: of matplotlib.
-        curves: label, scores (N,) and right (N,) of each.
-    """
+    """Draws, for each label with (N,) scores and whether they are right, the share that is right
+    over the mean score, in the bins of the error."""
     axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for label, scores, right in curves:
         bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)

@@ -3,8 +3,6 @@
 Shapes: B resamples, I images, K classes, T IoU thresholds, N detections.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import warnings
@@ -23,32 +21,19 @@ _CHUNK = 64  # resamples at a time: bounds the memory
 
 @dataclass
 class Matches:
-    """The N detections of a detector: class by class, the highest score first.
+    """The N detections of a detector: class by class, the highest score first."""
 
-    Attributes:
-        classes: names of the K classes, in the order of their category ids.
-        scores: (N,) float64.
-        images: (N,) int, index of the detection's image in COCO's order of their ids.
-        offsets: (K + 1,) int: detections of class k are ``offsets[k]:offsets[k + 1]``.
-        right: (T, N) bool, matched to an object that counts.
-        ignored: (T, N) bool, neither right nor wrong: matched to a crowd.
-        overlaps: (N,) the largest IoU with an object of the class.
-        positives: (K, I) int, objects that count.
-        boxes: (N, 4) x, y, width, height in px.
-        curves: (K, 101) precision at :data:`RECALLS`, at the first IoU; nan of a class without
-            objects.
-    """
-
-    classes: list[str]
-    scores: np.ndarray
-    images: np.ndarray
-    offsets: np.ndarray
-    right: np.ndarray
-    ignored: np.ndarray
-    overlaps: np.ndarray
-    positives: np.ndarray
-    boxes: np.ndarray
-    curves: np.ndarray
+    classes: list[str]  # names of the K classes, in the order of their category ids
+    scores: np.ndarray  # (N,) float64
+    places: np.ndarray  # (N,) int, where the detection was among those that were given
+    images: np.ndarray  # (N,) int, index of its image in COCO's order of their ids
+    offsets: np.ndarray  # (K + 1,) int: detections of class k are offsets[k]:offsets[k + 1]
+    right: np.ndarray  # (T, N) bool, matched to an object that counts
+    ignored: np.ndarray  # (T, N) bool, neither right nor wrong: matched to a crowd
+    overlaps: np.ndarray  # (N,) the largest IoU with an object of the class
+    positives: np.ndarray  # (K, I) int, objects that count
+    boxes: np.ndarray  # (N, 4) x, y, width, height in px
+    curves: np.ndarray  # (K, 101) precision at RECALLS, at the first IoU; nan without objects
 
 
 def class_names(truth: COCO) -> list[str]:
@@ -61,6 +46,7 @@ def find_matches(
     detections: Sequence[dict[str, Any]],
     ious: Sequence[float] | None = None,
     most: int = 100,
+    image_ids: Sequence[Any] | None = None,
 ) -> Matches:
     """Matches detections with the objects of a data set as COCO's evaluation does.
 
@@ -69,6 +55,7 @@ def find_matches(
         detections: in COCO's result format.
         ious: the T IoUs from which on a detection can be right; None: COCO's ten.
         most: detections of a class that count in an image.
+        image_ids: the images that are looked at; None: all.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         found = truth.loadRes([{**item} for item in detections]) if detections else COCO()
@@ -76,6 +63,7 @@ def find_matches(
         params = evaluation.params
         params.areaRng, params.maxDets = params.areaRng[:1], [most]  # all sizes
         params.iouThrs = params.iouThrs if ious is None else np.array(ious)
+        params.imgIds = params.imgIds if image_ids is None else list(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
     curves = evaluation.eval["precision"][0, :, :, 0, -1].T
@@ -90,23 +78,26 @@ def find_matches(
         overlaps = np.asarray(evaluation.ious[item["image_id"], item["category_id"]])
         for place, number in enumerate(item["dtIds"]):
             best = overlaps[place].max() if overlaps.size else 0.0
-            rows.append([k, i, item["dtScores"][place], best, *found.anns[number]["bbox"]])
+            # loadRes numbers the detections from 1.
+            row = [k, i, item["dtScores"][place], best, number - 1, *found.anns[number]["bbox"]]
+            rows.append(row)
         matched.append(item["dtMatches"])
         ignored.append(item["dtIgnore"])
-    table = np.array(rows, float).reshape(-1, 8)
+    table = np.array(rows, float).reshape(-1, 9)
     order = np.lexsort((-table[:, 2], table[:, 0]))
-    classes, images, scores, iou = table[order, :4].T
+    classes, images, scores, iou, places = table[order, :5].T
     skipped = np.concatenate(ignored, axis=1)[:, order] > 0
     return Matches(
         classes=class_names(truth),
         scores=scores,
+        places=places.astype(int),
         images=images.astype(int),
         offsets=np.searchsorted(classes, range(len(class_of) + 1)),
         right=(np.concatenate(matched, axis=1)[:, order] > 0) & ~skipped,
         ignored=skipped,
         overlaps=iou,
         positives=positives,
-        boxes=table[order, 4:],
+        boxes=table[order, 5:],
         curves=np.where(curves < 0, np.nan, curves),
     )
 

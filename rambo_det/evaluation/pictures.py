@@ -1,7 +1,5 @@
 """Pictures of detections, by Detectron2's Visualizer, and of how they rank, by Matplotlib."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import signal
@@ -11,9 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
@@ -74,13 +70,8 @@ def missing_glyphs() -> Iterator[None]:
 def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> np.ndarray:
     """The image with boxes, masks and keypoints, labelled with class and score in percent.
 
-    Args:
-        image: ``(H, W, 3)`` uint8, RGB.
-        found: with ``pred_boxes`` in px of the image and ``pred_classes``; ``scores``, if there.
-        metadata: of the classes, see :func:`class_metadata`.
-
-    Returns:
-        ``(H', W', 3)`` uint8, RGB; a small image is enlarged by a whole number.
+    From ``(H, W, 3)`` to ``(H', W', 3)`` uint8 RGB: a small image is enlarged by a whole number.
+    ``found`` has ``pred_boxes`` in px of the image, ``pred_classes`` and perhaps ``scores``.
     """
     found = found.to("cpu")
     classes, names = found.pred_classes.tolist(), metadata.get("thing_classes") or ()
@@ -107,17 +98,6 @@ def as_detections(truth: Instances) -> Instances:
     found = Instances(truth.image_size)
     found.pred_boxes, found.pred_classes = truth.gt_boxes, truth.gt_classes
     return found
-
-
-def to_rgb(image: torch.Tensor, channels: str) -> np.ndarray:
-    """``(H, W, 3)`` uint8 RGB of a model's input.
-
-    Args:
-        image: ``(3, H, W)``, 0..255.
-        channels: the config's INPUT.FORMAT, "RGB" or "BGR".
-    """
-    array = convert_image_to_rgb(image.permute(1, 2, 0).clamp(0, 255), channels)
-    return np.ascontiguousarray(array, dtype=np.uint8)
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int, cell_px: int = 384) -> np.ndarray:

@@ -1,7 +1,5 @@
 """How a detector ranks: which detections are true, and what AP the false ones above them cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,26 +15,16 @@ _TOUCHES = 0.1  # the least IoU at which a detection is a badly placed one rathe
 
 @dataclass
 class RankedClass:
-    """The detections of one class in a data set, the highest score first.
-
-    Attributes:
-        name: of the class.
-        num_objects: how many there are to find; crowds and ignored ones are none.
-        scores: ``(D,)`` descending.
-        true: ``(D,)`` bool: matched to an object, as COCO's evaluation matches.
-        iou: ``(D,)`` the largest IoU with an object of the class.
-        image_ids, boxes: ``(D,)`` and ``(D, 4)``: x, y, width, height in px.
-        reasons: ``(D,)`` text: what is wrong with a false one; empty for a true one.
-    """
+    """The D detections of one class in a data set, the highest score first."""
 
     name: str
-    num_objects: int
-    scores: np.ndarray
-    true: np.ndarray
-    iou: np.ndarray
-    image_ids: np.ndarray
-    boxes: np.ndarray
-    reasons: np.ndarray
+    num_objects: int  # how many there are to find; crowds and ignored ones are none
+    scores: np.ndarray  # (D,) descending
+    true: np.ndarray  # (D,) bool: matched to an object, as COCO's evaluation matches
+    iou: np.ndarray  # (D,) the largest IoU with an object of the class
+    image_ids: np.ndarray  # (D,)
+    boxes: np.ndarray  # (D, 4) x, y, width, height in px
+    reasons: np.ndarray  # (D,) text: what is wrong with a false one; empty for a true one
 
     @property
     def ap(self) -> float:
@@ -66,9 +54,7 @@ class RankedClass:
 def average_precision(true: np.ndarray, num_objects: int) -> float:
     """COCO's AP: the highest precision at or beyond each of 101 recalls, averaged.
 
-    Args:
-        true: ``(D,)`` bool, the highest score first.
-        num_objects: how many there are to find; 0: the AP is NaN.
+    ``true`` is ``(D,)`` bool, the highest score first; with no object to find the AP is NaN.
     """
     ranks = np.flatnonzero(true)[None] + 1
     ap = area(np.ones_like(ranks), ranks, np.array([num_objects]))
@@ -78,15 +64,10 @@ def average_precision(true: np.ndarray, num_objects: int) -> float:
 def rank_detections(
     truth: COCO, results: Sequence[dict[str, Any]], iou: float = 0.5
 ) -> list[RankedClass]:
-    """Ranks the detections of each class over all images.
+    """Ranks the detections of each class, in the order of their category ids, over all images.
 
-    Args:
-        truth: the annotations.
-        results: in COCO's result format; boxes x, y, width, height in px.
-        iou: from which on a detection can be true.
-
-    Returns:
-        one for each category, in the order of their ids.
+    ``results`` are in COCO's result format, boxes x, y, width, height in px; ``iou`` is that from
+    which on a detection can be true.
     """
     matches, ids = find_matches(truth, results, [iou]), np.array(sorted(truth.getImgIds()))
     ranked = []
@@ -136,10 +117,7 @@ def best_threshold(ranked: Sequence[RankedClass]) -> float | None:
 def best_f1(scores: np.ndarray, true: np.ndarray, num_objects: int) -> float | None:
     """The score at which the detections above it have the highest F1; None: there is nothing.
 
-    Args:
-        scores: ``(D,)`` in any order.
-        true: ``(D,)`` bool.
-        num_objects: how many there are to find.
+    ``scores`` and ``true``, bool, are ``(D,)`` in any order.
     """
     if not len(scores) or not num_objects:
         return None

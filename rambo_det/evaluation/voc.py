@@ -1,7 +1,5 @@
 """Pascal VOC's average precision at IoU 0.5, per class, at the full precision of the scores."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import Any
 

@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from rambo_det.cli import lazy, train
+from rambo_det.cli import train
 
 from ..models import write_coco
 from ..voc_folder import write_voc
@@ -339,7 +339,7 @@ def test_a_mistake(name, user, tmp_path, capsys, catalogs):
     elif WHOLE:
         status, _, err = run(tool, args, tmp_path / "cache")
     else:
-        status = (lazy.main if name in LAZY_CASES else train.main)(args)
+        status = train.main(args, lazy=name in LAZY_CASES)
         out, err = capsys.readouterr()
         assert out == "" or "weights" in name, "it began to train"
         err = without_torchs_own(err)
@@ -359,7 +359,7 @@ def test_an_output_that_cannot_be_written(make, user, capsys, catalogs, monkeypa
         os, "access", lambda path, mode, **how: Path(path) != out and access(path, mode, **how)
     )
     before = snapshot(user)
-    assert (train.main if make is good else lazy.main)(make(user)) == 2
+    assert train.main(make(user), lazy=make is lazily) == 2
     assert capsys.readouterr().err == (
         f"error: OUTPUT_DIR {out} cannot be written: change its rights or name another\n"
     )
