@@ -1,5 +1,7 @@
 """The command line's main in this process, as often as a test likes."""
 
+import resource
+from contextlib import contextmanager
 from itertools import pairwise
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,9 +13,12 @@ def call(main, *words):
     """The exit status of ``main``; data sets that an earlier call has registered are forgotten."""
     words = [str(word) for word in words]
     for flag, name in pairwise(words):
-        if flag in ("--register-coco", "--register-voc"):
-            for catalog in (DatasetCatalog, MetadataCatalog):
-                catalog.pop(name, None)
+        names = {"--register-coco": [name], "--register-voc": [name]}.get(flag, [])
+        if flag == "--data":
+            names = [f"{name.partition('=')[0]}_{split}" for split in ("train", "val")]
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            for each in names:
+                catalog.pop(each, None)
     return main(words)
 
 
@@ -38,3 +43,14 @@ def own_data(folder, name, num=4, num_val=4):
     flags = ["--register-coco", train, *write_coco(folder, num, "train")]
     flags += ["--register-coco", val, *write_coco(folder, num_val, "val")]
     return flags, ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)"]
+
+
+@contextmanager
+def disk_full():
+    """No file of this process can have more than 200 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

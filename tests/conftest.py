@@ -2,8 +2,6 @@
 
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,16 +44,15 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     pytest.importorskip("detectron2")
     from .command_line import own_data
+    from .forked import python
     from .models import THIN
 
     folder = tmp_path_factory.mktemp("finished")
     data, keys = own_data(folder, "own", 4, 3)
-    done = subprocess.run(
-        [sys.executable, "-m", "rambo_det.cli.train", "--config",
-         "configs/quickstart/faster_rcnn_rambo.yaml", *data, *keys, *THIN, "SOLVER.MAX_ITER", "3",
-         "SEED", "3", "OUTPUT_DIR", folder / "out"],
-        cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True,
-        env={**os.environ, "RAMBO_DET_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+    done = python(
+        "-m", "rambo_det.cli.train", "--config", "configs/quickstart/faster_rcnn_rambo.yaml",
+        *data, *keys, *THIN, "SOLVER.MAX_ITER", 3, "SEED", 3, "OUTPUT_DIR", folder / "out",
+        RAMBO_DET_CACHE=str(folder / "cache"), OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     return folder

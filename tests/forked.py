@@ -6,7 +6,9 @@ Importing takes longer than what most of them do. They are real processes all th
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
+import subprocess
 import sys
 import traceback
 import warnings
@@ -19,6 +21,24 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def python(*words, **environment):
+    """``python WORDS…`` in the repository, to its end: exit status and what it printed."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=REPOSITORY, capture_output=True, text=True,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def background(*words, **environment):
+    """The same while it runs, in a session of its own; one may send it Ctrl-C."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=REPOSITORY, env={**os.environ, **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # What runs in the background of a script ignores Ctrl-C, and what it starts does too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def free_port():

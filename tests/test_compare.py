@@ -6,11 +6,8 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -23,7 +20,7 @@ import rambo_det
 
 pytest.importorskip("detectron2")
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from rambo_det.cli.compare import main
 from rambo_det.compare.plan import Plan, Run
@@ -35,9 +32,10 @@ from rambo_det.compare.text import as_text
 from rambo_det.data import register_datasets
 from rambo_det.errors import InputError
 
+from .command_line import call, disk_full
+from .forked import background
 from .models import THIN, write_coco
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 300
 
 
@@ -59,18 +57,12 @@ class Comparison:
         ]  # fmt: skip
 
     def start(self):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAMBO_DET_CACHE": self._cache}
-        return subprocess.Popen(
-            [sys.executable, "tools/compare.py", *self.words()], cwd=REPOSITORY, env=environment,
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        cache = {"OMP_NUM_THREADS": "1", "RAMBO_DET_CACHE": self._cache}
+        return background("tools/compare.py", *self.words(), **cache)
 
     def main(self, *keys, **losses):
-        """The exit status of the command, in this process; its data sets are registered anew."""
-        for catalog in (DatasetCatalog, MetadataCatalog):
-            for name in {"drawn_train", "drawn_val"} & set(catalog.keys()):
-                catalog.remove(name)
-        return main(self.words(*keys, **losses))
+        """The exit status of the command, in this process."""
+        return call(main, *self.words(*keys, **losses))
 
     def folder(self, variant):
         return self.out / "runs" / "drawn" / variant / "seed0"
@@ -360,12 +352,8 @@ def test_a_finished_run_that_lacks_files_is_named_with_what_to_do(comparison, ca
 
 
 def test_a_full_disk_is_one_line(comparison, catalogs, capsys):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
-    try:
+    with disk_full():
         assert comparison.main() == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     error = capsys.readouterr().err
     assert error == "error: [Errno 27] File too large: make room; the same command goes on\n"
 

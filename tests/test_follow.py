@@ -9,11 +9,9 @@ import pty
 import re
 import signal
 import struct
-import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -32,9 +30,9 @@ from rambo_det.engine.hooks import Evaluations
 from rambo_det.errors import InputError
 
 from .command_line import call, own_data
+from .forked import REPOSITORY, background
 from .models import CONFIGS, THIN
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
 TIMEOUT = 240
 EACH = ["TEST.EVAL_PERIOD", "1"]
@@ -46,17 +44,14 @@ def arguments(tmp_path):
     return ["--config", CONFIG, *flags, *keys, *THIN, "SEED", "3"]
 
 
-def command(arguments, *more):
-    return [sys.executable, "-m", "rambo_det.cli.train", *map(str, [*arguments, *more])]
-
-
-def in_terminal(command, **environment):
+def in_terminal(*words):
     """Exit status and what a terminal 100 columns wide was sent."""
     pid, terminal = pty.fork()
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         os.chdir(REPOSITORY)
-        os.environ.update(TERM="xterm", OMP_NUM_THREADS="1", **environment)
+        os.environ.update(TERM="xterm", OMP_NUM_THREADS="1")
+        command = [sys.executable, "-m", "rambo_det.cli.train", *map(str, words)]
         os.execv(command[0], command)
     sent = b""
     while True:
@@ -78,7 +73,7 @@ def periodic_lines(text):
 def test_a_bar_in_a_terminal_and_whole_files(arguments, tmp_path):
     out = tmp_path / "out"
     keys = ["SOLVER.MAX_ITER", "22", "TEST.EVAL_PERIOD", "11", "OUTPUT_DIR", out]
-    status, text = in_terminal(command(arguments, *keys))
+    status, text = in_terminal(*arguments, *keys)
     assert status == 0, text
     bars = re.findall(r"train: +(\d+)%\|[^|]*\| (\d+)/22 \[([^\]]*)\]", text)
     done = [int(n) for _, n, _ in bars]
@@ -190,14 +185,11 @@ def test_an_evaluation_that_a_kill_cut_off_is_made_again(arguments, tmp_path):
     """Killed after the checkpoint and before the evaluation of the same iteration was noted."""
     keys = ["SOLVER.MAX_ITER", "8", "TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "2"]
     keys += ["RAMBO_TRAIN.IMAGES", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     out = tmp_path / "killed"
 
     def start(folder, *flags):
-        return subprocess.Popen(
-            command([*flags, *arguments], *keys, "OUTPUT_DIR", folder), cwd=REPOSITORY,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
-        )  # fmt: skip
+        words = [*flags, *arguments, *keys, "OUTPUT_DIR", folder]
+        return background("-m", "rambo_det.cli.train", *words, OMP_NUM_THREADS="1")
 
     whole = start(tmp_path / "whole")
     process = start(out)
@@ -209,8 +201,9 @@ def test_an_evaluation_that_a_kill_cut_off_is_made_again(arguments, tmp_path):
     process.wait()
     assert (out / "last_checkpoint").is_file()
     assert list(best_of(out)["evaluations"]) == ["1"], "killed too late to be a test"
-    assert start(out, "--resume").wait(TIMEOUT) == 0
-    assert whole.wait(TIMEOUT) == 0
+    for process in (start(out, "--resume"), whole):
+        process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0
     assert best_of(out) == best_of(tmp_path / "whole")
     assert evaluations_in(out) == evaluations_in(tmp_path / "whole") == [1, 3, 5, 8]
     assert same_weights(out / "model_best.pth", tmp_path / "whole" / "model_best.pth")

@@ -1,17 +1,12 @@
 """tools/train_net.py as a user runs it."""
 
-import functools
 import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("detectron2")
 
@@ -19,19 +14,11 @@ from rambo_det.cli.train import main
 from rambo_det.engine.values import check_training
 
 from .command_line import call, own_data
+from .forked import background, python
 from .models import THIN, small_cfg
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
 SMALL = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
-
-
-def train_net(*args):
-    done = subprocess.run(
-        [sys.executable, "tools/train_net.py", *map(str, args)],
-        cwd=REPOSITORY, capture_output=True, text=True,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
 
 
 def refused(words, capsys):
@@ -53,9 +40,9 @@ def run(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("run") / "out"
     args = ["--config", CONFIG, *data[0]]
     keys = [*data[1], "SEED", "1", *SMALL, "OUTPUT_DIR", folder]
-    status, out, err = train_net(*args, *keys)
-    assert status == 0, err
-    return folder, args, keys, out
+    done = python("tools/train_net.py", *args, *keys)
+    assert done.returncode == 0, done.stderr
+    return folder, args, keys, done.stdout
 
 
 def test_it_trains_and_ends_with_a_table(run):
@@ -68,12 +55,12 @@ def test_it_trains_and_ends_with_a_table(run):
     assert "Device: cpu" in out or "Device: cuda" in out
 
 
-def test_eval_only_prints_the_same_numbers(run):
+def test_eval_only_prints_the_same_numbers(run, capsys, catalogs):
     folder, args, keys, out = run
     before = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-    status, again, err = train_net("--eval-only", *args, *keys)
-    assert status == 0, err
-    rows = [re.findall(r"^\|.*\|$", text, re.M)[-9:] for text in (out, again)]
+    assert call(main, "--eval-only", *args, *keys) == 0
+    texts = out, capsys.readouterr().out
+    rows = [re.findall(r"^\|.*\|$", text, re.M)[-9:] for text in texts]
     assert rows[0] == rows[1] and len(rows[0]) == 9
     assert {file: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
     assert "Environment info" in (folder / "inference" / "log.txt").read_text()
@@ -97,24 +84,6 @@ def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, t
     error = refused([*words, "MODEL.ROI_HEADS.NUM_CLASSES", 7], capsys)
     assert "is not of the model of" in error
     assert "cls_score" in error and "(5, " in error and "(8, " in error
-
-
-def test_resume_goes_on_with_the_memory(run):
-    folder, args, keys, _ = run
-    saved = torch.load(folder / "model_final.pth", weights_only=True)["model"]._metadata
-    memory = saved["roi_heads.box_predictor.rambo_loss.memory"]["memory"]
-    assert int(memory["written"]) == 4
-    status, out, err = train_net(
-        *args[:2], "--resume", *args[2:], *keys, "SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(4,)"
-    )
-    assert status == 0, err
-    assert "Starting training from iteration 4" in out
-    after = torch.load(folder / "model_final.pth", weights_only=True)["model"]._metadata
-    after = after["roi_heads.box_predictor.rambo_loss.memory"]["memory"]
-    assert int(after["written"]) == 5
-    # τ = 4: iteration 4 wrote slot 0, the other three are those of the first run.
-    assert torch.equal(after["negatives"][1:], memory["negatives"][1:])
-    assert not torch.equal(after["negatives"][0], memory["negatives"][0])
 
 
 def test_what_an_earlier_run_forbids(run, capsys, catalogs):
@@ -152,12 +121,7 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
     out = tmp_path / "out"
     flags, keys = ["--config", CONFIG, *data[0]], data[1]
     keys = [*keys, *THIN, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
-    process = subprocess.Popen(
-        [sys.executable, "tools/train_net.py", *flags, *keys, "OUTPUT_DIR", out], cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        # What runs in the background of a script ignores Ctrl-C, and what it starts does too.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    process = background("tools/train_net.py", *flags, *keys, "OUTPUT_DIR", out)
     end = time.monotonic() + 120
     while not (out / "last_checkpoint").is_file() and time.monotonic() < end:
         assert process.poll() is None, process.communicate()
@@ -195,8 +159,6 @@ def test_without_detectron2_the_error_names_the_command(tmp_path):
         "assert not hasattr(rambo_det, 'foo')\n"
         "from rambo_det.cli.train import main; raise SystemExit(main(['--config', 'x']))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    done = python("-c", code)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: Detectron2 is not installed: pip install")

@@ -5,8 +5,6 @@ all, a memory that no longer fits.
 """
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,6 +22,7 @@ from rambo_det.modeling.scores import log_odds, softmax
 
 from .architectures import config
 from .doc_pages import DOCS, text_of
+from .forked import python
 from .models import training_inputs, write_coco
 
 
@@ -152,6 +151,6 @@ def test_errors_at_the_start(page, tmp_path):
     program = (
         "from detectron2.modeling import ROI_HEADS_REGISTRY as heads; heads.get('RamboROIHeads')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = python("-c", program)
     for message in (error.value.args[0], done.stderr.splitlines()[-1].split('"')[1]):
         assert f"`{message}`" in page

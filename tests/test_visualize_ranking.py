@@ -2,10 +2,8 @@
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -26,8 +24,7 @@ from rambo_det.evaluation.ranking import (
 )
 
 from .detections import random_data, result, truth_of
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from .forked import REPOSITORY, python
 
 
 def import_tool():
@@ -152,21 +149,13 @@ def test_each_class_has_a_picture_of_its_own(tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "ranking.png")).shape[0] == 350 * len(names)
 
 
-def visualize(*arguments):
-    done = subprocess.run(
-        [sys.executable, "tools/visualize_ranking.py", *map(str, arguments)], cwd=REPOSITORY,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_the_tool_on_a_run(finished_run, monkeypatch):
+def test_the_tool_on_a_run(finished_run):
     """Only the folder of the run is named; the numbers are those of the run's evaluation."""
-    run = finished_run
-    monkeypatch.setenv("RAMBO_DET_CACHE", str(run / "cache"))
-    out = run / "out" / "ranking"
-    status, text, error = visualize("--run", run / "out")
-    assert (status, error) == (0, ""), error
+    run, out = finished_run, finished_run / "out" / "ranking"
+    command = ["tools/visualize_ranking.py", "--run", run / "out"]
+    cache = {"RAMBO_DET_CACHE": str(run / "cache")}
+    done = python(*command, **cache)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     rows = {row["name"]: row for row in json.loads((out / "ranking.json").read_text())["classes"]}
     stored = json.loads((run / "out/inference/coco_instances_results.json").read_text())
     file = json.loads((run / "out" / "data.json").read_text())["annotations"]["own_val"]
@@ -176,15 +165,16 @@ def test_the_tool_on_a_run(finished_run, monkeypatch):
             row = rows[k.name]
             assert row["ap"] == pytest.approx(100 * k.ap, abs=0.01) and row["found"] == k.true.sum()
             lost = row["ap"] + row["lost_to_order"] + row["lost_to_not_found"]
-            assert lost == pytest.approx(100) and f"| {k.name} " in text
+            assert lost == pytest.approx(100) and f"| {k.name} " in done.stdout
     page = (out / "index.html").read_text()
     assert not re.search(r"(src|href)=.?(https?:|/|\./)", page), "the page is not self-contained"
     assert page.count("data:image/png;base64,") == len(rows) - 1
     poster = cv2.imread(str(out / "ranking.png"))
     assert poster.shape == (350 * (len(rows) - 1), 1500, 3)
     before = {p: p.read_bytes() for p in out.iterdir()}
-    status, _, error = visualize("--run", run / "out")
-    assert status == 2 and error.startswith("error: ") and "--overwrite" in error
+    done = python(*command, **cache)
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert "--overwrite" in done.stderr
     assert {p: p.read_bytes() for p in out.iterdir()} == before
 
 
@@ -195,10 +185,7 @@ def test_the_tool_on_a_run(finished_run, monkeypatch):
         (["--iou", "0"], "--iou must be above 0"),
         (["--shown", "0"], "--shown must be >= 1"),
         (["--dataset", "coco_2017_val"], "coco_2017_val needs"),
-        (
-            ["--dataset", "rambo_shapes_val", "--output", "{tmp}", "--opts", "MODEL.X", "1"],
-            "MODEL.X",
-        ),
+        (["--dataset", "rambo_shapes_val", "--opts", "MODEL.X", "1"], "MODEL.X"),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, message, finished_run, tmp_path, capsys, catalogs):
