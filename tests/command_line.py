@@ -22,6 +22,15 @@ def call(main, *words):
     return main(words)
 
 
+def refused(capsys, main, *words):
+    """The one line with which ``main`` refuses these words."""
+    capsys.readouterr()
+    assert call(main, *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
 def registered(folder):
     """The flags that register the data of the fixture ``finished_run``."""
     return [

@@ -88,21 +88,27 @@ def start_script(environment, outputs, command):
     return process
 
 
-def run_logged(environments, outputs, arguments, timeout=300):
-    """Runs ``python tests/logged_run.py ARGUMENTS…`` in each environment, to a good end.
+def run_together(commands, outputs, environments):
+    """Runs scripts at the same time, see :func:`start_script`, to a good end.
 
     Returns:
         What each has printed into its file of ``outputs``.
     """
-    command = ["tests/logged_run.py", *arguments]
     processes = [
         start_script(environment, (output, output), command)
-        for environment, output in zip(environments, outputs, strict=True)
+        for command, output, environment in zip(commands, outputs, environments, strict=True)
     ]
     for process in processes:
-        process.join(timeout)
-        assert process.exitcode == 0, "\n".join(file.read_text()[-4000:] for file in outputs)
+        process.join(300)
+    codes = [process.exitcode for process in processes]
+    assert not any(codes), "\n".join(file.read_text()[-4000:] for file in outputs)
     return [file.read_text() for file in outputs]
+
+
+def run_logged(environments, outputs, arguments):
+    """Runs ``python tests/logged_run.py ARGUMENTS…`` in each environment, to a good end."""
+    commands = [["tests/logged_run.py", *arguments]] * len(outputs)
+    return run_together(commands, outputs, environments)
 
 
 def _check(rank, world, port, folder, check, args):

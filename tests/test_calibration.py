@@ -30,7 +30,7 @@ from rambo_det.evaluation.calibration import (
 from rambo_det.modeling.classifier import Classifier, Rescaling
 
 from .architectures import config
-from .command_line import call, registered
+from .command_line import call, refused, registered
 from .forked import python
 from .models import CONFIGS, THIN, small_cfg, training_inputs, write_coco
 
@@ -191,10 +191,6 @@ def folder(calibrated_run, tmp_path):
     return tmp_path / "out"
 
 
-def calibrate(folder, *arguments):
-    return main(["--run", str(folder), *map(str, arguments)])
-
-
 def weights_of(file):
     return torch.load(file, map_location="cpu")["model"]
 
@@ -248,7 +244,8 @@ def test_a_config_and_weights_with_data_of_the_command_line(folder, finished_run
 
 
 def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalogs, capsys):
-    assert calibrate(folder, "--weights", folder / "model_raw.pth", "--overwrite") == 0
+    command = ["--run", folder, "--weights", folder / "model_raw.pth"]
+    assert call(main, *command, "--overwrite") == 0
     out = capsys.readouterr().out
     assert "calibration error" in out and "SCORE_THRESH_TEST" in out and "| AP-circle" in out
     assert "| AP of 300 detections an image" in out
@@ -261,8 +258,7 @@ def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalo
     }
     # Nothing is overwritten, and other weights have no thresholds.
     before = calibrated.read_bytes()
-    assert calibrate(folder, "--weights", folder / "model_raw.pth") == 2
-    assert "exists already: --overwrite" in capsys.readouterr().err
+    assert "exists already: --overwrite" in refused(capsys, main, *command)
     assert calibrated.read_bytes() == before
     assert read_thresholds(str(calibrated), list(CLASSES))
     assert read_thresholds(str(folder / "model_final.pth"), list(CLASSES)) is None
@@ -306,13 +302,12 @@ def test_mistakes_are_one_line(damage, command, message, folder, finished_run, c
     if damage:
         damage(folder)
     if command is None:
-        status = predict(["--run", str(folder), "--output", str(folder / "x"),
-                          str(finished_run / "val")])  # fmt: skip
+        words = ["--run", folder, "--output", folder / "x", finished_run / "val"]
+        error = refused(capsys, predict, *words)
     else:
-        command = [str(folder / x) if x.endswith(".pth") else x for x in command]
-        status = calibrate(folder, *command)
-    error = capsys.readouterr().err.strip()
-    assert status == 2 and message in error and "\n" not in error
+        words = [folder / x if x.endswith(".pth") else x for x in command]
+        error = refused(capsys, main, "--run", folder, *words)
+    assert message in error
     assert {file.name: file.read_bytes() for file in folder.glob("*.pth")} == before
 
 

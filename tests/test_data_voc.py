@@ -17,7 +17,7 @@ from PIL import Image
 from rambo_det.data import register_datasets
 from rambo_det.errors import InputError
 
-from .voc_folder import write_voc
+from .models import write_voc
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 

@@ -18,8 +18,7 @@ from detectron2.config import CfgNode, get_cfg
 import rambo_det
 
 from .doc_pages import DOCS, PAGES, ROOT, blocks, commands, text_of
-from .models import write_coco
-from .voc_folder import EXTRA, write_voc
+from .models import EXTRA, write_coco, write_voc
 
 # A training in the pages is that of a real project; here it is a small model and two iterations.
 SHORT = [

@@ -23,8 +23,7 @@ from rambo_det.errors import InputError
 from rambo_det.evaluation.ranking import rank_detections
 
 from .forked import start_script
-from .models import THIN, small_cfg, training_inputs, write_coco
-from .voc_folder import write_voc
+from .models import THIN, small_cfg, training_inputs, write_coco, write_voc
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 

@@ -136,16 +136,16 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
     register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))
     (tmp_path / "out").mkdir()  # as default_setup does
 
-    def run(patience):
+    def run():
         cfg = lazy_twin("faster_rcnn_rambo.py", "lazy_shapes", tmp_path / "out")
         cfg.optimizer.lr = 1e-30
         cfg.model.roi_heads.num_classes = 4
         cfg.model.roi_heads.box_predictor.test_score_thresh = 0.0
         cfg.dataloader.evaluator.dataset_name = "lazy_shapes"
-        cfg.train.update(max_iter=12, eval_period=2, patience=patience)
+        cfg.train.update(max_iter=12, eval_period=2, patience=2)
         return LazyRun(cfg)
 
-    first = run(2)
+    first = run()
     first.fit(resume=False)
     kept = json.loads((tmp_path / "out/best.json").read_text())
     assert list(kept["evaluations"]) == ["1", "3", "5"] and kept["best"]["iteration"] == 1
@@ -153,14 +153,9 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
         saved = torch.load(tmp_path / "out" / f"{name}.pth", weights_only=False)
         assert saved["iteration"] == iteration
     assert "best bbox/AP: " in first.evaluations.summary()
-    again = run(2)
+    again = run()
     assert set(again.fit(resume=True)) == {"bbox"}  # stays ended
     assert json.loads((tmp_path / "out/best.json").read_text()) == kept
-    run(3).fit(resume=True)
-    kept = json.loads((tmp_path / "out/best.json").read_text())
-    assert list(kept["evaluations"]) == ["1", "3", "5", "7"]
-    lines = map(json.loads, (tmp_path / "out/metrics.json").read_text().splitlines())
-    assert [line["iteration"] for line in lines if "bbox/AP" in line] == [1, 3, 5, 7]
 
 
 def test_the_examples_of_the_help_are_of_a_lazyconfig(capsys):

@@ -23,8 +23,7 @@ from rambo_det.losses.sort_keys import EMPTY_KEY
 from rambo_det.modeling.criterion import RamboCriterion
 
 from .forked import in_processes
-from .killed_run import YAML
-from .models import small_cfg, write_coco
+from .models import VARIED, small_cfg, write_coco
 
 
 class Remember(HookBase):
@@ -46,7 +45,7 @@ def memory_of(trainer):
 def trainer_of(folder, *opts):
     keys = ["DATASETS.TRAIN", "('st_data',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(folder)]
     keys += ["SOLVER.MAX_ITER", 4, "SOLVER.STEPS", "(3,)", "DATALOADER.NUM_WORKERS", 0]
-    cfg = small_cfg("quickstart/faster_rcnn_rambo.yaml", *YAML, *keys, *opts)
+    cfg = small_cfg("quickstart/faster_rcnn_rambo.yaml", *VARIED, *keys, *opts)
     cfg.SOLVER.CHECKPOINT_PERIOD = 2
     seed_all_rng(1 + comm.get_rank())
     # DefaultTrainer gives DistributedDataParallel the number of a GPU, even on a CPU.

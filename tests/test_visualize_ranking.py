@@ -23,6 +23,7 @@ from rambo_det.evaluation.ranking import (
     rank_detections,
 )
 
+from .command_line import refused
 from .detections import random_data, result, truth_of
 from .forked import REPOSITORY, python
 
@@ -189,8 +190,5 @@ def test_the_tool_on_a_run(finished_run):
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, message, finished_run, tmp_path, capsys, catalogs):
-    main = import_tool().main
-    output = ["--output", str(tmp_path / "ranking")]
-    assert main(["--run", str(finished_run / "out"), *output, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
+    words = ["--run", finished_run / "out", "--output", tmp_path / "ranking", *arguments]
+    assert message in refused(capsys, import_tool().main, *words)

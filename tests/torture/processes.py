@@ -109,3 +109,13 @@ def assert_whole(folder: Path) -> str:
     last = (folder / "last_checkpoint").read_text().strip()
     assert (folder / last).is_file()
     return last
+
+
+def assert_it_goes_on(folder: Path, args: list[str], cache: Path) -> None:
+    """A run goes on from its last checkpoint, for two iterations."""
+    done = int(assert_whole(folder).removeprefix("model_").removesuffix(".pth")) + 1
+    again = ["--resume", *args, "SOLVER.MAX_ITER", str(done + 2), "SOLVER.STEPS", "(1,)"]
+    status, out, err = run("train_net.py", again, cache)
+    assert status == 0, err[-3000:]
+    assert f"Starting training from iteration {done}" in out
+    assert assert_whole(folder) == "model_final.pth"

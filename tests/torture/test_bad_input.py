@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,7 @@ pytest.importorskip("detectron2")
 
 from rambo_det.cli import lazy, train
 
-from ..models import write_coco
-from ..voc_folder import write_voc
+from ..models import write_coco, write_voc
 from .conftest import WHOLE
 from .processes import (
     QUICKSTART,
@@ -37,34 +37,26 @@ LAZY = "configs/lazy/retinanet_rambo.py"
 Make = Callable[[Path], list[str]]
 
 
-def good(folder: Path, *extra: str, config: str = QUICKSTART) -> list[str]:
+def good(folder: Path, *extra: str, config: str = QUICKSTART, lazily: bool = False) -> list[str]:
     """Arguments without a mistake; the last of a key that is there twice is the one that counts."""
-    return [
-        "--config", config,
-        "--register-coco", "tt_data", str(folder / "train.json"), str(folder / "train"),
-        *(e for e in extra if e.startswith("--")),
-        "DATASETS.TRAIN", "('tt_data',)", "DATASETS.TEST", "('tt_data',)",
-        "OUTPUT_DIR", str(folder / "out"), "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2",
-        *(e for e in extra if not e.startswith("--")),
-    ]  # fmt: skip
+    data = ["--register-coco", "tt_data", f"{folder}/train.json", f"{folder}/train"]
+    own = ["DATASETS.TRAIN", "('tt_data',)", "DATASETS.TEST", "('tt_data',)"]
+    own += ["OUTPUT_DIR", f"{folder}/out", "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2"]
+    if lazily:
+        own = [f"dataloader.{split}.dataset.names=tt_data" for split in ("train", "test")]
+        own += [f"train.output_dir={folder}/out"]
+    flags = [e for e in extra if e.startswith("--")]
+    return ["--config", config, *data, *flags, *own, *(e for e in extra if e not in flags)]
+
+
+lazily = partial(good, config=LAZY, lazily=True)
 
 
 def voc(folder: Path) -> list[str]:
-    return [
-        "--config", QUICKSTART, "--register-voc", "tt_data", str(folder / "voc"), "train",
-        "DATASETS.TRAIN", "('tt_data',)", "DATASETS.TEST", "('tt_data',)",
-        "OUTPUT_DIR", str(folder / "out"),
-    ]  # fmt: skip
-
-
-def lazily(folder: Path, *extra: str, config: str = LAZY) -> list[str]:
-    return [
-        "--config", config,
-        "--register-coco", "tt_data", str(folder / "train.json"), str(folder / "train"),
-        *(e for e in extra if e.startswith("--")),
-        "dataloader.train.dataset.names=tt_data", "dataloader.test.dataset.names=tt_data",
-        f"train.output_dir={folder}/out", *(e for e in extra if not e.startswith("--")),
-    ]  # fmt: skip
+    args = good(folder)
+    at = args.index("--register-coco")
+    args[at : at + 4] = ["--register-voc", "tt_data", f"{folder}/voc", "train"]
+    return args
 
 
 def keys(*pairs: str) -> Make:
