@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,23 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, where triton is first imported
+
+HERE = Path(__file__).parent
+# The loss's own tests run without Detectron2 too.
+_IMPORTS = (
+    r"^(from|import) (detectron2|rambo_det\.compare|\.+(models|architectures|command_line))\b"
+)
+_NEEDS = re.compile(_IMPORTS, re.M)
+collect_ignore = [
+    str(file.relative_to(HERE))
+    for file in sorted(HERE.rglob("test_*.py"))
+    if find_spec("detectron2") is None and _NEEDS.search(file.read_text(encoding="utf-8"))
+]
+
+
+def pytest_report_header() -> list[str]:
+    left_out = f"without Detectron2 {len(collect_ignore)} files of tests are left out"
+    return [left_out] if collect_ignore else []
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +61,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Its data, named on the command line: ``train.json``, ``train``, ``val.json``, ``val``.
     """
-    pytest.importorskip("detectron2")
     from .command_line import own_data
     from .forked import python
     from .models import THIN
@@ -61,7 +79,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def catalogs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache of its own, and Detectron2's catalogs are afterwards as they were."""
-    data = pytest.importorskip("detectron2.data")
+    from detectron2 import data
+
     from rambo_det.data.shapes import register_shapes
 
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "cache"))

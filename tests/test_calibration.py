@@ -7,9 +7,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 from pycocotools.coco import COCO

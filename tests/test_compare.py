@@ -15,13 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-import rambo_det
-
-pytest.importorskip("detectron2")
-
 from detectron2.data import MetadataCatalog
 
+import rambo_det
 from rambo_det.cli.compare import main
 from rambo_det.compare.plan import Plan, Run
 from rambo_det.compare.report import shown_losses, write_report

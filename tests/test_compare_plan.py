@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 

@@ -5,9 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-pytest.importorskip("detectron2")
-
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 

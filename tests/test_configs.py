@@ -1,9 +1,6 @@
 """The COCO configs against those of the installed Detectron2."""
 
 import pytest
-
-pytest.importorskip("detectron2")
-
 from detectron2 import model_zoo
 from detectron2.config import get_cfg
 

@@ -6,12 +6,9 @@ import re
 from itertools import islice
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("detectron2")
-
 import numpy as np
 import pycocotools.mask as mask_util
+import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator

@@ -7,9 +7,6 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("detectron2")
-
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 

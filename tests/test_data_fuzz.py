@@ -14,9 +14,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("detectron2")
-
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from hypothesis import HealthCheck, given, settings

@@ -5,9 +5,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("detectron2")
-
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import load_voc_instances
 from detectron2.evaluation import COCOEvaluator

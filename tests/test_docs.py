@@ -10,9 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import CfgNode, get_cfg
 
 import rambo_det

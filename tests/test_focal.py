@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform

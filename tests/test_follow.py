@@ -17,9 +17,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.engine import TrainerBase
 from detectron2.structures import BoxMode
 

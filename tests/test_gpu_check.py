@@ -11,8 +11,6 @@ from importlib.util import find_spec
 
 import pytest
 
-pytest.importorskip("detectron2")
-
 from .doc_pages import ROOT
 
 PARTS = ["tests", "exact", "loss", "step", "bandwidth", "graph"]

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from rambo_det.engine.saved import write_data
-
-pytest.importorskip("detectron2")
-
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
 from rambo_det.cli.train import main
 from rambo_det.data import hold_out, register_datasets
-from rambo_det.engine.saved import load_truth, read_data
+from rambo_det.engine.saved import load_truth, read_data, write_data
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 from rambo_det.evaluation.ranking import rank_detections

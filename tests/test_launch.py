@@ -4,13 +4,10 @@ import json
 import os
 import re
 
+import detectron2.utils.comm as comm
 import pytest
 import torch
 import torch.distributed.run
-
-pytest.importorskip("detectron2")
-
-import detectron2.utils.comm as comm
 
 from rambo_det.engine.launch import from_slurm
 from rambo_det.errors import InputError

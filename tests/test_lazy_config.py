@@ -5,9 +5,6 @@ import json
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import LazyCall, LazyConfig, get_cfg
 from detectron2.data import DatasetCatalog, build
 from detectron2.data.datasets import register_coco_instances

@@ -7,9 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-
-pytest.importorskip("detectron2")
-
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.structures import BoxMode
 from PIL import Image

@@ -15,19 +15,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
-from rambo_det.cli.predict import default_threshold
-from rambo_det.cli.sources import find_sources
-
-pytest.importorskip("detectron2")
-
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 
-from rambo_det.cli.predict import main
+from rambo_det.cli.predict import default_threshold, main
+from rambo_det.cli.sources import find_sources
 from rambo_det.data.drawing import CLASSES, draw
 from rambo_det.data.files import image_size
 from rambo_det.engine.detector import Detector

@@ -12,14 +12,11 @@ import time
 from itertools import islice, pairwise
 from types import SimpleNamespace
 
+import detectron2.utils.comm as comm
 import numpy as np
 import pytest
 import torch
 import yaml
-
-pytest.importorskip("detectron2")
-
-import detectron2.utils.comm as comm
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.file_io import PathManager
 

@@ -3,9 +3,6 @@
 import re
 
 import pytest
-
-pytest.importorskip("detectron2")
-
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage

@@ -4,12 +4,9 @@ import logging
 from functools import partial
 from unittest import mock
 
+import detectron2.utils.comm as comm
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
-import detectron2.utils.comm as comm
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults
 from detectron2.utils.env import seed_all_rng

@@ -8,8 +8,6 @@ import time
 
 import pytest
 
-pytest.importorskip("detectron2")
-
 from rambo_det.cli.train import main
 from rambo_det.engine.values import check_training
 

@@ -8,9 +8,6 @@ import re
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from fvcore.nn import sigmoid_focal_loss

@@ -6,9 +6,6 @@ import sys
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 
 from rambo_det.cli.compare import parse_args, plan_of

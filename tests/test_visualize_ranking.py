@@ -9,9 +9,6 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-
-pytest.importorskip("detectron2")
-
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 

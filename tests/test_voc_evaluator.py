@@ -2,9 +2,6 @@
 
 import numpy as np
 import pytest
-
-pytest.importorskip("detectron2")
-
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("detectron2")
-
 from rambo_det.cli import lazy, train
 
 from ..models import write_coco, write_voc

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("detectron2")
-
 from ..models import write_coco
 from .conftest import WHOLE
 from .processes import assert_it_goes_on, assert_whole, printed, started, wait_until
@@ -59,10 +57,9 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.mark.parametrize("moment", ["checkpoint", "metrics"])
-def test_a_full_disk(moment, disk, tmp_path, record_property):
+def test_a_full_disk(moment, disk, tmp_path):
     if moment == "metrics" and not WHOLE:
         pytest.skip("only in the whole form")
-    record_property("note", "full disk: " + ("tmpfs" if disk.mounted else "RLIMIT_FSIZE"))
     write_coco(tmp_path, 3)
     folder = disk.folder / "out"
     period = "2" if moment == "checkpoint" else "10"

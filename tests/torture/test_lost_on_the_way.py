@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("detectron2")
-
 from ..models import write_coco
 from .conftest import WHOLE
 from .processes import (

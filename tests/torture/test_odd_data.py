@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("detectron2")
-
 from rambo_det.cli.train import main
 
 from ..models import SIZE, write_coco
