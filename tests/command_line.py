@@ -2,7 +2,7 @@
 
 import resource
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, product
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -13,12 +13,11 @@ def call(main, *words):
     """The exit status of ``main``; data sets that an earlier call has registered are forgotten."""
     words = [str(word) for word in words]
     for flag, name in pairwise(words):
-        names = {"--register-coco": [name], "--register-voc": [name]}.get(flag, [])
+        names = [name] if flag.startswith("--register-") else []
         if flag == "--data":
             names = [f"{name.partition('=')[0]}_{split}" for split in ("train", "val")]
-        for catalog in (DatasetCatalog, MetadataCatalog):
-            for each in names:
-                catalog.pop(each, None)
+        for catalog, each in product((DatasetCatalog, MetadataCatalog), names):
+            catalog.pop(each, None)
     return main(words)
 
 

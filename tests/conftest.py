@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +43,13 @@ def heard_by_caplog() -> None:
             logger = logging.getLogger(name)
             logger.propagate = True
             logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Gives what the package has warned of."""
+    caplog.set_level(logging.WARNING, logger="rambo_det")
+    return lambda: [record.getMessage() for record in caplog.records]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 import warnings
 from multiprocessing import forkserver
@@ -39,6 +40,18 @@ def background(*words, **environment):
         # What runs in the background of a script ignores Ctrl-C, and what it starts does too.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+
+
+def wait_until(condition, process, each=0.05):
+    """Returns once the condition holds; the process of :func:`background` has to live until then.
+
+    It is looked ``each`` that many seconds.
+    """
+    end = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it did not get there in 5 minutes"
+        time.sleep(each)
 
 
 def free_port():

@@ -29,10 +29,8 @@ from rambo_det.data import register_datasets
 from rambo_det.errors import InputError
 
 from .command_line import call, disk_full, refused
-from .forked import background
+from .forked import background, wait_until
 from .models import THIN, write_coco
-
-TIMEOUT = 300
 
 
 class Comparison:
@@ -87,10 +85,7 @@ def comparison(tmp_path_factory):
     """One that was killed while its second training ran, and started again."""
     made = Comparison(tmp_path_factory.mktemp("compare"))
     process = made.start()
-    second, end = made.folder("rambo") / "output.txt", time.monotonic() + TIMEOUT
-    while not second.exists() and time.monotonic() < end:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.02)
+    wait_until((made.folder("rambo") / "output.txt").exists, process, 0.02)
     orphan = process_of(made.folder("rambo"))  # its output is there before it is
     process.send_signal(signal.SIGKILL)
     process.wait()

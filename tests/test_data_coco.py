@@ -1,7 +1,6 @@
 """A user's COCO data: what is read, what COCOEvaluator makes of it, what is odd or refused."""
 
 import json
-import logging
 import re
 from itertools import islice
 from pathlib import Path
@@ -74,12 +73,6 @@ class Own:
 @pytest.fixture
 def own(tmp_path):
     return Own(tmp_path)
-
-
-@pytest.fixture
-def warnings(caplog):
-    caplog.set_level(logging.WARNING, logger="rambo_det")
-    return lambda: [record.getMessage() for record in caplog.records]
 
 
 def each(**fields):

@@ -1,6 +1,5 @@
 """Data in VOC's layout and folders of images with xml: what is read, what is refused."""
 
-import logging
 from collections import Counter
 from pathlib import Path
 
@@ -247,17 +246,17 @@ def test_a_missing_split_names_those_that_are_there(root, tmp_path):
         ("Images/a.jpg", "Annotations/a.xml", "", "."),
     ],
 )
-def test_a_folder_of_images_with_xml(file, xml, root, split, tmp_path, caplog):
+def test_a_folder_of_images_with_xml(file, xml, root, split, tmp_path, warnings):
     write_image(tmp_path / file)
     write_image(tmp_path / file.replace("a.jpg", "left.jpg"))
     for name in ("a.xml", "._a.xml", ".ipynb_checkpoints/a.xml"):
         write_xml(tmp_path / xml.replace("a.xml", name), "a.jpg")
-    with caplog.at_level(logging.WARNING, logger="rambo_det"):
-        assert register(tmp_path / root, split) == ["a"]
+    assert register(tmp_path / root, split) == ["a"]
     assert images_of(tmp_path) == [file]
     (record,) = DatasetCatalog.get("own")
     assert [a["bbox"] for a in record["annotations"]] == [[4, 4, 16, 26]]
-    assert "left out 1 image(s) without an xml" in caplog.text and "left.jpg" in caplog.text
+    (line,) = warnings()
+    assert "left out 1 image(s) without an xml" in line and "left.jpg" in line
 
 
 def test_a_folder_of_images_without_its_split_or_without_xml(tmp_path):
@@ -281,23 +280,21 @@ def test_a_filename_that_is_none_is_no_traceback(said, tmp_path):
     assert register(tmp_path, ".") == ["a"]
 
 
-def test_boxes_that_are_rotated_are_said(root, caplog):
+def test_boxes_that_are_rotated_are_said(root, warnings):
     turned = "<attribute><name>rotation</name><value>45.0</value></attribute></object>"
     replace("</object>", turned)(root)
-    with caplog.at_level(logging.WARNING, logger="rambo_det"):
-        register(root)
-    assert "1 box(es) are marked as rotated" in caplog.text
+    register(root)
+    (line,) = warnings()
+    assert "1 box(es) are marked as rotated" in line
 
 
-def test_real_blood_cells(real_data, caplog):
+def test_real_blood_cells(real_data, warnings):
     sets = [(f"bccd_{split}", real_data / "bccd", split) for split in ("train", "val", "test")]
-    with caplog.at_level(logging.WARNING, logger="rambo_det"):
-        names = register_datasets(voc=sets, train=["bccd_train"])
+    names = register_datasets(voc=sets, train=["bccd_train"])
     assert names == ["Platelets", "RBC", "WBC"]
     # the two boxes of zero size that are known: one in train, one in val
-    assert [r.getMessage().split(": ")[1] for r in caplog.records] == [
-        "dropped 1 box(es) without area inside their image"
-    ] * 2
+    dropped = "dropped 1 box(es) without area inside their image"
+    assert [line.split(": ")[1] for line in warnings()] == [dropped] * 2
     counts = Counter()
     for name, images in (("bccd_train", 205), ("bccd_val", 87), ("bccd_test", 72)):
         records = DatasetCatalog.get(name)

@@ -57,15 +57,6 @@ def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
     lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
     assert any(json.loads(line).get("rambo/bytes_sent", 0) > 0 for line in lines)
 
-    # One process can go on with it, with the memory of all four.
-    again = [tmp_path / "losses", training[0], "--resume", *training[1:], "SOLVER.MAX_ITER", "3"]
-    [output] = run_logged([{}], [tmp_path / "printed"], again)
-    assert "Starting training from iteration 2" in output
-    after = saved_memory(tmp_path / "out")
-    assert int(after["written"]) == 3
-    kept = (after["negatives"] != EMPTY_KEY).sum(-1)
-    assert torch.equal(kept[:2], there.sum(-1).sum(0)[:2])
-
 
 def test_tasks_of_slurm(training, tmp_path):
     """As srun starts them: two tasks on two nodes."""

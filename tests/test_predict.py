@@ -31,7 +31,7 @@ from rambo_det.errors import InputError
 from rambo_det.evaluation.pictures import class_metadata, draw_detections, interrupted_after
 
 from .command_line import call, disk_full, refused
-from .forked import background
+from .forked import background, wait_until
 from .models import CONFIGS, small_cfg, write_coco
 
 
@@ -171,10 +171,7 @@ def test_a_stream_until_ctrl_c(run, tmp_path):
         command = ["--run", str(run / "out"), "--camera", address, "--output", str(out)]
         process = background("tools/predict.py", *command)
         part = out / ".camera.part.mp4"
-        end = time.monotonic() + 120
-        while not (part.is_file() and part.stat().st_size) and time.monotonic() < end:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
+        wait_until(lambda: part.is_file() and part.stat().st_size, process)
         time.sleep(1.5)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import signal
-import time
 
 import pytest
 
@@ -12,7 +11,7 @@ from rambo_det.cli.train import main
 from rambo_det.engine.values import check_training
 
 from .command_line import call, own_data
-from .forked import background, python
+from .forked import background, python, wait_until
 from .models import THIN, small_cfg
 
 CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
@@ -94,16 +93,11 @@ def test_what_an_earlier_run_forbids(run, capsys, catalogs):
     assert "holds another run" in error and "--resume" in error and "--fresh" in error
     other = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume", *keys]
     assert "MODEL.ROI_HEADS.NAME" in refused(other, capsys)
-    learnt = "circle,square,triangle,star"
     for flag in ("--resume", "--eval-only"):
-        for order, number, name in (
-            ("star,triangle,square,circle", 1, "star"),
-            ("circle,triangle,square,star", 2, "triangle"),
-        ):
-            error = refused([*args, flag, "--classes", order, *keys], capsys)
-            was = learnt.split(",")[number - 1]
-            assert error.startswith(f"error: {flag}: class {number} is '{was}' in the run in")
-            assert f"and '{name}' in tn_" in error and error.endswith(f"--classes {learnt}")
+        error = refused([*args, flag, "--classes", "circle,triangle,square,star", *keys], capsys)
+        assert error.startswith(f"error: {flag}: class 2 is 'square' in the run in")
+        assert "and 'triangle' in tn_" in error
+        assert error.endswith("--classes circle,square,triangle,star")
     assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
@@ -112,10 +106,7 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
     flags, keys = ["--config", CONFIG, *data[0]], data[1]
     keys = [*keys, *THIN, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
     process = background("tools/train_net.py", *flags, *keys, "OUTPUT_DIR", out)
-    end = time.monotonic() + 120
-    while not (out / "last_checkpoint").is_file() and time.monotonic() < end:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    wait_until((out / "last_checkpoint").is_file, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: its data workers too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err

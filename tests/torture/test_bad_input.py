@@ -2,7 +2,7 @@
 
 The short form calls the command line's main in this process, but for one case; the whole form
 starts a process for each. Beside these there are the tables of tests/test_data_coco.py,
-test_data_voc.py, test_data_folders.py and test_architecture_errors.py.
+test_data_voc.py, test_data_folders.py and test_configs.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .conftest import WHOLE
 from .processes import (
     QUICKSTART,
     assert_one_line,
-    printed,
+    ended,
     run,
     snapshot,
     started,
@@ -275,8 +275,7 @@ def test_a_mistake(name, user, tmp_path, capsys, catalogs):
     before = snapshot(user)
     if name == "an image that is text":  # one as a user starts it, importing included
         with started(tool, args, tmp_path / "cache") as process:
-            status = process.wait(timeout=600)
-        err = printed(tmp_path / "cache")[1]
+            status, err = ended(process)
     elif WHOLE:
         status, _, err = run(tool, args, tmp_path / "cache")
     else:

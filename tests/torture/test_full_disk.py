@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from ..forked import wait_until
 from ..models import write_coco
 from .conftest import WHOLE
-from .processes import assert_it_goes_on, assert_whole, printed, started, wait_until
+from .processes import assert_it_goes_on, assert_whole, ended, started
 from .test_bad_input import good
 
 
@@ -73,8 +74,7 @@ def test_a_full_disk(moment, disk, tmp_path):
         before = (folder / "metrics.json").read_text() if moment == "metrics" else ""
         # One checkpoint takes 95 MiB.
         disk.fill((20 << 20) if moment == "checkpoint" else 0, process)
-        status = process.wait(timeout=300)
-    _, err = printed(tmp_path / "cache")
+        status, err = ended(process)
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert status not in (0, None) and len(errors) == 1, err[-3000:]
     assert "No space left" in errors[0] or "File too large" in errors[0]
