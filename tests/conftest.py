@@ -66,7 +66,8 @@ def real_data() -> Path:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished training of a few thousand parameters in ``out``.
 
-    Its data, named on the command line: ``train.json``, ``train``, ``val.json``, ``val``.
+    Its data, named on the command line: ``train.json``, ``train``, ``val.json``, ``val``. What it
+    printed: ``printed.txt``.
     """
     from .command_line import own_data
     from .forked import python
@@ -75,11 +76,12 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     data, keys = own_data(folder, "own", 4, 3)
     done = python(
-        "-m", "rambo_det.cli.train", "--config", "configs/quickstart/faster_rcnn_rambo.yaml",
+        "tools/train_net.py", "--config", "configs/quickstart/faster_rcnn_rambo.yaml",
         *data, *keys, *THIN, "SOLVER.MAX_ITER", 3, "SEED", 3, "OUTPUT_DIR", folder / "out",
         RAMBO_DET_CACHE=str(folder / "cache"), OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    (folder / "printed.txt").write_text(done.stdout)
     return folder
 
 

@@ -28,7 +28,7 @@ from rambo_det.modeling.classifier import Classifier, Rescaling
 
 from .architectures import config
 from .command_line import call, refused, registered
-from .forked import python
+from .forked import run_together
 from .models import CONFIGS, THIN, small_cfg, training_inputs, write_coco
 
 NUM_CLASSES = 4
@@ -174,11 +174,10 @@ def calibrated_run(finished_run, tmp_path_factory):
     """The same training, calibrated at its end."""
     out = tmp_path_factory.mktemp("calibrated") / "out"
     config, data = finished_run / "out" / "config.yaml", registered(finished_run)
-    keys = ["RAMBO_TRAIN.CALIBRATE", "train", "OUTPUT_DIR", out]
-    cache = str(out.parent / "cache")
-    done = python("-m", "rambo_det.cli.train", "--config", config, *data, *keys,
-                  RAMBO_DET_CACHE=cache, OMP_NUM_THREADS="1")  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    command = ["tools/train_net.py", "--config", config, *data]
+    command += ["RAMBO_TRAIN.CALIBRATE", "train", "OUTPUT_DIR", out]
+    cache = {"RAMBO_DET_CACHE": str(out.parent / "cache")}
+    run_together([command], [out.parent / "printed.txt"], [cache])
     return out
 
 
@@ -311,11 +310,11 @@ def test_mistakes_are_one_line(damage, command, message, folder, finished_run, c
 def test_the_data_set_of_a_calibration_is_checked_before_the_training(
     finished_run, tmp_path, catalogs, capsys
 ):
-    data = ["--register-coco", "own_train", finished_run / "train.json", finished_run / "train"]
-    command = ["--config", finished_run / "out" / "config.yaml", *data, "DATASETS.TEST", "()"]
+    config, data = finished_run / "out" / "config.yaml", registered(finished_run)
+    command = ["--config", config, *data, "DATASETS.TEST", "()"]
     command += ["SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path / "o", "RAMBO_TRAIN.CALIBRATE"]
-    assert call(train, *command, "nobodys") == 2
-    assert "RAMBO_TRAIN.CALIBRATE: data set nobodys" in capsys.readouterr().err
+    error = refused(capsys, train, *command, "nobodys")
+    assert "RAMBO_TRAIN.CALIBRATE: data set nobodys" in error
     assert not (tmp_path / "o" / "metrics.json").exists()
-    assert call(train, *command, "rambo_shapes_val") == 0
-    assert "Calibrated on rambo_shapes_val" in capsys.readouterr().out
+    assert call(train, *command, "own_val") == 0
+    assert "Calibrated on own_val" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from rambo_det.engine.saved import read_data, write_data
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
-from .forked import start_script
+from .forked import run_together
 from .models import THIN, small_cfg, training_inputs, write_coco, write_voc
 
 pytestmark = pytest.mark.usefixtures("catalogs")
@@ -72,10 +72,8 @@ def tool(folder, name, *arguments):
     output = folder / "printed.txt"
     output.unlink(missing_ok=True)
     cache = {"RAMBO_DET_CACHE": str(folder / "cache")}
-    process = start_script(cache, (output, output), [f"tools/{name}", *arguments])
-    process.join(300)
-    assert process.exitcode == 0, output.read_text()[-2000:]
-    return output.read_text()
+    (printed,) = run_together([[f"tools/{name}", *arguments]], [output], [cache])
+    return printed
 
 
 def ranking_of(run):

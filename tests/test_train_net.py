@@ -10,36 +10,28 @@ import pytest
 from rambo_det.cli.train import main
 from rambo_det.engine.values import check_training
 
-from .command_line import call, own_data
+from .command_line import call, registered
 from .forked import background, python, wait_until
 from .models import THIN, small_cfg
 
 CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
-SMALL = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
 
 
-def refused(words, capsys):
-    """The one line that these arguments end with."""
+def error_line(words, capsys):
+    """The last line that these arguments end with."""
     assert call(main, *words) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     return error
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return own_data(tmp_path_factory.mktemp("data"), "tn")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data):
-    """A trained run: its folder, the arguments of it, and what it printed."""
-    folder = tmp_path_factory.mktemp("run") / "out"
-    args = ["--config", CONFIG, *data[0]]
-    keys = [*data[1], "SEED", "1", *SMALL, "OUTPUT_DIR", folder]
-    done = python("tools/train_net.py", *args, *keys)
-    assert done.returncode == 0, done.stderr
-    return folder, args, keys, done.stdout
+@pytest.fixture
+def run(finished_run):
+    """A trained run: its folder, the flags and the keys of it, and what it printed."""
+    args = ["--config", CONFIG, *registered(finished_run)]
+    keys = ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)", *THIN]
+    keys += ["SOLVER.MAX_ITER", 3, "SEED", 3, "OUTPUT_DIR", finished_run / "out"]
+    return finished_run / "out", args, keys, (finished_run / "printed.txt").read_text()
 
 
 def test_it_trains_and_ends_with_a_table(run):
@@ -78,9 +70,9 @@ def test_a_model_that_detects_nothing_is_explained(run, capsys, catalogs, tmp_pa
 
 def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, tmp_path):
     folder, args, _, _ = run
-    words = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", "--eval-only", "MODEL.WEIGHTS"]
-    words += [folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
-    error = refused([*words, "MODEL.ROI_HEADS.NUM_CLASSES", 7], capsys)
+    words = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", "--eval-only", *THIN]
+    words += ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
+    error = error_line([*words, "MODEL.ROI_HEADS.NUM_CLASSES", 7], capsys)
     assert "is not of the model of" in error
     assert "cls_score" in error and "(5, " in error and "(8, " in error
 
@@ -89,23 +81,23 @@ def test_what_an_earlier_run_forbids(run, capsys, catalogs):
     """To overwrite it, and to go on with it as another model or under other class names."""
     folder, args, keys, _ = run
     before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    error = refused([*args, *keys], capsys)
+    error = error_line([*args, *keys], capsys)
     assert "holds another run" in error and "--resume" in error and "--fresh" in error
     other = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume", *keys]
-    assert "MODEL.ROI_HEADS.NAME" in refused(other, capsys)
+    assert "MODEL.ROI_HEADS.NAME" in error_line(other, capsys)
     for flag in ("--resume", "--eval-only"):
-        error = refused([*args, flag, "--classes", "circle,triangle,square,star", *keys], capsys)
+        error = error_line([*args, flag, "--classes", "circle,triangle,square,star", *keys], capsys)
         assert error.startswith(f"error: {flag}: class 2 is 'square' in the run in")
-        assert "and 'triangle' in tn_" in error
+        assert "and 'triangle' in own_" in error
         assert error.endswith("--classes circle,square,triangle,star")
     assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
-def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(run, tmp_path):
+    _, args, keys, _ = run
     out = tmp_path / "out"
-    flags, keys = ["--config", CONFIG, *data[0]], data[1]
-    keys = [*keys, *THIN, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
-    process = background("tools/train_net.py", *flags, *keys, "OUTPUT_DIR", out)
+    keys = [*keys, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
+    process = background("tools/train_net.py", *args, *keys, "OUTPUT_DIR", out)
     wait_until((out / "last_checkpoint").is_file, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: its data workers too
     _, err = process.communicate(timeout=60)

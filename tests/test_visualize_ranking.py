@@ -20,9 +20,9 @@ from rambo_det.evaluation.ranking import (
     rank_detections,
 )
 
-from .command_line import refused
+from .command_line import call, refused
 from .detections import random_data, result, truth_of
-from .forked import REPOSITORY, python
+from .forked import REPOSITORY
 
 
 def import_tool():
@@ -147,13 +147,11 @@ def test_each_class_has_a_picture_of_its_own(tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "ranking.png")).shape[0] == 350 * len(names)
 
 
-def test_the_tool_on_a_run(finished_run):
+def test_the_tool_on_a_run(finished_run, catalogs, capsys):
     """Only the folder of the run is named; the numbers are those of the run's evaluation."""
-    run, out = finished_run, finished_run / "out" / "ranking"
-    command = ["tools/visualize_ranking.py", "--run", run / "out"]
-    cache = {"RAMBO_DET_CACHE": str(run / "cache")}
-    done = python(*command, **cache)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    run, out, main = finished_run, finished_run / "out" / "ranking", import_tool().main
+    assert call(main, "--run", run / "out") == 0
+    printed = capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads((out / "ranking.json").read_text())["classes"]}
     stored = json.loads((run / "out/inference/coco_instances_results.json").read_text())
     file = json.loads((run / "out" / "data.json").read_text())["annotations"]["own_val"]
@@ -163,16 +161,14 @@ def test_the_tool_on_a_run(finished_run):
             row = rows[k.name]
             assert row["ap"] == pytest.approx(100 * k.ap, abs=0.01) and row["found"] == k.true.sum()
             lost = row["ap"] + row["lost_to_order"] + row["lost_to_not_found"]
-            assert lost == pytest.approx(100) and f"| {k.name} " in done.stdout
+            assert lost == pytest.approx(100) and f"| {k.name} " in printed
     page = (out / "index.html").read_text()
     assert not re.search(r"(src|href)=.?(https?:|/|\./)", page), "the page is not self-contained"
     assert page.count("data:image/png;base64,") == len(rows) - 1
     poster = cv2.imread(str(out / "ranking.png"))
     assert poster.shape == (350 * (len(rows) - 1), 1500, 3)
     before = {p: p.read_bytes() for p in out.iterdir()}
-    done = python(*command, **cache)
-    assert done.returncode == 2 and done.stderr.startswith("error: ")
-    assert "--overwrite" in done.stderr
+    assert "--overwrite" in refused(capsys, main, "--run", run / "out")
     assert {p: p.read_bytes() for p in out.iterdir()} == before
 
 
