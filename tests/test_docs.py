@@ -129,7 +129,7 @@ def test_the_table_of_versions_is_that_of_the_results():
     assert done.stdout in text_of(DOCS / "versions.md")
 
 
-@pytest.mark.parametrize("file", ROOT.glob("notebooks/*.ipynb"), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda file: file.name)
 def test_a_notebook_runs_from_top_to_bottom(file, tmp_path, monkeypatch):
     reason = "nbclient or ipykernel is not installed: requirements.txt has them"
     nbclient = pytest.importorskip("nbclient", reason=reason)
