@@ -1,6 +1,8 @@
 """The command line's main in this process, as often as a test likes."""
 
-from itertools import pairwise
+import resource
+from contextlib import contextmanager
+from itertools import pairwise, product
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -11,10 +13,21 @@ def call(main, *words):
     """The exit status of ``main``; data sets that an earlier call has registered are forgotten."""
     words = [str(word) for word in words]
     for flag, name in pairwise(words):
-        if flag in ("--register-coco", "--register-voc"):
-            for catalog in (DatasetCatalog, MetadataCatalog):
-                catalog.pop(name, None)
+        names = [name] if flag.startswith("--register-") else []
+        if flag == "--data":
+            names = [f"{name.partition('=')[0]}_{split}" for split in ("train", "val")]
+        for catalog, each in product((DatasetCatalog, MetadataCatalog), names):
+            catalog.pop(each, None)
     return main(words)
+
+
+def refused(capsys, main, *words):
+    """The one line with which ``main`` refuses these words."""
+    capsys.readouterr()
+    assert call(main, *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
 
 
 def registered(folder):
@@ -38,3 +51,14 @@ def own_data(folder, name, num=4, num_val=4):
     flags = ["--register-coco", train, *write_coco(folder, num, "train")]
     flags += ["--register-coco", val, *write_coco(folder, num_val, "val")]
     return flags, ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)"]
+
+
+@contextmanager
+def disk_full():
+    """No file of this process can have more than 200 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -2,9 +2,9 @@
 
 import logging
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,23 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, where triton is first imported
+
+HERE = Path(__file__).parent
+# The loss's own tests run without Detectron2 too.
+_IMPORTS = (
+    r"^(from|import) (detectron2|rambo_det\.compare|\.+(models|architectures|command_line))\b"
+)
+_NEEDS = re.compile(_IMPORTS, re.M)
+collect_ignore = [
+    str(file.relative_to(HERE))
+    for file in sorted(HERE.rglob("test_*.py"))
+    if find_spec("detectron2") is None and _NEEDS.search(file.read_text(encoding="utf-8"))
+]
+
+
+def pytest_report_header() -> list[str]:
+    left_out = f"without Detectron2 {len(collect_ignore)} files of tests are left out"
+    return [left_out] if collect_ignore else []
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +46,13 @@ def heard_by_caplog() -> None:
 
 
 @pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Gives what the package has warned of."""
+    caplog.set_level(logging.WARNING, logger="rambo_det")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
 def real_data() -> Path:
     """The folder of the real data sets; the test is skipped where it is absent."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -42,29 +66,30 @@ def real_data() -> Path:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished training of a few thousand parameters in ``out``.
 
-    Its data, named on the command line: ``train.json``, ``train``, ``val.json``, ``val``.
+    Its data, named on the command line: ``train.json``, ``train``, ``val.json``, ``val``. What it
+    printed: ``printed.txt``.
     """
-    pytest.importorskip("detectron2")
     from .command_line import own_data
+    from .forked import python
     from .models import THIN
 
     folder = tmp_path_factory.mktemp("finished")
     data, keys = own_data(folder, "own", 4, 3)
-    done = subprocess.run(
-        [sys.executable, "-m", "rambo_det.cli.train", "--config",
-         "configs/quickstart/faster_rcnn_rambo.yaml", *data, *keys, *THIN, "SOLVER.MAX_ITER", "3",
-         "SEED", "3", "OUTPUT_DIR", folder / "out"],
-        cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True,
-        env={**os.environ, "RAMBO_DET_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+    done = python(
+        "tools/train_net.py", "--config", "configs/quickstart/faster_rcnn_rambo.yaml",
+        *data, *keys, *THIN, "SOLVER.MAX_ITER", 3, "SEED", 3, "OUTPUT_DIR", folder / "out",
+        RAMBO_DET_CACHE=str(folder / "cache"), OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    (folder / "printed.txt").write_text(done.stdout)
     return folder
 
 
 @pytest.fixture
 def catalogs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache of its own, and Detectron2's catalogs are afterwards as they were."""
-    data = pytest.importorskip("detectron2.data")
+    from detectron2 import data
+
     from rambo_det.data.shapes import register_shapes
 
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "cache"))

@@ -6,8 +6,11 @@ Importing takes longer than what most of them do. They are real processes all th
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
+import subprocess
 import sys
+import time
 import traceback
 import warnings
 from multiprocessing import forkserver
@@ -19,6 +22,36 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def python(*words, **environment):
+    """``python WORDS…`` in the repository, to its end: exit status and what it printed."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=REPOSITORY, capture_output=True, text=True,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def background(*words, **environment):
+    """The same while it runs, in a session of its own; one may send it Ctrl-C."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)], cwd=REPOSITORY, env={**os.environ, **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # What runs in the background of a script ignores Ctrl-C, and what it starts does too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+def wait_until(condition, process, each=0.05):
+    """Returns once the condition holds; the process of :func:`background` has to live until then.
+
+    It is looked ``each`` that many seconds.
+    """
+    end = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it did not get there in 5 minutes"
+        time.sleep(each)
 
 
 def free_port():
@@ -68,21 +101,27 @@ def start_script(environment, outputs, command):
     return process
 
 
-def run_logged(environments, outputs, arguments, timeout=300):
-    """Runs ``python tests/logged_run.py ARGUMENTS…`` in each environment, to a good end.
+def run_together(commands, outputs, environments):
+    """Runs scripts at the same time, see :func:`start_script`, to a good end.
 
     Returns:
         What each has printed into its file of ``outputs``.
     """
-    command = ["tests/logged_run.py", *arguments]
     processes = [
         start_script(environment, (output, output), command)
-        for environment, output in zip(environments, outputs, strict=True)
+        for command, output, environment in zip(commands, outputs, environments, strict=True)
     ]
     for process in processes:
-        process.join(timeout)
-        assert process.exitcode == 0, "\n".join(file.read_text()[-4000:] for file in outputs)
+        process.join(300)
+    codes = [process.exitcode for process in processes]
+    assert not any(codes), "\n".join(file.read_text()[-4000:] for file in outputs)
     return [file.read_text() for file in outputs]
+
+
+def run_logged(environments, outputs, arguments):
+    """Runs ``python tests/logged_run.py ARGUMENTS…`` in each environment, to a good end."""
+    commands = [["tests/logged_run.py", *arguments]] * len(outputs)
+    return run_together(commands, outputs, environments)
 
 
 def _check(rank, world, port, folder, check, args):

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
+from PIL import Image
 
 import rambo_det
 from rambo_det.data.drawing import CLASSES, SPEC, draw
@@ -19,6 +20,11 @@ THIN = [
     "MODEL.RPN.IN_FEATURES", "['res3']", "MODEL.ROI_HEADS.IN_FEATURES", "['res3']",
     "MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32]]", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
     "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0", "MODEL.DEVICE", "cpu",
+]  # fmt: skip
+#: For runs that are compared to the last bit: sizes are drawn, and there are several checkpoints.
+VARIED = [
+    *THIN, "INPUT.MIN_SIZE_TRAIN", "(64,80,96)", "SOLVER.CHECKPOINT_PERIOD", "3",
+    "SOLVER.WARMUP_ITERS", "4",
 ]  # fmt: skip
 
 
@@ -55,6 +61,36 @@ def write_coco(folder: Path, num: int = 4, split: str = "train") -> tuple[str, s
         json.dumps({"images": images, "annotations": annotations, "categories": categories})
     )
     return str(file), str(folder / split)
+
+
+VOC_OBJECT = """<object><name>{}</name>{}<difficult>{}</difficult><bndbox><xmin>{}</xmin>
+<ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
+# Upstream's evaluator cannot do without these.
+EXTRA = "<pose>Unspecified</pose><truncated>0</truncated>"
+
+
+def write_voc(root, split, images, size=(60, 50), extra=""):
+    """Adds a split to a folder in VOC's layout.
+
+    Args:
+        root, split: the folder, made if it is not there, and the split's name.
+        images: image name -> its objects: class name, corners as VOC counts pixels, difficult.
+        size: width and height of the images in px.
+        extra: xml of each object.
+
+    Returns:
+        The folder.
+    """
+    for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(images) + "\n")
+    for stem, objects in images.items():
+        Image.effect_noise(size, 60).convert("RGB").save(root / "JPEGImages" / f"{stem}.jpg")
+        items = "".join(VOC_OBJECT.format(name, extra, hard, *box) for name, box, hard in objects)
+        dimensions = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+        text = f"<annotation>{dimensions}{items}</annotation>"
+        (root / "Annotations" / f"{stem}.xml").write_text(text)
+    return root
 
 
 def training_inputs(num: int = 2, empty: bool = False) -> list[dict]:

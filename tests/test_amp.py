@@ -94,20 +94,6 @@ def test_a_training_step_under_autocast(model):
     assert logits.weight.grad.dtype == torch.float32 and logits.weight.grad.any()
 
 
-@pytest.mark.parametrize("dtype", HALF)
-def test_the_criterion_ranks_in_float32_whatever_the_autocast(dtype):
-    pytest.importorskip("detectron2")
-    from rambo_det.modeling.criterion import RamboCriterion
-
-    scores, gt = batch(seed=4)
-    half = scores.to(dtype)
-    plain, plain_grad = value_and_grad(RamboCriterion(4), half.float(), gt)
-    with torch.autocast("cpu", dtype=dtype):
-        value, grad = value_and_grad(RamboCriterion(4), half, gt)
-    assert value.dtype == torch.float32 and torch.equal(value, plain)
-    assert torch.equal(grad, plain_grad.to(dtype))
-
-
 def test_a_grad_scaler_scales_the_gradient_of_every_parameter(model):
     twin = copy.deepcopy(model)
     losses_of(model)["loss_cls"].backward()

@@ -1,18 +1,12 @@
 """Scores that are probabilities: written into the last layer of every kind of detector."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 from pycocotools.coco import COCO
@@ -33,7 +27,8 @@ from rambo_det.evaluation.calibration import (
 from rambo_det.modeling.classifier import Classifier, Rescaling
 
 from .architectures import config
-from .command_line import call, registered
+from .command_line import call, refused, registered
+from .forked import run_together
 from .models import CONFIGS, THIN, small_cfg, training_inputs, write_coco
 
 NUM_CLASSES = 4
@@ -178,12 +173,11 @@ def test_nothing_to_fit_to_is_said(tmp_path, image):
 def calibrated_run(finished_run, tmp_path_factory):
     """The same training, calibrated at its end."""
     out = tmp_path_factory.mktemp("calibrated") / "out"
-    arguments = ["--config", finished_run / "out" / "config.yaml", *registered(finished_run)]
-    arguments += ["RAMBO_TRAIN.CALIBRATE", "train", "OUTPUT_DIR", out]
-    subprocess.run(
-        [sys.executable, "-m", "rambo_det.cli.train", *arguments], check=True,
-        env={**os.environ, "RAMBO_DET_CACHE": str(out.parent / "cache"), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    config, data = finished_run / "out" / "config.yaml", registered(finished_run)
+    command = ["tools/train_net.py", "--config", config, *data]
+    command += ["RAMBO_TRAIN.CALIBRATE", "train", "OUTPUT_DIR", out]
+    cache = {"RAMBO_DET_CACHE": str(out.parent / "cache")}
+    run_together([command], [out.parent / "printed.txt"], [cache])
     return out
 
 
@@ -191,10 +185,6 @@ def calibrated_run(finished_run, tmp_path_factory):
 def folder(calibrated_run, tmp_path):
     shutil.copytree(calibrated_run, tmp_path / "out")
     return tmp_path / "out"
-
-
-def calibrate(folder, *arguments):
-    return main(["--run", str(folder), *map(str, arguments)])
 
 
 def weights_of(file):
@@ -221,7 +211,7 @@ def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, cat
     config, data = finished_run / "out" / "config.yaml", registered(finished_run)
     command = ["--config", config, *data, "--resume", "OUTPUT_DIR", folder]
     again = [*command, "SOLVER.MAX_ITER", 4, "RAMBO_TRAIN.CALIBRATE", "train"]
-    assert train([str(x) for x in again]) == 0
+    assert call(train, *again) == 0
     assert "Calibrated on own_train" in capsys.readouterr().out
     log = (folder / "log.txt").read_text()
     assert "model_raw.pth" in log and "Starting training from iteration 3" in log
@@ -235,7 +225,7 @@ def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, cat
 def test_evaluation_shows_raw_and_calibrated(folder, finished_run, catalogs, capsys):
     config, data = finished_run / "out" / "config.yaml", registered(finished_run)
     command = ["--config", config, *data, "--eval-only", "OUTPUT_DIR", folder]
-    assert train([str(x) for x in command]) == 0
+    assert call(train, *command) == 0
     out = capsys.readouterr().out
     assert f"checkpoint: {folder / 'model_raw.pth'}, not calibrated" in out
     assert out.index("not calibrated") < out.index(f"checkpoint: {folder / 'model_final.pth'}")
@@ -250,7 +240,8 @@ def test_a_config_and_weights_with_data_of_the_command_line(folder, finished_run
 
 
 def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalogs, capsys):
-    assert calibrate(folder, "--weights", folder / "model_raw.pth", "--overwrite") == 0
+    command = ["--run", folder, "--weights", folder / "model_raw.pth"]
+    assert call(main, *command, "--overwrite") == 0
     out = capsys.readouterr().out
     assert "calibration error" in out and "SCORE_THRESH_TEST" in out and "| AP-circle" in out
     assert "| AP of 300 detections an image" in out
@@ -263,8 +254,7 @@ def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalo
     }
     # Nothing is overwritten, and other weights have no thresholds.
     before = calibrated.read_bytes()
-    assert calibrate(folder, "--weights", folder / "model_raw.pth") == 2
-    assert "exists already: --overwrite" in capsys.readouterr().err
+    assert "exists already: --overwrite" in refused(capsys, main, *command)
     assert calibrated.read_bytes() == before
     assert read_thresholds(str(calibrated), list(CLASSES))
     assert read_thresholds(str(folder / "model_final.pth"), list(CLASSES)) is None
@@ -308,34 +298,23 @@ def test_mistakes_are_one_line(damage, command, message, folder, finished_run, c
     if damage:
         damage(folder)
     if command is None:
-        status = predict(["--run", str(folder), "--output", str(folder / "x"),
-                          str(finished_run / "val")])  # fmt: skip
+        words = ["--run", folder, "--output", folder / "x", finished_run / "val"]
+        error = refused(capsys, predict, *words)
     else:
-        command = [str(folder / x) if x.endswith(".pth") else x for x in command]
-        status = calibrate(folder, *command)
-    error = capsys.readouterr().err.strip()
-    assert status == 2 and message in error and "\n" not in error
+        words = [folder / x if x.endswith(".pth") else x for x in command]
+        error = refused(capsys, main, "--run", folder, *words)
+    assert message in error
     assert {file.name: file.read_bytes() for file in folder.glob("*.pth")} == before
 
 
-@pytest.mark.parametrize(
-    ("opts", "message"),
-    [
-        (("RAMBO_TRAIN.CALIBRATE", "nobodys"), "RAMBO_TRAIN.CALIBRATE: data set nobodys"),
-        (("RAMBO_TRAIN.CALIBRATE", "rambo_shapes_val"), None),
-    ],
-)
 def test_the_data_set_of_a_calibration_is_checked_before_the_training(
-    opts, message, finished_run, tmp_path, catalogs, capsys
+    finished_run, tmp_path, catalogs, capsys
 ):
-    data = ["--register-coco", "own_train", finished_run / "train.json", finished_run / "train"]
-    config = finished_run / "out" / "config.yaml"
-    command = ["--config", config, *data, "DATASETS.TEST", "()", *opts]
-    status = train([str(x) for x in [*command, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path / "o"]])
-    seen = capsys.readouterr()
-    if message:
-        assert (
-            status == 2 and message in seen.err and not (tmp_path / "o" / "metrics.json").exists()
-        )
-    else:
-        assert status == 0 and "Calibrated on rambo_shapes_val" in seen.out
+    config, data = finished_run / "out" / "config.yaml", registered(finished_run)
+    command = ["--config", config, *data, "DATASETS.TEST", "()"]
+    command += ["SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path / "o", "RAMBO_TRAIN.CALIBRATE"]
+    error = refused(capsys, train, *command, "nobodys")
+    assert "RAMBO_TRAIN.CALIBRATE: data set nobodys" in error
+    assert not (tmp_path / "o" / "metrics.json").exists()
+    assert call(train, *command, "own_val") == 0
+    assert "Calibrated on own_val" in capsys.readouterr().out

@@ -6,11 +6,8 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -18,13 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import MetadataCatalog
 
 import rambo_det
-
-pytest.importorskip("detectron2")
-
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from rambo_det.cli.compare import main
 from rambo_det.compare.plan import Plan, Run
 from rambo_det.compare.report import shown_losses, write_report
@@ -35,10 +28,9 @@ from rambo_det.compare.text import as_text
 from rambo_det.data import register_datasets
 from rambo_det.errors import InputError
 
+from .command_line import call, disk_full, refused
+from .forked import background, wait_until
 from .models import THIN, write_coco
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-TIMEOUT = 300
 
 
 class Comparison:
@@ -59,18 +51,12 @@ class Comparison:
         ]  # fmt: skip
 
     def start(self):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAMBO_DET_CACHE": self._cache}
-        return subprocess.Popen(
-            [sys.executable, "tools/compare.py", *self.words()], cwd=REPOSITORY, env=environment,
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        cache = {"OMP_NUM_THREADS": "1", "RAMBO_DET_CACHE": self._cache}
+        return background("tools/compare.py", *self.words(), **cache)
 
     def main(self, *keys, **losses):
-        """The exit status of the command, in this process; its data sets are registered anew."""
-        for catalog in (DatasetCatalog, MetadataCatalog):
-            for name in {"drawn_train", "drawn_val"} & set(catalog.keys()):
-                catalog.remove(name)
-        return main(self.words(*keys, **losses))
+        """The exit status of the command, in this process."""
+        return call(main, *self.words(*keys, **losses))
 
     def folder(self, variant):
         return self.out / "runs" / "drawn" / variant / "seed0"
@@ -99,10 +85,7 @@ def comparison(tmp_path_factory):
     """One that was killed while its second training ran, and started again."""
     made = Comparison(tmp_path_factory.mktemp("compare"))
     process = made.start()
-    second, end = made.folder("rambo") / "output.txt", time.monotonic() + TIMEOUT
-    while not second.exists() and time.monotonic() < end:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.02)
+    wait_until((made.folder("rambo") / "output.txt").exists, process, 0.02)
     orphan = process_of(made.folder("rambo"))  # its output is there before it is
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -291,21 +274,22 @@ def scripted(folder, script, **settings):
 def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     """Whichever comes second waits for the first, and finds what that has finished."""
     script = (
-        'echo started >> "$0/log"; echo \'{"iteration": 1}\' >> "$0/metrics.json"; '
+        'echo started $OMP_NUM_THREADS $MKL_NUM_THREADS >> "$0/log"; '
+        'echo \'{"iteration": 1}\' >> "$0/metrics.json"; '
         "touch $0/model_{0000499,best,final}.pth $0/last_checkpoint; sleep 0.5"
     )
     runs = [scripted(tmp_path / name, script) for name in "ab"]
 
     def compare_there():
         with alone_in(tmp_path) as lock:
-            return run_all(runs, 1, 1, keep, lock)
+            return run_all(runs, 1, 3, keep, lock)
 
     with ThreadPoolExecutor() as pool:
         for end in as_completed([pool.submit(compare_there) for _ in range(2)]):
             assert end.result() == []
             assert [read_record(run.folder)["status"] for run in runs] == ["finished"] * 2
     for run in runs:
-        assert (run.folder / "log").read_text() == "started\n"
+        assert (run.folder / "log").read_text() == "started 3 3\n"
         left = {file.name for file in run.folder.glob("*[lt]_*")}
         last = {"last_checkpoint", "model_best.pth", "model_final.pth"}
         assert left == (last if keep == "last" else set())
@@ -314,17 +298,10 @@ def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
         run_all([other], 1, 1)
 
 
-def test_a_training_has_the_threads_that_were_asked_for(tmp_path):
-    run = scripted(tmp_path / "a", 'echo $OMP_NUM_THREADS $MKL_NUM_THREADS > "$0/threads"')
-    assert run_all([run], 1, 3) == []
-    assert (run.folder / "threads").read_text() == "3 3\n"
-
-
 def test_other_settings_are_refused(comparison, catalogs, capsys):
     before = (comparison.out / "results.json").read_bytes()
-    assert comparison.main("SOLVER.BASE_LR", "0.5") == 2
-    refused = r"error: \S+seed0 was made with SOLVER.BASE_LR 0.04, now it is 0.5: .*\n"
-    assert re.fullmatch(refused, capsys.readouterr().err)
+    error = refused(capsys, main, *comparison.words("SOLVER.BASE_LR", "0.5"))
+    assert re.search(r"seed0 was made with SOLVER.BASE_LR 0.04, now it is 0.5: ", error)
     assert (comparison.out / "results.json").read_bytes() == before
 
 
@@ -360,12 +337,8 @@ def test_a_finished_run_that_lacks_files_is_named_with_what_to_do(comparison, ca
 
 
 def test_a_full_disk_is_one_line(comparison, catalogs, capsys):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
-    try:
+    with disk_full():
         assert comparison.main() == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     error = capsys.readouterr().err
     assert error == "error: [Errno 27] File too large: make room; the same command goes on\n"
 

@@ -1,20 +1,14 @@
-"""Registering a user's COCO data: what is read, what COCOEvaluator makes of it, what is refused."""
+"""A user's COCO data: what is read, what COCOEvaluator makes of it, what is odd or refused."""
 
 import json
-import logging
-from collections.abc import Callable, Sequence
+import re
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import pytest
-
-pytest.importorskip("detectron2")
 
 import numpy as np
 import pycocotools.mask as mask_util
+import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -22,7 +16,7 @@ from PIL import Image
 
 from rambo_det.cli.train import parse_args
 from rambo_det.data import hold_out, register_datasets
-from rambo_det.data.files import check_image
+from rambo_det.data.files import image_size
 from rambo_det.engine.setup import build_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
@@ -30,20 +24,11 @@ from rambo_det.errors import InputError
 pytestmark = pytest.mark.usefixtures("catalogs")
 
 SIZE = (40, 30)
+POLYGON = [[1, 2, 11, 2, 11, 14]]
+RLE = {"size": [30, 40], "counts": [100, 500, 600]}
 
 
-def register_coco(
-    name: str, file: Path, images: Path, classes: Sequence[str] | None = None
-) -> list[str]:
-    return register_datasets([(name, file, images)], classes=classes)
-
-
-def _write_image(path: Path, size: tuple[int, int] = SIZE, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.effect_noise(size, 60).convert("RGB").save(path, **options)
-
-
-def _content() -> dict[str, Any]:
+def content():
     """Ids that are not 1..K, out of order, a category without boxes, an image without boxes."""
     boxes = [(7, 9, [1, 2, 10, 12]), (7, 3, [5, 5, 20, 20]), (4, 9, [0, 0, 40, 30])]
     return {
@@ -63,21 +48,74 @@ def _content() -> dict[str, Any]:
     }
 
 
+class Own:
+    """A folder of images, with a json beside it that is written after a change."""
+
+    def __init__(self, folder):
+        self.images, self.file = folder / "images", folder / "set.json"
+        self.images.mkdir()
+        for name in ("a.jpg", "b.png", "empty.jpg"):
+            Image.effect_noise(SIZE, 60).convert("RGB").save(self.images / name)
+        with open(self.images / "empty.jpg", "ab") as file:  # as some cameras pad them
+            file.write(b"\0" * 10)
+
+    def write(self, change=lambda made: None, file=None, coding="utf-8"):
+        """The json after the change, or what it gives as text; what registers it."""
+        file, made = file or self.file, content()
+        text = change(made)
+        file.write_bytes((text if isinstance(text, str) else json.dumps(made)).encode(coding))
+        return file, self.images
+
+    def register(self, change=lambda made: None, classes=None, coding="utf-8"):
+        return register_datasets([("own", *self.write(change, coding=coding))], classes=classes)
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in ("a.jpg", "b.png", "empty.jpg"):
-        _write_image(tmp_path / "images" / name)
-    return tmp_path
+def own(tmp_path):
+    return Own(tmp_path)
 
 
-def _write(folder: Path, content: Any, name: str = "set.json") -> tuple[Path, Path]:
-    text = content if isinstance(content, str) else json.dumps(content)
-    (folder / name).write_text(text)
-    return folder / name, folder / "images"
+def each(**fields):
+    """A change of all annotations."""
+    return lambda made: [item.update(fields) for item in made["annotations"]]
 
 
-def _perfect(name: str, wrong: bool = False, only: str | None = None) -> dict[str, float]:
-    """COCOEvaluator's result where the truth (with wrong classes, of one class) is predicted."""
+def of(place, **fields):
+    """A change of an entry, such as "images 0"; ... takes a field away."""
+    name, index = place.split()
+
+    def change(made):
+        entry = made[name][int(index)]
+        entry.update(fields)
+        for key in [key for key, value in fields.items() if value is ...]:
+            del entry[key]
+
+    return change
+
+
+def first(**fields):
+    return of("annotations 0", **fields)
+
+
+def whole(**lists):
+    return lambda made: made.update(lists)
+
+
+def both(*changes):
+    return lambda made: [change(made) for change in changes]
+
+
+def annotations_of(name="own"):
+    return [a for record in DatasetCatalog.get(name) for a in record["annotations"]]
+
+
+def stored(name="own"):
+    """The annotations that COCOEvaluator reads."""
+    return json.loads(Path(MetadataCatalog.get(name).json_file).read_text())["annotations"]
+
+
+def perfect(name, only=None):
+    """COCOEvaluator's result where the truth (of one class) is predicted."""
     names = MetadataCatalog.get(name).thing_classes
     evaluator = COCOEvaluator(name, output_dir=None, use_fast_impl=False)
     evaluator.reset()
@@ -89,20 +127,20 @@ def _perfect(name: str, wrong: bool = False, only: str | None = None) -> dict[st
         ]
         found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
         found.scores = torch.linspace(0.5, 1, len(boxes))
-        labels = torch.tensor([a["category_id"] for a in record["annotations"]], dtype=torch.int64)
-        found.pred_classes = (labels + wrong) % len(names)
+        labels = [a["category_id"] for a in record["annotations"]]
+        found.pred_classes = torch.tensor(labels, dtype=torch.int64)
         if only is not None:
             found = found[found.pred_classes == names.index(only)]
         evaluator.process([record], [{"instances": found}])
     return dict(evaluator.evaluate()["bbox"])
 
 
-def test_classes_are_the_used_categories_by_id(folder: Path) -> None:
-    assert register_coco("own", *_write(folder, _content())) == ["cat", "dog"]
+def test_classes_are_the_used_categories_by_id(own):
+    assert own.register() == ["cat", "dog"]
     records = {record["image_id"]: record for record in DatasetCatalog.get("own")}
     assert set(records) == {4, 5, 7}
     assert records[5]["annotations"] == []
-    assert records[4]["file_name"] == str(folder / "images" / "b.png")
+    assert records[4]["file_name"] == str(own.images / "b.png")
     assert [a["category_id"] for a in records[7]["annotations"]] == [1, 0]
     assert records[7]["annotations"][0]["bbox"] == [1, 2, 10, 12]
     assert records[7]["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
@@ -111,49 +149,39 @@ def test_classes_are_the_used_categories_by_id(folder: Path) -> None:
     assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1}
 
 
+def test_a_category_without_boxes_may_have_the_name_of_a_class(own):
+    assert own.register(of("categories 1", name="dog")) == ["cat", "dog"]  # as Roboflow has it
+
+
 @pytest.mark.parametrize("classes", [None, ["dog", "cat"], ["cat", "bird", "dog"]])
-def test_coco_evaluator_scores_the_truth_with_100(folder: Path, classes: list[str] | None) -> None:
+def test_coco_evaluator_scores_the_truth_with_100(own, classes):
     # Annotation 0 is a trap: pycocotools counts what matches it as wrong.
-    names = register_coco("own", *_write(folder, _content()), classes)
-    assert names == (classes or ["cat", "dog"])
-    result = _perfect("own")
-    assert result["AP"] == pytest.approx(100)
-    assert result["AP-dog"] == pytest.approx(100)
-    assert _perfect("own", wrong=True)["AP"] == pytest.approx(0)
+    assert own.register(classes=classes) == (classes or ["cat", "dog"])
+    assert perfect("own")["AP"] == pytest.approx(100)
+    dogs = perfect("own", only="dog")
+    assert dogs["AP-dog"] == pytest.approx(100) and dogs["AP-cat"] == pytest.approx(0)
 
 
-@pytest.mark.parametrize("classes", [["cat", "dog"], ["dog", "cat"], ["dog", "bird", "cat"]])
-def test_each_class_has_its_own_ap(folder: Path, classes: list[str]) -> None:
-    register_coco("own", *_write(folder, _content()), classes)
-    result = _perfect("own", only="dog")
-    assert result["AP-dog"] == pytest.approx(100) and result["AP-cat"] == pytest.approx(0)
-
-
-def test_result_is_that_of_the_data_as_it_is_now(folder: Path) -> None:
-    first = register_coco("own", *_write(folder, _content()))
+def test_a_name_is_taken_until_the_set_is_removed(own):
+    own.register()
     old = MetadataCatalog.get("own").json_file
-    DatasetCatalog.remove("own")
-    MetadataCatalog.remove("own")
-    changed = _content()
-    changed["annotations"].pop()
-    assert register_coco("own", *_write(folder, changed)) == first
-    new = MetadataCatalog.get("own").json_file
-    assert new != old and len(json.loads(Path(new).read_text())["annotations"]) == 2
-    assert _perfect("own")["AP"] == pytest.approx(100)
+    with pytest.raises(InputError, match=r"already registered: .*DatasetCatalog.remove\('own'\)"):
+        own.register()
+    DatasetCatalog.remove("own")  # not from the other catalog, as people do
+    for names in (("own", "own"), ("coco_2017_val",)):
+        with pytest.raises(InputError, match=f"'{names[0]}' is already registered"):
+            register_datasets([(name, *own.write()) for name in names])
+    assert own.register(lambda made: made["annotations"].pop()) == ["cat", "dog"]
+    assert MetadataCatalog.get("own").json_file != old and len(stored()) == 2
+    assert perfect("own")["AP"] == pytest.approx(100)
 
 
-def test_area_crowd_and_masks_are_kept(folder: Path) -> None:
-    content = _content()
-    mask = [[1, 2, 11, 2, 11, 14]]
-    content["annotations"][0].update(area=60.0, segmentation=mask)
-    content["annotations"][1].update(iscrowd=1)
-    content["annotations"][2].update(ignore=1)
-    register_coco("own", *_write(folder, content), classes=["cat", "dog"])
-    stored = json.loads(Path(MetadataCatalog.get("own").json_file).read_text())["annotations"]
-    assert [item["area"] for item in stored] == [60.0, 400, 1200]
-    assert [item["iscrowd"] for item in stored] == [0, 1, 1]
-    records = {record["image_id"]: record for record in DatasetCatalog.get("own")}
-    assert records[7]["annotations"][0]["segmentation"] == mask
+def test_area_crowd_and_masks_are_kept(own):
+    crowds = of("annotations 1", iscrowd=1), of("annotations 2", ignore=1)
+    own.register(both(first(area=60.0, segmentation=POLYGON), *crowds), ["cat", "dog"])
+    assert [item["area"] for item in stored()] == [60.0, 400, 1200]
+    assert [item["iscrowd"] for item in stored()] == [0, 1, 1]
+    assert [a["segmentation"] for a in annotations_of() if "segmentation" in a] == [POLYGON]
 
 
 @pytest.mark.parametrize(
@@ -161,55 +189,38 @@ def test_area_crowd_and_masks_are_kept(folder: Path) -> None:
     [
         ({"area": 150}, 150, False),  # 1.25 times the box's
         ({"area": 153}, 120, True),
+        ({"area": 0.05}, 120, True),
         ({"area": 0}, 120, True),
         ({"area": -3}, 120, True),
         ({"area": None}, 120, False),
         ({}, 120, False),
         ({"segmentation": []}, 120, False),
-        ({"segmentation": [[1, 2, 11, 2, 11, 14]]}, 60, False),
-        ({"segmentation": [[1, 2, 11, 2, 11, 14]], "area": 59}, 59, False),
-        ({"segmentation": [[1, 2, 11, 2, 11, 14]], "area": 125}, 60, True),
+        ({"segmentation": POLYGON}, 60, False),
+        ({"segmentation": POLYGON, "area": 59}, 59, False),
+        ({"segmentation": POLYGON, "area": 4}, 60, True),
+        ({"segmentation": POLYGON, "area": 125}, 60, True),
         ({"segmentation": {"size": [30, 40], "counts": [100, 50, 1000, 30, 20]}}, 80, False),
         ({"segmentation": {"size": [30, 40], "counts": "T3b1jP1"}}, 50, False),
     ],
 )
 def test_an_area_that_cannot_be_is_that_of_the_mask_or_the_box(
-    folder: Path,
-    fields: dict[str, Any],
-    area: float,
-    is_said: bool,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    content = _content()
-    del content["annotations"][1:]
-    content["annotations"][0].update(fields)
-    with caplog.at_level(logging.WARNING, logger="rambo_det"):
-        register_coco("own", *_write(folder, content))
-    stored = json.loads(Path(MetadataCatalog.get("own").json_file).read_text())["annotations"]
-    assert [item["area"] for item in stored] == [area]
-    assert ("1 'area'(s) are 0 or far" in caplog.text) == is_said
+    own, fields, area, is_said, warnings
+):
+    own.register(first(**fields))
+    assert [item["area"] for item in stored()] == [area, 400, 1200]
+    assert any("1 'area'(s) are 0 or far" in line for line in warnings()) == is_said
 
 
-def test_an_empty_mask_does_not_cost_the_box(folder: Path) -> None:
-    content = _content()
-    mask = [1, 2, 11, 2, 11, 14]
-    for annotation, empty in zip(
-        content["annotations"], ([], [[1, 2, 11, 14]], [[], mask]), strict=True
-    ):
-        annotation["segmentation"] = empty
-    register_coco("own", *_write(folder, content))
-    boxes = [a for record in DatasetCatalog.get("own") for a in record["annotations"]]
-    assert len(boxes) == 3
-    assert [a["segmentation"] for a in boxes if "segmentation" in a] == [[mask]]
+def masks(*given):
+    return lambda made: [
+        annotation.update(segmentation=mask)
+        for annotation, mask in zip(made["annotations"], given, strict=True)
+    ]
 
 
-def _masked(folder: Path, *masks: Any) -> CfgNode:
+def masked(own, *given):
     """Config of a model with masks on data with these, the last one's object a crowd."""
-    content = _content()
-    for annotation, mask in zip(content["annotations"], masks, strict=True):
-        annotation["segmentation"] = mask
-    content["annotations"][-1]["iscrowd"] = 1
-    file, images = map(str, _write(folder, content))
+    file, images = map(str, own.write(both(masks(*given), of("annotations 2", iscrowd=1))))
     return build_config(parse_args([
         "--config", "configs/mask_rcnn_rambo.yaml", "--register-coco", "own", file, images,
         "DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)", "MODEL.DEVICE", "cpu",
@@ -217,68 +228,134 @@ def _masked(folder: Path, *masks: Any) -> CfgNode:
     ]))  # fmt: skip
 
 
-POLYGON = [[1, 2, 11, 2, 11, 14]]
-RLE = {"size": [30, 40], "counts": [100, 500, 600]}
+def test_an_empty_mask_does_not_cost_the_box(own):
+    own.register(masks([], [[1, 2, 11, 14]], [[], *POLYGON]))
+    assert [a["segmentation"] for a in annotations_of() if "segmentation" in a] == [POLYGON]
+    assert len(annotations_of()) == 3
 
 
-def _compressed(seed: int) -> dict[str, Any]:
+def compressed(seed):
     noise = np.random.default_rng(seed).random((30, 40)) < (0.5, 0.01, 0.99)[seed % 3]
     rle = mask_util.encode(np.asfortranarray(noise, dtype=np.uint8))
     return {"size": rle["size"], "counts": rle["counts"].decode()}
 
 
-@pytest.mark.parametrize("rle", [RLE, *map(_compressed, range(6))])
-def test_rle_is_trained_on(folder: Path, rle: dict[str, Any]) -> None:
-    cfg = _masked(folder, POLYGON, rle, rle)
+@pytest.mark.parametrize("rle", [RLE, *map(compressed, range(6))])
+def test_rle_is_trained_on(own, rle):
+    cfg = masked(own, POLYGON, rle, rle)
     assert cfg.INPUT.MASK_FORMAT == "bitmask"
     (batch,) = islice(RamboTrainer.build_train_loader(cfg), 1)
     assert all(len(image["instances"].gt_masks) for image in batch)
 
 
-def test_a_crowd_as_rle_leaves_polygons(folder: Path) -> None:
-    assert _masked(folder, POLYGON, POLYGON, RLE).INPUT.MASK_FORMAT == "polygon"
+def test_a_crowd_as_rle_leaves_polygons(own):
+    assert masked(own, POLYGON, POLYGON, RLE).INPUT.MASK_FORMAT == "polygon"
 
 
 @pytest.mark.parametrize("empty", [[], [[]], [[1, 2, 11, 14]], None])
-def test_a_model_with_masks_and_a_box_without(folder: Path, empty: Any) -> None:
+def test_a_model_with_masks_and_a_box_without(own, empty):
     with pytest.raises(InputError, match=r"MASK_ON is True, but .*annotations\[1\] has no mask"):
-        _masked(folder, POLYGON, empty, RLE)
+        masked(own, POLYGON, empty, RLE)
 
 
-def test_boxes_without_area_are_dropped_with_one_warning(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    content = _content()
-    for box in ([5, 5, 0, 4], [5, 5, 4, -1], [40, 0, 5, 5], [-9, 0, 9, 9]):
-        extra = {"id": 99, "image_id": 5, "category_id": 3, "bbox": box}
-        content["annotations"].append(extra)
-    with caplog.at_level(logging.WARNING, logger="rambo_det"):
-        register_coco("own", *_write(folder, content))
-    texts = [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
-    assert len(texts) == 1 and "dropped 4 box" in texts[0] and "set.json" in texts[0]
-    assert sum(len(record["annotations"]) for record in DatasetCatalog.get("own")) == 3
+NOT_FULL, NO_MASK = "counts of the mask do not fill", "must be polygons"
 
 
-def test_a_category_is_only_unused_if_training_does_not_use_it(folder: Path) -> None:
-    test = _content()
-    test["annotations"] = [a for a in test["annotations"] if a["category_id"] == 9]
-    # other ids for the same names, and no entry at all for "cat"
-    test["categories"] = [{"id": 1, "name": "dog"}]
-    for annotation in test["annotations"]:
-        annotation["category_id"] = 1
-    train = ("own_train", *_write(folder, _content(), "train.json"))
-    own_test = ("own_test", *_write(folder, test, "test.json"))
-    assert register_datasets([own_test, train], train=["own_train"]) == ["cat", "dog"]
-    labels = {a["category_id"] for r in DatasetCatalog.get("own_test") for a in r["annotations"]}
-    assert labels == {1}
-    assert _perfect("own_test")["AP-dog"] == pytest.approx(100)
+def counts(given):
+    return {"size": [30, 40], "counts": given}
 
 
-def test_a_class_that_training_lacks_is_refused_and_nothing_registered(folder: Path) -> None:
-    content = _content()
-    content["annotations"] = content["annotations"][:1]
-    train = ("own_train", *_write(folder, content, "train.json"))
-    test = ("own_test", *_write(folder, _content(), "test.json"))
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([[1, 2, 11, 2, 11, 14, 1]], NO_MASK),
+        ([["1", "2", "11", "2", "11", "14"]], NO_MASK),
+        ([[1, 2, 11, 2, 11, 10**400]], NO_MASK),
+        ("11 2", NO_MASK),
+        ([1, 2, 3, 4, 5, 6], NO_MASK),
+        ({"size": [40, 30], "counts": [0, 1200]}, r"RLE that fills the .* {'size': \[30, 40\]"),
+        (counts([0, 1199]), f"{NOT_FULL} its size"),
+        (counts([1300, -100]), NOT_FULL),
+        (counts(5), NO_MASK),
+        (counts("01X1"), NOT_FULL),  # too short
+        (counts("01X1" + "00" * 2000), NOT_FULL),
+        *(
+            (counts(text), f"{NO_MASK}|{NOT_FULL}")
+            for text in ("", "`U", "`U11", "`U10O1", "`U1\x7f", "`U1ä", "`" * 40 + "0")
+        ),
+        (counts("~~~"), NO_MASK),
+        (counts("ooo"), NO_MASK),  # a number without an end
+    ],
+)
+def test_a_mask_that_is_none_matters_to_a_model_with_masks_alone(own, mask, message, warnings):
+    own.register(first(segmentation=mask))
+    said = "left out 1 mask(s) that cannot be read: annotations[0] of a.jpg"
+    assert any(said in line for line in warnings())
+    assert len(annotations_of()) == 3 and not any("segmentation" in a for a in annotations_of())
+    DatasetCatalog.remove("own")
+    with pytest.raises(InputError, match=rf"MASK_ON is True, .*annotations\[0\]: .*{message}"):
+        masked(own, mask, POLYGON, RLE)
+
+
+CORNERS = [20, 21, 38, 29]
+SAID = {
+    "corners": (both(each(bbox=[2, 3, 9, 10]), first(bbox=CORNERS)),
+                "1 of 3 boxes reach beyond .* are they x1, y1, x2, y2"),
+    "beyond": (first(bbox=[30, 20, 15, 5]), r"1 of 3 boxes reach beyond .*: annotations\[0\] of a"),
+    "a part of 1": (first(bbox=[0.1, 0.2, 0.3, 0.3]), "1 of 3 boxes have fractions .* multiply"),
+    "twice": (first(category_id=3, bbox=[5, 5, 20, 20]), "1 box.* there twice"),
+    "mask outside": (first(segmentation=[[50, 50, 60, 50, 60, 60]]), "left out 1 mask.* or pol"),
+    "mask beyond": (first(segmentation=[[1, 2, 50, 2, 50, 14, 1, 14]], bbox=[1, 2, 39, 12]),
+                    "1 mask.* reach beyond"),
+    "mask away": (first(segmentation=[[30, 20, 39, 20, 39, 29]]), r"1 mask\(s\) lie elsewhere"),
+    "few points": (first(segmentation=[[1, 2, 3, 4]]), r"left out 1 polygon\(s\) of fewer"),
+    "same file": (of("images 1", file_name="a.jpg"), r"1 image\(s\) name a file"),
+    "a crowd of a class": (of("annotations 1", iscrowd=1), r"left out 1 crowd box"),
+    "rotated": (both(first(attributes={"rotation": 45.0, "occluded": False}),
+                     of("annotations 1", attributes={"rotation": 0.0})),
+                r"1 box\(es\) are marked as rotated"),
+    "none of it": (first(area=72), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_is_odd_is_said_with_its_place(own, case, warnings):
+    change, message = SAID[case]
+    own.register(change)
+    if message is None:
+        assert warnings() == []
+    else:
+        (line,) = [line for line in warnings() if "set.json" in line]
+        assert re.search(message, line), line
+
+
+def test_boxes_without_area_are_dropped_ten_are_named_the_others_counted(own, warnings):
+    boxes = 3 * [[5, 5, 0, 4], [5, 5, 4, -1], [40, 0, 5, 5], [-9, 0, 9, 9]]
+    slips = [{"id": 99, "image_id": 7, "category_id": 3, "bbox": box} for box in boxes]
+    own.register(lambda made: made["annotations"].extend(slips))
+    (line,) = warnings()
+    assert "set.json: dropped 12 box(es)" in line
+    assert "annotations[12] of a.jpg and 2 more" in line and "annotations[13]" not in line
+    assert len(annotations_of()) == 3
+
+
+def test_a_category_is_only_unused_if_training_does_not_use_it(own):
+    def dogs(made):
+        """Other ids for the same names, and no entry at all for "cat"."""
+        made["annotations"] = [a for a in made["annotations"] if a["category_id"] == 9]
+        made["categories"] = [{"id": 1, "name": "dog"}]
+        each(category_id=1)(made)
+
+    train = ("own_train", *own.write())
+    test = ("own_test", *own.write(dogs, own.file.with_name("test.json")))
+    assert register_datasets([test, train], train=["own_train"]) == ["cat", "dog"]
+    assert {a["category_id"] for a in annotations_of("own_test")} == {1}
+    assert perfect("own_test")["AP-dog"] == pytest.approx(100)
+
+
+def test_a_class_that_training_lacks_is_refused_and_nothing_registered(own):
+    test = ("own_test", *own.write(file=own.file.with_name("test.json")))
+    train = ("own_train", *own.write(lambda made: made.update(annotations=made["annotations"][:1])))
     with pytest.raises(InputError, match=r"test\.json: class 'cat' is not among the training.*dog"):
         register_datasets([train, test], train=["own_train"])
     assert not {"own_train", "own_test"} & set(DatasetCatalog.list())
@@ -294,195 +371,139 @@ def test_a_class_that_training_lacks_is_refused_and_nothing_registered(folder: P
         (["cat", "dog", ""], "none empty"),
     ],
 )
-def test_given_classes_that_do_not_fit(folder: Path, classes: list[str], message: str) -> None:
+def test_given_classes_that_do_not_fit(own, classes, message):
     with pytest.raises(InputError, match=message):
-        register_coco("own", *_write(folder, _content()), classes)
+        own.register(classes=classes)
     assert "own" not in DatasetCatalog.list()
 
 
-def test_a_given_class_without_boxes_is_warned_of(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, logger="rambo_det"):
-        register_coco("own", *_write(folder, _content()), ["cat", "dog", "bird"])
-    assert "'bird'" in caplog.text and "'cat'" not in caplog.text
+def test_a_given_class_without_boxes_is_warned_of(own, warnings):
+    own.register(classes=["cat", "dog", "bird"])
+    (line,) = warnings()
+    assert "'bird'" in line
 
 
-@pytest.mark.parametrize(("crowds", "part"), [([0, 1], "own_heldout"), ([2], "own_fit")])
-def test_a_part_that_is_held_out_needs_more_than_crowds(
-    folder: Path, crowds: list[int], part: str
-) -> None:
-    content = _content()
-    for index in crowds:
-        content["annotations"][index][("iscrowd", "ignore")[index % 2]] = 1
-    content["images"].pop()  # without boxes
-    register_coco("own", *_write(folder, content), classes=["cat", "dog"])
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (both(first(iscrowd=1), of("annotations 1", ignore=1)), "own_heldout"),
+        (of("annotations 2", iscrowd=1), "own_fit"),
+    ],
+)
+def test_a_part_that_is_held_out_needs_more_than_crowds(own, change, part):
+    own.register(both(change, lambda made: made["images"].pop()), classes=["cat", "dog"])
     with pytest.raises(InputError, match=f"of own, {part} would have no box"):
         hold_out(["own"], 2)
 
 
-def test_a_name_can_be_registered_once(folder: Path) -> None:
-    files = _write(folder, _content())
-    with pytest.raises(InputError, match="'own' is already registered"):
-        register_datasets([("own", *files), ("own", *files)])
-    register_coco("own", *files)
-    with pytest.raises(InputError, match="'own' is already registered"):
-        register_coco("own", *files)
-    with pytest.raises(InputError, match="'coco_2017_val' is already registered"):
-        register_coco("coco_2017_val", *files)
+REFUSED = [
+    (lambda made: "{", r"set\.json is not a json file"),
+    (lambda made: "[]", "not a COCO json: it has no list 'images'"),
+    (whole(annotations=None), "not a COCO json: it has no list 'annotations'"),
+    (whole(images=["a.jpg"]), r"images\[0\]"),
+    (of("images 1", id=...), r"images\[1\].*'id' is missing"),
+    (of("images 1", width=...), r"images\[1\].*'width' is missing"),
+    (of("images 1", file_name=...), r"images\[1\].*'file_name' is missing"),
+    (of("images 0", width="40"), r"images\[0\].*'width' cannot be '40'"),
+    (of("images 0", width=float("inf")), r"images\[0\].*'width' cannot be inf"),
+    (of("images 0", id=4), r"images\[1\]: image id 4 is there twice"),
+    (of("images 1", id="4"), r"images\[1\]: not all ids are numbers"),
+    (of("images 1", file_name="c.jpg"), r"set\.json: .*c\.jpg is missing"),
+    (of("images 0", file_name="x\\a.png"), "backslashes, write /"),
+    (of("images 0", file_name="a\nb"), r"a\\nb' is missing"),
+    (of("images 0", width=30, height=40), r"a\.jpg is 40x30 px.*says 30x40"),
+    (of("categories 1", name=...), r"categories\[1\].*'name' is missing"),
+    (of("categories 0", name="\ud800"), r"categories\[0\]"),
+    (of("categories 0", id=0), r"categories\[1\]: id 0 .* twice"),
+    (of("categories 2", name="dog"), "two categories with boxes have the name 'dog'"),
+    (whole(annotations=["text"]), r"annotations\[0\].*'image_id' is missing"),
+    (whole(annotations=[None]), r"annotations\[0\]"),
+    (of("annotations 1", bbox=...), r"annotations\[1\].*'bbox' is miss"),
+    (of("annotations 1", area="1"), r"annotations\[1\].*'area' cannot be '1'"),
+    (of("annotations 1", area=float("nan")), r"annotations\[1\].*'area' cannot be nan"),
+    (first(category_id="circle"), r"annotations\[0\]"),
+    (first(bbox="1 2 3 4"), r"annotations\[0\]"),
+    (of("annotations 1", iscrowd=2), r"annotations\[1\]: 'iscrowd' must be 0 or 1, not 2"),
+    (of("annotations 2", image_id=8), r"annotations\[2\]: 'images' has no image_id 8"),
+    (of("annotations 2", category_id=8), r"annotations\[2\]: 'categories' has no category_id 8"),
+    (first(bbox=[1, 2, 3]), r"annotations\[0\].*four numbers"),
+    (first(bbox=[1, 2, 3, float("nan")]), r"annotations\[0\].*four numbers"),
+    (first(bbox=[1, 2, 3, 10**400]), r"annotations\[0\]: 'bbox' is"),
+    (first(bbox=[1, 2, 3, True]), r"annotations\[0\]: 'bbox' is"),
+    (whole(annotations=[]), r"set\.json: .*'own' has no boxes"),
+    (each(bbox=[5, 5, 0, 4]), r"no boxes with area inside.*annotations\[0\] of a.jpg"),
+    (each(iscrowd=1), "no box that can be trained on or counted: all 3 are crowds"),
+    (each(ignore=1), "all 3 are crowds"),
+    (each(bbox=[0.1, 0.2, 0.3, 0.3]), r"all 3 boxes have fractions .*multiply"),
+    (both(each(bbox=CORNERS), of("annotations 1", bbox=[2, 3, 9, 10])),
+     r"2 of 3 boxes .*annotations\[0\] of a.jpg.*x, y, width"),
+]  # fmt: skip
 
 
-def _edit(place: str, **fields: Any) -> Callable[[Path], Any]:
-    """Set fields of an entry, such as "images 0"; ... takes one away."""
-
-    def change(folder: Path) -> Any:
-        content, (name, index) = _content(), place.split()
-        entry = content[name][int(index)]
-        entry.update(fields)
-        for key in [key for key, value in fields.items() if value is ...]:
-            del entry[key]
-        return content
-
-    return change
-
-
-def _damage(name: str, keep: float = 0, data: bytes = b"") -> Callable[[Path], Any]:
-    """Cut an image off behind a part of it and put the data there."""
-
-    def change(folder: Path) -> Any:
-        path = folder / "images" / name
-        path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)] + data)
-        return _content()
-
-    return change
-
-
-def _lists(**lists: Any) -> Callable[[Path], Any]:
-    return lambda _: {**_content(), **lists}
-
-
-NO_AREA = {"image_id": 7, "category_id": 9, "bbox": [1, 1, 0, 0]}
-
-#: Masks that are none, and what is said of them.
-BAD_MASKS: list[tuple[Any, str]] = [
-    ([[1, 2, 11, 2, 11, 14, 1]], "must be polygons"),
-    ([["1", "2", "11", "2", "11", "14"]], "must be polygons"),
-    ([[1, 2, 11, 2, 11, 10**400]], "must be polygons"),
-    ("11 2", "must be polygons"),
-    ([1, 2, 3, 4, 5, 6], "must be polygons"),
-    ({"size": [40, 30], "counts": [0, 1200]}, r"RLE that fills the .* {'size': \[30, 40\]"),
-    (
-        {"size": [30, 40], "counts": [0, 1199]},
-        r"counts of the mask do not fill its size",
-    ),
-    ({"size": [30, 40], "counts": [1300, -100]}, "counts of the mask do not fill"),
-    ({"size": [30, 40], "counts": 5}, "must be polygons"),
-    ({"size": [30, 40], "counts": "01X1"}, "counts of the mask do not fill"),  # too short
-    ({"size": [30, 40], "counts": "01X1" + "00" * 2000}, "counts of the mask do not fill"),
-    *(
-        ({"size": [30, 40], "counts": counts}, "must be polygons|counts of the mask do not fill")
-        for counts in ("", "`U", "`U11", "`U10O1", "`U1\x7f", "`U1ä", "`" * 40 + "0")
-    ),
-    ({"size": [30, 40], "counts": "~~~"}, "must be polygons"),
-    ({"size": [30, 40], "counts": "ooo"}, "must be polygons"),  # a number without an end
-]
-
-
-@pytest.mark.parametrize(("mask", "message"), BAD_MASKS)
-def test_a_mask_that_is_none_is_refused_by_a_model_with_masks(
-    folder: Path, mask: Any, message: str
-) -> None:
-    with pytest.raises(InputError, match=rf"MASK_ON is True, .*annotations\[0\]: .*{message}"):
-        _masked(folder, mask, POLYGON, RLE)
-
-
-@pytest.mark.parametrize(("mask", "message"), BAD_MASKS)
-def test_a_mask_that_is_none_does_not_matter_to_boxes(
-    folder: Path, mask: Any, message: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, logger="rambo_det"):
-        register_coco("own", *_write(folder, _edit("annotations 0", segmentation=mask)(folder)))
-    assert "left out 1 mask(s) that cannot be read: annotations[0] of a.jpg" in caplog.text
-    boxes = [a for record in DatasetCatalog.get("own") for a in record["annotations"]]
-    assert len(boxes) == 3 and not any("segmentation" in a for a in boxes)
-
-
-BAD: list[tuple[Callable[[Path], Any], str]] = [
-    (lambda _: "{", r"set\.json is not a json file"),
-    (lambda _: [], "not a COCO json: it has no list 'images'"),
-    (_lists(annotations=None), "not a COCO json: it has no list 'annotations'"),
-    (_edit("images 1", id=...), r"images\[1\].*'id' is missing"),
-    (_edit("images 1", width=...), r"images\[1\].*'width' is missing"),
-    (_edit("images 1", file_name=...), r"images\[1\].*'file_name' is missing"),
-    (_edit("images 0", width="40"), r"images\[0\].*'width' cannot be '40'"),
-    (_edit("images 0", width=float("inf")), r"images\[0\].*'width' cannot be inf"),
-    (_edit("images 0", id=4), r"images\[1\]: image id 4 is there twice"),
-    (_edit("images 1", id="4"), r"images\[1\]: not all ids are numbers"),
-    (_edit("categories 1", name=...), r"categories\[1\].*'name' is missing"),
-    (_edit("categories 0", id=0), r"categories\[1\]: id 0 .* twice"),
-    (
-        _lists(categories=[{**item, "name": "dog"} for item in _content()["categories"]]),
-        "two categories with boxes have the name 'dog'",
-    ),
-    (_lists(annotations=["text"]), r"annotations\[0\].*'image_id' is missing"),
-    (_edit("annotations 1", bbox=...), r"annotations\[1\].*'bbox' is miss"),
-    (_edit("annotations 1", area="1"), r"annotations\[1\].*'area' cannot be '1'"),
-    (_edit("annotations 1", area=float("nan")), r"annotations\[1\].*'area' cannot be nan"),
-    (_edit("annotations 1", iscrowd=2), r"annotations\[1\]: 'iscrowd' must be 0 or 1, not 2"),
-    (_edit("annotations 2", image_id=8), r"annotations\[2\]: 'images' has no image_id 8"),
-    (_edit("annotations 2", category_id=8), r"annotations\[2\]: 'categories' has no category_id 8"),
-    (_edit("annotations 0", bbox=[1, 2, 3]), r"annotations\[0\].*four numbers"),
-    (_edit("annotations 0", bbox=[1, 2, 3, float("nan")]), r"annotations\[0\].*four numbers"),
-    (_lists(annotations=[]), r"set\.json: .*'own' has no boxes"),
-    (_lists(annotations=[NO_AREA]), "'own' has no boxes"),
-    (_edit("images 1", file_name="c.jpg"), r"set\.json: .*c\.jpg is missing"),
-    (_edit("images 0", width=30, height=40), r"a\.jpg is 40x30 px.*says 30x40"),
-    (_damage("a.jpg", 0.7), r"a\.jpg is truncated"),
-    (_damage("b.png", 0.9), r"b\.png is truncated"),
-    (_damage("a.jpg", 0.05), r"a\.jpg"),
-    (_damage("a.jpg"), r"a\.jpg is not an image"),
-    (_damage("a.jpg", 0, b"<html>404</html>"), r"a\.jpg is not an image"),
-]
-
-
-@pytest.mark.parametrize(("make", "message"), BAD)
-def test_bad_data_is_refused_in_one_line(
-    folder: Path, make: Callable[[Path], Any], message: str
-) -> None:
+def refused(own, message, change=lambda made: None):
     with pytest.raises(InputError, match=message) as error:
-        register_coco("own", *_write(folder, make(folder)))
+        own.register(change)
     assert "\n" not in str(error.value)
     assert "own" not in DatasetCatalog.list()
 
 
-def test_a_missing_json_is_named(folder: Path) -> None:
+@pytest.mark.parametrize(("change", "message"), REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(own, change, message):
+    refused(own, message, change)
+
+
+def test_a_missing_json_is_named(own):
     with pytest.raises(InputError, match=r"nowhere\.json cannot be read"):
-        register_coco("own", folder / "nowhere.json", folder / "images")
+        register_datasets([("own", own.file.with_name("nowhere.json"), own.images)])
 
 
-def test_images_with_an_unusual_end_are_decoded(tmp_path: Path) -> None:
-    _write_image(tmp_path / "padded.jpg")
-    with open(tmp_path / "padded.jpg", "ab") as file:
-        file.write(b"\0" * 10)
-    check_image(tmp_path / "padded.jpg", SIZE, "list")
-    _write_image(tmp_path / "whole.bmp")
-    check_image(tmp_path / "whole.bmp", SIZE, "list")
-    data = (tmp_path / "whole.bmp").read_bytes()
-    (tmp_path / "cut.bmp").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match="truncated"):
-        check_image(tmp_path / "cut.bmp", SIZE, "list")
+def test_a_byte_order_mark_is_read(own):
+    assert own.register(coding="utf-8-sig") == ["cat", "dog"]
 
 
-def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    _write_image(tmp_path / "turned.jpg", exif=exif)
-    check_image(tmp_path / "turned.jpg", SIZE[::-1], "list")
-    with pytest.raises(InputError, match="is 30x40 px"):
-        check_image(tmp_path / "turned.jpg", SIZE, "list")
+# Images
 
 
-def test_real_chess_pieces(real_data: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "keep", "put", "message"),
+    [
+        ("a.jpg", 0.7, b"", r"a\.jpg is truncated"),
+        ("b.png", 0.9, b"", r"b\.png is truncated"),
+        ("a.jpg", 0.05, b"", r"a\.jpg"),
+        ("a.jpg", 0, b"", r"a\.jpg is not an image"),
+        ("a.jpg", 0, b"<html>404</html>", r"a\.jpg is not an image"),
+    ],
+)
+def test_an_image_that_is_not_whole_is_named(own, name, keep, put, message):
+    data = (own.images / name).read_bytes()
+    (own.images / name).write_bytes(data[: int(keep * len(data))] + put)
+    refused(own, message)
+
+
+DEEP = {
+    "16-bit": np.full((8, 8), 900, np.uint16),
+    "32-bit": np.full((8, 8), 900, np.int32),
+    "floating point": np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_images_of_more_than_8_bits_are_refused(kind, tmp_path):
+    Image.fromarray(DEEP[kind]).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=f"a.tif is a {kind} image with values .* 8 bits"):
+        image_size(tmp_path / "a.tif", "list")
+    Image.fromarray(DEEP[kind] * 0 + 200).save(tmp_path / "a.tif")  # as 8 bits have them
+    assert image_size(tmp_path / "a.tif", "list") == (8, 8)
+
+
+def test_an_image_over_pillows_limit_is_not_called_broken(tmp_path, monkeypatch):
+    Image.new("L", (100, 100)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(InputError, match=r"a.png: Image size .* exceeds limit.*Scale it down"):
+        image_size(tmp_path / "a.png", "list")
+
+
+def test_real_chess_pieces(real_data):
     sets = [
         (f"chess_{split}", real_data / "chess" / f"{split}.json", real_data / "chess" / split)
         for split in ("train", "valid", "test")
@@ -495,9 +516,7 @@ def test_real_chess_pieces(real_data: Path) -> None:
         ("chess_valid", 58, 386),
         ("chess_test", 29, 376),
     ):
-        records = DatasetCatalog.get(name)
-        assert len(records) == images
-        assert sum(len(record["annotations"]) for record in records) == boxes
-        assert max(a["category_id"] for r in records for a in r["annotations"]) == 12
+        assert len(DatasetCatalog.get(name)) == images and len(annotations_of(name)) == boxes
+        assert max(a["category_id"] for a in annotations_of(name)) == 12
     assert any(not record["annotations"] for record in DatasetCatalog.get("chess_test"))
-    assert _perfect("chess_valid")["AP"] == pytest.approx(100)
+    assert perfect("chess_valid")["AP"] == pytest.approx(100)

@@ -1,14 +1,9 @@
-"""Registering a user's data in VOC layout: what is read, what is refused."""
+"""Data in VOC's layout and folders of images with xml: what is read, what is refused."""
 
-import logging
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("detectron2")
-
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import load_voc_instances
 from detectron2.evaluation import COCOEvaluator
@@ -16,67 +11,71 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from rambo_det.data import register_datasets
-from rambo_det.data.voc import read_voc
 from rambo_det.errors import InputError
 
-from .voc_folder import write_voc
+from .models import write_voc
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
-
-def register_voc(name: str, root: Path, split: str, classes: list[str] | None = None) -> list[str]:
-    return register_datasets(voc=[(name, root, split)], classes=classes)
-
-
 XML, JPG, SPLIT = "Annotations/a_2.xml", "JPEGImages/a_2.jpg", "ImageSets/Main/train.txt"
-TRAIN = {
-    "b_1": [("dog", (1, 1, 60, 50), 0), ("cat", (5, 6, 20, 30), 1)],
-    "a_2": [("dog", (10, 10, 30, 20), 0)],
-    "empty": [],
-}
+SIZE = 40
+
+
+def register(root, split="train"):
+    return register_datasets(voc=[("own", root, split)])
+
+
+def refused(root, message, split="train"):
+    with pytest.raises(InputError, match=message) as error:
+        register(root, split)
+    assert "\n" not in str(error.value)
+    assert "own" not in DatasetCatalog.list()
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return write_voc(tmp_path / "voc", "train", TRAIN)
+def root(tmp_path):
+    objects = {
+        "b_1": [("dog", (1, 1, 60, 50), 0), ("cat", (5, 6, 20, 30), 1)],
+        "a_2": [("dog", (10, 10, 30, 20), 0)],
+        "empty": [],
+    }
+    return write_voc(tmp_path / "voc", "train", objects)
 
 
-def _boxes(records: list[dict]) -> dict[str, list[tuple]]:
+def boxes_of(records):
     return {
         record["image_id"]: [
-            (
-                a["category_id"],
-                *BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS),
-            )
+            (a["category_id"], *BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS))
             for a in record["annotations"]
         ]
         for record in records
     }
 
 
-def test_boxes_and_classes_are_those_of_detectron2s_own_loader(root: Path) -> None:
-    names = register_voc("own", root, "train")
+def test_boxes_and_classes_are_those_of_detectron2s_own_loader(root):
+    names = register(root)
     assert names == ["cat", "dog"]
     records = DatasetCatalog.get("own")
-    assert _boxes(records) == _boxes(load_voc_instances(str(root), "train", names))
-    assert _boxes(records)["b_1"][0] == (1, 0, 0, 60, 50)
+    assert boxes_of(records) == boxes_of(load_voc_instances(str(root), "train", names))
+    assert boxes_of(records)["b_1"][0] == (1, 0, 0, 60, 50)
     assert all(Path(record["file_name"]).is_file() for record in records)
     assert {(record["width"], record["height"]) for record in records} == {(60, 50)}
     difficult = {r["image_id"]: [a["difficult"] for a in r["annotations"]] for r in records}
     assert difficult == {"b_1": [0, 1], "a_2": [0], "empty": []}
 
 
-def test_coco_evaluator_is_not_given_a_stale_file(root: Path, tmp_path: Path) -> None:
+def test_coco_evaluator_is_not_given_a_stale_file(root, tmp_path):
     # Without a json of ours COCOEvaluator would convert the set once and find it for ever after.
     stale = tmp_path / "own_coco_format.json"
     stale.write_text("{}")
-    register_voc("own", root, "train")
+    register(root)
     assert MetadataCatalog.get("own").evaluator_type == "coco"
     evaluator = COCOEvaluator("own", output_dir=str(tmp_path), use_fast_impl=False)
     assert len(evaluator._coco_api.anns) == 3 and stale.read_text() == "{}"
 
 
-def test_files_of_other_tools(root: Path) -> None:
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_of_other_tools(root, coding):
     """No size, no difficult, a flag in the split file, a name twice, png images, 1.0 for 1."""
     (root / JPG).unlink()
     Image.new("RGB", (33, 22)).save(root / "JPEGImages" / "a_2.png")
@@ -84,185 +83,219 @@ def test_files_of_other_tools(root: Path) -> None:
     (root / XML).write_text(
         "<annotation><size><width>0</width></size><object><name> dog </name><bndbox>"
         "<xmin>1.0</xmin><ymin>2.5</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
-        "</annotation>"
+        "</annotation>",
+        encoding=coding,
     )
-    assert register_voc("own", root, "train") == ["cat", "dog"]
+    assert register(root) == ["cat", "dog"]
     records = {record["image_id"]: record for record in DatasetCatalog.get("own")}
     assert set(records) == {"a_2", "b_1"}
     assert records["a_2"]["file_name"].endswith("a_2.png")
     assert (records["a_2"]["width"], records["a_2"]["height"]) == (33, 22)
-    assert _boxes([records["a_2"]])["a_2"] == [(1, 0, 1.5, 9, 9)]
+    assert boxes_of([records["a_2"]])["a_2"] == [(1, 0, 1.5, 9, 9)]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_an_xml_may_begin_with_a_byte_order_mark(root: Path, encoding: str) -> None:
-    (root / XML).write_text((root / XML).read_text(), encoding=encoding)
-    assert register_voc("own", root, "train") == ["cat", "dog"]
+def write_image(file, size=SIZE):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (size, size)).save(file)
 
 
-def test_names_with_spaces_and_a_byte_order_mark(tmp_path: Path) -> None:
-    images = {"my photo": TRAIN["a_2"], "other": []}
-    root = write_voc(tmp_path / "voc", "train", images)
-    for text in ("my photo\r\nother\r\n", "my photo -1\nother  1\n"):
-        (root / SPLIT).write_bytes(text.encode("utf-8-sig"))
-        assert set(read_voc("own", root, "train").images) == set(images)
+def write_xml(file, filename=""):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    box = "<xmin>5</xmin><ymin>5</ymin><xmax>20</xmax><ymax>30</ymax>"
+    file.write_text(
+        f"<annotation><filename>{filename}</filename><size><width>{SIZE}</width><height>{SIZE}"
+        f"</height></size><object><name>a</name><bndbox>{box}</bndbox></object></annotation>"
+    )
 
 
-CELL = [("dog", (10, 10, 30, 20), 0)]
+def images_of(root):
+    """The image files of the data set, without the folder they are all in."""
+    return [Path(r["file_name"]).relative_to(root).as_posix() for r in DatasetCatalog.get("own")]
 
 
-@pytest.mark.parametrize(
-    ("images", "lines", "ids"),
-    [
-        (["frame 0", "frame 1"], ["frame 0", "frame 1"], ["frame 0", "frame 1"]),
-        (["frame", "frame 0"], ["frame 0"], ["frame 0"]),
-        (["frame 0", "frame 1"], ["frame 0  1", "frame 1 -1"], ["frame 0", "frame 1"]),
-        (["a", "b 1"], ["a", "b 1"], ["a", "b 1"]),
-        (["cam1/0001", "cam2/0001"], ["cam1/0001", "cam2/0001"], ["cam1/0001", "cam2/0001"]),
-        (["cam1/0001", "cam2/0001"], ["cam2/0001 -1", "cam1/0001  0"], ["cam2/0001", "cam1/0001"]),
-    ],
-)
-def test_lines_of_a_split(
-    tmp_path: Path, images: list[str], lines: list[str], ids: list[str]
-) -> None:
-    for folder in ("Annotations", "JPEGImages"):
-        for stem in images:
-            (tmp_path / folder / stem).parent.mkdir(parents=True, exist_ok=True)
-    root = write_voc(tmp_path, "train", {stem: CELL for stem in images})
-    (root / SPLIT).write_text("\n".join(lines))
-    register_voc("own", root, "train")
-    records = {record["image_id"]: record["file_name"] for record in DatasetCatalog.get("own")}
-    assert records == {stem: str(root / "JPEGImages" / f"{stem}.jpg") for stem in ids}
+def layout(root, lines, images, xmls, right):
+    """A VOC folder; ``xmls``: name -> ``<filename>``. Those in ``right`` have the size in it."""
+    for name in images:
+        write_image(root / "JPEGImages" / name, SIZE if name in right else 9)
+    for name, filename in xmls.items():
+        write_xml(root / "Annotations" / f"{name}.xml", filename)
+    (root / SPLIT).parent.mkdir(parents=True)
+    (root / SPLIT).write_bytes("\r\n".join(lines).encode("utf-8-sig"))
 
 
-@pytest.mark.parametrize("line", ["gone 1", "gone", "cam1/gone"])
-def test_a_line_without_xml_is_named_as_it_is(root: Path, line: str) -> None:
-    (root / SPLIT).write_text(line)
-    with pytest.raises(InputError, match=f"train.txt names '{line}', but .*{line}.xml does not"):
-        register_voc("own", root, "train")
+NAMES = {
+    "folders": (["a/1", "b/1"], ["1.jpg", "a/1.jpg", "b/1.jpg"], {"a/1": "1.jpg", "b/1": "1.jpg"},
+                ["a/1.jpg", "b/1.jpg"]),
+    "folders in the filename": (["a/1"], ["1.jpg", "a/1.jpg"], {"a/1": "a/1.jpg"}, ["a/1.jpg"]),
+    "folders, no filename": (["a/1"], ["1.jpg", "a/1.png"], {"a/1": " "}, ["a/1.png"]),
+    "another name in a folder": (["a/1"], ["a/x.png", "x.png"], {"a/1": "x.png"}, ["a/x.png"]),
+    "a folder for the xml alone": (["a"], ["b/x.png"], {"a": "b/x.png"}, ["b/x.png"]),
+    "names with numbers": (["frame 0", "frame 1"], ["frame 0.jpg", "frame 1.jpg"],
+                           {"frame 0": "", "frame 1": ""}, ["frame 0.jpg", "frame 1.jpg"]),
+    "beside the name cut off": (["frame 0"], ["frame.jpg", "frame 0.jpg"],
+                                {"frame": "", "frame 0": ""}, ["frame 0.jpg"]),
+    "flags": (["x 0  1", "y y -1", "a/1  0"], ["x 0.jpg", "y y.jpg", "a/1.jpg"],
+              {"x 0": "", "y y": "", "a/1": ""}, ["a/1.jpg", "x 0.jpg", "y y.jpg"]),
+    "endings in the list": (["x.jpg"], ["x.jpg"], {"x": ""}, ["x.jpg"]),
+    "the ending of the filename": (["a"], ["a.jpg", "a.png"], {"a": "a.png"}, ["a.png"]),
+    "an image of another name": (["a"], ["b.tif"], {"a": "b.tif"}, ["b.tif"]),
+    "a filename that is not there": (["a"], ["a.JPEG"], {"a": "b.jpg"}, ["a.JPEG"]),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("written", "there", "read"),
-    [
-        ("cam1/x.png", ["cam1/x.png"], "cam1/x.png"),
-        ("x.png", ["cam1/x.png", "x.png"], "cam1/x.png"),
-        ("a.png", ["cam1/a.png", "cam1/a.jpg"], "cam1/a.png"),
-        ("a.tif", ["cam1/a.tif"], "cam1/a.tif"),
-        ("gone.jpg", ["cam1/a.JPEG"], "cam1/a.JPEG"),
-        (" ", ["cam1/a.png"], "cam1/a.png"),
-    ],
-)
-def test_the_image_that_is_checked_is_the_one_that_is_read(
-    root: Path,
-    written: str,
-    there: list[str],
-    read: str,
-) -> None:
-    """Only the image that is to be read is whole and of the size in the xml."""
-    stem = "a" if written.startswith("cam1") else "cam1/a"
-    (root / SPLIT).write_text(stem)
-    for folder in ("Annotations/cam1", "JPEGImages/cam1"):
-        (root / folder).mkdir()
-    for name in there:
-        Image.new("RGB", (60, 50) if name == read else (9, 9)).save(root / "JPEGImages" / name)
-    text = (root / XML).read_text()
-    named = f"<annotation><filename>{written}</filename>"
-    (root / "Annotations" / f"{stem}.xml").write_text(text.replace("<annotation>", named))
-    register_voc("own", root, "train")
-    (record,) = DatasetCatalog.get("own")
-    assert record["file_name"] == str(root / "JPEGImages" / read)
+@pytest.mark.parametrize("case", NAMES)
+def test_the_image_of_an_xml(case, tmp_path):
+    *what, wanted = NAMES[case]
+    layout(tmp_path, *what, wanted)
+    register(tmp_path)
+    assert images_of(tmp_path / "JPEGImages") == wanted
 
 
-def test_boxes_without_area_are_dropped_with_one_warning(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    slips = [("dog", box, 0) for box in ((5, 5, 5, 9), (5, 5, 4, 9), (5, 9, 9, 9), (61, 1, 70, 9))]
-    write_voc(root, "train", {**TRAIN, "empty": slips})
-    with caplog.at_level(logging.WARNING, logger="rambo_det"):
-        register_voc("own", root, "train")
-    texts = [record.getMessage() for record in caplog.records]
-    assert len(texts) == 1 and "dropped 4 box" in texts[0] and "train.txt" in texts[0]
-    assert sum(len(record["annotations"]) for record in DatasetCatalog.get("own")) == 3
+def no_xml(line):
+    return [line], [], {}, f"train.txt names '{line}', but .*{line}.xml does not exist"
 
 
-def test_classes_of_a_run_are_those_of_training(root: Path) -> None:
-    write_voc(root, "val", {"v": [("dog", (2, 2, 9, 9), 0)]})
-    sets = [("own_val", root, "val"), ("own_train", root, "train")]
-    assert register_datasets(voc=sets, train=["own_train"]) == ["cat", "dog"]
-    assert MetadataCatalog.get("own_val").thing_classes == ["cat", "dog"]
-    assert _boxes(DatasetCatalog.get("own_val"))["v"][0][0] == 1
+UNCLEAR = {
+    "two endings": (["a"], ["a.jpg", "a.png"], {"a": ""}, "<filename> must say which"),
+    "two names": (["a"], ["a.jpg", "b.jpg"], {"a": "b.jpg"}, "correct <filename>"),
+    "one image of two": (["a", "b"], ["c.jpg"], {"a": "c.jpg", "b": "c.jpg"}, "that of a.xml too"),
+    "the image at the top": (["a/1"], ["1.jpg"], {"a/1": "1.jpg"}, r"a/1\.jpg is missing"),
+    "backslashes": (["a"], ["b.jpg"], {"a": "x\\b.jpg"}, "backslashes, write /"),
+    "backslashes in the list": (["b\\1"], [], {}, r"b\\1\.xml does .*backslashes, write / for"),
+    **{line: no_xml(line) for line in ("gone", "gone 1", "cam1/gone")},
+}
 
 
-def test_a_class_that_training_lacks_is_refused(root: Path) -> None:
-    write_voc(root, "val", {"v": [("bird", (2, 2, 9, 9), 0)]})
-    sets = [("own_train", root, "train"), ("own_val", root, "val")]
-    with pytest.raises(InputError, match=r"val\.txt: class 'bird' is not among the training.*cat"):
-        register_datasets(voc=sets, train=["own_train"])
-    with pytest.raises(InputError, match=r"val\.txt: class 'bird' is not among the given"):
-        register_voc("own_val", root, "val", classes=["cat", "dog"])
-    assert not {"own_train", "own_val"} & set(DatasetCatalog.list())
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_a_line_whose_xml_or_image_is_unclear(case, tmp_path):
+    lines, images, xmls, message = UNCLEAR[case]
+    layout(tmp_path, lines, images, xmls, images)
+    refused(tmp_path, message)
 
 
-def _replace(old: str, new: str) -> Callable[[Path], None]:
-    def change(root: Path) -> None:
-        path = root / XML
-        text = path.read_text()
+def replace(old, new):
+    def change(root):
+        text = (root / XML).read_text()
         assert old in text
-        path.write_text(text.replace(old, new))
+        (root / XML).write_text(text.replace(old, new))
 
     return change
 
 
-def _cut(path: Path, keep: float) -> None:
-    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+def cut(name, keep):
+    def change(root):
+        data = (root / name).read_bytes()
+        (root / name).write_bytes(data[: int(keep * len(data))])
+
+    return change
 
 
-BAD: list[tuple[Callable[[Path], object], str]] = [
-    (lambda root: (root / SPLIT).write_text("b\\1"), r"b\\1\.xml does .*backslashes, write / for"),
-    (lambda root: (root / XML).unlink(), r"train\.txt names 'a_2', but .*a_2\.xml does not exist"),
-    (lambda root: _cut(root / XML, 0.6), r"a_2\.xml is not valid xml"),
-    (lambda root: (root / JPG).unlink(), r"a_2\.xml: the image .*a_2\.jpg is missing"),
-    (lambda root: _cut(root / JPG, 0.7), r"a_2\.xml: the image .*a_2\.jpg is truncated"),
-    (_replace("<width>60<", "<width>61<"), r"a_2\.jpg is 60x50 px.*says 61x50"),
-    (_replace("<xmin>10</xmin>", ""), r"a_2\.xml: 'dog' needs a bndbox"),
-    (_replace("<xmin>10<", "<xmin>ten<"), r"a_2\.xml: 'dog' needs a bndbox"),
-    (_replace("<xmin>10<", "<xmin>inf<"), r"a_2\.xml: 'dog' needs a bndbox"),
-    (_replace("<name>dog</name>", ""), r"a_2\.xml: an object has no name"),
-    (lambda root: write_voc(root, "train", {"empty": []}), r"train\.txt: .* 'own' has no boxes"),
-    (lambda root: (root / SPLIT).write_text("\n"), r"train\.txt names no image"),
-    (lambda root: (root / SPLIT).write_bytes(b"\xff"), r"train\.txt is not in UTF-8"),
-]
+def coded(name):
+    text = f"<?xml version='1.0' encoding='{name}'?><annotation></annotation>"
+    return lambda root: (root / XML).write_text(text)
 
 
-@pytest.mark.parametrize(("damage", "message"), BAD)
-def test_bad_data_is_refused_in_one_line(
-    root: Path, damage: Callable[[Path], object], message: str
-) -> None:
+def deeper(root):
+    text = (root / XML).read_text()
+    (root / XML).write_text(f"<annotations>{text}</annotations>")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut(XML, 0.6), r"a_2\.xml is not valid xml"),
+        (cut(XML, 0), r"a_2\.xml"),
+        (coded("gb2312"), r"a_2\.xml"),  # which expat lacks
+        (coded("own"), r"a_2\.xml"),
+        (deeper, r"a_2.xml is not VOC's: <object> must lie"),
+        (lambda root: (root / JPG).unlink(), r"a_2\.xml: the image .*a_2\.jpg is missing"),
+        (cut(JPG, 0.7), r"a_2\.xml: the image .*a_2\.jpg is truncated"),
+        (replace("<width>60<", "<width>61<"), r"a_2\.jpg is 60x50 px.*says 61x50"),
+        (replace("<xmin>10</xmin>", ""), r"a_2\.xml: 'dog' needs a bndbox"),
+        (replace("<xmin>10<", "<xmin>ten<"), r"a_2\.xml: 'dog' needs a bndbox"),
+        (replace("<xmin>10<", "<xmin>inf<"), r"a_2\.xml: 'dog' needs a bndbox"),
+        (replace("<name>dog</name>", ""), r"a_2\.xml: an object has no name"),
+        (lambda root: (root / SPLIT).write_text("empty"), r"train\.txt: .* 'own' has no boxes"),
+        (lambda root: (root / SPLIT).write_text("\n"), r"train\.txt names no image"),
+        (lambda root: (root / SPLIT).write_bytes(b"\xff"), r"train\.txt is not in UTF-8"),
+    ],
+)
+def test_bad_data_is_refused_in_one_line(root, damage, message):
     damage(root)
-    with pytest.raises(InputError, match=message) as error:
-        register_voc("own", root, "train")
-    assert "\n" not in str(error.value)
-    assert "own" not in DatasetCatalog.list()
+    refused(root, message)
 
 
-def test_a_missing_split_names_those_that_are_there(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"test\.txt does not exist \(splits there: train\)"):
-        register_voc("own", root, "test")
-    with pytest.raises(InputError, match=r"does not exist \(splits there: none\)"):
-        register_voc("own", tmp_path / "nowhere", "train")
+def test_a_missing_split_names_those_that_are_there(root, tmp_path):
+    for split in ("test", "train.txt"):
+        refused(root, rf"{split}\.txt does not exist \(splits there: train\)", split)
+    refused(tmp_path / "nowhere", r"does not exist \(splits there: none\)")
 
 
-def test_real_blood_cells(real_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+# Folders of images and xml, as LabelImg, Roboflow and others write them
+
+
+@pytest.mark.parametrize(
+    ("file", "xml", "root", "split"),
+    [
+        ("a.jpg", "a.xml", "", "."),  # LabelImg
+        ("train/a.jpg", "train/a.xml", "", "train"),  # Roboflow
+        ("images/a.jpg", "annotations/a.xml", "", "."),
+        ("sub/a.jpg", "sub/a.xml", "", "."),
+        ("images/a.jpg", "images/a.xml", "", "."),
+        ("images/a.jpg", "labels/a.xml", "", "."),
+        ("Images/a.jpg", "Annotations/a.xml", "", "."),
+    ],
+)
+def test_a_folder_of_images_with_xml(file, xml, root, split, tmp_path, warnings):
+    write_image(tmp_path / file)
+    write_image(tmp_path / file.replace("a.jpg", "left.jpg"))
+    for name in ("a.xml", "._a.xml", ".ipynb_checkpoints/a.xml"):
+        write_xml(tmp_path / xml.replace("a.xml", name), "a.jpg")
+    assert register(tmp_path / root, split) == ["a"]
+    assert images_of(tmp_path) == [file]
+    (record,) = DatasetCatalog.get("own")
+    assert [a["bbox"] for a in record["annotations"]] == [[4, 4, 16, 26]]
+    (line,) = warnings()
+    assert "left out 1 image(s) without an xml" in line and "left.jpg" in line
+
+
+def test_a_folder_of_images_without_its_split_or_without_xml(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    refused(tmp_path, f"the folder {tmp_path} has no xml files", ".")
+    write_xml(tmp_path / "a.xml")
+    refused(tmp_path, "write . for the split")
+
+
+def test_an_xml_in_another_folder_than_the_others_is_not_lost(tmp_path):
+    for image, xml in (("images/b.jpg", "annotations/b.xml"), ("c.jpg", "c.xml")):
+        write_image(tmp_path / image)
+        write_xml(tmp_path / xml, Path(image).name)
+    refused(tmp_path, "annotations/b.jpg is missing", ".")
+
+
+@pytest.mark.parametrize("said", [".", "/", "./", "x" * 300])
+def test_a_filename_that_is_none_is_no_traceback(said, tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write_xml(tmp_path / "a.xml", said)
+    assert register(tmp_path, ".") == ["a"]
+
+
+def test_boxes_that_are_rotated_are_said(root, warnings):
+    turned = "<attribute><name>rotation</name><value>45.0</value></attribute></object>"
+    replace("</object>", turned)(root)
+    register(root)
+    (line,) = warnings()
+    assert "1 box(es) are marked as rotated" in line
+
+
+def test_real_blood_cells(real_data, warnings):
     sets = [(f"bccd_{split}", real_data / "bccd", split) for split in ("train", "val", "test")]
-    with caplog.at_level(logging.WARNING, logger="rambo_det"):
-        names = register_datasets(voc=sets, train=["bccd_train"])
+    names = register_datasets(voc=sets, train=["bccd_train"])
     assert names == ["Platelets", "RBC", "WBC"]
     # the two boxes of zero size that are known: one in train, one in val
-    assert [r.getMessage().split(": ")[1] for r in caplog.records] == [
-        "dropped 1 box(es) without area inside their image"
-    ] * 2
-    counts: Counter[str] = Counter()
+    dropped = "dropped 1 box(es) without area inside their image"
+    assert [line.split(": ")[1] for line in warnings()] == [dropped] * 2
+    counts = Counter()
     for name, images in (("bccd_train", 205), ("bccd_val", 87), ("bccd_test", 72)):
         records = DatasetCatalog.get(name)
         assert len(records) == images

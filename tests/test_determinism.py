@@ -74,7 +74,7 @@ def test_two_runs_of_one_seed(tmp_path):
     pytest.importorskip("detectron2")
     from .command_line import own_data
     from .forked import run_logged
-    from .killed_run import YAML as SMALL
+    from .models import VARIED
 
     data, keys = own_data(tmp_path / "data", "dt", 5, 1)
     runs = []
@@ -83,7 +83,7 @@ def test_two_runs_of_one_seed(tmp_path):
         command = [log, "tools/train_net.py", "--config"]
         command += ["configs/quickstart/faster_rcnn_rambo.yaml", *data, "SEED", seed]
         command += [*keys, "SOLVER.MAX_ITER", 3, "OUTPUT_DIR", tmp_path / name]
-        command += ["DATALOADER.NUM_WORKERS", workers, *SMALL]
+        command += ["DATALOADER.NUM_WORKERS", workers, *VARIED]
         run_logged([{}], [tmp_path / f"{name}.txt"], command)
         runs.append(log.read_text())
     assert runs[0] == runs[1] and runs[0].count("\n") == 3

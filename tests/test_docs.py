@@ -10,16 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import CfgNode, get_cfg
 
 import rambo_det
 
 from .doc_pages import DOCS, PAGES, ROOT, blocks, commands, text_of
-from .models import write_coco
-from .voc_folder import EXTRA, write_voc
+from .models import EXTRA, write_coco, write_voc
 
 # A training in the pages is that of a real project; here it is a small model and two iterations.
 SHORT = [
@@ -131,3 +127,33 @@ def test_the_table_of_versions_is_that_of_the_results():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.count("| passed |") == done.stdout.count("\n") - 2 > 0
     assert done.stdout in text_of(DOCS / "versions.md")
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda file: file.name)
+def test_a_notebook_runs_from_top_to_bottom(file, tmp_path, monkeypatch):
+    reason = "nbclient or ipykernel is not installed: requirements.txt has them"
+    nbclient = pytest.importorskip("nbclient", reason=reason)
+    pytest.importorskip("ipykernel", reason=reason)
+    import nbformat
+
+    for name, value in {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "RAMBO_DET_ITERATIONS": "4",
+        "RAMBO_DET_IMAGES": "4",
+        "RAMBO_DET_CACHE": str(tmp_path / "cache"),
+        "TMPDIR": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(file, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "stored without outputs"
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    printed = "".join(o.get("text", "") for cell in code for o in cell.outputs)
+    assert "step 400: loss 0.000" in printed and "AP50" in printed
+    pictures = [o for cell in code for o in cell.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 3

@@ -6,9 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import get_cfg
 
 import rambo_det

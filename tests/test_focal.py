@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -25,10 +22,10 @@ HEADS = [
 ]
 
 
-def layers(classes=3, **kwargs):
+def layers(**kwargs):
     transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
     return FocalFastRCNNOutputLayers(
-        ShapeSpec(channels=8), box2box_transform=transform, num_classes=classes, **kwargs
+        ShapeSpec(channels=8), box2box_transform=transform, num_classes=3, **kwargs
     )
 
 
@@ -39,27 +36,30 @@ def proposals(gt_classes):
     )
 
 
+def loss_of(logits, labels, **kwargs):
+    deltas = torch.zeros(len(labels), 12)
+    with EventStorage():
+        return layers(**kwargs).losses((logits, deltas), [proposals(labels)])["loss_cls"]
+
+
 def test_the_loss_is_torchvisions_over_the_number_of_foreground_proposals():
     torch.manual_seed(0)
     labels = torch.tensor([0, 3, 2, 3, 3, 1, 0, 3])  # 3: background
     logits = torch.randn(8, 4, requires_grad=True)
-    with EventStorage():
-        losses = layers().losses((logits, torch.zeros(8, 12)), [proposals(labels)])
+    loss = loss_of(logits, labels)
     target = torch.eye(4)[labels][:, :3]
     expected = sigmoid_focal_loss(logits[:, :3], target, 0.25, 2.0, reduction="sum") / 4
-    torch.testing.assert_close(losses["loss_cls"], expected)
-    losses["loss_cls"].backward()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
     assert (logits.grad[:, :3] != 0).all() and (logits.grad[:, 3] == 0).all()
 
 
 @pytest.mark.parametrize("labels", [[3, 3], []])
 def test_without_foreground_the_loss_stays_connected(labels):
     logits = torch.randn(len(labels), 4, requires_grad=True)
-    given = [proposals(torch.tensor(labels, dtype=torch.int64))]
-    with EventStorage():
-        losses = layers().losses((logits, torch.zeros(len(labels), 12)), given)
-    losses["loss_cls"].backward()
-    assert logits.grad is not None and torch.isfinite(losses["loss_cls"])
+    loss = loss_of(logits, torch.tensor(labels, dtype=torch.int64))
+    loss.backward()
+    assert logits.grad is not None and torch.isfinite(loss)
 
 
 def test_it_starts_at_the_prior_and_scores_by_sigmoid():
@@ -100,23 +100,11 @@ def test_the_federated_loss_is_refused():
 
 
 def test_focals_keys_and_weight():
-    cfg = small_cfg(
-        "quickstart/faster_rcnn_ce.yaml",
-        "MODEL.ROI_HEADS.NAME",
-        "FocalROIHeads",
-        "MODEL.RETINANET.FOCAL_LOSS_ALPHA",
-        0.6,
-        "MODEL.RETINANET.PRIOR_PROB",
-        0.03,
-    )
+    keys = ["MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.6, "MODEL.RETINANET.PRIOR_PROB", 0.03]
+    config, heads = HEADS[0]
+    cfg = small_cfg(config, "MODEL.ROI_HEADS.NAME", heads, *keys)
     head = build_model(cfg).roi_heads.box_predictor
     assert (head.focal_alpha, head.prior_prob) == (0.6, 0.03)
     logits, labels = torch.randn(4, 4), torch.tensor([0, 1, 3, 3])
-    values = []
-    for weight in (1.0, 3.0):
-        with EventStorage():
-            losses = layers(loss_weight={"loss_cls": weight}).losses(
-                (logits, torch.zeros(4, 12)), [proposals(labels)]
-            )
-        values.append(losses["loss_cls"])
-    torch.testing.assert_close(values[1], 3 * values[0])
+    one, three = (loss_of(logits, labels, loss_weight={"loss_cls": w}) for w in (1.0, 3.0))
+    torch.testing.assert_close(three, 3 * one)

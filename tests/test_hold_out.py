@@ -2,32 +2,22 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-
-from rambo_det.engine.saved import write_data
-
-pytest.importorskip("detectron2")
-
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
 from rambo_det.cli.train import main
 from rambo_det.data import hold_out, register_datasets
-from rambo_det.engine.saved import load_truth, read_data
+from rambo_det.engine.saved import read_data, write_data
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
-from rambo_det.evaluation.ranking import rank_detections
 
-from .models import THIN, small_cfg, training_inputs, write_coco
-from .voc_folder import write_voc
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from .forked import run_together
+from .models import THIN, small_cfg, training_inputs, write_coco, write_voc
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -56,17 +46,6 @@ def test_every_image_is_in_one_part_with_its_boxes(tmp_path):
     assert len(files(held)) == 5, "another number is another split"
 
 
-def test_the_same_images_are_set_aside_whatever_their_order(tmp_path):
-    file, images = write_coco(tmp_path, 10)
-    content = json.loads(Path(file).read_text())
-    content["images"].reverse()
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(content))
-    register_datasets(coco=[("a", file, images), ("b", other, images)])
-    (_, _), (first, second) = hold_out(["a", "b"], 3)
-    assert files(first) == files(second)
-
-
 def test_a_voc_folder_is_evaluated_on_the_part_alone(tmp_path):
     objects = {f"i{k}": [("cat", (1, 1, 20, 20), k % 2)] for k in range(6)}
     write_voc(tmp_path, "train", objects)
@@ -88,12 +67,13 @@ def test_what_cannot_be_split_is_named(number, message, tmp_path):
     assert "all_fit" not in DatasetCatalog.list()
 
 
-def tool(name, *arguments):
-    """A tool in a process of its own, which has registered nothing yet; what it prints."""
-    command = [sys.executable, REPOSITORY / "tools" / name, *arguments]
-    done = subprocess.run(list(map(str, command)), cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    return done.stdout
+def tool(folder, name, *arguments):
+    """What a tool prints, in a process of its own, which has registered nothing yet."""
+    output = folder / "printed.txt"
+    output.unlink(missing_ok=True)
+    cache = {"RAMBO_DET_CACHE": str(folder / "cache")}
+    (printed,) = run_together([[f"tools/{name}", *arguments]], [output], [cache])
+    return printed
 
 
 def ranking_of(run):
@@ -113,17 +93,12 @@ def test_a_training_is_evaluated_on_what_was_set_aside(tmp_path, capsys):
     }
     assert "own_heldout" in (out / "config.yaml").read_text()
     # The other tools find it by the run's folder alone.
-    truth = load_truth(read_data(out).annotations["own_heldout"])
-    aps = {k.name: 100 * k.ap for k in rank_detections(truth, found) if k.num_objects}
-    ranking = tool("visualize_ranking.py", "--run", out)
-    rows = {row["name"]: row["ap"] for row in ranking_of(out)["classes"]}
-    assert ranking_of(out)["dataset"] == "own_heldout" and "| mean or sum" in ranking
-    assert {name: rows[name] for name in aps} == pytest.approx(aps, abs=0.01)
-    assert len(rows) == len(aps) + 1
-    tool("visualize_ranking.py", "--run", out, "--dataset", "own_fit", "--overwrite")
+    assert "| mean or sum" in tool(tmp_path, "visualize_ranking.py", "--run", out)
+    assert ranking_of(out)["dataset"] == "own_heldout" and ranking_of(out)["classes"]
+    tool(tmp_path, "visualize_ranking.py", "--run", out, "--dataset", "own_fit", "--overwrite")
     assert ranking_of(out)["dataset"] == "own_fit"
-    tool("predict.py", images, "--run", out, "--output", tmp_path / "predictions")
-    evaluated = tool("train_net.py", "--eval-only", *words)
+    tool(tmp_path, "predict.py", images, "--run", out, "--output", tmp_path / "predictions")
+    evaluated = tool(tmp_path, "train_net.py", "--eval-only", *words)
     assert "checkpoint: " in evaluated
     assert json.loads((out / "inference" / "coco_instances_results.json").read_text()) == found
     shutil.rmtree(out)
@@ -149,23 +124,17 @@ def test_the_weight_is_of_the_classification_loss_alone(name):
         assert losses[1][key] == pytest.approx(value * (3 if key == "loss_cls" else 1), rel=1e-6)
 
 
-def test_where_the_data_are_is_noted_down_whole(tmp_path, monkeypatch, catalogs):
+def test_where_the_data_are_is_noted_down_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = Namespace(
-        register=[
-            ("coco", "a", "train.json", "train"),
-            ("voc", "v", "voc", "train"),
-            ("yolo", "y", "data.yaml", "train"),
-        ],
-        split=None,
-        hold_out=None,
-        imports=["mine.py", "my_package"],
-    )
-    write_data(str(tmp_path), args, ["rambo_shapes_train"], [])
-    data = read_data(tmp_path)
     known = [
         ["coco", "a", str(tmp_path / "train.json"), str(tmp_path / "train")],
         ["voc", "v", str(tmp_path / "voc"), "train"],
+        ["yolo", "y", str(tmp_path / "data.yaml"), "train"],
     ]
-    assert data.register == [*known, ["yolo", "y", str(tmp_path / "data.yaml"), "train"]]
+    given = [[word.removeprefix(f"{tmp_path}/") for word in item] for item in known]
+    imports = ["mine.py", "my_package"]
+    args = Namespace(register=given, split=None, hold_out=None, imports=imports)
+    write_data(str(tmp_path), args, ["rambo_shapes_train"], [])
+    data = read_data(tmp_path)
+    assert data.register == known
     assert data.imports == [str(tmp_path / "mine.py"), "my_package"]

@@ -15,7 +15,7 @@ import pytest
 
 from rambo_det.version import __version__
 
-ROOT = Path(__file__).resolve().parents[1]
+from .doc_pages import ROOT
 
 
 def run(command: list, folder: Path) -> str:

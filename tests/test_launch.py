@@ -3,24 +3,19 @@
 import json
 import os
 import re
-from pathlib import Path
 
+import detectron2.utils.comm as comm
 import pytest
 import torch
 import torch.distributed.run
-
-pytest.importorskip("detectron2")
-
-import detectron2.utils.comm as comm
 
 from rambo_det.engine.launch import from_slurm
 from rambo_det.errors import InputError
 from rambo_det.losses.sort_keys import EMPTY_KEY
 
 from .command_line import own_data
-from .forked import free_port, run_logged, start_script
+from .forked import REPOSITORY, free_port, run_logged, run_together
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 MEMORY = "roi_heads.box_predictor.rambo_loss.memory"
 SLURM = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "MASTER_ADDR": "127.0.0.1"}
 
@@ -35,20 +30,11 @@ def training(tmp_path):
     return [str(x) for x in ("tools/train_net.py", "--config", config, *data, *keys)]
 
 
-def run_together(tmp_path, commands):
-    """Runs scripts at the same time; returns their outputs once all have ended well."""
+def run_all(tmp_path, commands):
     files = [tmp_path / f"{number}.txt" for number in range(len(commands))]
     paths = [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    processes = [
-        start_script(environment, (file, file), command)
-        for file, command in zip(files, commands, strict=True)
-    ]
-    for process in processes:
-        process.join(300)
-    outputs = [file.read_text() for file in files]
-    assert [process.exitcode for process in processes] == [0] * len(files), "\n".join(outputs)
-    return outputs
+    return run_together(commands, files, [environment] * len(files))
 
 
 def saved_memory(folder):
@@ -61,7 +47,7 @@ def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
     torchrun += ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port"]
     torchrun.append(free_port())
     commands = [[*torchrun, "--node-rank", str(rank), *training] for rank in range(2)]
-    outputs = run_together(tmp_path, commands)
+    outputs = run_all(tmp_path, commands)
     assert sum("checkpoint: " in output for output in outputs) == 1  # one of four prints the table
     memory = saved_memory(tmp_path / "out")
     # Of each of the four processes the negatives, of all the positives.
@@ -70,15 +56,6 @@ def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
     assert there[:, :2].any(-1).all() and (memory["positives"][:, :2, 0] != EMPTY_KEY).all()
     lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
     assert any(json.loads(line).get("rambo/bytes_sent", 0) > 0 for line in lines)
-
-    # One process can go on with it, with the memory of all four.
-    again = [tmp_path / "losses", training[0], "--resume", *training[1:], "SOLVER.MAX_ITER", "3"]
-    [output] = run_logged([{}], [tmp_path / "printed"], again)
-    assert "Starting training from iteration 2" in output
-    after = saved_memory(tmp_path / "out")
-    assert int(after["written"]) == 3
-    kept = (after["negatives"] != EMPTY_KEY).sum(-1)
-    assert torch.equal(kept[:2], there.sum(-1).sum(0)[:2])
 
 
 def test_tasks_of_slurm(training, tmp_path):
@@ -103,7 +80,7 @@ def test_tasks_of_slurm(training, tmp_path):
 def test_two_machines_by_detectron2s_launcher(training, tmp_path):
     flags = ["--num-machines", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
     commands = [[training[0], *flags, "--machine-rank", rank, *training[1:]] for rank in range(2)]
-    outputs = run_together(tmp_path, commands)
+    outputs = run_all(tmp_path, commands)
     assert sum("checkpoint: " in output for output in outputs) == 1
     assert saved_memory(tmp_path / "out")["negatives"].shape[0] == 2
 

@@ -2,18 +2,11 @@
 
 import inspect
 import json
-import os
-import re
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
-from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
+from detectron2.config import LazyCall, LazyConfig, get_cfg
 from detectron2.data import DatasetCatalog, build
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import TrainingSampler
@@ -27,9 +20,9 @@ from rambo_det.engine.lazy import LazyRun, load_lazy_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
-from .architectures import assert_same_predictions
 from .command_line import call, own_data
-from .models import CONFIGS, training_inputs, write_coco
+from .forked import python
+from .models import CONFIGS, write_coco
 
 main = partial(train, lazy=True)
 FCOS = "configs/lazy/quickstart/fcos_rambo.py"
@@ -113,14 +106,12 @@ def arguments(tmp_path, catalogs):
     return data, keys
 
 
-def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys, monkeypatch):
+def test_what_a_run_of_a_lazyconfig_leaves_alone(tmp_path, arguments, capsys):
+    """Training, resuming and the stock model's weights are in test_matrix.py."""
     data, keys = arguments
     assert main(["--config", FCOS, *data, *keys, "train.max_iter=2"]) == 0
     trained = capsys.readouterr().out
     assert "Contents of args.config_file" not in trained and "Environment info" in trained
-    memory = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
-    assert int(memory._metadata["rambo_loss.memory"]["memory"]["written"]) == 2
-    (tmp_path / "out" / "copy.pth").write_bytes((tmp_path / "out" / "model_final.pth").read_bytes())
 
     def again(*args):
         return call(main, "--config", FCOS, *args)
@@ -128,9 +119,7 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
     config = (tmp_path / "out" / "config.yaml").read_bytes()
     assert again("--eval-only", *data, *keys, "train.max_iter=7") == 0
     assert (tmp_path / "out" / "config.yaml").read_bytes() == config
-    rows = [re.findall(r"^\|.*\|$", text, re.M)[-9:] for text in (trained, capsys.readouterr().out)]
-    assert rows[0] == rows[1] and len(rows[0]) == 9
-
+    capsys.readouterr()
     assert again(*data, *keys, "train.max_iter=3") == 2
     assert "holds another run" in capsys.readouterr().err
     for flag in ("--resume", "--eval-only"):
@@ -139,17 +128,6 @@ def test_fcos_trains_resumes_and_is_the_stock_model(tmp_path, arguments, capsys,
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith(f"error: {flag}: class 1 is 'circle' in the run in {tmp_path}/out")
         assert error.endswith("--classes circle,square,triangle,star")
-    assert again("--resume", *data, *keys, "train.max_iter=3") == 0
-    weights = torch.load(tmp_path / "out" / "model_final.pth", weights_only=False)["model"]
-    assert int(weights._metadata["rambo_loss.memory"]["memory"]["written"]) == 3
-
-    models = []
-    for name in ("rambo", "focal"):
-        file = CONFIGS / "lazy" / "quickstart" / f"fcos_{name}.py"
-        models.append(instantiate(LazyConfig.load(str(file)).model))
-        loaded = models[-1].load_state_dict(weights)
-        assert not loaded.missing_keys and not loaded.unexpected_keys
-    assert_same_predictions(*models, training_inputs())
 
 
 def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
@@ -157,16 +135,16 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
     register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))
     (tmp_path / "out").mkdir()  # as default_setup does
 
-    def run(patience):
+    def run():
         cfg = lazy_twin("faster_rcnn_rambo.py", "lazy_shapes", tmp_path / "out")
         cfg.optimizer.lr = 1e-30
         cfg.model.roi_heads.num_classes = 4
         cfg.model.roi_heads.box_predictor.test_score_thresh = 0.0
         cfg.dataloader.evaluator.dataset_name = "lazy_shapes"
-        cfg.train.update(max_iter=12, eval_period=2, patience=patience)
+        cfg.train.update(max_iter=12, eval_period=2, patience=2)
         return LazyRun(cfg)
 
-    first = run(2)
+    first = run()
     first.fit(resume=False)
     kept = json.loads((tmp_path / "out/best.json").read_text())
     assert list(kept["evaluations"]) == ["1", "3", "5"] and kept["best"]["iteration"] == 1
@@ -174,14 +152,9 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
         saved = torch.load(tmp_path / "out" / f"{name}.pth", weights_only=False)
         assert saved["iteration"] == iteration
     assert "best bbox/AP: " in first.evaluations.summary()
-    again = run(2)
+    again = run()
     assert set(again.fit(resume=True)) == {"bbox"}  # stays ended
     assert json.loads((tmp_path / "out/best.json").read_text()) == kept
-    run(3).fit(resume=True)
-    kept = json.loads((tmp_path / "out/best.json").read_text())
-    assert list(kept["evaluations"]) == ["1", "3", "5", "7"]
-    lines = map(json.loads, (tmp_path / "out/metrics.json").read_text().splitlines())
-    assert [line["iteration"] for line in lines if "bbox/AP" in line] == [1, 3, 5, 7]
 
 
 def test_the_examples_of_the_help_are_of_a_lazyconfig(capsys):
@@ -193,13 +166,12 @@ def test_the_examples_of_the_help_are_of_a_lazyconfig(capsys):
 
 def test_nothing_else_is_printed(tmp_path):
     """Of a process of its own, in which modules warn as they are imported for the first time."""
-    done = subprocess.run(
-        [sys.executable, "tools/lazyconfig_train_net.py", "--eval-only"]
-        + ["--config", "configs/lazy/retinanet_rambo.py", f"train.output_dir={tmp_path}/none"]
-        + ["dataloader.train.dataset.names=rambo_shapes_train"]
-        + ["dataloader.test.dataset.names=rambo_shapes_val"],
-        cwd=CONFIGS.parent, capture_output=True, text=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore:CUDA initialization"},  # torch's, without one
+    done = python(
+        "tools/lazyconfig_train_net.py", "--eval-only", "--config",
+        "configs/lazy/retinanet_rambo.py", f"train.output_dir={tmp_path}/none",
+        "dataloader.train.dataset.names=rambo_shapes_train",
+        "dataloader.test.dataset.names=rambo_shapes_val",
+        PYTHONWARNINGS="ignore:CUDA initialization",  # torch's, without one
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: --eval-only") and done.stderr.count("\n") == 1

@@ -13,9 +13,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 

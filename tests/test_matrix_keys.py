@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import LazyCall, LazyConfig, instantiate
 from detectron2.modeling import build_model
 

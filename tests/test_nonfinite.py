@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, HookBase

@@ -4,11 +4,8 @@ import functools
 import http.server
 import json
 import os
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -18,21 +15,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
-from rambo_det.cli.predict import default_threshold
-from rambo_det.cli.sources import find_sources
-
-from .models import write_coco
-
-pytest.importorskip("detectron2")
-
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 
-from rambo_det.cli.predict import main
+from rambo_det.cli.predict import default_threshold, main
+from rambo_det.cli.sources import find_sources
 from rambo_det.data.drawing import CLASSES, draw
 from rambo_det.data.files import image_size
 from rambo_det.engine.detector import Detector
@@ -40,9 +30,9 @@ from rambo_det.engine.saved import find_model
 from rambo_det.errors import InputError
 from rambo_det.evaluation.pictures import class_metadata, draw_detections, interrupted_after
 
-from .models import CONFIGS, small_cfg
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from .command_line import call, disk_full, refused
+from .forked import background, wait_until
+from .models import CONFIGS, small_cfg, write_coco
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +50,7 @@ def run(finished_run):
 
 
 def predict(run, *arguments):
-    return main([str(a) for a in ("--run", run / "out", *arguments)])
+    return call(main, "--run", run / "out", *arguments)
 
 
 def results_of(folder):
@@ -179,17 +169,9 @@ def test_a_stream_until_ctrl_c(run, tmp_path):
         address = f"http://127.0.0.1:{server.server_port}/long.avi"
         out = tmp_path / "out"
         command = ["--run", str(run / "out"), "--camera", address, "--output", str(out)]
-        process = subprocess.Popen(
-            [sys.executable, "tools/predict.py", *command], cwd=REPOSITORY,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            # What runs in the background of a script ignores Ctrl-C, and what it starts does too.
-            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        process = background("tools/predict.py", *command)
         part = out / ".camera.part.mp4"
-        end = time.monotonic() + 120
-        while not (part.is_file() and part.stat().st_size) and time.monotonic() < end:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
+        wait_until(lambda: part.is_file() and part.stat().st_size, process)
         time.sleep(1.5)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -218,9 +200,9 @@ def test_a_stock_checkpoint(run, tmp_path, capsys, catalogs):
     config, weights = stock_checkpoint(tmp_path, "DATASETS.TEST", "('nowhere',)")
     arguments = ["--config", config, "--weights", weights, "--output", tmp_path / "out"]
     arguments += [run / "val" / "0.png"]
-    assert main([str(a) for a in [*arguments, "--classes", "a,b,c"]]) == 2
+    assert call(main, *arguments, "--classes", "a,b,c") == 2
     assert "--classes names 3 classes, the model has 4" in capsys.readouterr().err
-    assert main([str(a) for a in [*arguments, "--classes", "a,b,c,d"]]) == 0
+    assert call(main, *arguments, "--classes", "a,b,c,d") == 0
     assert "at least 0.5 (the default)" in capsys.readouterr().out
     truth, _ = results_of(tmp_path / "out")
     assert [c["name"] for c in truth.dataset["categories"]] == ["a", "b", "c", "d"]
@@ -244,65 +226,53 @@ def test_category_ids_are_the_data_sets_own(tmp_path):
 
 def test_weights_of_another_model_are_refused(run, tmp_path, capsys, catalogs):
     config, weights = stock_checkpoint(tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 7)
-    assert predict(run, run / "val", "--weights", weights, "--output", tmp_path / "out") == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "is not of the model of" in error
+    words = ["--run", run / "out", run / "val", "--weights", weights, "--output", tmp_path / "out"]
+    assert "is not of the model of" in refused(capsys, main, *words)
     assert not (tmp_path / "out").exists(), "something was left of the output"
 
 
-def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalogs):
-    shutil.copytree(run / "val", tmp_path / "in")
-    (tmp_path / "in" / "0.png").write_bytes(b"nothing of the kind")
-    (tmp_path / "in" / "film.mp4").write_bytes(b"nothing of the kind")
-    empty = str(tmp_path / "in" / "no_frames.avi")
-    cv2.VideoWriter(empty, cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 96)).release()
-    assert cv2.VideoCapture(empty).isOpened()
-    out = tmp_path / "out"
-    assert predict(run, tmp_path / "in", "--output", out) == 1
-    text, error = capsys.readouterr()
-    lines = error.splitlines()
-    assert len(lines) == 4 and "0.png is not an image" in lines[0] and "film.mp4" in lines[1]
-    assert "no_frames.avi: OpenCV cannot read a frame" in lines[2]
-    assert lines[3] == "error: 3 of 5 files were skipped, see above"
-    assert "2 pictures in" in text and {
-        i["file_name"] for i in results_of(out)[0].imgs.values()
-    } == {str(tmp_path / "in" / name) for name in ("1.png", "2.png")}
-    for name in ("1.png", "2.png"):
-        (tmp_path / "in" / name).unlink()
-    assert predict(run, tmp_path / "in", "--output", tmp_path / "none") == 2
-    assert "0.png is not an image" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
-
-
-def test_a_picture_that_breaks_off_inside_is_left_out(run, tmp_path, capsys, catalogs):
-    shutil.copytree(run / "val", tmp_path / "in")
-    (tmp_path / "in" / "1.png").unlink()
-    file = tmp_path / "in" / "1.jpg"
+def broken_inside(file):
+    """A picture that seems whole, and that cannot be decoded."""
     Image.effect_noise((96, 96), 60).save(file)
     whole = file.read_bytes()
-    for at in range(len(whole)):  # a byte without which it cannot be decoded
+    for at in range(len(whole)):
         file.write_bytes(whole[:at] + b"\0" + whole[at + 1 :])
         with suppress(InputError):
             image_size(file, "seems whole")
             try:
                 read_image(str(file), "BGR")
             except OSError:
-                break
-    assert predict(run, tmp_path / "in", "--output", tmp_path / "out") == 1
+                return
+
+
+def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalogs):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(run / "val", folder)
+    broken_inside(folder / "0.jpg")
+    for name in ("0.png", "film.mp4"):
+        (folder / name).write_bytes(b"nothing of the kind")
+    empty = str(folder / "no_frames.avi")
+    cv2.VideoWriter(empty, cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 96)).release()
+    assert cv2.VideoCapture(empty).isOpened()
+    assert predict(run, folder, "--output", out) == 1
     text, error = capsys.readouterr()
-    first, last = error.splitlines()
-    assert "skipped: " in first and "1.jpg cannot be read" in first
-    assert last == "error: 1 of 3 files were skipped, see above" and "2 pictures in" in text
-    assert len(results_of(tmp_path / "out")[0].imgs) == 2
+    *lines, last = error.splitlines()
+    wanted = ("0.png is not an image", "film.mp4", "no_frames.avi: OpenCV cannot read a frame")
+    wanted += ("0.jpg cannot be read",)
+    assert all(said in line for said, line in zip(wanted, lines, strict=True)), error
+    assert last == "error: 4 of 6 files were skipped, see above" and "2 pictures in" in text
+    files = {Path(item["file_name"]).name for item in results_of(out)[0].imgs.values()}
+    assert files == {"1.png", "2.png"}
+    for name in ("0.jpg", "1.png", "2.png"):
+        (folder / name).unlink()
+    assert predict(run, folder, "--output", tmp_path / "none") == 2
+    assert "0.png is not an image" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_full_disk_is_one_line_without_advice_that_does_not_help(run, tmp_path, capsys, catalogs):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
-    try:
+    with disk_full():
         assert predict(run, run / "val", "--output", tmp_path / "out") == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert capsys.readouterr().err == "error: [Errno 27] File too large: make room\n"
 
 
@@ -316,6 +286,7 @@ def test_a_full_disk_is_one_line_without_advice_that_does_not_help(run, tmp_path
         (["--run", "{out}", "none.png"], "none.png: no such file"),
         (["--run", "{out}", "{tmp}/empty"], "no images or videos in this folder"),
         (["--run", "{out}", "{tmp}/broken.png"], "broken.png is not an image"),
+        (["--run", "{out}", "{tmp}/16-bit.png"], "16-bit"),
         (["--run", "{out}", "{tmp}/broken.mp4"], "broken.mp4: OpenCV cannot read a video"),
         (["--run", "{out}", "--camera", "77"], "--camera 77: OpenCV cannot read a video there"),
         (["--run", "{out}", "--weights", "no.pth"], "--weights no.pth: no such file"),
@@ -329,10 +300,9 @@ def test_a_users_mistake_is_one_line(words, message, run, tmp_path, capfd, catal
     (tmp_path / "empty").mkdir()
     for name in ("broken.png", "broken.mp4"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
+    Image.fromarray(np.full((8, 8), 900, np.uint16)).save(tmp_path / "16-bit.png")
     words = [w.replace("{out}", str(run / "out")).replace("{tmp}", str(tmp_path)) for w in words]
-    assert main(["--output", str(tmp_path / "output"), *words]) == 2
-    error = capfd.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
+    assert message in refused(capfd, main, "--output", tmp_path / "output", *words)
 
 
 def test_what_is_not_looked_into(tmp_path):

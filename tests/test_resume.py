@@ -7,33 +7,32 @@ run too; the default is what fits into a test suite.
 import json
 import os
 import random
+import signal
+import time
 from itertools import islice, pairwise
 from types import SimpleNamespace
 
+import detectron2.utils.comm as comm
 import numpy as np
 import pytest
 import torch
 import yaml
-
-pytest.importorskip("detectron2")
-
-import detectron2.utils.comm as comm
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.file_io import PathManager
 
 from rambo_det.cli.train import main
-from rambo_det.engine.checkpointer import AtomicCheckpointer
-from rambo_det.engine.files import AtomicFiles, drop_unfinished_line
+from rambo_det.engine.files import AtomicFiles
 from rambo_det.engine.folder import earlier_seed, prepare_folder
 from rambo_det.engine.hooks import SeededSteps
 from rambo_det.engine.loader import ResumableLoader
 
-from .command_line import call, own_data
-from .forked import in_processes
-from .killed_run import PERIOD, YAML, Run, assert_equal
-from .models import CONFIGS
+from .command_line import call, own_data, refused
+from .forked import free_port, in_processes, start_script
+from .models import CONFIGS, VARIED
 
 KILLS = int(os.environ.get("RAMBO_DET_KILLS", 0))
+PERIOD = 3  # of the checkpoints
+TIMEOUT = 300
 LONGEST = 5  # steps that a process makes before it is killed
 
 LAZY = f"""
@@ -56,6 +55,118 @@ dataloader.test.num_workers = 0
 train.update(init_checkpoint="", device="cpu")
 train.checkpointer.period = {PERIOD}
 """
+
+
+class Run:
+    """A run of some thousand-parameter model: one folder, and the processes that work on it.
+
+    Args:
+        folder: of the run, made here.
+        tool, config, data, opts: of the command line.
+        iterations: the run's length.
+        world: processes, started as torchrun starts them.
+    """
+
+    def __init__(self, folder, tool, config, data, iterations, *opts, world=1):
+        self.out = folder / "out"
+        self.log = folder / "losses.jsonl"
+        self._outputs = [folder / f"{rank}.txt" for rank in range(world)]
+        self._world = world
+        yaml = tool == "train_net.py"
+        self._assign = (lambda k, v: [k, str(v)]) if yaml else (lambda k, v: [f"{k}={v}"])
+        self._workers = "DATALOADER.NUM_WORKERS" if yaml else "dataloader.train.num_workers"
+        self._tool = ["tests/logged_run.py", self.log, f"tools/{tool}"]
+        self._arguments = ["--config", str(config), *data, *opts]
+        for yaml_key, key, value in (
+            ("SOLVER.MAX_ITER", "train.max_iter", iterations),
+            ("OUTPUT_DIR", "train.output_dir", self.out),
+        ):
+            self._arguments += self._assign(yaml_key if yaml else key, value)
+        folder.mkdir()
+
+    def start(self, *flags, workers=0):
+        """The processes, that of rank 0 first."""
+        more = self._assign(self._workers, workers)
+        command = [*self._tool, *flags, *self._arguments, *more]
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        processes = []
+        for rank, output in enumerate(self._outputs):
+            numbers = {"RANK": rank, "LOCAL_RANK": rank} | dict.fromkeys(
+                ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), self._world
+            )
+            environment = {**meeting, **{k: str(v) for k, v in numbers.items()}}
+            processes.append(start_script(environment, (output, output), command))
+        return processes
+
+    def finish(self, *flags, **kwargs):
+        for process in self.start(*flags, **kwargs):
+            process.join(TIMEOUT)
+            assert process.exitcode == 0, self.printed()
+
+    def kill(self, *flags, steps, in_checkpoint, delay, ranks=None, **kwargs):
+        """Starts and kills after that many more steps; in the next checkpoint, if asked for.
+
+        Args:
+            ranks: which of the processes, None: all. The others have to end by themselves.
+        """
+        known = len(self.losses())
+        processes = self.start(*flags, **kwargs)
+        self._wait(processes, lambda: len(self.losses()) >= known + steps)
+        if in_checkpoint:
+            self._wait(processes, lambda: any(self.out.glob("*.part")))
+        else:
+            time.sleep(delay)
+        victims = list(ranks or range(self._world))
+        for rank in victims:
+            os.kill(processes[rank].pid, signal.SIGKILL)
+        for rank, process in enumerate(processes):
+            process.join(TIMEOUT)
+            if rank in victims:
+                assert process.exitcode == -signal.SIGKILL, f"{rank} had ended\n{self.printed()}"
+            else:  # it says why, and ends
+                assert process.exitcode == 1, f"{rank}: {process.exitcode}\n{self.printed()}"
+                last = self._outputs[rank].read_text().splitlines()[-1]
+                assert last.startswith("error: another process of the run has ended"), last
+
+    def _wait(self, processes, happened):
+        give_up = time.monotonic() + TIMEOUT
+        while not happened():
+            assert all(process.is_alive() for process in processes), self.printed()
+            assert time.monotonic() < give_up, self.printed()
+            time.sleep(0.0005)
+
+    def printed(self):
+        """The end of what each process has printed."""
+        return "\n".join(file.read_text()[-4000:] for file in self._outputs if file.exists())
+
+    def losses(self):
+        """``(iteration, exact losses)`` of each step that was ever made, in order."""
+        try:
+            lines = [json.loads(line) for line in self.log.read_text().splitlines(keepends=True)]
+        except (FileNotFoundError, json.JSONDecodeError):  # not yet, or just being written
+            return []
+        return [(line.pop("iteration"), line) for line in lines]
+
+    def final(self):
+        return torch.load(self.out / "model_final.pth", weights_only=True)
+
+
+def assert_equal(a, b, where="checkpoint"):
+    """Whole checkpoints, the metadata of state dicts included, bit for bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+        assert_equal(getattr(a, "_metadata", None), getattr(b, "_metadata", None), f"{where}[meta]")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}.{i}")
+    else:
+        assert a == b, where
 
 
 @pytest.fixture
@@ -84,7 +195,7 @@ def test_a_killed_run_is_the_run_that_was_not(tool, world, tmp_path, data):
     iterations = (LONGEST + PERIOD) * kills + 3
     if tool == "train_net.py":
         config = CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml"
-        opts = [*YAML, *keys]
+        opts = [*VARIED, *keys]
     else:
         config = tmp_path / "small.py"
         config.write_text(LAZY)
@@ -113,7 +224,7 @@ def test_a_killed_run_is_the_run_that_was_not(tool, world, tmp_path, data):
 
     final = killed.final()
     seed = str(final["seed"])
-    whole = make("whole", *(["SEED", seed] if opts[0] == YAML[0] else [f"train.seed={seed}"]))
+    whole = make("whole", *(["SEED", seed] if opts[0] == VARIED[0] else [f"train.seed={seed}"]))
     whole.finish()
     want = dict(whole.losses())
     assert len(want) == len(whole.losses()) == iterations
@@ -170,21 +281,9 @@ def test_batches_are_of_one_shape_or_in_the_order_of_the_sampler():
     assert plain == list(islice(iter(TrainingSampler(10, seed=1)), 60))
 
 
-def test_going_on_with_another_seed_is_said(tmp_path, caplog):
-    def checkpointer(seed):
-        return AtomicCheckpointer(torch.nn.Linear(2, 2), str(tmp_path), seed=seed)
-
-    checkpointer(7).save("model_0000000", iteration=0)
-    checkpointer(7).resume_or_load("", resume=True)
-    assert "SEED" not in caplog.text
-    checkpointer(8).resume_or_load("", resume=True)
-    assert "began with SEED 7, this one with 8" in caplog.text
-
-
 def test_a_file_is_whole_or_as_it_was(tmp_path):
-    file = tmp_path / "last_checkpoint"
+    file, files = tmp_path / "last_checkpoint", AtomicFiles(PathManager)
     file.write_text("old")
-    files = AtomicFiles(PathManager)
     with pytest.raises(OSError, match="full"), files.open(str(file), "w") as f:
         f.write("ne")
         f.flush()
@@ -193,17 +292,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
     with files.open(str(file), "w") as f:
         f.write("new")
-    with files.open(str(file)) as f:
-        assert f.read() == "new"
-    assert list(tmp_path.iterdir()) == [file] and files.exists(str(file))
-
-
-def test_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
-    for text, kept in (("a\nb\n", "a\nb\n"), ("a\nb", "a\n"), ("b", ""), ("", "")):
-        (tmp_path / "metrics.json").write_text(text)
-        drop_unfinished_line(str(tmp_path / "metrics.json"))
-        assert (tmp_path / "metrics.json").read_text() == kept
-    drop_unfinished_line(str(tmp_path / "none"))
+    assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
 
 
 def test_what_a_resume_finds(tmp_path, data, capsys, catalogs):
@@ -211,16 +300,13 @@ def test_what_a_resume_finds(tmp_path, data, capsys, catalogs):
     out = tmp_path / "out"
     config = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
     data, keys = data
-    keys = [*YAML, *keys, "SOLVER.CHECKPOINT_PERIOD", "1", "OUTPUT_DIR", out]
+    keys = [*VARIED, *keys, "SOLVER.CHECKPOINT_PERIOD", "1", "OUTPUT_DIR", out]
 
     def run(*flags, opts=()):
         return call(main, "--config", config, *flags, *data, *keys, *opts)
 
-    def refused(message):
-        capsys.readouterr()
-        assert run("--resume") == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1
+    def is_refused(message):
+        error = refused(capsys, main, "--config", config, "--resume", *data, *keys)
         assert message in error and "model_0000000.pth" in error and "--fresh" in error
 
     def settled_seed():
@@ -241,17 +327,18 @@ def test_what_a_resume_finds(tmp_path, data, capsys, catalogs):
     assert [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     assert run("--resume", opts=("SOLVER.MAX_ITER", "3", "SEED", "5")) == 0
     assert settled_seed() == 5
+    assert f"began with SEED {seed}, this one with 5" in (out / "log.txt").read_text()
 
     before = {p: p.read_bytes() for p in out.iterdir() if p.is_file()}
     last.write_text("model_0000009.pth")
-    refused(f"{out}/model_0000009.pth, which does not exist")
+    is_refused(f"{out}/model_0000009.pth, which does not exist")
     last.write_text("")
-    refused(f"{last} names")
+    is_refused(f"{last} names")
     last.write_text("model_0000001.pth")
     whole = (out / "model_0000001.pth").read_bytes()
     for size in (0, 100, len(whole) // 2, len(whole) - 1):
         (out / "model_0000001.pth").write_bytes(whole[:size])
-        refused(f"{out}/model_0000001.pth cannot be read")
+        is_refused(f"{out}/model_0000001.pth cannot be read")
     for changed in (last, out / "model_0000001.pth"):
         changed.write_bytes(before[changed])
     assert {p: p.read_bytes() for p in out.iterdir() if p.is_file()} == before

@@ -3,12 +3,7 @@
 import re
 
 import pytest
-
-pytest.importorskip("detectron2")
-
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -16,6 +11,7 @@ from rambo_det import RamboCriterion
 
 from .architectures import config
 from .doc_pages import DOCS, text_of
+from .forked import in_processes
 from .models import training_inputs
 
 PAGE = text_of(DOCS / "scalars.md")
@@ -82,17 +78,15 @@ def test_memory_fill_and_absent_scalars():
         assert storage.latest()["rambo/memory_fill"] in (0.0, (0.0, 0))
 
 
-def _process(rank, file, folder):
-    dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)
+def _check(rank, world, folder):
     with EventStorage() as storage:
         RamboCriterion(2)(torch.randn(20, 2, requires_grad=True), torch.arange(20) % 3)
-    (folder / str(rank)).write_text("\n".join(storage.latest()))
-    dist.destroy_process_group()
+    (folder / f"{rank}.txt").write_text("\n".join(storage.latest()))
 
 
 def test_several_processes(tmp_path):
-    mp.spawn(_process, (tmp_path / "meet", tmp_path), nprocs=2)
-    names = [(tmp_path / str(rank)).read_text().split() for rank in range(2)]
+    in_processes(2, tmp_path, _check, tmp_path)
+    names = [(tmp_path / f"{rank}.txt").read_text().split() for rank in range(2)]
     assert names[0] == names[1]
     assert general(names[0], "rambo/") == documented()
 

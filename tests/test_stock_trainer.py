@@ -4,12 +4,9 @@ import logging
 from functools import partial
 from unittest import mock
 
+import detectron2.utils.comm as comm
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
-import detectron2.utils.comm as comm
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults
 from detectron2.utils.env import seed_all_rng
@@ -23,8 +20,7 @@ from rambo_det.losses.sort_keys import EMPTY_KEY
 from rambo_det.modeling.criterion import RamboCriterion
 
 from .forked import in_processes
-from .killed_run import YAML
-from .models import small_cfg, write_coco
+from .models import VARIED, small_cfg, write_coco
 
 
 class Remember(HookBase):
@@ -46,7 +42,7 @@ def memory_of(trainer):
 def trainer_of(folder, *opts):
     keys = ["DATASETS.TRAIN", "('st_data',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(folder)]
     keys += ["SOLVER.MAX_ITER", 4, "SOLVER.STEPS", "(3,)", "DATALOADER.NUM_WORKERS", 0]
-    cfg = small_cfg("quickstart/faster_rcnn_rambo.yaml", *YAML, *keys, *opts)
+    cfg = small_cfg("quickstart/faster_rcnn_rambo.yaml", *VARIED, *keys, *opts)
     cfg.SOLVER.CHECKPOINT_PERIOD = 2
     seed_all_rng(1 + comm.get_rank())
     # DefaultTrainer gives DistributedDataParallel the number of a GPU, even on a CPU.

@@ -3,9 +3,6 @@
 import re
 
 import pytest
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import LazyConfig, instantiate
 from detectron2.model_zoo import get_config
 from detectron2.modeling import build_model

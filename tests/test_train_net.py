@@ -1,61 +1,37 @@
 """tools/train_net.py as a user runs it."""
 
-import functools
 import logging
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-import torch
-
-pytest.importorskip("detectron2")
 
 from rambo_det.cli.train import main
 from rambo_det.engine.values import check_training
 
-from .command_line import call, own_data
+from .command_line import call, registered
+from .forked import background, python, wait_until
 from .models import THIN, small_cfg
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
-SMALL = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
 
 
-def train_net(*args):
-    done = subprocess.run(
-        [sys.executable, "tools/train_net.py", *map(str, args)],
-        cwd=REPOSITORY, capture_output=True, text=True,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
-
-
-def refused(words, capsys):
-    """The one line that these arguments end with."""
+def error_line(words, capsys):
+    """The last line that these arguments end with."""
     assert call(main, *words) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     return error
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return own_data(tmp_path_factory.mktemp("data"), "tn")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data):
-    """A trained run: its folder, the arguments of it, and what it printed."""
-    folder = tmp_path_factory.mktemp("run") / "out"
-    args = ["--config", CONFIG, *data[0]]
-    keys = [*data[1], "SEED", "1", *SMALL, "OUTPUT_DIR", folder]
-    status, out, err = train_net(*args, *keys)
-    assert status == 0, err
-    return folder, args, keys, out
+@pytest.fixture
+def run(finished_run):
+    """A trained run: its folder, the flags and the keys of it, and what it printed."""
+    args = ["--config", CONFIG, *registered(finished_run)]
+    keys = ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)", *THIN]
+    keys += ["SOLVER.MAX_ITER", 3, "SEED", 3, "OUTPUT_DIR", finished_run / "out"]
+    return finished_run / "out", args, keys, (finished_run / "printed.txt").read_text()
 
 
 def test_it_trains_and_ends_with_a_table(run):
@@ -68,12 +44,12 @@ def test_it_trains_and_ends_with_a_table(run):
     assert "Device: cpu" in out or "Device: cuda" in out
 
 
-def test_eval_only_prints_the_same_numbers(run):
+def test_eval_only_prints_the_same_numbers(run, capsys, catalogs):
     folder, args, keys, out = run
     before = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-    status, again, err = train_net("--eval-only", *args, *keys)
-    assert status == 0, err
-    rows = [re.findall(r"^\|.*\|$", text, re.M)[-9:] for text in (out, again)]
+    assert call(main, "--eval-only", *args, *keys) == 0
+    texts = out, capsys.readouterr().out
+    rows = [re.findall(r"^\|.*\|$", text, re.M)[-9:] for text in texts]
     assert rows[0] == rows[1] and len(rows[0]) == 9
     assert {file: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
     assert "Environment info" in (folder / "inference" / "log.txt").read_text()
@@ -81,10 +57,12 @@ def test_eval_only_prints_the_same_numbers(run):
 
 def test_a_model_that_detects_nothing_is_explained(run, capsys, catalogs, tmp_path):
     folder, args, keys, _ = run
-    words = [*args, "--eval-only", *keys, "MODEL.WEIGHTS", folder / "model_final.pth"]
-    words += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0", "OUTPUT_DIR", tmp_path / "out"]
-    assert call(main, *words) == 0
+    # Weights of anywhere may be evaluated with the classes in another order.
+    words = [*args, "--eval-only", "--classes", "star,triangle,square,circle", *keys]
+    words += ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
+    assert call(main, *words, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0") == 0
     out = capsys.readouterr().out
+    assert out.rindex("star") < out.rindex("circle")
     assert re.search(r"nan +\| +nan +\| +nan", out)
     assert out.count("nan: ") == 1
     assert "nan: nothing was detected, or the data have no object\n" in out
@@ -92,76 +70,35 @@ def test_a_model_that_detects_nothing_is_explained(run, capsys, catalogs, tmp_pa
 
 def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, tmp_path):
     folder, args, _, _ = run
-    words = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", "--eval-only", "MODEL.WEIGHTS"]
-    words += [folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
-    error = refused([*words, "MODEL.ROI_HEADS.NUM_CLASSES", 7], capsys)
+    words = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", "--eval-only", *THIN]
+    words += ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
+    error = error_line([*words, "MODEL.ROI_HEADS.NUM_CLASSES", 7], capsys)
     assert "is not of the model of" in error
     assert "cls_score" in error and "(5, " in error and "(8, " in error
-
-
-def test_resume_goes_on_with_the_memory(run):
-    folder, args, keys, _ = run
-    saved = torch.load(folder / "model_final.pth", weights_only=True)["model"]._metadata
-    memory = saved["roi_heads.box_predictor.rambo_loss.memory"]["memory"]
-    assert int(memory["written"]) == 4
-    status, out, err = train_net(
-        *args[:2], "--resume", *args[2:], *keys, "SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(4,)"
-    )
-    assert status == 0, err
-    assert "Starting training from iteration 4" in out
-    after = torch.load(folder / "model_final.pth", weights_only=True)["model"]._metadata
-    after = after["roi_heads.box_predictor.rambo_loss.memory"]["memory"]
-    assert int(after["written"]) == 5
-    # τ = 4: iteration 4 wrote slot 0, the other three are those of the first run.
-    assert torch.equal(after["negatives"][1:], memory["negatives"][1:])
-    assert not torch.equal(after["negatives"][0], memory["negatives"][0])
 
 
 def test_what_an_earlier_run_forbids(run, capsys, catalogs):
     """To overwrite it, and to go on with it as another model or under other class names."""
     folder, args, keys, _ = run
     before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    error = refused([*args, *keys], capsys)
+    error = error_line([*args, *keys], capsys)
     assert "holds another run" in error and "--resume" in error and "--fresh" in error
     other = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume", *keys]
-    assert "MODEL.ROI_HEADS.NAME" in refused(other, capsys)
-    learnt = "circle,square,triangle,star"
+    assert "MODEL.ROI_HEADS.NAME" in error_line(other, capsys)
     for flag in ("--resume", "--eval-only"):
-        for order, number, name in (
-            ("star,triangle,square,circle", 1, "star"),
-            ("circle,triangle,square,star", 2, "triangle"),
-        ):
-            error = refused([*args, flag, "--classes", order, *keys], capsys)
-            was = learnt.split(",")[number - 1]
-            assert error.startswith(f"error: {flag}: class {number} is '{was}' in the run in")
-            assert f"and '{name}' in tn_" in error and error.endswith(f"--classes {learnt}")
+        error = error_line([*args, flag, "--classes", "circle,triangle,square,star", *keys], capsys)
+        assert error.startswith(f"error: {flag}: class 2 is 'square' in the run in")
+        assert "and 'triangle' in own_" in error
+        assert error.endswith("--classes circle,square,triangle,star")
     assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
-def test_weights_of_anywhere_are_evaluated_with_the_classes_that_are_given(
-    run, capsys, catalogs, tmp_path
-):
-    folder, args, keys, _ = run
-    words = [*args, "--eval-only", "--classes", "star,triangle,square,circle", *keys]
-    words += ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
-    assert call(main, *words) == 0
-    assert "star" in capsys.readouterr().out
-
-
-def test_ctrl_c_is_one_line_that_says_how_to_go_on(data, tmp_path):
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(run, tmp_path):
+    _, args, keys, _ = run
     out = tmp_path / "out"
-    flags, keys = ["--config", CONFIG, *data[0]], data[1]
-    keys = [*keys, *THIN, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
-    process = subprocess.Popen(
-        [sys.executable, "tools/train_net.py", *flags, *keys, "OUTPUT_DIR", out], cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        # What runs in the background of a script ignores Ctrl-C, and what it starts does too.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    end = time.monotonic() + 120
-    while not (out / "last_checkpoint").is_file() and time.monotonic() < end:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    keys = [*keys, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
+    process = background("tools/train_net.py", *args, *keys, "OUTPUT_DIR", out)
+    wait_until((out / "last_checkpoint").is_file, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: its data workers too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
@@ -195,8 +132,6 @@ def test_without_detectron2_the_error_names_the_command(tmp_path):
         "assert not hasattr(rambo_det, 'foo')\n"
         "from rambo_det.cli.train import main; raise SystemExit(main(['--config', 'x']))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    done = python("-c", code)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: Detectron2 is not installed: pip install")

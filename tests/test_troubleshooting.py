@@ -5,14 +5,9 @@ all, a memory that no longer fits.
 """
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from fvcore.nn import sigmoid_focal_loss
@@ -24,6 +19,7 @@ from rambo_det.modeling.scores import log_odds, softmax
 
 from .architectures import config
 from .doc_pages import DOCS, text_of
+from .forked import python
 from .models import training_inputs, write_coco
 
 
@@ -152,6 +148,6 @@ def test_errors_at_the_start(page, tmp_path):
     program = (
         "from detectron2.modeling import ROI_HEADS_REGISTRY as heads; heads.get('RamboROIHeads')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = python("-c", program)
     for message in (error.value.args[0], done.stderr.splitlines()[-1].split('"')[1]):
         assert f"`{message}`" in page

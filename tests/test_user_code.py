@@ -3,13 +3,9 @@
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-pytest.importorskip("detectron2")
-
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 
 from rambo_det.cli.compare import parse_args, plan_of
@@ -18,10 +14,10 @@ from rambo_det.cli.train import main as train
 from rambo_det.engine.user_code import import_user_code, new_config
 from rambo_det.errors import InputError
 
-from .command_line import registered
+from .command_line import refused, registered
+from .forked import REPOSITORY
 from .models import CONFIGS, THIN
 
-ROOT = Path(__file__).resolve().parents[1]
 CODE = """
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, build_resnet_backbone
@@ -83,16 +79,15 @@ def test_code_that_cannot_be_imported_is_one_line(code, message, tmp_path, capsy
     file = tmp_path / "broken.py"
     if code is not None:
         file.write_text(code)
-    config = str(CONFIGS / "quickstart/faster_rcnn_rambo.yaml")
-    assert train(["--import", str(file), "--config", config, "OUTPUT_DIR", str(tmp_path)]) == 2
-    error = capsys.readouterr().err.strip()
-    assert message.format(file=file) in error and "\n" not in error
+    config = CONFIGS / "quickstart/faster_rcnn_rambo.yaml"
+    error = refused(capsys, train, "--import", file, "--config", config, "OUTPUT_DIR", tmp_path)
+    assert message.format(file=file) in error
 
 
 @pytest.mark.parametrize("name", ["voc07_rambo", "voc07_retinanet_rambo"])
 def test_the_example_of_a_timm_backbone(name):
     timm = pytest.importorskip("timm", reason="timm is not installed")
-    import_user_code([str(ROOT / "examples" / "timm_backbone.py")])
+    import_user_code([str(REPOSITORY / "examples" / "timm_backbone.py")])
     cfg = new_config()
     cfg.merge_from_file(str(CONFIGS / "evidence" / f"{name}.yaml"))
     cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.DEVICE = "", "cpu"
@@ -113,7 +108,7 @@ def test_the_example_of_a_timm_backbone(name):
 
 def test_weights_of_another_library_come_in_the_same_order():
     timm = pytest.importorskip("timm", reason="timm is not installed")
-    import_user_code([str(ROOT / "examples" / "timm_backbone.py")])
+    import_user_code([str(REPOSITORY / "examples" / "timm_backbone.py")])
     load_weights = sys.modules[
         BACKBONE_REGISTRY.get("build_timm_fpn_backbone").__module__
     ].load_weights

@@ -2,18 +2,13 @@
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
-
-pytest.importorskip("detectron2")
-
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -25,9 +20,9 @@ from rambo_det.evaluation.ranking import (
     rank_detections,
 )
 
+from .command_line import call, refused
 from .detections import random_data, result, truth_of
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from .forked import REPOSITORY
 
 
 def import_tool():
@@ -152,21 +147,11 @@ def test_each_class_has_a_picture_of_its_own(tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "ranking.png")).shape[0] == 350 * len(names)
 
 
-def visualize(*arguments):
-    done = subprocess.run(
-        [sys.executable, "tools/visualize_ranking.py", *map(str, arguments)], cwd=REPOSITORY,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_the_tool_on_a_run(finished_run, monkeypatch):
+def test_the_tool_on_a_run(finished_run, catalogs, capsys):
     """Only the folder of the run is named; the numbers are those of the run's evaluation."""
-    run = finished_run
-    monkeypatch.setenv("RAMBO_DET_CACHE", str(run / "cache"))
-    out = run / "out" / "ranking"
-    status, text, error = visualize("--run", run / "out")
-    assert (status, error) == (0, ""), error
+    run, out, main = finished_run, finished_run / "out" / "ranking", import_tool().main
+    assert call(main, "--run", run / "out") == 0
+    printed = capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads((out / "ranking.json").read_text())["classes"]}
     stored = json.loads((run / "out/inference/coco_instances_results.json").read_text())
     file = json.loads((run / "out" / "data.json").read_text())["annotations"]["own_val"]
@@ -176,15 +161,14 @@ def test_the_tool_on_a_run(finished_run, monkeypatch):
             row = rows[k.name]
             assert row["ap"] == pytest.approx(100 * k.ap, abs=0.01) and row["found"] == k.true.sum()
             lost = row["ap"] + row["lost_to_order"] + row["lost_to_not_found"]
-            assert lost == pytest.approx(100) and f"| {k.name} " in text
+            assert lost == pytest.approx(100) and f"| {k.name} " in printed
     page = (out / "index.html").read_text()
     assert not re.search(r"(src|href)=.?(https?:|/|\./)", page), "the page is not self-contained"
     assert page.count("data:image/png;base64,") == len(rows) - 1
     poster = cv2.imread(str(out / "ranking.png"))
     assert poster.shape == (350 * (len(rows) - 1), 1500, 3)
     before = {p: p.read_bytes() for p in out.iterdir()}
-    status, _, error = visualize("--run", run / "out")
-    assert status == 2 and error.startswith("error: ") and "--overwrite" in error
+    assert "--overwrite" in refused(capsys, main, "--run", run / "out")
     assert {p: p.read_bytes() for p in out.iterdir()} == before
 
 
@@ -195,15 +179,9 @@ def test_the_tool_on_a_run(finished_run, monkeypatch):
         (["--iou", "0"], "--iou must be above 0"),
         (["--shown", "0"], "--shown must be >= 1"),
         (["--dataset", "coco_2017_val"], "coco_2017_val needs"),
-        (
-            ["--dataset", "rambo_shapes_val", "--output", "{tmp}", "--opts", "MODEL.X", "1"],
-            "MODEL.X",
-        ),
+        (["--dataset", "rambo_shapes_val", "--opts", "MODEL.X", "1"], "MODEL.X"),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, message, finished_run, tmp_path, capsys, catalogs):
-    main = import_tool().main
-    output = ["--output", str(tmp_path / "ranking")]
-    assert main(["--run", str(finished_run / "out"), *output, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and message in error, error
+    words = ["--run", finished_run / "out", "--output", tmp_path / "ranking", *arguments]
+    assert message in refused(capsys, import_tool().main, *words)

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..forked import REPOSITORY, start_script
+from ..forked import background, start_script
 
 QUICKSTART = "configs/quickstart/faster_rcnn_rambo.yaml"
-
-
-def outputs(cache: Path) -> list[Path]:
-    """The files of what a run with that cache prints."""
-    return [cache.with_name(f"std{end}") for end in ("out", "err")]
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -31,28 +22,19 @@ def environment(cache: Path) -> dict[str, str]:
 
 @contextmanager
 def started(tool: str, args: list[str], cache: Path) -> Iterator[subprocess.Popen[str]]:
-    """``tools/<tool>`` while it runs, at most until the end of the block.
-
-    What it prints goes to the files of :func:`printed`, beside its cache.
-    """
-    paths = outputs(cache)
-    with open(paths[0], "w") as out, open(paths[1], "w") as err:
-        command = [sys.executable, f"tools/{tool}", *args]
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env={**os.environ, **environment(cache)}, text=True,
-            stdout=out, stderr=err,
-        )  # fmt: skip
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
+    """``tools/<tool>`` while it runs, at most until the end of the block."""
+    process = background(f"tools/{tool}", *args, **environment(cache))
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
-def printed(cache: Path) -> tuple[str, str]:
-    """Standard output and standard error of the last run with this cache."""
-    out, err = (file.read_text() for file in outputs(cache))
-    return out, without_torchs_own(err)
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit status and standard error of one that ends by itself."""
+    _, err = process.communicate(timeout=600)
+    return process.returncode, without_torchs_own(err)
 
 
 def without_torchs_own(err: str) -> str:
@@ -65,21 +47,13 @@ def run(tool: str, args: list[str], cache: Path) -> tuple[int, str, str]:
 
     In a process of its own, forked from one that has imported everything.
     """
-    for file in outputs(cache):
+    out, err = outputs = [cache.with_name(f"std{end}") for end in ("out", "err")]
+    for file in outputs:
         file.unlink(missing_ok=True)
-    process = start_script(environment(cache), outputs(cache), [f"tools/{tool}", *args])
+    process = start_script(environment(cache), outputs, [f"tools/{tool}", *args])
     process.join(600)
     assert process.exitcode is not None, "it did not end in 10 minutes"
-    return process.exitcode, *printed(cache)
-
-
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    """Returns once the condition holds; the process has to live until then."""
-    end = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, "the run ended before its time"
-        assert time.monotonic() < end, "the run did not get there in 5 minutes"
-        time.sleep(0.05)
+    return process.exitcode, out.read_text(), without_torchs_own(err.read_text())
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
@@ -109,3 +83,13 @@ def assert_whole(folder: Path) -> str:
     last = (folder / "last_checkpoint").read_text().strip()
     assert (folder / last).is_file()
     return last
+
+
+def assert_it_goes_on(folder: Path, args: list[str], cache: Path) -> None:
+    """A run goes on from its last checkpoint, for two iterations."""
+    done = int(assert_whole(folder).removeprefix("model_").removesuffix(".pth")) + 1
+    again = ["--resume", *args, "SOLVER.MAX_ITER", str(done + 2), "SOLVER.STEPS", "(1,)"]
+    status, out, err = run("train_net.py", again, cache)
+    assert status == 0, err[-3000:]
+    assert f"Starting training from iteration {done}" in out
+    assert assert_whole(folder) == "model_final.pth"

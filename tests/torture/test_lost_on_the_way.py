@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("detectron2")
-
+from ..forked import wait_until
 from ..models import write_coco
 from .conftest import WHOLE
-from .processes import assert_one_line, assert_whole, printed, run, started, wait_until
+from .processes import assert_it_goes_on, assert_one_line, assert_whole, ended, started
 from .test_bad_input import good
 
 whole_form = pytest.mark.skipif(not WHOLE, reason="only in the whole form")
@@ -38,8 +37,7 @@ def test_a_data_worker_is_killed(arguments, tmp_path):
     with started("train_net.py", arguments, tmp_path / "cache") as process:
         wait_until((tmp_path / "out" / "last_checkpoint").is_file, process)
         os.kill(workers(process.pid)[0], signal.SIGKILL)
-        status = process.wait(timeout=300)
-    _, err = printed(tmp_path / "cache")
+        status, err = ended(process)
     assert status > 0 and err.startswith("error: ") and err.count("\n") == 1, err[-3000:]
     assert "data worker" in err and "--resume" in err
     assert_whole(tmp_path / "out")
@@ -62,17 +60,11 @@ def test_an_image_of_training(loss, num_workers, arguments, tmp_path):
     with started("train_net.py", arguments, tmp_path / "cache") as process:
         wait_until((folder / "last_checkpoint").is_file, process)
         _lose(image, loss)
-        status = process.wait(timeout=300)
-    assert_one_line(status, printed(tmp_path / "cache")[1], "train/1.png")
-    last = assert_whole(folder)
-    if not WHOLE:
-        return
-    image.write_bytes(content)
-    done = int(last.removeprefix("model_").removesuffix(".pth")) + 1
-    again = [*arguments, "SOLVER.MAX_ITER", str(done + 2), "SOLVER.STEPS", "(1,)"]
-    status, out, err = run("train_net.py", ["--resume", *again], tmp_path / "cache")
-    assert status == 0, err[-3000:]
-    assert f"Starting training from iteration {done}" in out
+        assert_one_line(*ended(process), "train/1.png")
+    assert_whole(folder)
+    if WHOLE:
+        image.write_bytes(content)
+        assert_it_goes_on(folder, arguments, tmp_path / "cache")
 
 
 @whole_form
@@ -83,8 +75,7 @@ def test_an_image_of_the_test_set(loss, arguments, tmp_path):
     with started("train_net.py", arguments, tmp_path / "cache") as process:
         wait_until((folder / "last_checkpoint").is_file, process)
         _lose(tmp_path / "val" / "1.png", loss)
-        status = process.wait(timeout=300)
-    assert_one_line(status, printed(tmp_path / "cache")[1], "val/1.png")
+        assert_one_line(*ended(process), "val/1.png")
     assert assert_whole(folder) == "model_final.pth"
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("detectron2")
-
 from rambo_det.cli.train import main
 
 from ..models import SIZE, write_coco
@@ -24,79 +22,53 @@ from .processes import QUICKSTART, run
 
 RETINANET = "configs/quickstart/retinanet_rambo.yaml"
 Content = dict[str, Any]
-EMPTY = ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"]
 
 
-def of_all(annotations: list[Content], **changed: Any) -> list[str]:
+def of_all(annotations: list[Content], **changed: Any) -> None:
     for annotation in annotations:
         annotation.update(changed)
-    return []
 
 
-def many_classes(content: Content) -> list[str]:
-    names = [f"class {i}" for i in range(1203)]
-    content["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+def many_classes(content: Content) -> None:
+    content["categories"] = [{"id": i + 1, "name": f"class {i}"} for i in range(1203)]
     for number, annotation in enumerate(content["annotations"]):
         annotation["category_id"] = 1 + 301 * number % 1203
-    return ["--classes", ",".join(names)]
 
 
-def one_class(content: Content) -> list[str]:
-    content["categories"] = [{"id": 7, "name": "thing"}]
-    return of_all(content["annotations"], category_id=7)
-
-
-def many_boxes(content: Content) -> list[str]:
+def many_boxes(content: Content) -> None:
     rng = random.Random(0)
     del content["images"][1:]
-    content["annotations"] = [
-        {"id": i + 1, "image_id": 0, "category_id": rng.randint(1, 4), "iscrowd": 0}
-        for i in range(500)
-    ]
-    for annotation in content["annotations"]:
+    content["annotations"] = []
+    for number in range(500):
         x, y, side = (rng.uniform(low, high) for low, high in [(0, SIZE - 12)] * 2 + [(4, 12)])
-        annotation["bbox"] = [x, y, side, side]
-    return []
+        box = {"id": number + 1, "image_id": 0, "bbox": [x, y, side, side], "iscrowd": 0}
+        content["annotations"].append({**box, "category_id": rng.randint(1, 4)})
 
 
-def hardly_any_box(content: Content) -> list[str]:
-    """One box in four images, so that half of the batches of 2 have none."""
-    del content["annotations"][1:]
-    return EMPTY
-
-
-def only_crowds_besides(content: Content) -> list[str]:
-    return of_all(content["annotations"][1:], iscrowd=1) + EMPTY
-
-
-def boxes_of_one_pixel(content: Content) -> list[str]:
-    return of_all(content["annotations"], bbox=[7, 8, 1, 1])
-
-
-def boxes_as_large_as_the_image(content: Content) -> list[str]:
-    return of_all(content["annotations"], bbox=[0, 0, SIZE, SIZE])
-
-
-CASES: list[Callable[[Content], list[str]]] = [
-    many_classes, one_class, many_boxes, hardly_any_box, only_crowds_besides, boxes_of_one_pixel,
-    boxes_as_large_as_the_image,
-]  # fmt: skip
-SHORT = CASES[:4]
+CHANGES: dict[str, Callable[[Content], object]] = {
+    "many classes": many_classes,
+    "many boxes": many_boxes,
+    # One in four images, so that half of the batches of 2 have none.
+    "hardly any box": lambda content: content.update(annotations=content["annotations"][:1]),
+    "only crowds besides": lambda content: of_all(content["annotations"][1:], iscrowd=1),
+    "boxes of one pixel": lambda content: of_all(content["annotations"], bbox=[7, 8, 1, 1]),
+    "large boxes": lambda content: of_all(content["annotations"], bbox=[0, 0, SIZE, SIZE]),
+}
 
 
 @pytest.mark.parametrize("config", [QUICKSTART, RETINANET] if WHOLE else [QUICKSTART])
-@pytest.mark.parametrize("change", CASES if WHOLE else SHORT, ids=lambda case: case.__name__)
-def test_it_trains_and_evaluates(change, config, tmp_path: Path, capsys, catalogs):
+@pytest.mark.parametrize("case", CHANGES if WHOLE else list(CHANGES)[:3])
+def test_it_trains_and_evaluates(case, config, tmp_path: Path, capsys, catalogs):
     file, images = write_coco(tmp_path, 4)
     content = json.loads(Path(file).read_text())
-    extra = change(content)
+    CHANGES[case](content)
     Path(file).write_text(json.dumps(content))
-    flags = extra if "--classes" in extra else []
+    classes = ",".join(category["name"] for category in content["categories"])
     args = [
-        "--config", config, "--register-coco", "to_data", file, images, *flags,
+        "--config", config, "--register-coco", "to_data", file, images, "--classes", classes,
         "DATASETS.TRAIN", "('to_data',)", "DATASETS.TEST", "('to_data',)", "SEED", "1",
-        "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "OUTPUT_DIR", str(tmp_path / "out"),
-        *([] if flags else extra),
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "SOLVER.IMS_PER_BATCH", "2",
+        "SOLVER.MAX_ITER", "4", "OUTPUT_DIR", str(tmp_path / "out"),
     ]  # fmt: skip
     if WHOLE:
         status, out, err = run("train_net.py", args, tmp_path / "cache")
