@@ -3,8 +3,6 @@
 The losses of this package get the same gradient by counting, without sorting (:mod:`.ranking`).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

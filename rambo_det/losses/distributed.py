@@ -5,8 +5,6 @@ for each positive, the negatives above it summed over the processes: O(P) number
 stay where they are.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The negatives of a batch that lie highest above the positives of their class."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """A batch's scores on their way into a ranking, and the gradient on its way back."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,28 +15,17 @@ from .sort_keys import make_keys
 
 @dataclass
 class RankingInputs:
-    """The scores of this process and the positives of all processes, on one device.
+    """The scores of this process and the positives of all processes, on one device."""
 
-    Attributes:
-        scores: ``(N, C)`` float32, without gradient; contiguous or strided.
-        gt_classes: ``(N,)`` int64; C is background, below 0 is ignored.
-        max_score: the highest of them.
-        grad_dtype: float64 for the gradient of float64 scores, else float32.
-        rows, columns: ``(Q,)`` int64, where this process's own positives are.
-        keys: ``(P,)`` int64 (:mod:`.sort_keys`), the positives of all processes, by process.
-        first: where this process's own positives begin in ``keys``.
-        finite: whether all scores of all processes are.
-    """
-
-    scores: Tensor
-    gt_classes: Tensor
-    max_score: float
-    grad_dtype: torch.dtype
-    rows: Tensor
-    columns: Tensor
-    keys: Tensor
-    first: int
-    finite: bool
+    scores: Tensor  # (N, C) float32, without gradient; contiguous or strided
+    gt_classes: Tensor  # (N,) int64; C is background, below 0 is ignored
+    max_score: float  # the highest of the scores
+    grad_dtype: torch.dtype  # float64 for the gradient of float64 scores, else float32
+    rows: Tensor  # (Q,) int64, where this process's own positives are
+    columns: Tensor  # (Q,) int64, their classes
+    keys: Tensor  # (P,) int64, see sort_keys.py: the positives of all processes, by process
+    first: int  # where this process's own positives begin in keys
+    finite: bool  # whether all scores of all processes are
 
 
 @torch.no_grad()

@@ -1,8 +1,6 @@
 """How λ is chosen: how far each positive moves up before it is ranked again, and how hard it
 pushes the negatives that it overtakes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,22 +11,13 @@ from .listed_positives import ListedPositives
 
 
 class FirstRanking(NamedTuple):
-    """What a rule chooses from: the ranking before the positives move.
-
-    Attributes:
-        lists: the T positives in their lists.
-        per_positive_loss: ``(T,)`` float64, summands of the loss of the list.
-        dloss_drank: ``(T,)`` float64, g, the slope of the loss by the positive's rank.
-        losses: ``(L + 1,)`` float64, of each list.
-        num_overtaken: ``(T,)`` int64, negatives that each positive overtakes when it moves by
-            ``constant_shift``; None for rules that have none.
-    """
+    """What a rule chooses from: the ranking of T positives in L lists before they move."""
 
     lists: ListedPositives
-    per_positive_loss: Tensor
-    dloss_drank: Tensor
-    losses: Tensor
-    num_overtaken: Tensor | None
+    per_positive_loss: Tensor  # (T,) float64, summands of the loss of the list
+    dloss_drank: Tensor  # (T,) float64, g, the slope of the loss by the positive's rank
+    losses: Tensor  # (L + 1,) float64, of each list
+    num_overtaken: Tensor | None  # (T,) int64, negatives that are passed by constant_shift
 
 
 class LambdaRule(Protocol):
@@ -114,17 +103,12 @@ class Pushes:
     """How hard a negative is pushed down, by the highest threshold at or below it.
 
     Each positive has two edges, its threshold and the moved one. It pushes a negative between them
-    by ``weight / divisor``.
-
-    Attributes:
-        divisor: ``(T,)`` float64, see :class:`LambdaRule`.
-        weight: ``(T,)`` float64, of the positive's list in the loss.
-        one_per_segment: whether both are the same for all positives of a segment. Then whole
-            numbers are summed and divided once: equal to the blackbox rule to the last digit.
+    by ``weight / divisor``. If both are the same for all positives of a segment, whole numbers are
+    summed and divided once: equal to the blackbox rule to the last digit.
     """
 
-    divisor: Tensor
-    weight: Tensor
+    divisor: Tensor  # (T,) float64, see LambdaRule
+    weight: Tensor  # (T,) float64, of the positive's list in the loss
     one_per_segment: bool
 
     def at(self, order: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,5 @@
 """The positives, sorted within the lists in which they are ranked."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad

@@ -5,8 +5,6 @@ list; ``rank_pos``, r⁺, the rank among the positives of the list, a constant; 
 positives of the list.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """RamboLoss: the batch-wide AP loss as a module, with its score memory."""
 
-from __future__ import annotations
-
 from numbers import Integral
 
 import torch

@@ -21,8 +21,6 @@ after the step.
 Every class has a segment of its own, and one more segment has the scores of all classes.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -49,22 +47,16 @@ from .sort_keys import count_at_or_above, segments_of
 
 @dataclass(frozen=True)
 class RankingSpec:
-    """What is ranked, and how: arguments of :class:`.rambo_loss.RamboLoss`, and three more.
-
-    Attributes:
-        per_class: rank the scores of each class.
-        interclass: rank the scores of all classes together; β is the share of it in the loss.
-        objective: value and slope of the loss for each positive, see :mod:`.objectives`.
-    """
+    """What is ranked, and how: arguments of :class:`.rambo_loss.RamboLoss`, and three more."""
 
     margin: float = 0.5
     lambda_: float | None = None
     lift: float = 20.0
     each: bool = True
     beta: float = 0.5
-    per_class: bool = True
-    interclass: bool = True
-    objective: Objective = average_precision
+    per_class: bool = True  # rank the scores of each class
+    interclass: bool = True  # rank those of all classes together; β is its share in the loss
+    objective: Objective = average_precision  # value and slope of the loss for each positive
 
     def __post_init__(self) -> None:
         lambda_ = self.lambda_
@@ -92,24 +84,16 @@ class RankingSpec:
 class RankingResult:
     """What :func:`rank` gives, on the device of the scores; segment C is that of all classes.
 
-    Attributes:
-        loss: scalar float64, (1-β) · mean over the classes present + β · that of all classes.
-        segment_losses: ``(C + 1,)`` float64; 0 for a segment that is not ranked or has no positive.
-        present: ``(C + 1,)`` bool, the segments that are ranked and have a positive.
-        num_above: ``(P,)`` int64, the negatives above each positive of all processes, those within
-            the margin too, in the list of its class if those are ranked.
-        positive_grad: ``(P,)`` float64, its gradient there, of the loss of that list alone.
-        lists: the positives.
-        grad: ``(N, C)``, gradient of ``loss`` by the scores of this process.
+    The tensors of the P positives of all processes are of the list of their class, if there is one.
     """
 
-    loss: Tensor
-    segment_losses: Tensor
-    present: Tensor
-    num_above: Tensor
-    positive_grad: Tensor
+    loss: Tensor  # scalar float64, (1-β) · mean over the classes present + β · that of all classes
+    segment_losses: Tensor  # (C + 1,) float64; 0 for one that is not ranked or has no positive
+    present: Tensor  # (C + 1,) bool, the segments that are ranked and have a positive
+    num_above: Tensor  # (P,) int64, the negatives above, those within the margin too
+    positive_grad: Tensor  # (P,) float64, of the loss of that list alone
     lists: ListedPositives
-    grad: Tensor
+    grad: Tensor  # (N, C), gradient of the loss by the scores of this process
 
 
 @torch.inference_mode()

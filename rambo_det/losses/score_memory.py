@@ -18,15 +18,10 @@ _SAVED = (*_OF_PROCESS, "written", "num_classes")
 
 
 class MemoryContents(NamedTuple):
-    """The tensors of a memory, until the next batch is written.
+    """The tensors of a memory, until the next batch is written: keys, ``EMPTY_KEY`` for none."""
 
-    Attributes:
-        positives: ``(M,)`` int64 keys (:mod:`.sort_keys`), ``EMPTY_KEY`` for none.
-        negatives: ``(τ size,)`` int64 keys, rising, ``EMPTY_KEY`` for none.
-    """
-
-    positives: Tensor
-    negatives: Tensor
+    positives: Tensor  # (M,) int64
+    negatives: Tensor  # (τ size,) int64, rising
 
 
 class ScoreMemory(nn.Module):

@@ -7,8 +7,6 @@ A key is ``segment << 32 | code``: the code orders as the float32 score does, th
 class, or C for the scores of all classes together.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The one primitive that looks at all N·C scores."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

@@ -3,8 +3,6 @@
 Where there is no C++ compiler, or RAMBO_DET_NATIVE is 0, :mod:`.reference` does the same, slower.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import hashlib

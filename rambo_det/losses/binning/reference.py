@@ -1,7 +1,5 @@
 """bin_negatives in plain PyTorch, on any device: what the other backends are held against."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@ What lies above all edges of a segment is summed up in registers, what lies betw
 copies of the bins, so that few additions meet at one place in memory.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
