@@ -1,7 +1,5 @@
 """Ranking losses written plainly from their papers, to measure rambo_det's against."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

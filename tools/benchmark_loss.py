@@ -9,8 +9,6 @@ medians, the spread is the range from the first to the third quartile; peak memo
 allocator hands out above what was there before (torch.profiler), gradients kept.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

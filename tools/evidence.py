@@ -12,8 +12,6 @@ Either leaves a row for each loss and each difference on each data set. The tabl
 docs/evidence/NAME.png for each NAME of FIGURES.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,6 +1,5 @@
 """Scores of the last τ batches, kept to make the AP of each class less biased."""
 
-# No `from __future__ import annotations`: torch.jit.script reads the tensors' as they are.
 import logging
 from typing import Any, NamedTuple
 

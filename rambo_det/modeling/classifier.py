@@ -3,8 +3,6 @@
 Shapes: D detections, K classes, S last layers (one, or one for each stage of a cascade).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a config asks of this plugin that a detector cannot do: one line each."""
 
-from __future__ import annotations
-
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, ProposalNetwork, RetinaNet
 from detectron2.modeling.meta_arch import SemanticSegmentor

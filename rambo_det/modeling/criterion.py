@@ -1,6 +1,5 @@
 """The one place where a detector's scores become a loss."""
 
-# No `from __future__ import annotations`: torch.jit.script reads unused methods' as they are.
 import math
 import re
 from collections.abc import Sequence

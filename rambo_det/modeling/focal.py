@@ -3,7 +3,6 @@
 Here to compare with: the same layers, hence checkpoints, as the stock heads.
 """
 
-# No `from __future__ import annotations`: torch.jit.script reads those of classes as they are.
 import math
 from typing import Any
 

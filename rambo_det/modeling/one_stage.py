@@ -4,8 +4,6 @@ Shapes: N images, R anchors (FCOS: locations) over all levels, K classes, R+ anc
 some image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

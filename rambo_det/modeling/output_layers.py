@@ -1,7 +1,5 @@
 """Fast R-CNN's output layers with the AP loss in place of cross entropy."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,6 +1,5 @@
 """ROI heads whose box heads are trained with the AP loss."""
 
-# No `from __future__ import annotations`: torch.jit.script reads those of classes as they are.
 from typing import Any
 
 import torch

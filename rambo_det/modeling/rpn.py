@@ -1,6 +1,5 @@
 """A region proposal network that ranks its anchors by objectness."""
 
-# No `from __future__ import annotations`: torch.jit.script reads unused methods' as they are.
 from typing import Any
 
 import torch

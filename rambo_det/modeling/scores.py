@@ -1,7 +1,5 @@
 """Score functions: what of a softmax head's outputs is ranked."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

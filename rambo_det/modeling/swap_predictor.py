@@ -1,7 +1,5 @@
 """Puts a box predictor of this package in the place of a stock one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

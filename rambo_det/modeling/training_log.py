@@ -1,7 +1,5 @@
 """What a training says of the loss: its scalars, and the error if a score is not finite."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
