@@ -97,7 +97,7 @@ def check_goes_on(option: str, folder: Path, data: Sequence[str], cfg: Any = Non
         if was is not None and was != str(now):
             raise InputError(f"{option}: {key} is {now!r}, the run in {folder} has {was!r}")
     rate, now = earlier_value(folder, "SOLVER.BASE_LR"), cfg.SOLVER.BASE_LR
-    if rate is None or float(rate) == now:
+    if rate in (None, str(now)):
         return None
     return f"SOLVER.BASE_LR {now:g} is not taken: the run goes on with its own, {rate}"
 
