@@ -26,6 +26,14 @@ collect_ignore = [
 ]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked ``whole`` are those of ``make torture`` alone."""
+    if os.environ.get("RAMBO_DET_TORTURE") != "whole":
+        left_out = [item for item in items if item.get_closest_marker("whole")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def pytest_report_header() -> list[str]:
     left_out = f"without Detectron2 {len(collect_ignore)} files of tests are left out"
     return [left_out] if collect_ignore else []

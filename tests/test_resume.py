@@ -1,7 +1,7 @@
 """A run that is killed and resumed is the run that was not killed.
 
-Real processes and SIGKILL. RAMBO_DET_KILLS=10 (or any number) kills that often, and the LazyConfig
-run too; the default is what fits into a test suite.
+Real processes and SIGKILL. RAMBO_DET_KILLS=10 (or any number) kills that often; the default is what
+fits into a test suite.
 """
 
 import json
@@ -174,15 +174,12 @@ def data(tmp_path):
     return own_data(tmp_path / "data", "rs", 7, 2)
 
 
-whole_form = pytest.mark.skipif(not KILLS, reason="only with RAMBO_DET_KILLS")
-
-
 @pytest.mark.parametrize(
     "tool, world",
     [
         ("train_net.py", 1),
-        pytest.param("train_net.py", 2, marks=whole_form),
-        pytest.param("lazyconfig_train_net.py", 1, marks=whole_form),
+        pytest.param("train_net.py", 2, marks=pytest.mark.whole),
+        pytest.param("lazyconfig_train_net.py", 1, marks=pytest.mark.whole),
         ("lazyconfig_train_net.py", 2),
     ],
 )

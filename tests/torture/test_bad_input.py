@@ -320,7 +320,7 @@ def test_what_may_not_be_read_or_written_on_the_way_is_named(user, capsys, catal
     )
 
 
-@pytest.mark.skipif(not WHOLE, reason="only in the whole form")
+@pytest.mark.whole
 def test_without_a_mistake_it_trains(user, tmp_path):
     """What the cases above differ from; also with blanks and letters of any kind in the names."""
     folder = user.rename(user.with_name("größe 寸法"))

@@ -57,10 +57,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     disk.close()
 
 
-@pytest.mark.parametrize("moment", ["checkpoint", "metrics"])
+@pytest.mark.parametrize("moment", ["checkpoint", pytest.param("metrics", marks=pytest.mark.whole)])
 def test_a_full_disk(moment, disk, tmp_path):
-    if moment == "metrics" and not WHOLE:
-        pytest.skip("only in the whole form")
     write_coco(tmp_path, 3)
     folder = disk.folder / "out"
     period = "2" if moment == "checkpoint" else "10"

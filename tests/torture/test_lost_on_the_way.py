@@ -14,8 +14,6 @@ from .conftest import WHOLE
 from .processes import assert_it_goes_on, assert_one_line, assert_whole, ended, started
 from .test_bad_input import good
 
-whole_form = pytest.mark.skipif(not WHOLE, reason="only in the whole form")
-
 
 def workers(pid: int) -> list[int]:
     """The data workers of a process: all children that it has."""
@@ -47,10 +45,10 @@ def test_a_data_worker_is_killed(arguments, tmp_path):
     "loss, num_workers",
     [
         ("missing", 2),
-        pytest.param("truncated", 2, marks=whole_form),
-        pytest.param("missing", 0, marks=whole_form),
-        pytest.param("truncated", 0, marks=whole_form),
-        pytest.param("of another size", 0, marks=whole_form),
+        pytest.param("truncated", 2, marks=pytest.mark.whole),
+        pytest.param("missing", 0, marks=pytest.mark.whole),
+        pytest.param("truncated", 0, marks=pytest.mark.whole),
+        pytest.param("of another size", 0, marks=pytest.mark.whole),
     ],
 )
 def test_an_image_of_training(loss, num_workers, arguments, tmp_path):
@@ -67,7 +65,7 @@ def test_an_image_of_training(loss, num_workers, arguments, tmp_path):
         assert_it_goes_on(folder, arguments, tmp_path / "cache")
 
 
-@whole_form
+@pytest.mark.whole
 @pytest.mark.parametrize("loss", ["missing", "truncated"])
 def test_an_image_of_the_test_set(loss, arguments, tmp_path):
     folder = tmp_path / "out"
