@@ -25,7 +25,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces ea
 import matplotlib
 import torch
 import torch.nn.functional as F
-from baseline_losses import argsort_rambo, bucketed_ap, error_driven_ap
+from baseline_losses import LIFT, argsort_rambo, bucketed_ap, error_driven_ap
 from tabulate import tabulate
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
@@ -71,7 +71,7 @@ def methods_for(gt: Tensor, scores: Tensor, limit: float) -> dict[str, Method]:
     full.to(scores.device), memory.to(scores.device)
     found = {
         "focal": lambda s: sigmoid_focal_loss(s, target, reduction="sum"),
-        "L_APC": lambda s: class_ap_loss(s, gt),
+        "L_APC, lift": lambda s: class_ap_loss(s, gt, each=False, lift=LIFT),
         "RamboLoss": lambda s: full(s, gt),
         "RamboLoss τ=4": lambda s: memory(s, gt),
         # The background's logit is 0.
@@ -132,7 +132,7 @@ def measure(case: dict, device: str, seconds: float, limit: float) -> dict:
             "peak_mib": peak_memory(method, leaf) / 2**20,
         }  # fmt: skip
     if "double argsort" in methods:
-        run_once(methods["L_APC"], leaf)
+        run_once(methods["L_APC, lift"], leaf)
         got = leaf.grad
         run_once(lambda s: argsort_rambo(s, one_hot(gt, s)), leaf)
         result["largest_gradient"] = leaf.grad.abs().max().item()
