@@ -120,14 +120,15 @@ void bin_block(const Block& block, const Segments& segments, const Segments::Ran
   int any = 0;
   for (int i = 0; i < kBlock; ++i) any |= block.x[i] >= lowest[i];
   if (!any) return;
-  int32_t cells[kBlock];
+  int32_t cells[kBlock], reaches[kBlock];
   for (int i = 0; i < kBlock; ++i) {
     float place = (block.x[i] - low[i]) * scale[i] + 1;
     place = place < top[i] ? place : top[i];  // NaN: the highest cell
     cells[i] = first_cell[i] + int32_t(place > 0 ? place : 0);
   }
   uint8_t marks[kBlock], places[kBlock];
-  for (int i = 0; i < kBlock; ++i) marks[i] = (block.x[i] >= lowest[i]) & block.negative[i];
+  for (int i = 0; i < kBlock; ++i) reaches[i] = block.x[i] >= lowest[i];
+  for (int i = 0; i < kBlock; ++i) marks[i] = uint8_t(reaches[i]) & block.negative[i];
   int number = 0;
   for (int i = 0; i < kBlock; ++i) {  // without a branch: few of the scores are counted
     places[number] = uint8_t(i);
