@@ -5,13 +5,14 @@ between thresholds, one for each positive. With α the margin and g the slope of
 
     t_k     = score_k - α                   threshold: a negative b with b >= t_k ranks above k
     rank_k  = r⁺_k + #{b >= t_k}            r⁺ is the rank among the positives alone
-    t'_k    = t_k + shift_k                 the step of the blackbox rule, λ g_k, see lambda_rules
+    t'_k    = t_k + shift_k                 the step of the λ rule, see lambda_rules
     rank'_k = r'⁺_k + #{b >= t'_k}
 
-    ∂L/∂score_k = (rank'_k - rank_k) / λ
-    ∂L/∂b       = (#{k: t_k <= b} - #{k: t'_k <= b}) / λ
+    ∂L/∂score_k = (rank'_k - rank_k) / λ_k
+    ∂L/∂b       = Σ 1 / λ_k over the k with t_k <= b < t'_k
 
-which is ``(rk(y + λ ∂L/∂rk) - rk(y)) / λ`` of all scores y, Eq. 3, to the last digit. The gradient
+With one λ and the step λ g_k that is ``(rk(y + λ ∂L/∂rk) - rk(y)) / λ`` of all scores y, Eq. 3, to
+the last digit. Where each positive has a λ of its own, r'⁺_k is r⁺_k: it moves alone. The gradient
 of a negative is the same for all between two neighbouring thresholds. So one pass of
 :func:`.binning.bin_negatives` gives the ranks, and a second one the new ranks and the gradient.
 
@@ -31,14 +32,7 @@ from ..errors import InputError
 from .binning import bin_negatives
 from .distributed import Processes
 from .inputs import RankingInputs
-from .lambda_rules import (
-    ErrorDriven,
-    FirstRanking,
-    FixedLambda,
-    LambdaRule,
-    MedianShift,
-    Pushes,
-)
+from .lambda_rules import ErrorDriven, FirstRanking, FixedLambda, LambdaRule, MedianShift, Pushes
 from .listed_positives import ListedPositives
 from .objectives import Objective, average_precision
 from .score_memory import MemoryContents
