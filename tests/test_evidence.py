@@ -41,6 +41,12 @@ def test_the_tables_are_what_the_tool_writes(tool):
     assert tool["as_json"](ROWS) == (ROOT / "results/evidence.json").read_text()
 
 
+def test_the_derived_rows_are_what_the_tool_derives(tool):
+    for name in tool["DERIVED"]:
+        for kind, rows in tool["derive"](ROWS, name).items():
+            assert rows == [row for row in ROWS[kind] if row["of"] == name] != []
+
+
 def test_every_number_of_the_page_is_in_a_row():
     told = {f"{row[key]:.1f}" for row in ROWS["ranges"] for key in ("range of AP", "by chance")
             if row[key] is not None}  # fmt: skip
@@ -162,6 +168,10 @@ def test_a_comparison_of_the_protocol_is_made(tool, elsewhere, tmp_path, monkeyp
     assert "| x | cross entropy | 1 |" in elsewhere["PAGE"].read_text()
     with pytest.raises(InputError, match="--run nothing: no such comparison, but main"):
         tool["run"](["--run", "nothing"])
+    with pytest.raises(
+        InputError, match="--run place_bccd: it has keys that are gone: check out 5"
+    ):
+        tool["run"](["--run", "place_bccd"])
 
 
 def test_a_comparison_is_added_once(tool, elsewhere, tmp_path):

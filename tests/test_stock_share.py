@@ -69,6 +69,13 @@ def test_a_config_with_the_key_that_is_gone_is_read_with_a_warning(tmp_path, cap
     assert "MODEL.RAMBO.IOU_THRESHOLDS" in caplog.text
 
 
+def test_a_criterion_has_the_defaults_of_the_config():
+    plain, configured = RamboCriterion(4), RamboCriterion.from_cfg(small_cfg(), 4)
+    for name in ("weight", "margin", "beta", "global_ranking", "ce_weight", "ce_warmup", "_spec"):
+        assert getattr(plain, name) == getattr(configured, name), name
+    assert torch.equal(plain.memory.negatives, configured.memory.negatives)
+
+
 def test_the_warm_up_comes_on_top_of_the_weight():
     loss = RamboCriterion(3, ce_weight=0.25, ce_warmup=10)
     with EventStorage(5):
