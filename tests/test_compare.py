@@ -127,6 +127,8 @@ def test_results_are_those_of_the_runs(comparison):
             assert run["metrics"][name] == pytest.approx(expected)
         assert run["command"][1:3] == ["-m", "rambo_det.cli.train"]
         assert 0 <= run["metrics"]["ECE"] <= 100 and run["source"]
+        # A comparison calibrates the scores of each loss at the end of its training.
+        assert run["metrics"]["ECE calibrated"] < run["metrics"]["ECE"]
     losses = results["data"]["drawn"]["losses"].values()
     ce, rambo = (loss["metrics"]["AP50"]["mean"] for loss in losses)
     found = results["data"]["drawn"]["differences"]["rambo"]["metrics"]["AP50"]
@@ -158,10 +160,13 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
     assert "AP while training" not in said
 
 
-def evaluated(folder, finds, labels=("a", "b"), variants=None, images=12, trained_on=0):
+def evaluated(
+    folder, finds, labels=("a", "b"), variants=None, images=12, trained_on=0, calibrated=()
+):
     """A comparison of detectors that were not trained: measured runs, results, text and report.
 
-    ``finds``: variant -> whether it finds the objects or nothing, seed by seed.
+    ``finds``: variant -> whether it finds the objects or nothing, seed by seed. ``calibrated``:
+    variants with calibrated scores, which are the squares of the others.
     """
     file, pictures = write_coco(folder, images, "val")
     content = json.loads(Path(file).read_text())
@@ -181,9 +186,12 @@ def evaluated(folder, finds, labels=("a", "b"), variants=None, images=12, traine
                 {**x, "bbox": [*np.add(x["bbox"], rng.normal(0, 1, 4))], "score": rng.random()}
                 for x in (annotations if found else ())
             ]
-            (run.folder / "inference").mkdir()
-            results = run.folder / "inference" / "coco_instances_results.json"
-            results.write_text(json.dumps(detections))
+            squares = [{**x, "score": x["score"] ** 2} for x in detections]
+            for place, there in ((".", detections), ("calibrated", squares)):
+                if place == "." or variant in calibrated:
+                    results = run.folder / place / "inference" / "coco_instances_results.json"
+                    results.parent.mkdir(parents=True)
+                    results.write_text(json.dumps(there))
             metrics = {"time": 6.0, "bbox/AP": 50.0 if found else math.nan}  # as Detectron2 logs it
             lines = [json.dumps({"iteration": i, **metrics}) for i in (4, 7)]
             (run.folder / "metrics.json").write_text("\n".join(lines))
@@ -214,6 +222,20 @@ def test_a_run_that_detects_nothing_has_an_ap_of_0(ce, labels, tmp_path, catalog
     (row,) = re.findall(r"^\| a .*$", text, re.M)
     assert "–" not in row
     assert "AP while training" in said
+
+
+@pytest.mark.parametrize("calibrated", [(), ("rambo",), ("ce", "rambo")])
+def test_calibrated_scores_are_measured_where_they_are_there(calibrated, tmp_path, catalogs):
+    found = evaluated(tmp_path, {"ce": [1], "rambo": [1]}, calibrated=calibrated)
+    measured, results, text, said = found
+    for item in measured:
+        there = item.run.variant in calibrated
+        numbers = item.result["metrics"]
+        assert numbers["AP calibrated"] == (numbers["AP"] if there else None)
+        assert (numbers["ECE calibrated"] not in (None, numbers["ECE"])) == there
+    less = results["data"]["drawn"]["differences"]["rambo"]["metrics"]
+    assert ("AP calibrated" in less) == (len(calibrated) == 2) == ("\n| AP calibrated" in text)
+    assert ("AP calibrated" in said) == bool(calibrated)
 
 
 KEYS = ("SOLVER.BASE_LR", "0.04", "MODEL.RESNETS.DEPTH", "50")

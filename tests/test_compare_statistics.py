@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rambo_det.compare.intervals import calibration, difference, image_weights, refitted
+from rambo_det.compare.intervals import difference, image_weights
 from rambo_det.compare.pictures import ap50_of_images
 from rambo_det.compare.text import verdict
 from rambo_det.evaluation.calibration import calibration_error
@@ -135,16 +135,6 @@ def test_calibration_error_bin_by_bin():
     assert np.isnan(calibration_error(np.zeros(0), np.zeros(0, bool)))
 
 
-def test_refit_mends_scores_that_are_only_stretched():
-    rng = np.random.default_rng(0)
-    odds = rng.normal(-1, 2, 20000)
-    right = rng.random(20000) < 1 / (1 + np.exp(-odds))
-    scores = 1 / (1 + np.exp(-(3 * odds + 4)))
-    images = rng.integers(0, 100, 20000)
-    assert calibration_error(scores, right) > 10
-    assert calibration_error(refitted(scores, right, images), right) < 1.5
-
-
 @pytest.mark.parametrize(
     "mean, low, high, seeds, kind, words",
     [
@@ -166,19 +156,9 @@ def test_the_verdict(mean, low, high, seeds, kind, words):
     assert found["kind"] == kind and words in found["text"]
 
 
-def test_the_refit_of_an_image_knows_nothing_of_its_own_half():
-    rng = np.random.default_rng(0)
-    scores, right, images = rng.random(400), rng.random(400) < 0.3, rng.integers(0, 10, 400)
-    changed = np.where(images % 2 == 0, ~right, right)  # the even half's labels turned round
-    again = refitted(scores, changed, images), refitted(scores, right, images)
-    even = images % 2 == 0
-    np.testing.assert_array_equal(again[0][even], again[1][even])
-    assert (again[0][~even] != again[1][~even]).all()
-
-
 def test_crowds_do_not_count_in_the_calibration():
     matches = find_matches(*data(1))
     ignored = matches.ignored[0]
     assert ignored.any()
     other = replace(matches, scores=np.where(ignored, 0.01, matches.scores))
-    assert calibration(other) == calibration(matches)
+    assert calibration_error(*other.counted) == calibration_error(*matches.counted)

@@ -101,8 +101,7 @@ def _measure(detector: Any, data: Any) -> dict[str, float]:
     matches = find_matches(data.truth, data.detect(detector))
     with all_detections(detector.model):
         more = find_matches(data.truth, data.detect(detector), most=PER_IMAGE)
-    counted = ~matches.ignored[0]
-    error = calibration_error(matches.scores[counted], matches.right[0][counted])
+    error = calibration_error(*matches.counted)
     once = np.ones((1, matches.positives.shape[1]), int)
     ap, ap_of_more = (
         {name: float(value[0]) for name, value in metrics(x, once).items()} for x in (matches, more)

@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import detectron2.utils.comm as comm
     import torch
 
-    from ..engine.calibrated import calibrate_final, check_calibration_set
+    from ..engine.calibrated import CALIBRATED, calibrate_final, check_calibration_set
+    from ..engine.checkpointer import RAW
     from ..engine.folder import earlier_seed, last_checkpoint, prepare_folder
     from ..engine.keys import names, set_value, value
     from ..engine.lazy import LazyRun
@@ -133,38 +134,38 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     logger.info("Device: %s (%s)", device, about)
     if warning:
         logger.warning("%s", warning)
-    best = calibrated = None
+    told: list[str | None] = []
     if args.eval_only:
-        results, place = _evaluate(kind, cfg, weights, args.config_file), weights
+        raw = os.path.join(os.path.dirname(weights), RAW)
+        if os.path.basename(weights) == "model_final.pth" and os.path.isfile(raw):
+            _show(kind.evaluate_checkpoint(cfg, raw, args.config_file), f"{raw}, not calibrated")
+        results, place = kind.evaluate_checkpoint(cfg, weights, args.config_file), weights
     else:
         trainer = kind(cfg)
         if main:
             write_data(str(folder), args, train, test)
-        results, place = trainer.fit(args.resume), folder / "model_final.pth"
-        best = trainer.evaluations.summary()
-        if main and calibrate != "off" and place.is_file():
+        results, place = trainer.fit(args.resume), str(folder / "model_final.pth")
+        told.append(trainer.evaluations.summary())
+        if main and calibrate != "off" and os.path.isfile(place):
             data = train[0] if calibrate == "train" else calibrate
-            calibrated = calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data)
-        comm.synchronize()
-    if main:
-        print(f"\n{result_table(results)}\n\ncheckpoint: {place}")
-        for line in filter(None, (best, calibrated)):
-            print(line)
-    return results
+            told.append(calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data))
+        # A process on another machine need not see the file.
+        if comm.all_gather((folder / RAW).is_file())[0]:
+            _show(results, f"{folder / RAW}, not calibrated")
+            set_value(cfg, keys.folder, str(folder / CALIBRATED))
+            results = kind.evaluate_checkpoint(cfg, place, args.config_file)
+    _show(results, place)
+    for line in filter(None, told if main else ()):
+        print(line)
+    return dict(results)
 
 
-def _evaluate(kind: Any, cfg: Any, weights: str, config: str) -> dict[str, Any]:
-    """Metrics of a checkpoint; shows those of the raw one too, if a training has calibrated it."""
+def _show(results: dict[str, Any], checkpoint: str) -> None:
+    """Prints the metrics of a checkpoint, in the main process alone."""
     import detectron2.utils.comm as comm
 
-    from ..engine.checkpointer import RAW
-
-    raw = os.path.join(os.path.dirname(weights), RAW)
-    if os.path.basename(weights) == "model_final.pth" and os.path.isfile(raw):
-        results = kind.evaluate_checkpoint(cfg, raw, config)
-        if comm.is_main_process():
-            print(f"\n{result_table(results)}\n\ncheckpoint: {raw}, not calibrated")
-    return dict(kind.evaluate_checkpoint(cfg, weights, config))
+    if comm.is_main_process():
+        print(f"\n{result_table(results)}\n\ncheckpoint: {checkpoint}")
 
 
 def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:

@@ -12,7 +12,6 @@ from scipy.special import logit
 from ..evaluation.calibration import draw_reliability
 from ..evaluation.matches import RECALLS
 from ..evaluation.pictures import missing_glyphs
-from .intervals import refitted
 from .results import Cells
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -89,7 +88,7 @@ def score_distributions(cells: Cells) -> bytes:
         matches = [run.matches for run in runs]
         images = sum(m.positives.shape[1] for m in matches)
         for right, label in ((False, "wrong"), (True, "right")):
-            parts = [m.scores[~m.ignored[0] & (m.right[0] == right)] for m in matches]
+            parts = [scores[hits == right] for scores, hits in (m.counted for m in matches)]
             scores = logit(np.clip(np.concatenate(parts), 1e-6, 1 - 1e-6))
             counts, edges = np.histogram(scores, bins=48, range=(-8, 8))
             axis.stairs(counts / images, edges, fill=right, alpha=0.65, label=label)
@@ -104,21 +103,16 @@ def score_distributions(cells: Cells) -> bytes:
 
 
 def reliability(cells: Cells) -> bytes:
-    """The share of right detections, at IoU 0.5, over their score, as they are and refitted."""
+    """The share of right detections, at IoU 0.5, over their score: as trained and calibrated."""
     figure, axes = _figure(len(cells), 3, 3.3, 3.3)
     for axis, (title, runs) in zip(axes, cells.items(), strict=True):
-        raw, again, right = [], [], []
-        for matches in (run.matches for run in runs):
-            counted = ~matches.ignored[0]
-            raw.append(matches.scores[counted])
-            right.append(matches.right[0][counted])
-            again.append(refitted(raw[-1], right[-1], matches.images[counted]))
-        all_right = np.concatenate(right)
-        draw_reliability(
-            axis,
-            [("as it is", np.concatenate(raw), all_right),
-             ("refitted", np.concatenate(again), all_right)],
-        )  # fmt: skip
+        curves = []
+        for label in ("as trained", "calibrated"):
+            matches = [run.matches if label == "as trained" else run.calibrated for run in runs]
+            parts = [m.counted for m in matches if m is not None]
+            if parts:
+                curves.append((label, *map(np.concatenate, zip(*parts, strict=True))))
+        draw_reliability(axis, curves)
         axis.set_title(title)
     return _save(figure)
 

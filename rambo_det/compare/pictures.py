@@ -80,9 +80,7 @@ def ap50_of_images(matches: Matches) -> np.ndarray:
 
 def _detections(image: np.ndarray, matches: Matches, index: int) -> bytes:
     """What is found at IoU 0.5, from the score on at which the loss does best."""
-    counted = ~matches.ignored[0]
-    right, objects = matches.right[0, counted], int(matches.positives.sum())
-    lowest = best_f1(matches.scores[counted], right, objects)
+    lowest = best_f1(*matches.counted, int(matches.positives.sum()))
     least = 1.0 if lowest is None else lowest
     shown = np.flatnonzero((matches.images == index) & (matches.scores >= least))
     of_class = np.searchsorted(matches.offsets, shown, side="right") - 1

@@ -72,7 +72,7 @@ def make_plan(
     plan = Plan({variant.name: variant for variant in variants}, {}, [], {})
     cells: list[tuple[str, str, list[str], dict[str, Any]]] = []
     for item in data:
-        given = [*item.words(), *opts, *item.opts]
+        given = [*item.words(), "RAMBO_TRAIN.CALIBRATE", "train", *opts, *item.opts]
         classes: list[str] | None = None
         name = ""
         for variant in variants:

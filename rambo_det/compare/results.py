@@ -17,18 +17,23 @@ from pycocotools.coco import COCO
 
 import rambo_det
 
+from ..engine.calibrated import CALIBRATED
 from ..engine.files import whole_file
 from ..engine.saved import load_truth
 from ..errors import InputError
+from ..evaluation.calibration import calibration_error
 from ..evaluation.matches import Matches, class_names, find_matches, metrics
-from .intervals import calibration, difference, image_weights
+from .intervals import difference, image_weights
 from .plan import Plan, Run
 from .run import damaged, read_metrics, read_record, source_digest
 
 _DETECTIONS = "inference/coco_instances_results.json"
 
 #: Metrics in the order in which they are shown; those of classes follow.
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ECE", "ECE refit", "training minutes")
+METRICS = (
+    "AP", "AP50", "AP75", "APs", "APm", "APl", "AP calibrated", "ECE", "ECE calibrated",
+    "training minutes",
+)  # fmt: skip
 
 Cells = dict[str, list["Measured"]]  # a loss -> its finished runs
 
@@ -40,6 +45,7 @@ class Measured:
     run: Run
     result: dict[str, Any]  # for json; "metrics" is empty if the run is not finished
     matches: Matches | None = None  # of its last evaluation; None likewise
+    calibrated: Matches | None = None  # of its calibrated scores; None: it was not calibrated
 
 
 def truth_of(plan: Plan, data: str) -> COCO:
@@ -79,16 +85,14 @@ def _measure(plan: Plan, run: Run) -> Measured:
         return Measured(run, result)
     if not result["evaluations"]:
         raise damaged(run.folder, "metrics.json has no evaluation")
-    try:
-        detections = json.loads((run.folder / _DETECTIONS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise damaged(run.folder, f"{_DETECTIONS} is missing") from None
-    except ValueError as error:
-        raise damaged(run.folder, f"{_DETECTIONS} cannot be read ({error})") from None
-    matches = find_matches(truth_of(plan, run.data), detections)
+    matches = _matches(plan, run, _DETECTIONS)
+    calibrated = _matches(plan, run, f"{CALIBRATED}/{_DETECTIONS}", optional=True)
+    once = np.ones((1, matches.positives.shape[1]), int)
     # Not as the evaluator logs them: it has no AP for a single class, and none without a detection.
-    aps = metrics(matches, np.ones((1, matches.positives.shape[1]), int))
-    ours = {**{name: float(ap[0]) for name, ap in aps.items()}, **calibration(matches)}
+    ours = {name: float(ap[0]) for name, ap in _metrics(matches, calibrated, once).items()}
+    ours["ECE"] = calibration_error(*matches.counted)
+    if calibrated:
+        ours["ECE calibrated"] = calibration_error(*calibrated.counted)
     found = {**result["evaluations"][-1], **{name: _known(x) for name, x in ours.items()}}
     times = [line["time"] for line in read_metrics(run.folder) if line.get("time")]
     # Of the iterations that were done: RAMBO_TRAIN.PATIENCE may have ended it before the last.
@@ -96,7 +100,29 @@ def _measure(plan: Plan, run: Run) -> Measured:
     found["training minutes"] = minutes
     classes = [name for name in found if name.startswith("AP-")]
     result["metrics"] = {name: found.get(name) for name in (*METRICS, *classes)}
-    return Measured(run, result, matches)
+    return Measured(run, result, matches, calibrated)
+
+
+def _matches(plan: Plan, run: Run, name: str, optional: bool = False) -> Matches | None:
+    """Those of the detections in a file of the run; None if it is missing and ``optional``."""
+    try:
+        detections = json.loads((run.folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if optional:
+            return None
+        raise damaged(run.folder, f"{name} is missing") from None
+    except ValueError as error:
+        raise damaged(run.folder, f"{name} cannot be read ({error})") from None
+    return find_matches(truth_of(plan, run.data), detections)
+
+
+def _metrics(
+    matches: Matches, calibrated: Matches | None, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    found = metrics(matches, weights)
+    if calibrated:
+        found["AP calibrated"] = metrics(calibrated, weights)["AP"]
+    return found
 
 
 def _evaluations(run: Run) -> list[dict[str, Any]]:
@@ -179,13 +205,15 @@ def _differences(cells: Cells, images: int, resamples: int) -> dict[str, Any]:
     drawn = image_weights(images, resamples if images > 1 else 0)
     weights = np.vstack([np.ones((1, images), drawn.dtype), drawn])
     reference, *others = (
-        {item.run.seed: metrics(item.matches, weights) for item in cell} for cell in cells.values()
+        {item.run.seed: _metrics(item.matches, item.calibrated, weights) for item in cell}
+        for cell in cells.values()
     )
     result: dict[str, Any] = {}
     for variant, found in zip(list(cells)[1:], others, strict=True):
         seeds = sorted(reference.keys() & found.keys())
         result[variant] = {"seeds": seeds, "metrics": {}}
-        for name in found[seeds[0]] if seeds else ():
+        both = [of[seed].keys() for of in (reference, found) for seed in seeds]
+        for name in [n for n in found[seeds[0]] if all(n in x for x in both)] if seeds else ():
             per_seed = np.stack([found[s][name] - reference[s][name] for s in seeds], axis=1)
             if not np.isnan(per_seed[0]).any():  # (1 + B, S)
                 interval = difference(list(per_seed[0]), per_seed[1:])

@@ -106,6 +106,8 @@ def tables(results: dict[str, Any], data: str, form: str = "github") -> dict[str
         heading = f"Less {variants[results['reference']]['title']}, seed by seed"
         heading += "" if part.get("images") == 1 else ", with 95 % intervals"
         names = [(name, name) for name in METRICS[:3]]
+        if any("AP calibrated" in found["metrics"] for found in less.values()):
+            names.append(("AP calibrated", "AP calibrated"))
         names += [(f"AP of {name}", f"AP-{name}") for name in part["classes"]]
         rows[heading] = _by_metric("metric", names, less)
     return {

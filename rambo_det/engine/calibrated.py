@@ -23,6 +23,8 @@ _THRESHOLDS = "thresholds.json"
 _PICTURE = "reliability.png"
 #: What lies beside a calibrated checkpoint, and is of the last one that was written there.
 BESIDE = (_THRESHOLDS, _PICTURE)
+#: The folder of a run in which the evaluation of its calibrated scores lies.
+CALIBRATED = "calibrated"
 #: Images that a calibration is fitted to, at most.
 IMAGES = 500
 

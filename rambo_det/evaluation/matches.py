@@ -35,6 +35,12 @@ class Matches:
     boxes: np.ndarray  # (N, 4) x, y, width, height in px
     curves: np.ndarray  # (K, 101) precision at RECALLS, at the first IoU; nan without objects
 
+    @property
+    def counted(self) -> tuple[np.ndarray, np.ndarray]:
+        """The scores of the detections that count at the first IoU, and whether they are right."""
+        kept = ~self.ignored[0]
+        return self.scores[kept], self.right[0, kept]
+
 
 def class_names(truth: COCO) -> list[str]:
     """The classes of annotations, in the order of their category ids."""
