@@ -3,6 +3,8 @@
 Whole runs through the command line: test_matrix.py.
 """
 
+import copy
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -20,6 +22,7 @@ from detectron2.utils.env import seed_all_rng
 
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.modeling import RamboCriterion
+from rambo_det.modeling.classifier import Classifier, Rescaling
 from rambo_det.modeling.scores import SCORE_FUNCTIONS
 
 from .architectures import (
@@ -182,8 +185,14 @@ def _traced(model, image):
 def test_tracing_works_as_the_stock_models(run):
     name, run = run
     stock = stock_model(name, run.trainer.cfg.OUTPUT_DIR + "/model_final.pth")
+    model = copy.deepcopy(run.trainer.model)
+    for each in (model, stock):  # calibrated, so that the weights of a calibration are traced too
+        each.eval()
+        number = Classifier(each).num_classes
+        shift = torch.linspace(-1, 1, number, dtype=torch.float64)
+        Classifier(each).apply(Rescaling(torch.tensor(1.7).double(), shift))
     image = training_inputs(1)[0]["image"]
-    theirs, ours = _traced(stock, image), _traced(run.trainer.model, image)
+    theirs, ours = _traced(stock, image), _traced(model, image)
     # Fewer proposals than on the image it was traced on, and more.
     for size in (image.shape[-2:], (16, 32), (160, 128)):
         image = torch.nn.functional.interpolate(image[None], size)[0]
@@ -191,7 +200,6 @@ def test_tracing_works_as_the_stock_models(run):
             pairs = list(zip(ours(image), theirs(image), strict=True))
         assert len(pairs[0][0]) > 0
         assert all(torch.equal(a, b) for a, b in pairs)
-    run.trainer.model.train()
 
 
 # Detectron2 does not script the stock twins of the others, or as faster_rcnn.
