@@ -48,7 +48,8 @@ test: lint
 
 torture: setup
 	RAMBO_DET_TORTURE=whole RAMBO_DET_KILLS=10 \
-		$(RUN) -m pytest -q -ra tests/torture tests/test_resume.py $(ARGS)
+		$(RUN) -m pytest -q -ra tests/torture tests/test_resume.py \
+		tests/test_against_oracle.py tests/test_data_fuzz.py $(ARGS)
 
 matrix: setup
 	RAMBO_DET_MATRIX=50 $(RUN) -m pytest -q -ra tests/test_matrix.py $(ARGS)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from .torture import WHOLE
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, where triton is first imported
 
@@ -28,7 +30,7 @@ collect_ignore = [
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked ``whole`` are those of ``make torture`` alone."""
-    if os.environ.get("RAMBO_DET_TORTURE") != "whole":
+    if not WHOLE:
         left_out = [item for item in items if item.get_closest_marker("whole")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

@@ -2,11 +2,14 @@
 
 import numpy as np
 import torch
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from rambo_det.losses.distributed import Processes
 from rambo_det.losses.inputs import attach_gradient, prepare_inputs
 from rambo_det.losses.ranking import RankingSpec, rank
+
+from .torture import WHOLE
 
 #: Few distinct values make ties, many make none.
 VALUES = {
@@ -32,11 +35,22 @@ def grad_of(loss, scores, *args, weight=1.0):
     return leaf.grad
 
 
+def examples(number):
+    """The settings of a test with that many examples; ten times as many in the whole torture."""
+    number = 10 * number if WHOLE else number
+    return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
+
+
 @st.composite
 def batches(draw, max_rows=60):
-    """(scores (N, C) float32, gt_classes (N,)) with everything from no positive to all positive."""
+    """(scores (N, C) float32, gt_classes (N,)) with everything from no positive to all positive.
+
+    In some of them rows are there twice. In the whole torture some are 30 times as long.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    n, c = draw(st.integers(0, max_rows)), draw(st.integers(1, 5))
+    sizes = st.integers(0, max_rows)
+    n = draw(st.one_of(sizes, st.integers(0, 30 * max_rows)) if WHOLE else sizes)
+    c = draw(st.integers(1, 5))
     values = VALUES[draw(st.sampled_from(sorted(VALUES)))]
     scores = torch.tensor(values(rng, (n, c)), dtype=torch.float32)
     kind = draw(st.sampled_from(["mixed", "few", "none", "all"]))
@@ -44,7 +58,10 @@ def batches(draw, max_rows=60):
     gt = rng.integers(low, high, n)
     if kind == "few":
         gt[: n // 20 + 1] = rng.integers(0, c, len(gt[: n // 20 + 1]))
-    return scores, torch.tensor(gt)
+    rows = torch.arange(n)
+    if n and draw(st.booleans()):
+        rows = torch.tensor(rng.integers(0, n, n))
+    return scores[rows], torch.tensor(gt)[rows]
 
 
 steps = st.one_of(

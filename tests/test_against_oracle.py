@@ -3,31 +3,37 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rambo_det.losses import RamboLoss, recall_loss
 
 from . import oracle
-from .strategies import assert_same_gradient, batch, batches, margins, run, steps
+from .strategies import assert_same_gradient, batch, batches, examples, margins, run, steps
 
 
-@settings(max_examples=400, deadline=None)
-@given(batches(), margins, steps)
-def test_class_lists_equal_the_oracle(batch, margin, step):
+def check_class_lists(batch, margin, step, device="cpu"):
+    """The lists of the classes, ranked on a device."""
     scores, gt = batch
-    loss, result, grad = run(scores, gt, True, margin, step)
+    loss, result, grad = run(scores.to(device), gt.to(device), True, margin, step)
     want, present, want_grad = oracle.class_lists(
         scores.double().numpy(), gt.numpy(), margin=margin, **step
     )
-    np.testing.assert_array_equal(result.present.numpy(), [*present, False])
+    np.testing.assert_array_equal(result.present.cpu().numpy(), [*present, False])
     share = 1 / max(present.sum(), 1)
     assert_same_gradient(grad, want_grad * share, step)
-    np.testing.assert_allclose(result.segment_losses.numpy(), [*want, 0], rtol=1e-12, atol=1e-15)
+    losses = result.segment_losses.cpu().numpy()
+    np.testing.assert_allclose(losses, [*want, 0], rtol=1e-12, atol=1e-15)
     assert loss.item() == pytest.approx(want.sum() * share, rel=1e-6, abs=1e-7)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(400)
+@given(batches(), margins, steps)
+def test_class_lists_equal_the_oracle(batch, margin, step):
+    check_class_lists(batch, margin, step)
+
+
+@examples(200)
 @given(batches(30), margins, steps)
 def test_interclass_list_equals_the_oracle(batch, margin, step):
     scores, gt = batch
@@ -38,27 +44,6 @@ def test_interclass_list_equals_the_oracle(batch, margin, step):
     assert not result.segment_losses[:-1].any()
 
 
-@settings(max_examples=200, deadline=None)
-@given(batches(40), margins, steps, st.sampled_from([0.0, 0.3, 1.0]))
-def test_the_loss_of_both_terms_equals_the_oracle(batch, margin, step, beta):
-    """(1-β)·L_APC + β·L_AP, ranked in one go, transposed scores too."""
-    scores, gt = batch
-    losses, present, grads = oracle.class_lists(
-        scores.double().numpy(), gt.numpy(), margin=margin, **step
-    )
-    flat, flat_grad = oracle.flat_list(scores.double().numpy(), gt.numpy(), margin=margin, **step)
-    share = (1 - beta) / max(present.sum(), 1)
-    for laid in (scores.clone(), scores.t().contiguous().t()):
-        leaf = laid.requires_grad_()
-        loss = RamboLoss(scores.shape[1], margin=margin, beta=beta, **step)(leaf, gt)
-        loss.backward()
-        assert loss.item() == pytest.approx(losses.sum() * share + flat * beta, rel=1e-6, abs=1e-7)
-        want = grads * share + flat_grad * beta
-        np.testing.assert_allclose(
-            leaf.grad.numpy(), want, rtol=1e-5, atol=1e-6 * abs(want).max(initial=0)
-        )
-
-
 @pytest.mark.parametrize("regime", ["init", "mid"])
 def test_long_lists_equal_the_oracle(regime):
     rng = np.random.default_rng(0)
@@ -67,14 +52,11 @@ def test_long_lists_equal_the_oracle(regime):
     gt[:40] = rng.integers(0, 3, 40)
     if regime == "mid":
         scores[np.arange(40), gt[:40]] = rng.normal(-1, 1.5, 40)
-    scores = torch.tensor(scores, dtype=torch.float32)
-    _, _, grad = run(scores, torch.tensor(gt), True, 1.0, {"lift": 3.0})
-    _, _, want = oracle.class_lists(scores.double().numpy(), gt, margin=1.0, lift=3.0)
-    assert np.count_nonzero(want) > 100
-    assert_same_gradient(grad, want / 3, {"lift": 3.0})
+    batch = torch.tensor(scores, dtype=torch.float32), torch.tensor(gt)
+    check_class_lists(batch, 1.0, {"lift": 3.0})
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(batches(), margins, steps, st.sampled_from(["log", "loglog"]))
 def test_recall_loss_equals_the_oracle(batch, margin, step, weighting):
     scores, gt = batch[0][:, 0], batch[1] == 0
@@ -92,60 +74,46 @@ def test_recall_loss_equals_the_oracle(batch, margin, step, weighting):
     np.testing.assert_allclose(leaf.grad.numpy(), grad, rtol=1e-5, atol=1e-30)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(batches(25), min_size=1, max_size=6), st.integers(0, 4), margins, steps)
-def test_memory_equals_the_oracle_on_concatenated_batches(batches, length, margin, step):
+def check_loss(loss, batch, remembered=(), transposed=False, **rule):
+    """(1-β)·L_APC + β·L_AP of a batch, as RamboLoss gives them; L_APC is of the remembered too."""
+    # The batch comes first: positives that tie rank in that order.
+    window = [batch, *remembered]
+    scores = torch.cat([scores for scores, _ in window]).double().numpy()
+    gt = torch.cat([gt for _, gt in window]).numpy()
+    number = len(batch[0])
+    losses, present, grads = oracle.class_lists(scores, gt, **rule)
+    flat, flat_grad = oracle.flat_list(scores[:number], gt[:number], **rule)
+    share = (1 - loss.beta) / max(present.sum(), 1)
+    leaf = batch[0].t().contiguous().t() if transposed else batch[0].clone()
+    value = loss(leaf.requires_grad_(), batch[1])
+    value.backward()
+    want = losses.sum() * share + flat * loss.beta
+    assert value.item() == pytest.approx(want, rel=1e-5, abs=1e-6)
+    want = grads[:number] * share + flat_grad * loss.beta
+    most = abs(want).max(initial=0)
+    np.testing.assert_allclose(leaf.grad.numpy(), want, rtol=1e-5, atol=1e-6 * most + 1e-13)
+
+
+@examples(150)
+@given(
+    st.lists(batches(25), min_size=1, max_size=6), st.integers(0, 4), margins, steps,
+    st.sampled_from([0.0, 0.3, 1.0]), st.booleans(),
+)  # fmt: skip
+def test_the_loss_with_its_memory_equals_the_oracle(
+    batches, length, margin, step, beta, transposed
+):
     """AP_C over the last τ batches and this one, with the gradient of this one only."""
     c = batches[0][0].shape[1]
     batches = [(s, g) for s, g in batches if s.shape[1] == c]
-    loss = RamboLoss(c, margin=margin, beta=0.0, memory_length=length, **step)
-    seen = []
-    for scores, gt in batches:
-        leaf = scores.clone().requires_grad_()
-        value = loss(leaf, gt)
-        value.backward()
-        window = [*seen[max(0, len(seen) - length) :], (scores, gt)] if length else [(scores, gt)]
-        # The current batch first: positives that tie rank in that order.
-        window = window[-1:] + window[:-1]
-        joined = torch.cat([s for s, _ in window]).double().numpy()
-        losses, present, grad = oracle.class_lists(
-            joined, torch.cat([g for _, g in window]).numpy(), margin=margin, **step
-        )
-        num = max(present.sum(), 1)
-        assert value.item() == pytest.approx(losses.sum() / num, rel=1e-5, abs=1e-6)
-        np.testing.assert_allclose(
-            leaf.grad.numpy(),
-            grad[: len(scores)] / num,
-            rtol=1e-5,
-            atol=1e-13 if "each" not in step or step["each"] else 0,
-        )
-        seen.append((scores, gt))
-
-
-@pytest.mark.parametrize("c", [1, 3])
-def test_both_terms_with_a_memory_equal_the_oracle(c):
-    (old, old_gt), (scores, gt) = batch(60, c, 12, seed=1), batch(60, c, 12, seed=2)
-    loss = RamboLoss(c, beta=0.3, memory_length=1)
-    loss(old.clone().requires_grad_(), old_gt)
-    joined, classes = torch.cat([scores, old]).double().numpy(), torch.cat([gt, old_gt]).numpy()
-    losses, present, _ = oracle.class_lists(joined, classes, margin=0.5)
-    flat, _ = oracle.flat_list(scores.double().numpy(), gt.numpy(), margin=0.5)
-    want = 0.7 * losses.sum() / present.sum() + 0.3 * flat
-    assert loss(scores, gt).item() == pytest.approx(want, rel=1e-6)
+    loss = RamboLoss(c, margin=margin, beta=beta, memory_length=length, **step)
+    for place, current in enumerate(batches):
+        remembered = batches[max(0, place - length) : place]
+        check_loss(loss, current, remembered, transposed, margin=margin, **step)
 
 
 @pytest.mark.parametrize("columns", [127, 129, 300])
 def test_more_columns_than_a_block(columns):
-    g = torch.Generator().manual_seed(columns)
-    scores = torch.randn(40, columns, generator=g)
-    gt = torch.randint(-1, columns + 1, (40,), generator=g)
+    scores, _ = batch(40, columns)
+    gt = torch.randint(-1, columns + 1, (40,), generator=torch.Generator().manual_seed(columns))
     gt[:5] = torch.tensor([0, 127 % columns, 128 % columns, columns - 1, columns - 1])
-    loss = RamboLoss(columns, beta=0.3)
-    leaf = scores.clone().requires_grad_()
-    value = loss(leaf, gt)
-    value.backward()
-    losses, present, grads = oracle.class_lists(scores.double().numpy(), gt.numpy(), margin=0.5)
-    flat, flat_grad = oracle.flat_list(scores.double().numpy(), gt.numpy(), margin=0.5)
-    assert value.item() == pytest.approx(0.7 * losses.sum() / present.sum() + 0.3 * flat)
-    want = 0.7 * grads / present.sum() + 0.3 * flat_grad
-    np.testing.assert_allclose(leaf.grad.numpy(), want, rtol=1e-5, atol=1e-8)
+    check_loss(RamboLoss(columns, beta=0.3), (scores, gt), margin=0.5)

@@ -32,13 +32,17 @@ def test_half_precision_is_ranked_as_the_same_numbers_in_float32(dtype):
         assert grad.dtype == dtype and torch.equal(grad, want_grad.to(dtype)) and grad.any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize(
+    "dtype, rule",
+    [(dtype, {}) for dtype in (torch.float32, *HALF)]
+    + [(torch.float32, rule) for rule in ({"lambda_": 50.0}, {"lift": 3.0, "each": False})],
+)
 @pytest.mark.parametrize("scale", [2.0**-7, 2.0, 2.0**16, 2.0**24])
-def test_the_gradient_is_linear_in_what_arrives(dtype, scale):
+def test_the_gradient_is_linear_in_what_arrives(dtype, rule, scale):
     """Trap 1: a blackbox backward that perturbs by the gradient that arrives is not."""
     scores, gt = batch(seed=2)
-    value, grad = value_and_grad(RamboLoss(4), scores.to(dtype), gt)
-    same, scaled = value_and_grad(RamboLoss(4), scores.to(dtype), gt, scale)
+    value, grad = value_and_grad(RamboLoss(4, **rule), scores.to(dtype), gt)
+    same, scaled = value_and_grad(RamboLoss(4, **rule), scores.to(dtype), gt, scale)
     assert torch.equal(value, same) and grad.any()
     # Exact where the scaled number is one of the dtype: float16 ends at 65504 and at 2^-24.
     want = grad.double() * scale

@@ -1,10 +1,5 @@
 """The loss on a GPU, with Triton's kernel and in plain PyTorch, against the oracle and a CPU."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,8 +8,9 @@ from hypothesis import strategies as st
 
 from rambo_det.losses import RamboLoss, binning
 
-from . import oracle
-from .strategies import assert_same_gradient, batches, margins, run, steps
+from .forked import python
+from .strategies import batches, margins, steps
+from .test_against_oracle import check_class_lists
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -31,17 +27,7 @@ def backend(request):
 @settings(max_examples=100, deadline=None)
 @given(batches(), margins, steps)
 def test_class_lists_equal_the_oracle(batch, margin, step):
-    scores, gt = batch
-    loss, result, grad = run(scores.cuda(), gt.cuda(), True, margin, step)
-    want, present, want_grad = oracle.class_lists(
-        scores.double().numpy(), gt.numpy(), margin=margin, **step
-    )
-    share = 1 / max(present.sum(), 1)
-    assert_same_gradient(grad, want_grad * share, step)
-    np.testing.assert_allclose(
-        result.segment_losses.cpu().numpy(), [*want, 0], rtol=1e-12, atol=1e-15
-    )
-    assert loss.item() == pytest.approx(want.sum() * share, rel=1e-6, abs=1e-7)
+    check_class_lists(batch, margin, step, "cuda")
 
 
 @settings(max_examples=40, deadline=None)
@@ -79,24 +65,15 @@ def test_a_gpu_gives_what_a_cpu_gives(seed, memory_length, dtype):
 @pytest.mark.parametrize("model", ["faster_rcnn", "retinanet"])
 def test_a_training_in_half_precision_goes_on_where_it_was(tmp_path, model):
     pytest.importorskip("detectron2")
-    from .models import write_coco
+    from .command_line import own_data
 
-    train, val = (write_coco(tmp_path, n, s) for n, s in ((8, "train"), (3, "val")))
-    command = [
-        sys.executable, "-m", "rambo_det.cli.train",
-        "--config", f"configs/quickstart/{model}_rambo.yaml",
-        "--register-coco", "own_train", *train, "--register-coco", "own_val", *val,
-        "DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)",
-        "MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", "True", "SEED", "3",
-        "OUTPUT_DIR", tmp_path / "out",
-    ]  # fmt: skip
-    for iterations in (3, 6):
-        resume = ["--resume"] if iterations > 3 else []
-        words = [*command[:3], *resume, *command[3:], "SOLVER.MAX_ITER", iterations]
-        done = subprocess.run(
-            [str(word) for word in words], cwd=Path(__file__).resolve().parents[1],
-            capture_output=True, text=True, env={**os.environ, "RAMBO_DET_CACHE": str(tmp_path)},
-        )  # fmt: skip
+    data, keys = own_data(tmp_path, "own", 8, 3)
+    words = ["--config", f"configs/quickstart/{model}_rambo.yaml", *data, *keys]
+    words += ["MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", "True", "SEED", "3"]
+    words += ["OUTPUT_DIR", tmp_path / "out", "SOLVER.MAX_ITER"]
+    for flags, iterations in (([], 3), (["--resume"], 6)):
+        command = ["-m", "rambo_det.cli.train", *flags, *words, iterations]
+        done = python(*command, RAMBO_DET_CACHE=str(tmp_path))
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert "Device: cuda" in done.stdout
     assert (tmp_path / "out" / "model_final.pth").is_file()

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import math
-import os
 import shutil
 import tempfile
 import xml.etree.ElementTree as ET
@@ -25,9 +24,10 @@ from rambo_det.data import register_datasets
 from rambo_det.data.files import image_size
 from rambo_det.errors import InputError
 
-NUMBER = 2000 if os.environ.get("RAMBO_DET_TORTURE") == "whole" else 200
+from .torture import WHOLE
+
 FUZZ = settings(
-    max_examples=NUMBER, deadline=None,
+    max_examples=2000 if WHOLE else 200, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 SIZES = {"a.png": (40, 30), "b.jpg": (24, 36)}

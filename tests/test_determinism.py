@@ -1,4 +1,7 @@
-"""Same seed, same machine: same losses. And nothing that torch calls nondeterministic."""
+"""Same seed, same machine: same losses. And nothing that torch calls nondeterministic.
+
+That two processes of one seed make the same steps, whatever their data workers: test_resume.py.
+"""
 
 import pytest
 import torch
@@ -67,24 +70,3 @@ def test_a_training_step(architecture, deterministic):
         results.append(model.state_dict())
     for a, b in zip(results[:3], results[3:], strict=True):
         assert all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_two_runs_of_one_seed(tmp_path):
-    """Real processes; other data workers, and another seed, for which the losses are others."""
-    pytest.importorskip("detectron2")
-    from .command_line import own_data
-    from .forked import run_logged
-    from .models import VARIED
-
-    data, keys = own_data(tmp_path / "data", "dt", 5, 1)
-    runs = []
-    for name, seed, workers in (("a", 3, 0), ("b", 3, 2), ("c", 4, 0)):
-        log = tmp_path / f"{name}.jsonl"
-        command = [log, "tools/train_net.py", "--config"]
-        command += ["configs/quickstart/faster_rcnn_rambo.yaml", *data, "SEED", seed]
-        command += [*keys, "SOLVER.MAX_ITER", 3, "OUTPUT_DIR", tmp_path / name]
-        command += ["DATALOADER.NUM_WORKERS", workers, *VARIED]
-        run_logged([{}], [tmp_path / f"{name}.txt"], command)
-        runs.append(log.read_text())
-    assert runs[0] == runs[1] and runs[0].count("\n") == 3
-    assert not set(runs[0].splitlines()) & set(runs[2].splitlines())

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from rambo_det import RamboLoss
-from rambo_det.errors import InputError
 from rambo_det.losses import ScoreMemory, hard_negatives
 from rambo_det.losses.distributed import Processes
 from rambo_det.losses.inputs import prepare_inputs
@@ -46,48 +45,35 @@ def test_written_only_in_training_with_gradients():
     assert loss.memory.fill == 1
 
 
-def test_length_zero_keeps_nothing():
-    """Trap 7: the published memory crashes at τ = 0."""
-    loss = fill(RamboLoss(4, memory_length=0), 3)
-    assert loss.memory.fill == 0 and loss.memory.contents() is None
-
-
-def test_it_changes_the_loss_of_the_next_batch():
-    scores, gt = batch(seed=9)
-    loss = fill(RamboLoss(4, memory_length=2, beta=0.0))
-    assert loss(scores, gt) != RamboLoss(4, beta=0.0)(scores, gt)
-
-
-def test_positives_of_the_memory_alone_still_push_negatives_down():
-    loss = fill(RamboLoss(4, memory_length=1, beta=0.0))
-    scores = torch.full((5, 4), 3.0, requires_grad=True)
-    value = loss(scores, torch.full((5,), 4))
-    value.backward()
-    assert value > 0 and (scores.grad > 0).any()
-
-
-def test_saved_and_loaded_whole():
-    """Trap 7: a memory in a deque, or in buffers that grow, is lost on resume."""
-    loss = fill(RamboLoss(4, memory_length=3), 2)
+def saved(loss):
     file = io.BytesIO()
     torch.save(loss.state_dict(), file)
     file.seek(0)
-    other = RamboLoss(4, memory_length=3)
-    assert not same(state(other), state(loss))
-    incompatible = other.load_state_dict(torch.load(file, weights_only=True))
+    return torch.load(file, weights_only=True)
+
+
+def test_saved_and_loaded_whole():
+    """A memory in a deque, or in buffers that grow, is lost on resume."""
+    loss, other = fill(RamboLoss(4, memory_length=3), 2), RamboLoss(4, memory_length=3)
+    entries = saved(loss)
+    assert not entries  # it travels in the metadata
+    incompatible = other.load_state_dict(entries)
     assert not incompatible.missing_keys and not incompatible.unexpected_keys
     assert same(state(other), state(loss)) and other.memory.fill == loss.memory.fill
     scores, gt = batch(seed=7)
     assert other(scores, gt) == loss(scores, gt)
 
 
-def test_not_persistent_means_no_entry_in_the_state_dict():
-    loss = fill(RamboLoss(4, memory_length=3))
-    assert not loss.state_dict()
-    other = RamboLoss(4, memory_length=5)
+@pytest.mark.parametrize(
+    "changed", [{"memory_length": 2}, {"memory_size": 32}, {"num_classes": 2}, {"num_classes": 9}]
+)
+def test_what_was_remembered_by_another_loss_is_dropped(changed):
+    """Of another number of classes it has the same shape, and scores that are not of these."""
+    arguments = {"num_classes": 4, "memory_length": 4, "memory_size": 64}
+    other = RamboLoss(**{**arguments, **changed})
     before = state(other)
-    other.load_state_dict(loss.state_dict())  # of another length: another run's, left alone
-    assert same(state(other), before)
+    other.load_state_dict(saved(fill(RamboLoss(**arguments), 5)))
+    assert same(state(other), before) and other.memory.fill == 0
 
 
 def write(memory, scores, gt, lowest=None):
@@ -147,12 +133,6 @@ def test_the_sample_finds_enough_but_not_where_it_alone_is_high(size, high, monk
         assert torch.equal(places, heights.topk(len(places)).indices.sort().values)
 
 
-def test_a_memory_elsewhere_than_the_scores_is_one_line():
-    loss = RamboLoss(3, memory_length=2).to("meta")
-    with pytest.raises(InputError, match=r"scores are on cpu, the memory of RamboLoss on meta"):
-        loss(torch.zeros(4, 3), torch.zeros(4).long())
-
-
 def test_all_is_where_the_scores_are_whatever_the_default_device():
     scores, gt = batch(40, 3)
     loss, other = (RamboLoss(3, memory_length=2, memory_size=16) for _ in range(2))
@@ -174,29 +154,6 @@ def test_where_very_many_scores_tie_at_the_cutoff_the_higher_ones_are_remembered
     inputs = prepare_inputs(scores, gt, Processes(together=False))
     found = scores_of(hard_negatives.highest_negatives(inputs, torch.zeros(2), 100))
     assert found.sort().values.tolist() == [-1.0] * 80 + [1.0] * 20
-
-
-@pytest.mark.parametrize("classes", [2, 9])
-def test_what_was_remembered_of_another_number_of_classes_is_dropped(classes):
-    """Its buffers have the same shapes; its scores belong to classes that are not these."""
-    loss = fill(RamboLoss(4, memory_length=3), 2)
-    other = RamboLoss(classes, memory_length=3)
-    before = state(other)
-    other.load_state_dict(loss.state_dict())
-    assert same(state(other), before)
-    scores, gt = torch.randn(20, classes), torch.arange(20) % (classes + 1)
-    assert other(scores, gt) == RamboLoss(classes, memory_length=3)(scores, gt)
-
-
-@pytest.mark.parametrize("changed", [{"memory_length": 2}, {"memory_size": 32}])
-def test_a_memory_of_another_shape_starts_empty(changed, tmp_path):
-    checkpoint = pytest.importorskip("fvcore.common.checkpoint")
-    arguments = {"memory_length": 4, "memory_size": 64}
-    checkpoint.Checkpointer(fill(RamboLoss(4, **arguments), 5), str(tmp_path)).save("model")
-    other = RamboLoss(4, **{**arguments, **changed})
-    before = state(other)
-    checkpoint.Checkpointer(other).load(str(tmp_path / "model.pth"))
-    assert same(state(other), before) and other.memory.fill == 0
 
 
 @pytest.mark.parametrize("entries", [True, False])

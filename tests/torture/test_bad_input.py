@@ -18,7 +18,7 @@ import pytest
 from rambo_det.cli import train
 
 from ..models import write_coco, write_voc
-from .conftest import WHOLE
+from . import WHOLE
 from .processes import (
     QUICKSTART,
     assert_one_line,

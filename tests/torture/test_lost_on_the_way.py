@@ -10,7 +10,7 @@ import pytest
 
 from ..forked import wait_until
 from ..models import write_coco
-from .conftest import WHOLE
+from . import WHOLE
 from .processes import assert_it_goes_on, assert_one_line, assert_whole, ended, started
 from .test_bad_input import good
 

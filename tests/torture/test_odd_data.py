@@ -17,7 +17,7 @@ import pytest
 from rambo_det.cli.train import main
 
 from ..models import SIZE, write_coco
-from .conftest import WHOLE
+from . import WHOLE
 from .processes import QUICKSTART, run
 
 RETINANET = "configs/quickstart/retinanet_rambo.yaml"
