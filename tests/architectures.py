@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.modeling import build_model
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from rambo_det.modeling.config_checks import check_architecture, resolve_rpn
 
-from .models import small_cfg, write_coco
+from .models import CONFIGS, small_cfg, training_inputs
 
 
 class Architecture(NamedTuple):
@@ -54,6 +54,24 @@ def config(name: str, stock: bool = False, *opts: object) -> CfgNode:
     return cfg
 
 
+def build(name: str, stock: bool = False, *opts: object) -> torch.nn.Module:
+    """The model of an architecture, "fcos" too, or of its stock twin; always the same weights."""
+    seed_all_rng(3)
+    if name == "fcos":  # has no yaml
+        file = CONFIGS / "lazy/quickstart" / f"fcos_{'focal' if stock else 'rambo'}.py"
+        return instantiate(LazyConfig.load(str(file)).model)
+    return build_model(config(name, stock, *opts))
+
+
+def training_losses(
+    model: torch.nn.Module, inputs: list[dict] | None = None, iteration: int = 0
+) -> tuple[dict, dict]:
+    """The losses of a training step, which always samples the same, and the scalars it logs."""
+    seed_all_rng(1)
+    with EventStorage(iteration) as storage:
+        return model.train()(inputs or training_inputs()), storage.latest()
+
+
 def memories(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The score memories of a model."""
     return (m for name, m in model.named_modules() if name.endswith("rambo_loss.memory"))
@@ -81,19 +99,6 @@ def add_outlines(source: str | Path, target: Path, most_crowded: int | None = No
         category["keypoints"] = [str(point) for point in range(17)]
     target.write_text(json.dumps(content))
     return str(target)
-
-
-def name_keypoints(name: str) -> None:
-    """Tells Detectron2 of the 17 key points of a data set."""
-    MetadataCatalog.get(name).set(keypoint_names=[str(i) for i in range(17)], keypoint_flip_map=[])
-
-
-def register_drawn(folder: Path, name: str) -> str:
-    """A drawn data set whose objects have masks and key points."""
-    file, images = write_coco(folder, 3)
-    register_coco_instances(name, {}, add_outlines(file, folder / "outlines.json"), images)
-    name_keypoints(name)
-    return name
 
 
 def captured(model: torch.nn.Module, part: torch.nn.Module, inputs: list) -> tuple:

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from PIL import Image
 
 import rambo_det
@@ -93,10 +94,14 @@ def write_voc(root, split, images, size=(60, 50), extra=""):
     return root
 
 
-def training_inputs(num: int = 2, empty: bool = False) -> list[dict]:
-    """Inputs of a model in training, drawn; without any object if ``empty``."""
-    from detectron2.structures import Boxes, Instances
+def training_inputs(num: int = 2, empty: bool = False, outlines: bool = False) -> list[dict]:
+    """Inputs of a model in training, drawn.
 
+    Args:
+        num: how many images.
+        empty: without any object.
+        outlines: the objects have masks and 17 key points too.
+    """
     inputs = []
     for index in range(num):
         image, objects = draw("train", index)
@@ -106,6 +111,12 @@ def training_inputs(num: int = 2, empty: bool = False) -> list[dict]:
         boxes[:, 2:] += boxes[:, :2]
         instances.gt_boxes = Boxes(torch.tensor(boxes))
         instances.gt_classes = torch.tensor([label for label, _, _ in objects], dtype=torch.int64)
+        if outlines:
+            corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].astype(float)
+            instances.gt_masks = PolygonMasks([[polygon] for polygon in corners])
+            places = np.linspace(boxes[:, :2], boxes[:, 2:], 19, axis=1)[:, 1:-1]
+            points = np.concatenate([places, np.full((len(boxes), 17, 1), 2)], axis=2)
+            instances.gt_keypoints = Keypoints(points)
         tensor = torch.tensor(image.transpose(2, 0, 1).astype(np.float32))
         inputs.append({"image": tensor, "instances": instances, "height": SIZE, "width": SIZE})
     return inputs

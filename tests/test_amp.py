@@ -57,24 +57,16 @@ def test_the_gradient_is_linear_in_what_arrives(dtype, rule, scale):
 @pytest.fixture
 def model():
     pytest.importorskip("detectron2")
-    from detectron2.modeling import build_model
-    from detectron2.utils.env import seed_all_rng
+    from .architectures import build
 
-    from .models import small_cfg
-
-    seed_all_rng(3)
-    return build_model(small_cfg())
+    return build("faster_rcnn")
 
 
-def losses_of(model, dtype=None):
-    from detectron2.utils.env import seed_all_rng
-    from detectron2.utils.events import EventStorage
+def losses_of(model, dtype=torch.bfloat16):
+    from .architectures import training_losses
 
-    from .models import training_inputs
-
-    seed_all_rng(3)
-    with EventStorage(), torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=bool(dtype)):
-        return model(training_inputs())
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        return training_losses(model)[0]
 
 
 def test_a_training_step_under_autocast(model):
@@ -83,7 +75,7 @@ def test_a_training_step_under_autocast(model):
     criterion = model.roi_heads.box_predictor.rambo_loss
     # The criterion's own arguments, and those of the float32 ranking within.
     handle = criterion.register_forward_pre_hook(lambda _, args: seen.append(args))
-    losses = losses_of(model, torch.bfloat16)
+    losses = losses_of(model)
     handle.remove()
     scores, gt_classes, *_ = seen[0]
     assert scores.dtype == torch.float32 and losses["loss_cls"].dtype == torch.float32
@@ -100,12 +92,12 @@ def test_a_training_step_under_autocast(model):
 
 def test_a_grad_scaler_scales_the_gradient_of_every_parameter(model):
     twin = copy.deepcopy(model)
-    losses_of(model)["loss_cls"].backward()
+    losses_of(model, torch.float32)["loss_cls"].backward()
     plain = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     assert "roi_heads.box_predictor.cls_score.weight" in plain and len(plain) > 20
 
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
-    scaler.scale(losses_of(twin)["loss_cls"]).backward()
+    scaler.scale(losses_of(twin, torch.float32)["loss_cls"]).backward()
     scaled = dict(twin.named_parameters())
     for key, grad in plain.items():
         assert torch.equal(scaled[key].grad, grad * 2.0**12), key

@@ -4,23 +4,17 @@ Whole runs through the command line: test_matrix.py.
 """
 
 import copy
+import importlib
 
 import pytest
 import torch
-from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
-
-pytest.importorskip("detectron2")
-
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.export import TracingAdapter, scripting_with_instances
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes
-from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 
-from rambo_det.engine.trainer import RamboTrainer
+import rambo_det
 from rambo_det.modeling import RamboCriterion
 from rambo_det.modeling.classifier import Classifier, Rescaling
 from rambo_det.modeling.scores import SCORE_FUNCTIONS
@@ -28,63 +22,75 @@ from rambo_det.modeling.scores import SCORE_FUNCTIONS
 from .architectures import (
     ARCHITECTURES,
     assert_same_predictions,
+    build,
     captured,
     config,
     memories,
     pieces,
-    register_drawn,
     spread,
+    training_losses,
 )
 from .models import training_inputs
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    name = register_drawn(tmp_path_factory.mktemp("drawn"), "drawn")
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
-
-
-class Run:
-    """Two iterations of an architecture."""
-
-    def __init__(self, name, data, folder):
-        self.cfg = config(name, False, "OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", 2)
-        self.cfg.DATASETS.TRAIN, self.cfg.DATASETS.TEST = (data,), ()
-        seed_all_rng(3)
-        self.trainer = RamboTrainer(self.cfg)
-        self.before = {k: v.clone() for k, v in self.trainer.model.state_dict().items()}
-        self.trainer.train()
-
-
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def run(request, drawn, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    return request.param, Run(request.param, drawn, folder)
+def twins(request):
+    """The name, a model after a step of training, and the stock model with its weights."""
+    name = request.param
+    model, stock = build(name), build(name, stock=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    sum(training_losses(model, training_inputs(outlines=True))[0].values()).backward()
+    optimizer.step()
+    stock.load_state_dict(model.state_dict())  # all of its keys are there, and no others
+    return name, model.eval(), stock.eval()
 
 
-def stock_model(name, checkpoint=None):
-    model = build_model(config(name, stock=True))
-    if checkpoint:
-        DetectionCheckpointer(model).load(str(checkpoint))
-    return model
-
-
-def test_the_scores_are_trained(run):
-    name, run = run
-    after = run.trainer.model.state_dict()
+def test_a_step_trains_the_scores_and_is_remembered(twins):
+    name, model, _ = twins
+    before, after = build(name).state_dict(), model.state_dict()
     scores = [k for k in after if k.endswith(("cls_score.weight", "objectness_logits.weight"))]
-    assert scores and all(not torch.equal(after[k], run.before[k]) for k in scores)
-    found = list(memories(run.trainer.model))
-    assert len(found) == ARCHITECTURES[name].memories
-    assert [int(memory.written) for memory in found] == [2] * len(found)
+    assert scores and all(not torch.equal(after[k], before[k]) for k in scores)
+    found = [int(memory.written) for memory in memories(model)]
+    assert found == [1] * ARCHITECTURES[name].memories
+
+
+def test_it_predicts_as_the_stock_model(twins):
+    _, model, stock = twins
+    assert_same_predictions(model, stock, training_inputs())
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "fcos"])
+def test_initial_weights_and_all_but_the_class_loss_are_the_stock_models(name):
+    models, streams = [], []
+    for stock in (True, False):
+        models.append(build(name, stock))
+        streams.append(torch.rand(3))
+    states = [model.state_dict() for model in models]
+    assert states[0].keys() == states[1].keys() and torch.equal(*streams)
+    assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
+    batches = [training_inputs(2, outlines=True), training_inputs(1, outlines=True)]
+    if not (name == "fcos" and not hasattr(models[0], "match_anchors")):
+        batches.insert(0, training_inputs(empty=True, outlines=True))  # not for v0.6's FCOS
+    for inputs in batches:
+        (theirs, their_scalars), (ours, scalars) = (training_losses(m, inputs) for m in models)
+        replaced = {k for k in ours if "cls" in k and (k != "loss_rpn_cls" or name == "rpn")}
+        assert theirs.keys() == ours.keys() and replaced
+        for key in ours.keys() - replaced:
+            torch.testing.assert_close(ours[key], theirs[key])
+        for key in their_scalars.keys() - {"keypoint_head/num_fg_samples"}:  # NaN without any
+            assert scalars[key] == their_scalars[key] or key == "kpts_num_skipped_batches", key
+        models[1].zero_grad(set_to_none=True)
+        sum(ours.values()).backward()  # connected, without an object too
+        assert all(p.grad is not None for p in models[1].parameters() if p.requires_grad)
+        if not inputs[0]["instances"].gt_classes.numel():
+            assert all(ours[key] == 0 for key in replaced)
+            assert not any(key.startswith("rambo") and "AP" in key for key in scalars)
 
 
 @pytest.mark.parametrize("score", SCORE_FUNCTIONS)
 def test_every_proposal_is_ranked_with_its_own_label(score):
     """And the stock argument that weights losses holds."""
-    model = build_model(config("faster_rcnn", False, "MODEL.RAMBO.SCORE", score))
+    model = build("faster_rcnn", False, "MODEL.RAMBO.SCORE", score)
     predictor = model.roi_heads.box_predictor
     (logits, deltas), proposals = captured(model, predictor, training_inputs())
     logits, classes = spread(logits), torch.cat([p.gt_classes for p in proposals])
@@ -97,32 +103,43 @@ def test_every_proposal_is_ranked_with_its_own_label(score):
         torch.testing.assert_close(loss, weight * want)
 
 
-def test_every_anchor_of_the_rpn_is_ranked_with_its_own_label():
-    model = build_model(config("rpn", False, "MODEL.RPN.LOSS_WEIGHT", 3.0))
-    generator = model.proposal_generator
-    arguments = list(captured(model, generator, training_inputs()))
+@pytest.mark.parametrize(
+    "name, key", [("retinanet", "loss_cls"), ("fcos", "loss_fcos_cls"), ("rpn", "loss_rpn_cls")]
+)
+def test_every_anchor_is_ranked_with_its_own_label(name, key):
+    """The loss of a batch that is put together image by image and level by level."""
+    model = build(name, False, "MODEL.RPN.LOSS_WEIGHT", 3.0)
+    part = model.proposal_generator if name == "rpn" else model
+    arguments = list(captured(model, part, training_inputs()))
     arguments[1] = [spread(logits) for logits in arguments[1]]
-    ranked = []
-    for scores, labels in pieces(*arguments[1:3]):
-        ranked += [(scores[labels == 1], 0), (scores[labels == 0], 1)]
-    scores = torch.cat([x for x, _ in ranked])[:, None]
-    classes = torch.cat([torch.full(x.shape, label) for x, label in ranked])
-    ignored = torch.stack(arguments[2]) < 0
-    assert ignored.any() and 0 < (classes == 0).sum() < (classes == 1).sum()
-    generator.rambo_loss = RamboCriterion(1, memory_length=0)
+    number = part.rambo_loss.num_classes
+    part.rambo_loss = RamboCriterion(number, memory_length=0)
     with EventStorage():
-        loss = generator.losses(*arguments)["loss_rpn_cls"]
-    torch.testing.assert_close(loss, 3 * RamboCriterion(1, memory_length=0)(scores, classes))
+        loss = part.losses(*arguments)[key]
+    ranked = [(scores[x >= 0], x[x >= 0]) for scores, x in pieces(*arguments[1:3])]
+    scores, labels = (torch.cat(x) for x in zip(*ranked, strict=True))
+    assert len(scores) < torch.stack(arguments[2]).numel() or name == "fcos", "none is ignored"
+    if name == "rpn":  # 1 is an object, 0 background
+        scores, labels, loss = scores[:, None], 1 - labels, loss / 3
+    torch.testing.assert_close(loss, RamboCriterion(number, memory_length=0)(scores, labels))
 
 
-def test_scalars(run):
-    name, run = run
-    latest = run.trainer.storage.latest()
-    prefixes = {"cascade": [f"rambo/stage{i}" for i in range(3)], "rpn": ["rambo", "rambo/rpn"]}
-    for prefix in prefixes.get(name, ["rambo"]):
-        assert 0 <= latest[f"{prefix}/AP"][0] < 1
-    assert "rambo/rpn/AP-object" in latest or name != "rpn"
-    assert not any("/rambo/" in key for key in latest)
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_the_focal_loss_runs_on_positives_alone(name, monkeypatch):
+    model = build(name)
+    sizes, module = [], importlib.import_module(type(model).__mro__[1].__module__)
+    real = module.sigmoid_focal_loss_jit
+    spy = lambda x, *args, **kwargs: sizes.append(x.numel()) or real(x, *args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(module, "sigmoid_focal_loss_jit", spy)
+    labels = torch.stack(captured(model, model, training_inputs())[2])
+    positive = ((labels >= 0) & (labels < 4)).sum().item()
+    assert len(sizes) == 1 and 0 < sizes[0] <= positive * len(labels) * 4 < labels.numel()
+
+
+def test_autocast_leaves_the_ranking_of_a_dense_detector_in_float32():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, _ = training_losses(build("retinanet"))
+    assert losses["loss_cls"].dtype == torch.float32 and 0 < losses["loss_cls"] < 2
 
 
 def test_the_ap_of_a_class_is_logged_under_its_name():
@@ -133,40 +150,20 @@ def test_the_ap_of_a_class_is_logged_under_its_name():
     assert names == {"rambo/AP-b", "rambo/AP-d"}
 
 
-def test_its_checkpoint_is_the_stock_models(run):
-    name, run = run
-    file = run.trainer.cfg.OUTPUT_DIR + "/model_final.pth"
-    stock = stock_model(name)
-    weights = torch.load(file, weights_only=False)["model"]
-    incompatible = stock.load_state_dict(weights)
-    assert not incompatible.missing_keys and not incompatible.unexpected_keys
-    assert_same_predictions(run.trainer.model, stock_model(name, file), training_inputs())
-    run.trainer.model.train()
-
-
-def test_initial_weights_are_the_stock_models(run):
-    name, _ = run
-    states = []
-    for stock in (True, False):
-        seed_all_rng(5)
-        states.append(build_model(config(name, stock)).state_dict())
-        states[-1]["stream"] = torch.rand(3)
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
+def test_importing_again_does_no_harm():
+    importlib.reload(rambo_det.modeling.roi_heads)
+    importlib.reload(rambo_det)
 
 
 # Detectron2 has it for R-CNNs alone.
-@pytest.mark.parametrize("run", ["faster_rcnn"], indirect=True)
-def test_test_time_augmentation(run):
-    name, run = run
-    cfg = run.cfg.clone()
+@pytest.mark.parametrize("twins", ["faster_rcnn"], indirect=True)
+def test_test_time_augmentation(twins):
+    name, *models = twins
+    cfg = config(name)
     cfg.TEST.AUG = CfgNode({"ENABLED": True, "MIN_SIZES": (64, 96), "MAX_SIZE": 96, "FLIP": True})
-    stock = stock_model(name, run.trainer.cfg.OUTPUT_DIR + "/model_final.pth")
-    models = [GeneralizedRCNNWithTTA(cfg, m.eval()) for m in (run.trainer.model, stock)]
     inputs = training_inputs(1)
     inputs[0]["image"] = inputs[0]["image"].byte()
-    assert_same_predictions(*models, inputs)
-    run.trainer.model.train()
+    assert_same_predictions(*(GeneralizedRCNNWithTTA(cfg, model) for model in models), inputs)
 
 
 def _traced(model, image):
@@ -175,24 +172,20 @@ def _traced(model, image):
             return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
         return model(inputs)
 
-    adapter = TracingAdapter(model.eval(), [{"image": image}], infer)
+    adapter = TracingAdapter(model, [{"image": image}], infer)
     with torch.no_grad():
         return torch.jit.trace(adapter, (image,), check_trace=False)
 
 
 # The RPN takes no part in what inference runs for the loss.
-@pytest.mark.parametrize("run", [name for name in ARCHITECTURES if name != "rpn"], indirect=True)
-def test_tracing_works_as_the_stock_models(run):
-    name, run = run
-    stock = stock_model(name, run.trainer.cfg.OUTPUT_DIR + "/model_final.pth")
-    model = copy.deepcopy(run.trainer.model)
-    for each in (model, stock):  # calibrated, so that the weights of a calibration are traced too
-        each.eval()
-        number = Classifier(each).num_classes
-        shift = torch.linspace(-1, 1, number, dtype=torch.float64)
-        Classifier(each).apply(Rescaling(torch.tensor(1.7).double(), shift))
+@pytest.mark.parametrize("twins", [name for name in ARCHITECTURES if name != "rpn"], indirect=True)
+def test_tracing_works_as_the_stock_models(twins):
+    models = copy.deepcopy(twins[1:])
+    for model in models:  # calibrated, so that the weights of a calibration are traced too
+        shift = torch.linspace(-1, 1, Classifier(model).num_classes, dtype=torch.float64)
+        Classifier(model).apply(Rescaling(torch.tensor(1.7).double(), shift))
     image = training_inputs(1)[0]["image"]
-    theirs, ours = _traced(stock, image), _traced(model, image)
+    ours, theirs = (_traced(model, image) for model in models)
     # Fewer proposals than on the image it was traced on, and more.
     for size in (image.shape[-2:], (16, 32), (160, 128)):
         image = torch.nn.functional.interpolate(image[None], size)[0]
@@ -203,43 +196,17 @@ def test_tracing_works_as_the_stock_models(run):
 
 
 # Detectron2 does not script the stock twins of the others, or as faster_rcnn.
-@pytest.mark.parametrize("run", ["faster_rcnn", "retinanet", "rpn"], indirect=True)
-def test_scripting_works_as_the_stock_models(run):
-    name, run = run
+@pytest.mark.parametrize("twins", ["faster_rcnn", "retinanet", "rpn"], indirect=True)
+def test_scripting_works_as_the_stock_models(twins):
     fields = {"proposal_boxes": Boxes, "objectness_logits": torch.Tensor, "pred_boxes": Boxes}
     fields |= {"scores": torch.Tensor, "pred_classes": torch.Tensor}
-    stock = stock_model(name, run.trainer.cfg.OUTPUT_DIR + "/model_final.pth")
     image, results = training_inputs(1)[0]["image"], []
-    for model in (stock, run.trainer.model):
-        scripted = scripting_with_instances(model.eval(), fields)
+    for model in twins[1:]:
+        scripted = scripting_with_instances(model, fields)
         call = scripted.inference if hasattr(model, "roi_heads") else scripted.forward
         arguments = {"do_postprocess": False} if hasattr(model, "roi_heads") else {}
         with torch.no_grad():
             results.append(call([{"image": image}], **arguments)[0])
-    run.trainer.model.train()
     assert len(results[0].scores) > 0
     assert torch.equal(results[0].pred_boxes.tensor, results[1].pred_boxes.tensor)
     assert torch.equal(results[0].scores, results[1].scores)
-
-
-def rpn_step(stock, *opts, iteration=0):
-    torch.manual_seed(0)
-    model = build_model(config("rpn", stock, *opts)).train()
-    torch.manual_seed(1)
-    with EventStorage(iteration):
-        loss = model(training_inputs())["loss_rpn_cls"]
-    loss.backward()
-    return torch.cat(
-        [
-            loss.detach()[None],
-            model.proposal_generator.rpn_head.objectness_logits.weight.grad.flatten(),
-        ]
-    )
-
-
-def test_the_rpns_stock_loss_is_mixed_in_with_its_gradient():
-    plain, stock = rpn_step(False), rpn_step(True)
-    mixed = rpn_step(False, "MODEL.RAMBO.CE_WEIGHT", 0.25)
-    torch.testing.assert_close(mixed, plain + 0.25 * stock, rtol=1e-4, atol=1e-6)
-    half = rpn_step(False, "MODEL.RAMBO.CE_WARMUP", 10, iteration=5)
-    torch.testing.assert_close(half, (plain + stock) / 2, rtol=1e-4, atol=1e-6)

@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 
 import rambo_det
 from rambo_det.cli.train import main
+from rambo_det.engine.setup import merge
 from rambo_det.errors import InputError
 
 from .command_line import refused
@@ -87,6 +88,34 @@ def test_federated_loss(name):
     cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True
     with pytest.raises(InputError, match="USE_FED_LOSS cannot .* set it to False"):
         build_model(cfg)
+
+
+def test_scores_that_a_one_stage_detector_does_not_have():
+    with pytest.raises(InputError, match="MODEL.RAMBO.SCORE 'softmax': .*RamboRetinaNet.*sigmoid"):
+        build_model(small_cfg("quickstart/retinanet_rambo.yaml", "MODEL.RAMBO.SCORE", "softmax"))
+
+
+def test_a_config_without_the_node_names_the_remedy():
+    cfg = small_cfg()
+    del cfg.MODEL["RAMBO"]
+    with pytest.raises(InputError, match="add_rambo_config"):
+        build_model(cfg)
+
+
+def test_a_config_with_the_key_that_is_gone_is_read_with_a_warning(tmp_path, caplog):
+    file = tmp_path / "old.yaml"
+    file.write_text("MODEL: {RAMBO: {IOU_THRESHOLDS: [0.5, 0.75], MARGIN: 0.25}}\n")
+    cfg = small_cfg()
+    merge(cfg, str(file), [])
+    assert cfg.MODEL.RAMBO.MARGIN == 0.25 and "IOU_THRESHOLDS" not in cfg.MODEL.RAMBO
+    assert "MODEL.RAMBO.IOU_THRESHOLDS" in caplog.text
+
+
+def test_only_the_nodes_are_added():
+    stock, ours = get_cfg(), get_cfg()
+    rambo_det.add_rambo_config(ours)
+    del ours.MODEL["RAMBO"], ours["RAMBO_TRAIN"]
+    assert ours.dump() == stock.dump()
 
 
 def test_the_rpn_key_is_not_ignored_by_a_stock_script():

@@ -48,21 +48,14 @@ def test_the_recall_loss(deterministic):
 @pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet", "cascade", "c4", "rpn"])
 def test_a_training_step(architecture, deterministic):
     pytest.importorskip("detectron2")
-    from detectron2.modeling import build_model
-    from detectron2.utils.env import seed_all_rng
-    from detectron2.utils.events import EventStorage
-
-    from .architectures import config
-    from .models import training_inputs
+    from .architectures import build, training_losses
 
     results = []
     for _ in range(2):
-        seed_all_rng(5)
-        model = build_model(config(architecture))
+        model = build(architecture)
         optimizer = torch.optim.SGD(model.parameters(), 0.01)
         for _ in range(2):
-            with EventStorage():
-                losses = model(training_inputs())
+            losses, _ = training_losses(model)
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()

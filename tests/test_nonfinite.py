@@ -4,14 +4,10 @@ import re
 
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
-from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
 
 from rambo_det import RamboCriterion, RamboLoss
 
-from .architectures import config
-from .models import CONFIGS, training_inputs
+from .architectures import build, training_losses
 
 NAN, INF = float("nan"), float("inf")
 # The layer whose scores go wrong, which of its outputs, and what is said of it.
@@ -31,15 +27,11 @@ CASES = {
 )
 def test_the_error_names_loss_class_and_iteration(name, value, catalogs):
     layer, output, loss, class_name = CASES[name]
-    if name == "fcos":
-        file = CONFIGS / "lazy/quickstart/fcos_rambo.py"
-        model = instantiate(LazyConfig.load(str(file)).model)
-    else:
-        model = build_model(config(name))
+    model = build(name)
     with torch.no_grad():
         model.get_submodule(layer).bias[output] = value
-    with EventStorage(7), pytest.raises(FloatingPointError) as error:
-        model(training_inputs())
+    with pytest.raises(FloatingPointError) as error:
+        training_losses(model, iteration=7)
     message = rf"Loss became infinite or NaN at iteration=7! {loss}: .* of class {class_name} "
     assert re.fullmatch(message + r"\(\d+ of \d+\)", str(error.value)), error.value
 

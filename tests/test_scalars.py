@@ -4,26 +4,16 @@ import re
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from rambo_det import RamboCriterion
 
-from .architectures import config
+from .architectures import build, training_losses
 from .doc_pages import DOCS, text_of
 from .forked import in_processes
-from .models import training_inputs
 
 PAGE = text_of(DOCS / "scalars.md")
 CLASSES = ("circle", "square", "triangle", "star", "object")
-
-
-def written(architecture):
-    """Names of the scalars of a training step of a real model."""
-    model = build_model(config(architecture)).train()
-    with EventStorage() as storage:
-        losses = model(training_inputs(2))
-        return set(storage.latest()), set(losses)
 
 
 def general(names, prefix):
@@ -47,7 +37,8 @@ def documented():
     ],
 )
 def test_one_process(architecture, prefixes, loss):
-    names, losses = written(architecture)
+    losses, latest = training_losses(build(architecture))
+    names = set(latest)
     assert loss in losses and f"`{loss}`" in PAGE
     for prefix in prefixes:
         assert general(names, prefix) >= documented() - {"rambo/bytes_sent"}
@@ -57,6 +48,9 @@ def test_one_process(architecture, prefixes, loss):
         assert {g for p in prefixes for g in general(extra, p)} <= documented()
     stock = {n for n in names if n.startswith(("fast_rcnn/", "roi_head/"))}
     if architecture == "faster_rcnn":
+        aps = [ap for name, (ap, _) in latest.items() if name.startswith("rambo/AP-")]
+        assert latest["rambo/AP"][0] == pytest.approx(sum(aps) / len(aps))
+        assert latest["rambo/zero_gradient"][0] == 0
         assert set(re.findall(r"`(fast_rcnn/\w+)`", PAGE)) <= stock
         assert "roi_head/num_fg_samples" in stock  # docs/tuning.md
 

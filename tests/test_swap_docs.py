@@ -3,16 +3,18 @@
 import re
 
 import pytest
-from detectron2.config import LazyConfig, instantiate
+import torch
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import DefaultTrainer
 from detectron2.model_zoo import get_config
 from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
 
 import rambo_det
 
-from .architectures import ARCHITECTURES, assert_same_predictions, config, memories
+from .architectures import ARCHITECTURES, memories, training_losses
 from .doc_pages import DOCS, blocks, text_of
-from .models import CONFIGS, training_inputs
+from .models import CONFIGS, training_inputs, write_coco
 
 PAGE = DOCS / "swap-the-loss.md"
 ROW = re.compile(r"^\| (.+?) \| `(.+?)` \| \[.+?\]\((.+?)\) \| (.+?) \|$", re.M)
@@ -45,9 +47,8 @@ def test_yaml_row(name):
     exec(change, scope)
     model = build_model(cfg)
     assert len(list(memories(model))) == (3 if "Cascade" in name else 1)
-    with EventStorage() as storage:
-        model(training_inputs(1))
-        assert any(key.startswith("rambo/") for key in storage.latest())
+    _, scalars = training_losses(model, training_inputs(1))
+    assert any(key.startswith("rambo/") for key in scalars)
     # The config beside it says the same.
     key, value = re.fullmatch(r'cfg\.(\S+) = "(\S+)"', change).groups()
     text = file.read_text() + (CONFIGS / "faster_rcnn_rambo.yaml").read_text()
@@ -73,20 +74,38 @@ def test_cascade_and_rpn_from_a_lazy_config():
         scope["model"].roi_heads[part] = None
     model = instantiate(scope["model"])
     assert len(list(memories(model))) == 4
-    with EventStorage() as storage:
-        losses = model(training_inputs(1))
-        names = storage.latest()
+    losses, names = training_losses(model, training_inputs(1))
     assert {"loss_rpn_cls", "loss_cls_stage0", "loss_cls_stage2"} <= set(losses)
     fills = {f"{part}memory_fill" for part in ("stage0/rambo/", "stage2/rambo/", "rambo/rpn/")}
     assert fills <= set(names)
 
 
-def test_scores_by_a_sigmoid_are_those_of_the_stock_models_sigmoid():
-    stock_cfg = config("faster_rcnn", stock=True)
-    if "USE_SIGMOID_CE" not in stock_cfg.MODEL.ROI_BOX_HEAD:
-        pytest.skip("the Detectron2 of this machine scores by softmax alone")
-    stock_cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
-    ours = build_model(config("faster_rcnn", False, "MODEL.RAMBO.SCORE", "logits"))
-    stock = build_model(stock_cfg)
-    stock.load_state_dict(ours.state_dict())
-    assert_same_predictions(ours, stock, training_inputs(1))
+def test_three_lines_in_a_stock_detectron2_script(tmp_path, catalogs):
+    """What the README promises for an existing project; everything else here is that project."""
+    register_coco_instances("few_shapes", {}, *write_coco(tmp_path / "data"))
+    cfg = get_cfg()
+    rambo_det.add_rambo_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / "quickstart/faster_rcnn_ce.yaml"))
+    cfg.MODEL.ROI_HEADS.NAME = "RamboROIHeads"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("few_shapes",), ()
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 2, 3
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    trainer = DefaultTrainer(cfg)
+    before = trainer.model.roi_heads.box_predictor.cls_score.weight.clone()
+    trainer.train()
+    predictor = trainer.model.roi_heads.box_predictor
+    assert not torch.equal(predictor.cls_score.weight, before)
+    assert int(predictor.rambo_loss.memory.written) == 3
+    scalars = trainer.storage.latest()
+    assert 0 < scalars["rambo/AP"][0] < 1 and "loss_cls" in scalars
+
+    # The stock trainer's own resume brings the memory back.
+    cfg.SOLVER.MAX_ITER = 4
+    resumed = DefaultTrainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 3
+    restored = resumed.model.roi_heads.box_predictor.rambo_loss.memory
+    for name, buffer in predictor.rambo_loss.memory.tensors().items():
+        assert torch.equal(restored.tensors()[name], buffer), name

@@ -141,7 +141,7 @@ def test_nan_from_the_learning_rate_stops_the_run_as_the_page_says(
 
 
 def test_errors_at_the_start(page, tmp_path):
-    """The two that Detectron2 gives; the others are in test_roi_heads.py and others."""
+    """The two that Detectron2 gives; the others are in test_configs.py and others."""
     (tmp_path / "a.yaml").write_text("MODEL:\n  RAMBO:\n    MARGIN: 1.0\n")
     with pytest.raises(KeyError) as error:
         get_cfg().merge_from_file(str(tmp_path / "a.yaml"))

@@ -1,0 +1,195 @@
+"""RamboCriterion: the loss as a config describes it, in every architecture, beside a stock loss."""
+
+from inspect import signature
+
+import pytest
+import torch
+from detectron2.config import LazyCall, LazyConfig, instantiate
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.utils.events import EventStorage
+
+from rambo_det import RamboCriterion, RamboFastRCNNOutputLayers, RamboLoss
+from rambo_det.errors import InputError
+from rambo_det.modeling.scores import log_odds
+
+from .architectures import ARCHITECTURES, build, training_losses
+from .models import CONFIGS, small_cfg
+
+# Keys of the config, and what they stand for.
+KEYS = {
+    "fixed": (
+        {"MARGIN": 0.25, "LAMBDA_RULE": "fixed", "LAMBDA": 7.0, "BETA": 0.125, "MEMORY_LENGTH": 2,
+         "MEMORY_SIZE": 16},
+        {"margin": 0.25, "lambda_": 7.0, "beta": 0.125, "memory_length": 2, "memory_size": 16},
+    ),
+    "lift": (
+        {"LAMBDA_RULE": "lift", "LIFT": 0.5, "BETA": 1.0, "MEMORY_LENGTH": 0},
+        {"each": False, "lift": 0.5, "beta": 1.0, "memory_length": 0, "margin": 0.5},
+    ),
+    "each": (
+        {"LAMBDA_RULE": "each", "LIFT": 4.0}, {"each": True, "lift": 4.0, "memory_length": 4},
+    ),
+}  # fmt: skip
+
+
+def assert_same(criterion, want):
+    """Losses and gradients of five batches in a row; the weight is 5."""
+    for _ in range(5):
+        scores = [torch.randn(40, criterion.num_classes).requires_grad_()]
+        scores += [scores[0].detach().clone().requires_grad_()]
+        classes = torch.randint(-1, criterion.num_classes + 1, (40,))
+        ours, theirs = criterion(scores[0], classes), 5 * want(scores[1], classes)
+        torch.testing.assert_close(ours, theirs)
+        (ours + theirs).backward()
+        torch.testing.assert_close(scores[0].grad, scores[1].grad)
+
+
+@pytest.mark.parametrize("rule", KEYS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_key_of_the_config_reaches_every_loss(name, rule):
+    keys, arguments = KEYS[rule]
+    keys = {**keys, "LOSS_WEIGHT": 5.0}
+    pairs = [x for key, value in keys.items() for x in (f"MODEL.RAMBO.{key}", value)]
+    model = build(name, False, *pairs)
+    criteria = [module for module in model.modules() if isinstance(module, RamboCriterion)]
+    assert len(criteria) == ARCHITECTURES[name].memories
+    for criterion in criteria:
+        assert_same(criterion, RamboLoss(criterion.num_classes, **arguments))
+
+
+@pytest.mark.parametrize("file", ["quickstart/fcos_rambo.py", "retinanet_rambo.py"])
+def test_arguments_of_a_lazy_config(file):
+    model = LazyConfig.load(str(CONFIGS / "lazy" / file)).model
+    model.num_classes, arguments = 4, KEYS["fixed"][1]
+    model.rambo_loss = LazyCall(RamboCriterion)(num_classes=4, weight=5.0, **arguments)
+    assert_same(instantiate(model).rambo_loss, RamboLoss(4, **arguments))
+
+
+def of_config(*opts, num_classes=4):
+    cfg = small_cfg("quickstart/faster_rcnn_rambo.yaml", *opts)
+    return RamboCriterion.from_cfg(cfg, num_classes)
+
+
+def test_a_criterion_has_the_defaults_of_the_config():
+    plain, configured = RamboCriterion(4), of_config()
+    for name in ("weight", "margin", "beta", "global_ranking", "ce_weight", "ce_warmup", "_spec"):
+        assert getattr(plain, name) == getattr(configured, name), name
+    assert torch.equal(plain.memory.negatives, configured.memory.negatives)
+    assert not of_config("MODEL.RAMBO.GLOBAL_RANKING", False).global_ranking
+    # The data set's names of its four classes are not those.
+    assert of_config(num_classes=7).class_names == list("0123456")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("LAMBDA", 0.0), ("LIFT", -1.0), ("LIFT", float("inf")), ("MARGIN", -0.5), ("BETA", 1.5),
+        ("BETA", float("nan")), ("MEMORY_LENGTH", -1), ("MEMORY_SIZE", 0), ("LOSS_WEIGHT", 0.0),
+        ("LOSS_WEIGHT", -1.0), ("CE_WEIGHT", -1.0), ("CE_WEIGHT", float("inf")), ("CE_WARMUP", -1),
+        ("LAMBDA_RULE", "adaptive"), ("SCORE", "entropy"),
+    ],
+)  # fmt: skip
+def test_keys_out_of_range_are_named(key, value):
+    cfg = small_cfg()
+    cfg.MODEL.RAMBO.LAMBDA_RULE = "fixed"
+    cfg.MODEL.RAMBO[key] = value
+    with pytest.raises(InputError, match=f"MODEL.RAMBO.{key} must be .*got"):
+        build_model(cfg)
+
+
+def test_names_of_another_number_of_classes_are_refused():
+    with pytest.raises(InputError, match="class_names must be 3, got 1"):
+        RamboCriterion(3, class_names=["a"])
+
+
+@pytest.mark.parametrize("iteration", [0, 40])
+def test_the_memory_comes_back_with_a_resume_and_not_with_weights(iteration):
+    """A training that starts from the weights of another one has its own batches to remember."""
+    scores, gt_classes = torch.randn(30, 3), torch.arange(30) % 4
+    earlier, later = RamboCriterion(3), RamboCriterion(3)
+    with EventStorage(39):
+        earlier(scores.requires_grad_(), gt_classes)
+    later.load_state_dict(earlier.state_dict())
+    with EventStorage(iteration):
+        for _ in range(2):  # as with accumulated gradients
+            later(scores, gt_classes)
+    assert later.memory.written == (3 if iteration else 2)
+
+
+# The stock loss beside this one
+
+
+SHARED = {
+    "faster_rcnn": ("loss_cls", "roi_heads.box_predictor.cls_score.bias"),
+    "retinanet": ("loss_cls", "head.cls_score.bias"),
+    "rpn": ("loss_rpn_cls", "proposal_generator.rpn_head.objectness_logits.bias"),
+}
+
+
+def step_of(name, stock, *opts, iteration=0):
+    """A loss and its gradient of a training step."""
+    loss, bias = SHARED[name]
+    model = build(name, stock, *opts)
+    value = training_losses(model, iteration=iteration)[0][loss]
+    value.backward()
+    return torch.cat([value.detach()[None], model.get_parameter(bias).grad])
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_the_stock_loss_is_mixed_in_with_its_gradient(name):
+    """With a weight; or in a warm-up, which starts with it alone and ends without it."""
+    plain, stock = step_of(name, False), step_of(name, True)
+    mixed = step_of(name, False, "MODEL.RAMBO.CE_WEIGHT", 0.25)
+    torch.testing.assert_close(mixed, plain + 0.25 * stock, rtol=1e-4, atol=1e-6)
+    for iteration, share in ((0, 0.0), (5, 0.5), (10, 1.0)):
+        warm = step_of(name, False, "MODEL.RAMBO.CE_WARMUP", 10, iteration=iteration)
+        want = share * plain + (1 - share) * stock
+        torch.testing.assert_close(warm, want, rtol=1e-4, atol=1e-6)
+
+
+def test_the_warm_up_comes_on_top_of_the_weight():
+    loss = RamboCriterion(3, ce_weight=0.25, ce_warmup=10)
+    with EventStorage(5):
+        assert loss.loss_weights() == (0.5, 0.75)
+    assert loss.loss_weights() == (1.0, 0.25)  # outside of a training
+
+
+@pytest.mark.parametrize("ce", [{"ce_weight": 0.5}, {"ce_warmup": 10}])
+def test_what_is_trained_and_what_boxes_are_scored_by_must_agree(ce):
+    box = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+    arguments = {"input_shape": ShapeSpec(channels=8), "num_classes": 3, "box2box_transform": box}
+    with pytest.raises(InputError, match="SCORE logits .* set .*USE_SIGMOID_CE to True"):
+        RamboFastRCNNOutputLayers(score="logits", rambo_loss=RamboCriterion(3, **ce), **arguments)
+    if "use_sigmoid_ce" not in signature(FastRCNNOutputLayers.__init__).parameters:
+        return  # the v0.6 release
+    with pytest.raises(InputError, match="USE_SIGMOID_CE .*SCORE log_odds .* to logits"):
+        RamboFastRCNNOutputLayers(use_sigmoid_ce=True, **arguments)
+    RamboFastRCNNOutputLayers(
+        score="logits", use_sigmoid_ce=True, rambo_loss=RamboCriterion(3, **ce), **arguments
+    )
+
+
+def test_score_logits_predicts_by_sigmoid():
+    predictor = build("faster_rcnn", False, "MODEL.RAMBO.SCORE", "logits").roi_heads.box_predictor
+    logits = torch.randn(5, 5)
+    (probs,) = predictor.predict_probs((logits, None), [range(5)])
+    torch.testing.assert_close(probs, logits.sigmoid())
+
+
+def test_log_odds_against_float64():
+    logits = (torch.randn(500, 6) * 20).requires_grad_()
+    z = logits.detach().double()
+    want = torch.stack(
+        [z[:, c] - torch.cat([z[:, :c], z[:, c + 1 :]], 1).logsumexp(1) for c in range(5)], 1
+    )
+    got = log_odds(logits)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    got.sum().backward()
+    assert logits.grad.isfinite().all()
+    # In the order of the softmax, where that has not saturated.
+    mild = torch.randn(50, 4)
+    probs = mild.double().softmax(1)[:, :-1].flatten()
+    assert torch.equal(log_odds(mild.double()).flatten().argsort(), probs.argsort())
