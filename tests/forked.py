@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import traceback
-import warnings
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -72,30 +71,28 @@ def _server():
     return context
 
 
-def _run_script(environment, outputs, command):
+def _run_script(environment, output, command):
     multiprocessing.set_start_method("fork", force=True)  # of its data workers, as in any run
     os.environ.update(environment)
-    if environment.get("PYTHONWARNINGS") == "ignore":  # read as Python starts
-        warnings.simplefilter("ignore")
     os.chdir(REPOSITORY)
-    for stream, output in zip((1, 2), outputs, strict=True):
+    for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
 
 
-def start_script(environment, outputs, command):
+def start_script(environment, output, command):
     """Starts ``python COMMAND`` in the repository.
 
     Args:
         environment: added to that of the tests.
-        outputs: files that standard output and standard error are appended to.
+        output: the file that it appends to what it prints.
         command: script and arguments.
 
     Returns:
         A process of multiprocessing.
     """
-    arguments = environment, list(map(str, outputs)), list(map(str, command))
+    arguments = environment, str(output), list(map(str, command))
     process = _server().Process(target=_run_script, args=arguments)
     process.start()
     return process
@@ -108,7 +105,7 @@ def run_together(commands, outputs, environments):
         What each has printed into its file of ``outputs``.
     """
     processes = [
-        start_script(environment, (output, output), command)
+        start_script(environment, output, command)
         for command, output, environment in zip(commands, outputs, environments, strict=True)
     ]
     for process in processes:

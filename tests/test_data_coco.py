@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from rambo_det.cli.train import parse_args
-from rambo_det.data import hold_out, register_datasets
+from rambo_det.data import register_datasets
 from rambo_det.data.files import image_size
 from rambo_det.engine.setup import build_config
 from rambo_det.engine.trainer import RamboTrainer
@@ -235,12 +235,12 @@ def test_an_empty_mask_does_not_cost_the_box(own):
 
 
 def compressed(seed):
-    noise = np.random.default_rng(seed).random((30, 40)) < (0.5, 0.01, 0.99)[seed % 3]
+    noise = np.random.default_rng(seed).random((30, 40)) < (0.5, 0.01, 0.99)[seed]
     rle = mask_util.encode(np.asfortranarray(noise, dtype=np.uint8))
     return {"size": rle["size"], "counts": rle["counts"].decode()}
 
 
-@pytest.mark.parametrize("rle", [RLE, *map(compressed, range(6))])
+@pytest.mark.parametrize("rle", [RLE, *map(compressed, range(3))])
 def test_rle_is_trained_on(own, rle):
     cfg = masked(own, POLYGON, rle, rle)
     assert cfg.INPUT.MASK_FORMAT == "bitmask"
@@ -383,29 +383,13 @@ def test_a_given_class_without_boxes_is_warned_of(own, warnings):
     assert "'bird'" in line
 
 
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        (both(first(iscrowd=1), of("annotations 1", ignore=1)), "own_heldout"),
-        (of("annotations 2", iscrowd=1), "own_fit"),
-    ],
-)
-def test_a_part_that_is_held_out_needs_more_than_crowds(own, change, part):
-    own.register(both(change, lambda made: made["images"].pop()), classes=["cat", "dog"])
-    with pytest.raises(InputError, match=f"of own, {part} would have no box"):
-        hold_out(["own"], 2)
-
-
+# Wrong values of every kind in every place: test_data_fuzz.py.
 REFUSED = [
     (lambda made: "{", r"set\.json is not a json file"),
     (lambda made: "[]", "not a COCO json: it has no list 'images'"),
     (whole(annotations=None), "not a COCO json: it has no list 'annotations'"),
-    (whole(images=["a.jpg"]), r"images\[0\]"),
-    (of("images 1", id=...), r"images\[1\].*'id' is missing"),
     (of("images 1", width=...), r"images\[1\].*'width' is missing"),
-    (of("images 1", file_name=...), r"images\[1\].*'file_name' is missing"),
     (of("images 0", width="40"), r"images\[0\].*'width' cannot be '40'"),
-    (of("images 0", width=float("inf")), r"images\[0\].*'width' cannot be inf"),
     (of("images 0", id=4), r"images\[1\]: image id 4 is there twice"),
     (of("images 1", id="4"), r"images\[1\]: not all ids are numbers"),
     (of("images 1", file_name="c.jpg"), r"set\.json: .*c\.jpg is missing"),
@@ -417,17 +401,12 @@ REFUSED = [
     (of("categories 0", id=0), r"categories\[1\]: id 0 .* twice"),
     (of("categories 2", name="dog"), "two categories with boxes have the name 'dog'"),
     (whole(annotations=["text"]), r"annotations\[0\].*'image_id' is missing"),
-    (whole(annotations=[None]), r"annotations\[0\]"),
     (of("annotations 1", bbox=...), r"annotations\[1\].*'bbox' is miss"),
     (of("annotations 1", area="1"), r"annotations\[1\].*'area' cannot be '1'"),
-    (of("annotations 1", area=float("nan")), r"annotations\[1\].*'area' cannot be nan"),
-    (first(category_id="circle"), r"annotations\[0\]"),
-    (first(bbox="1 2 3 4"), r"annotations\[0\]"),
     (of("annotations 1", iscrowd=2), r"annotations\[1\]: 'iscrowd' must be 0 or 1, not 2"),
     (of("annotations 2", image_id=8), r"annotations\[2\]: 'images' has no image_id 8"),
     (of("annotations 2", category_id=8), r"annotations\[2\]: 'categories' has no category_id 8"),
     (first(bbox=[1, 2, 3]), r"annotations\[0\].*four numbers"),
-    (first(bbox=[1, 2, 3, float("nan")]), r"annotations\[0\].*four numbers"),
     (first(bbox=[1, 2, 3, 10**400]), r"annotations\[0\]: 'bbox' is"),
     (first(bbox=[1, 2, 3, True]), r"annotations\[0\]: 'bbox' is"),
     (whole(annotations=[]), r"set\.json: .*'own' has no boxes"),
@@ -452,13 +431,10 @@ def test_what_cannot_be_is_refused_in_one_line(own, change, message):
     refused(own, message, change)
 
 
-def test_a_missing_json_is_named(own):
-    with pytest.raises(InputError, match=r"nowhere\.json cannot be read"):
-        register_datasets([("own", own.file.with_name("nowhere.json"), own.images)])
-
-
-def test_a_byte_order_mark_is_read(own):
+def test_a_json_with_a_byte_order_mark_is_read_and_a_missing_one_named(own):
     assert own.register(coding="utf-8-sig") == ["cat", "dog"]
+    with pytest.raises(InputError, match=r"nowhere\.json cannot be read"):
+        register_datasets([("other", own.file.with_name("nowhere.json"), own.images)])
 
 
 # Images

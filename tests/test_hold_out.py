@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.events import EventStorage
 
 from rambo_det.cli.train import main
 from rambo_det.data import hold_out, register_datasets
+from rambo_det.data.drawing import CLASSES
+from rambo_det.data.source import set_aside
 from rambo_det.engine.saved import read_data, write_data
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
+from .architectures import training_losses
 from .forked import run_together
 from .models import THIN, small_cfg, training_inputs, write_coco, write_voc
 
@@ -57,14 +59,43 @@ def test_a_voc_folder_is_evaluated_on_the_part_alone(tmp_path):
     assert marks <= {0, 1} and len(files(held)) == 3
 
 
+def split(file, images, how):
+    """As ``--split`` has it a share, or as ``--hold-out`` the number of images."""
+    share = how if isinstance(how, float) else None
+    register_datasets(coco=[("own", file, images)], classes=CLASSES, split=share)
+    if share is None:
+        hold_out(["own"], how)
+
+
 @pytest.mark.parametrize(
-    ("number", "message"), [(1, "must be >= 2"), (0, "must be >= 2"), (99, "would have no box")]
+    "how, message",
+    [(number, "--hold-out must be >= 2") for number in (0, 1)]
+    + [(share, "--split must be a share between 0 and 1") for share in (0.0, 1.0, -0.2, 20.0)]
+    + [(99, "--hold-out 99: of own, own_heldout would have no box")]
+    + [(0.9, "--split 0.9: own_train would have no box")],
 )
-def test_what_cannot_be_split_is_named(number, message, tmp_path):
-    register_datasets(coco=[("all", *write_coco(tmp_path, 3))])
+def test_what_cannot_be_split_is_named(how, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        hold_out(["all"], number)
-    assert "all_fit" not in DatasetCatalog.list()
+        split(*write_coco(tmp_path, 3), how)
+    assert not {"own_fit", "own_train"} & set(DatasetCatalog.list())
+
+
+@pytest.mark.parametrize("how, names", [(0.2, ("train", "val")), (6, ("fit", "heldout"))])
+@pytest.mark.parametrize("empty", [0, 1])
+@pytest.mark.parametrize("crowds", [False, True])
+def test_each_part_needs_a_box_that_is_no_crowd(how, names, empty, crowds, tmp_path):
+    file, images = write_coco(tmp_path, 6)
+    content = json.loads(Path(file).read_text())
+    aside = set_aside(content["images"], 1)
+    kept = []
+    for annotation in content["annotations"]:
+        if (annotation["image_id"] in aside) != bool(empty):
+            kept.append(annotation)
+        elif crowds:
+            kept.append({**annotation, "iscrowd": 1})
+    Path(file).write_text(json.dumps({**content, "annotations": kept}))
+    with pytest.raises(InputError, match=f"own_{names[empty]} would have no box"):
+        split(file, images, how)
 
 
 def tool(folder, name, *arguments):
@@ -74,10 +105,6 @@ def tool(folder, name, *arguments):
     cache = {"RAMBO_DET_CACHE": str(folder / "cache")}
     (printed,) = run_together([[f"tools/{name}", *arguments]], [output], [cache])
     return printed
-
-
-def ranking_of(run):
-    return json.loads((run / "ranking" / "ranking.json").read_text())
 
 
 def test_a_training_is_evaluated_on_what_was_set_aside(tmp_path, capsys):
@@ -93,11 +120,10 @@ def test_a_training_is_evaluated_on_what_was_set_aside(tmp_path, capsys):
     }
     assert "own_heldout" in (out / "config.yaml").read_text()
     # The other tools find it by the run's folder alone.
-    assert "| mean or sum" in tool(tmp_path, "visualize_ranking.py", "--run", out)
-    assert ranking_of(out)["dataset"] == "own_heldout" and ranking_of(out)["classes"]
-    tool(tmp_path, "visualize_ranking.py", "--run", out, "--dataset", "own_fit", "--overwrite")
-    assert ranking_of(out)["dataset"] == "own_fit"
-    tool(tmp_path, "predict.py", images, "--run", out, "--output", tmp_path / "predictions")
+    ranking = out / "ranking" / "ranking.json"
+    for name, flags in (("own_heldout", []), ("own_fit", ["--dataset", "own_fit", "--overwrite"])):
+        tool(tmp_path, "visualize_ranking.py", "--run", out, *flags)
+        assert json.loads(ranking.read_text())["dataset"] == name
     evaluated = tool(tmp_path, "train_net.py", "--eval-only", *words)
     assert "checkpoint: " in evaluated
     assert json.loads((out / "inference" / "coco_instances_results.json").read_text()) == found
@@ -109,19 +135,17 @@ def test_a_training_is_evaluated_on_what_was_set_aside(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["faster_rcnn_ce", "faster_rcnn_rambo", "retinanet_focal"])
 def test_the_weight_is_of_the_classification_loss_alone(name):
-    inputs, losses = training_inputs(), []
+    losses = []
     for weight in (1.0, 3.0):
         cfg = small_cfg(f"quickstart/{name}.yaml", "RAMBO_TRAIN.CLS_WEIGHT", weight)
         torch.manual_seed(0)
         model = RamboTrainer.build_model(cfg)
-        torch.manual_seed(1)
-        with EventStorage():
-            losses.append({k: v.item() for k, v in model(inputs).items()})
-        model.eval()
+        losses.append(training_losses(model)[0])
         with torch.no_grad():
-            assert "instances" in model(inputs)[0]
+            assert "instances" in model.eval()(training_inputs())[0]
     for key, value in losses[0].items():
-        assert losses[1][key] == pytest.approx(value * (3 if key == "loss_cls" else 1), rel=1e-6)
+        wanted = value.item() * (3 if key == "loss_cls" else 1)
+        assert losses[1][key].item() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_where_the_data_are_is_noted_down_whole(tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ class Run:
                 ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), self._world
             )
             environment = {**meeting, **{k: str(v) for k, v in numbers.items()}}
-            processes.append(start_script(environment, (output, output), command))
+            processes.append(start_script(environment, output, command))
         return processes
 
     def finish(self, *flags, **kwargs):

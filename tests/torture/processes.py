@@ -10,20 +10,16 @@ from pathlib import Path
 
 import torch
 
-from ..forked import background, start_script
+from ..forked import background
 
 QUICKSTART = "configs/quickstart/faster_rcnn_rambo.yaml"
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """What is added to the environment of a run with that cache."""
-    return {"PYTHONWARNINGS": "ignore", "RAMBO_DET_CACHE": str(cache)}
-
-
 @contextmanager
-def started(tool: str, args: list[str], cache: Path) -> Iterator[subprocess.Popen[str]]:
-    """``tools/<tool>`` while it runs, at most until the end of the block."""
-    process = background(f"tools/{tool}", *args, **environment(cache))
+def started(args: list[str], cache: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training with that cache while it runs, at most until the end of the block."""
+    environment = {"PYTHONWARNINGS": "ignore", "RAMBO_DET_CACHE": str(cache)}
+    process = background("tools/train_net.py", *args, **environment)
     try:
         yield process
     finally:
@@ -40,28 +36,6 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 def without_torchs_own(err: str) -> str:
     """Less what torch logs on its own: that it finds a CUDA toolkit but no GPU, its old names."""
     return re.sub(r"^[WE]\d{4} .*\btorch/.*\n", "", err, flags=re.MULTILINE)
-
-
-def run(tool: str, args: list[str], cache: Path) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of ``tools/<tool>``.
-
-    In a process of its own, forked from one that has imported everything.
-    """
-    out, err = outputs = [cache.with_name(f"std{end}") for end in ("out", "err")]
-    for file in outputs:
-        file.unlink(missing_ok=True)
-    process = start_script(environment(cache), outputs, [f"tools/{tool}", *args])
-    process.join(600)
-    assert process.exitcode is not None, "it did not end in 10 minutes"
-    return process.exitcode, out.read_text(), without_torchs_own(err.read_text())
-
-
-def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """The content of all files below a folder, None for folders."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
 
 
 def assert_one_line(status: int, err: str, message: str) -> None:
@@ -89,7 +63,8 @@ def assert_it_goes_on(folder: Path, args: list[str], cache: Path) -> None:
     """A run goes on from its last checkpoint, for two iterations."""
     done = int(assert_whole(folder).removeprefix("model_").removesuffix(".pth")) + 1
     again = ["--resume", *args, "SOLVER.MAX_ITER", str(done + 2), "SOLVER.STEPS", "(1,)"]
-    status, out, err = run("train_net.py", again, cache)
-    assert status == 0, err[-3000:]
+    with started(again, cache) as process:
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err[-3000:]
     assert f"Starting training from iteration {done}" in out
     assert assert_whole(folder) == "model_final.pth"

@@ -32,7 +32,7 @@ def arguments(tmp_path: Path) -> list[str]:
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc to find the workers in")
 def test_a_data_worker_is_killed(arguments, tmp_path):
     arguments += ["DATALOADER.NUM_WORKERS", "2"]
-    with started("train_net.py", arguments, tmp_path / "cache") as process:
+    with started(arguments, tmp_path / "cache") as process:
         wait_until((tmp_path / "out" / "last_checkpoint").is_file, process)
         os.kill(workers(process.pid)[0], signal.SIGKILL)
         status, err = ended(process)
@@ -55,7 +55,7 @@ def test_an_image_of_training(loss, num_workers, arguments, tmp_path):
     arguments += ["DATALOADER.NUM_WORKERS", str(num_workers)]
     image, folder = tmp_path / "train" / "1.png", tmp_path / "out"
     content = image.read_bytes()
-    with started("train_net.py", arguments, tmp_path / "cache") as process:
+    with started(arguments, tmp_path / "cache") as process:
         wait_until((folder / "last_checkpoint").is_file, process)
         _lose(image, loss)
         assert_one_line(*ended(process), "train/1.png")
@@ -70,7 +70,7 @@ def test_an_image_of_training(loss, num_workers, arguments, tmp_path):
 def test_an_image_of_the_test_set(loss, arguments, tmp_path):
     folder = tmp_path / "out"
     arguments += ["SOLVER.MAX_ITER", "30"]
-    with started("train_net.py", arguments, tmp_path / "cache") as process:
+    with started(arguments, tmp_path / "cache") as process:
         wait_until((folder / "last_checkpoint").is_file, process)
         _lose(tmp_path / "val" / "1.png", loss)
         assert_one_line(*ended(process), "val/1.png")
