@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shlex
 import statistics
 from collections import Counter
@@ -11,6 +10,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("detectron2")
+
+import evidence
 
 from rambo_det.cli.compare import parse_args
 from rambo_det.compare.text import cell, number
@@ -23,27 +24,22 @@ ROWS = json.loads((ROOT / "results/evidence.json").read_text())
 PAGE = (ROOT / "docs/evidence.md").read_text()
 
 
-@pytest.fixture(scope="module")
-def tool():
-    return runpy.run_path(str(ROOT / "tools" / "evidence.py"))
-
-
 def without_tables(text):
     """The prose of a page, without what is in backticks or addresses."""
     lines = [line for line in text.splitlines() if not line.startswith(("|", "<!--"))]
     return re.sub(r"`[^`]*`|\]\([^)]*\)|```.*?```", "", "\n".join(lines), flags=re.S)
 
 
-def test_the_tables_are_what_the_tool_writes(tool):
+def test_the_tables_are_what_the_tool_writes():
     assert PAGE.count("<!-- table: ") > 10
     emptied = re.sub(r"^\|.*\n", "", PAGE, flags=re.M)
-    assert tool["page"](ROWS, emptied) == PAGE
-    assert tool["as_json"](ROWS) == (ROOT / "results/evidence.json").read_text()
+    assert evidence.page(ROWS, emptied) == PAGE
+    assert evidence.as_json(ROWS) == (ROOT / "results/evidence.json").read_text()
 
 
-def test_the_derived_rows_are_what_the_tool_derives(tool):
-    for name in tool["DERIVED"]:
-        for kind, rows in tool["derive"](ROWS, name).items():
+def test_the_derived_rows_are_what_the_tool_derives():
+    for name in evidence.DERIVED:
+        for kind, rows in evidence.derive(ROWS, name).items():
             assert rows == [row for row in ROWS[kind] if row["of"] == name] != []
 
 
@@ -66,7 +62,7 @@ def test_every_number_of_the_page_is_in_a_row():
         assert text in told or text in ("0.01", "0.02", "0.04"), text
 
 
-def test_every_comparison_is_named_and_its_command_is_one(tool):
+def test_every_comparison_is_named_and_its_command_is_one():
     for about in ROWS["comparisons"]:
         assert f"`{about['name']}`" in PAGE, about["name"]
         program, *words = shlex.split(about["command"])
@@ -76,7 +72,7 @@ def test_every_comparison_is_named_and_its_command_is_one(tool):
         assert about["torch"] and about["detectron2"] and about["device"]
         assert not re.search(r"(^|[ :=])/", about["command"]), "a place of a machine"
     names = {about["name"] for about in ROWS["comparisons"]}
-    derived = {"ablation", "each", "retinanet_rules", *tool["DERIVED"]}
+    derived = {"ablation", "each", "retinanet_rules", *evidence.DERIVED}
     assert {row["of"] for row in ROWS["losses"] + ROWS["differences"]} == names | derived
 
 
@@ -117,64 +113,62 @@ def test_readmes_results_are_those_of_the_page():
         assert text in PAGE, text
 
 
-def test_the_figures_of_the_page_are_drawn(tool, tmp_path):
+def test_the_figures_of_the_page_are_drawn(tmp_path):
     named = set(re.findall(r"\(evidence/(\w+)\.png\)", PAGE))
-    assert named == set(tool["FIGURES"])
+    assert named == set(evidence.FIGURES)
     assert named == {file.stem for file in (ROOT / "docs/evidence").iterdir()}
-    for name, comparisons in tool["FIGURES"].items():
-        tool["draw"](ROWS, comparisons, tmp_path / f"{name}.png")
+    for name, comparisons in evidence.FIGURES.items():
+        evidence.draw(ROWS, comparisons, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
-def test_the_protocol_names_comparisons_that_can_be_made(tool):
-    for question, metric, command in tool["PROTOCOL"].values():
+def test_the_protocol_names_comparisons_that_can_be_made():
+    for question, metric, command in evidence.PROTOCOL.values():
         args = parse_args(shlex.split(command))
-        assert question.endswith(".") and metric in tool["METRICS"]
+        assert question.endswith(".") and metric in evidence.METRICS
         per_loss = Counter(text.partition("_")[0] for text in args.variant)
         assert len(set(per_loss.values())) == 1, "a loss has more settings than another"
 
 
 @pytest.fixture
-def elsewhere(tool, tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch):
     """The tool's files in a folder of their own."""
     names = {"ROWS": tmp_path / "rows.json", "PAGE": tmp_path / "page.md", "PICTURES": tmp_path}
     for name, path in names.items():
-        monkeypatch.setitem(tool["run"].__globals__, name, path)
-    names["ROWS"].write_text(tool["as_json"](ROWS))
+        monkeypatch.setattr(evidence, name, path)
+    names["ROWS"].write_text(evidence.as_json(ROWS))
     names["PAGE"].write_text("What?\n\n<!-- table: results new -->\n\nThat.\n")
     return names
 
 
-def test_a_comparison_of_the_protocol_is_made(tool, elsewhere, tmp_path, monkeypatch, catalogs):
+def test_a_comparison_of_the_protocol_is_made(elsewhere, tmp_path, monkeypatch, catalogs):
     """Its rows replace those of an earlier one."""
     monkeypatch.chdir(tmp_path)
     earlier = json.loads(elsewhere["ROWS"].read_text())
     for kind, key in (("comparisons", "name"), ("losses", "of")):
         earlier[kind].append({**earlier[kind][0], key: "new"})
-    elsewhere["ROWS"].write_text(tool["as_json"](earlier))
+    elsewhere["ROWS"].write_text(evidence.as_json(earlier))
     files = [Path(*write_coco(Path(split), 4, split)[:1]).parent for split in ("train", "val")]
     data = ":".join(f"{f}/{s}.json:{f}/{s}" for f, s in zip(files, ("train", "val"), strict=True))
     command = [
         "--config", str(ROOT / "configs/quickstart/faster_rcnn_ce.yaml"), "--seeds", "1",
-        "--threads", "1", "--data", f"x=coco:{data}", "--losses", "ce,rambo", "--bootstrap", "100",
+        "--threads", "1", "--data", f"x=coco:{data}", "--losses", "rambo", "--bootstrap", "100",
         *THIN, "SOLVER.MAX_ITER", "1",
     ]  # fmt: skip
-    monkeypatch.setitem(tool["PROTOCOL"], "new", ("Which?", "AP", shlex.join(command)))
-    tool["run"](["--run", "new"])
+    monkeypatch.setitem(evidence.PROTOCOL, "new", ("Which?", "AP", shlex.join(command)))
+    evidence.run(["--run", "new"])
     rows = json.loads(elsewhere["ROWS"].read_text())
-    assert [row["title"] for row in rows["losses"] if row["of"] == "new"] == [
-        "cross entropy", "RaMBO",
-    ]  # fmt: skip
-    assert "| x | cross entropy | 1 |" in elsewhere["PAGE"].read_text()
+    assert [row["title"] for row in rows["losses"] if row["of"] == "new"] == ["RaMBO"]
+    assert "| x | RaMBO | 1 |" in elsewhere["PAGE"].read_text()
     with pytest.raises(InputError, match="--run nothing: no such comparison, but main"):
-        tool["run"](["--run", "nothing"])
+        evidence.run(["--run", "nothing"])
     with pytest.raises(
         InputError, match="--run place_bccd: it has keys that are gone: check out 5"
     ):
-        tool["run"](["--run", "place_bccd"])
+        evidence.run(["--run", "place_bccd"])
 
 
-def test_a_comparison_is_added_once(tool, elsewhere, tmp_path):
+def test_a_comparison_is_added_once(elsewhere, tmp_path):
     names = elsewhere
     aps = {("ce", 0): 30.0, ("ce", 1): 32.0, ("rambo", 0): 35.0, ("rambo", 1): 36.0}
     ce, rambo = {"mean": 31.0, "std": 1.41421}, {"mean": 35.5, "std": 0.70711}
@@ -194,16 +188,16 @@ def test_a_comparison_is_added_once(tool, elsewhere, tmp_path):
     }  # fmt: skip
     file = tmp_path / "results.json"
     file.write_text(json.dumps(results))
-    tool["run"](["--add", f"new={file}"])
+    evidence.run(["--add", f"new={file}"])
     page = names["PAGE"].read_text()
     assert "| x | cross entropy | 2 | 31.0 ± 1.4 |\n" in page
     assert "|  | RaMBO less cross entropy | 2 | +4.5 (−1.0 … 9.0) |\n\nThat." in page
     kept = names["ROWS"].read_text()
     assert "--out output/new" in kept and "/tmp/x" not in kept
     with pytest.raises(InputError, match="there is a comparison of that name"):
-        tool["run"](["--add", f"new={file}"])
+        evidence.run(["--add", f"new={file}"])
     for text in ("{}", "no json"):
         file.write_text(text)
         with pytest.raises(InputError, match="no results.json of a comparison"):
-            tool["run"](["--add", f"other={file}"])
+            evidence.run(["--add", f"other={file}"])
     assert names["ROWS"].read_text() == kept

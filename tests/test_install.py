@@ -1,6 +1,5 @@
 """The package as it is built and installed: sdist, wheel, and the repairs of Detectron2 v0.6."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import get_detectron2
 import pytest
 
 from rambo_det.version import __version__
@@ -113,17 +113,13 @@ NEW = (
 )
 def test_repairs_of_detectron2_v06(tmp_path: Path, name: str, text: str, error: str | None) -> None:
     """One that has nothing to repair is an error: these are other sources."""
-    path = ROOT / "tools" / "get_detectron2.py"
-    spec = importlib.util.spec_from_file_location("get_detectron2", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     (tmp_path / "sub").mkdir()
     (tmp_path / name).write_text(text)
     if error:
         with pytest.raises(RuntimeError, match=error):
-            module.repair(tmp_path)
+            get_detectron2.repair(tmp_path)
         return
-    module.repair(tmp_path)
+    get_detectron2.repair(tmp_path)
     assert (tmp_path / name).read_text() == NEW
     compile((tmp_path / "_C.py").read_text(), "_C.py", "exec")
 

@@ -1,7 +1,8 @@
 """Every architecture on drawn and on real data, through the command line, as a user runs it.
 
-By default two iterations on a few images. With RAMBO_DET_MATRIX=50 (``make matrix``) that many on
-the whole data sets, and a row of a table for each result.
+By default two iterations on a few images, real ones for two architectures alone. With
+RAMBO_DET_MATRIX=50 (``make matrix``) that many on the whole data sets, and a row of a table for
+each result.
 """
 
 import hashlib
@@ -99,13 +100,15 @@ def detections(monkeypatch):
     return seen
 
 
-@pytest.fixture(params=["quickstart", "chess"])
-def command_line(request, name, tmp_path, catalogs, cache, detections, capsys, monkeypatch):
+@pytest.fixture
+def command_line(
+    request, name, data_set, tmp_path, catalogs, cache, detections, capsys, monkeypatch
+):
     monkeypatch.setenv("RAMBO_DET_CACHE", str(cache))
     if not WHOLE:
         monkeypatch.setitem(drawing.SPEC, "images", {"train": 6, "val": 2})
     outlines = name in ("mask", "keypoint")
-    if request.param == "chess":
+    if data_set == "chess":
         folder, sets = request.getfixturevalue("real_data") / "chess", ("train", "valid")
     else:
         folder, sets = shapes.prepare_shapes(), ("train", "val")
@@ -116,9 +119,9 @@ def command_line(request, name, tmp_path, catalogs, cache, detections, capsys, m
     for split in sets:
         file = folder / f"{split}.json"
         if outlines or not WHOLE:
-            few = 2 if request.param == "chess" and not WHOLE else None
+            few = 2 if data_set == "chess" and not WHOLE else None
             file = add_outlines(file, tmp_path / file.name, few)
-        data += ["--register-coco", f"{request.param}_{split}", str(file), str(folder / split)]
+        data += ["--register-coco", f"{data_set}_{split}", str(file), str(folder / split)]
     return CommandLine(name, (data[1], data[5]), data, detections, capsys)
 
 
@@ -128,8 +131,15 @@ def memories_in(checkpoint):
     return [v["memory"] for k, v in entries.items() if k.endswith("rambo_loss.memory")]
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "fcos"])
-def test_cell(name, command_line, tmp_path, capsys):
+NAMES = [*ARCHITECTURES, "fcos"]
+
+
+@pytest.mark.parametrize(
+    "name, data_set",
+    [(name, "quickstart") for name in NAMES]
+    + [(name, "chess") for name in (NAMES if WHOLE else ("mask", "fcos"))],
+)
+def test_cell(name, data_set, command_line, tmp_path, capsys):
     folder, start = tmp_path / "out", time.monotonic()
     checkpoint = folder / "model_final.pth"
     _, table, detections = command_line(output=folder, iterations=ITERATIONS)
@@ -159,6 +169,5 @@ def test_cell(name, command_line, tmp_path, capsys):
         assert changed == [ITERATIONS % len(ring)]
 
     if WHOLE:
-        data = "chess" if "chess_train" in command_line.sets else "quickstart"
         with capsys.disabled():
-            print(f"\n| {name} | {data} {table[2]} trained and evaluated in {seconds:.0f} s |")
+            print(f"\n| {name} | {data_set} {table[2]} trained and evaluated in {seconds:.0f} s |")

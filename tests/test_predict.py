@@ -41,12 +41,15 @@ def run(finished_run):
     torch.set_num_threads(1)
     # FFmpeg looks at it once a process, when it is first used: the tool sets it too late here.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    code = cv2.VideoWriter.fourcc(*"MJPG")
-    writer = cv2.VideoWriter(str(finished_run / "film.avi"), code, 10, (96, 96))
-    for index in range(5):
-        writer.write(draw("val", index)[0])
-    writer.release()
+    film(finished_run / "film.avi", [draw("val", index)[0] for index in range(5)])
     return finished_run
+
+
+def film(file, frames):
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 96))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
 
 
 def predict(run, *arguments):
@@ -157,12 +160,7 @@ def test_ctrl_c_while_a_picture_is_drawn_comes_after_it():
 
 def test_a_stream_until_ctrl_c(run, tmp_path):
     """A camera by its address; the interrupted output is whole."""
-    code = cv2.VideoWriter.fourcc(*"MJPG")
-    writer = cv2.VideoWriter(str(tmp_path / "long.avi"), code, 10, (96, 96))
-    image = draw("val", 0)[0]
-    for _ in range(1000):
-        writer.write(image)
-    writer.release()
+    film(tmp_path / "long.avi", [draw("val", 0)[0]] * 1000)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -251,9 +249,8 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
     broken_inside(folder / "0.jpg")
     for name in ("0.png", "film.mp4"):
         (folder / name).write_bytes(b"nothing of the kind")
-    empty = str(folder / "no_frames.avi")
-    cv2.VideoWriter(empty, cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 96)).release()
-    assert cv2.VideoCapture(empty).isOpened()
+    film(folder / "no_frames.avi", [])
+    assert cv2.VideoCapture(str(folder / "no_frames.avi")).isOpened()
     assert predict(run, folder, "--output", out) == 1
     text, error = capsys.readouterr()
     *lines, last = error.splitlines()
@@ -325,9 +322,7 @@ def test_the_channels_are_those_of_the_config(finished_run, catalogs):
 
 
 def test_the_threshold_of_other_weights_is_the_default(finished_run, catalogs):
-    last = find_model(str(finished_run / "out"), None, None)
-    named = find_model(
-        str(finished_run / "out"), None, str(finished_run / "out" / "model_final.pth")
-    )
+    out = str(finished_run / "out")
+    last, named = (find_model(out, None, file) for file in (None, f"{out}/model_final.pth"))
     assert default_threshold(last)[1] == "the best F1 on own_val"
     assert default_threshold(named) == (0.5, "the default")

@@ -2,13 +2,13 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import visualize_ranking
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -22,16 +22,6 @@ from rambo_det.evaluation.ranking import (
 
 from .command_line import call, refused
 from .detections import random_data, result, truth_of
-from .forked import REPOSITORY
-
-
-def import_tool():
-    sys.path.insert(0, str(REPOSITORY / "tools"))
-    try:
-        import visualize_ranking
-    finally:
-        sys.path.remove(str(REPOSITORY / "tools"))
-    return visualize_ranking
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -136,12 +126,11 @@ def test_the_picture_shows_true_and_false():
 
 
 def test_each_class_has_a_picture_of_its_own(tmp_path, capsys):
-    tool = import_tool()
     names = ["é", "è", "ranking", "a/b", "a b"]
     ranked = [replace(ranked_class([True, False], 2), name=name) for name in names]
     image = np.zeros((96, 96, 3), dtype=np.uint8)
     data = SimpleNamespace(name="own", look=lambda _: lambda _: (image, np.zeros((0, 4))))
-    tool.write(ranked, data, tool.parse_args([]), tmp_path, "run")
+    visualize_ranking.write(ranked, data, visualize_ranking.parse_args([]), tmp_path, "run")
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {"é.png", "è.png", "ranking-2.png", "a_b.png", "a_b-2.png", "ranking.png"}
     assert cv2.imread(str(tmp_path / "ranking.png")).shape[0] == 350 * len(names)
@@ -149,7 +138,7 @@ def test_each_class_has_a_picture_of_its_own(tmp_path, capsys):
 
 def test_the_tool_on_a_run(finished_run, catalogs, capsys):
     """Only the folder of the run is named; the numbers are those of the run's evaluation."""
-    run, out, main = finished_run, finished_run / "out" / "ranking", import_tool().main
+    run, out, main = finished_run, finished_run / "out" / "ranking", visualize_ranking.main
     assert call(main, "--run", run / "out") == 0
     printed = capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads((out / "ranking.json").read_text())["classes"]}
@@ -184,4 +173,4 @@ def test_the_tool_on_a_run(finished_run, catalogs, capsys):
 )
 def test_a_users_mistake_is_one_line(arguments, message, finished_run, tmp_path, capsys, catalogs):
     words = ["--run", finished_run / "out", "--output", tmp_path / "ranking", *arguments]
-    assert message in refused(capsys, import_tool().main, *words)
+    assert message in refused(capsys, visualize_ranking.main, *words)

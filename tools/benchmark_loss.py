@@ -37,6 +37,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 Method = Callable[[Tensor], Tensor]
+SUMMARIZED = ("RamboLoss", "RamboLoss τ=4", "cross entropy", "bucketed AP", "double argsort")
 
 
 def make_case(n: int, c: int, rate: float, regime: str, device: str) -> tuple[Tensor, Tensor]:
@@ -86,6 +87,16 @@ def methods_for(gt: Tensor, scores: Tensor, limit: float) -> dict[str, Method]:
     return found
 
 
+def timed(function: Callable[..., Any], *args: Any) -> float:
+    """Milliseconds that a call takes, with all that it starts on a GPU."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    function(*args)
+    synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
 def run_once(method: Method, leaf: Tensor) -> None:
     leaf.grad = None
     method(leaf).backward()
@@ -93,14 +104,19 @@ def run_once(method: Method, leaf: Tensor) -> None:
         torch.cuda.synchronize()
 
 
+def peak_on_gpu(function: Callable[..., Any], *args: Any) -> int:
+    """Bytes that a call takes on a GPU, above what was taken before."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function(*args)
+    return torch.cuda.max_memory_allocated() - before
+
+
 def peak_memory(method: Method, leaf: Tensor) -> int:
     """Bytes above those before the call, the gradient of the scores included."""
     leaf.grad = None
     if leaf.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run_once(method, leaf)
-        return torch.cuda.max_memory_allocated() - before
+        return peak_on_gpu(run_once, method, leaf)
     with torch.profiler.profile(profile_memory=True) as profile:
         run_once(method, leaf)
     events = profile.profiler.kineto_results.events()
@@ -120,15 +136,13 @@ def measure(case: dict, device: str, seconds: float, limit: float) -> dict:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["focal"]) < 3:
         for name, method in methods.items():
-            start = time.perf_counter()
-            run_once(method, leaf)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(timed(run_once, method, leaf))
     focal = statistics.median(times["focal"])
     result = {**case, "P": int((gt < case["c"]).sum()), "methods": {}}
     for name, method in methods.items():
         low, median, high = statistics.quantiles(times[name], n=4)
         result["methods"][name] = {
-            "ms": 1e3 * median, "spread_ms": 1e3 * (high - low), "to_focal": median / focal,
+            "ms": median, "spread_ms": high - low, "to_focal": median / focal,
             "peak_mib": peak_memory(method, leaf) / 2**20,
         }  # fmt: skip
     if "double argsort" in methods:
@@ -148,20 +162,19 @@ def passes(case: dict) -> dict[str, Any]:
     scores, gt = make_case(**case, device="cpu")
     leaf, loss, times = scores.requires_grad_(), RamboLoss(case["c"]), {}
 
-    def timed(name: str, call: Callable[..., Any], *args: Any) -> Any:
-        start = time.perf_counter()
-        found = call(*args)
-        times.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
-        return found
+    def note(name: str, call: Callable[..., Any], *args: Any) -> Any:
+        found = []
+        times.setdefault(name, []).append(timed(lambda: found.append(call(*args))))
+        return found[0]
 
     bin_negatives = ranking.bin_negatives
-    ranking.bin_negatives = lambda *args: timed(
+    ranking.bin_negatives = lambda *args: note(
         "count" if args[3] is None else "write", bin_negatives, *args
     )
     for _ in range(15):
-        value = timed("forward", loss, leaf, gt)
-        timed("backward", value.backward)
-        timed("copy", leaf.detach().clone)
+        value = note("forward", loss, leaf, gt)
+        note("backward", value.backward)
+        note("copy", leaf.detach().clone)
         leaf.grad = None
     ranking.bin_negatives = bin_negatives
     row: dict[str, Any] = {"N": f"{case['n']:.0e}", "P/N": case["rate"], "scores": case["regime"]}
@@ -169,35 +182,23 @@ def passes(case: dict) -> dict[str, Any]:
 
 
 def print_result(result: dict) -> None:
-    difference = result.get("largest_difference")
     tail = ""
-    if difference is not None:
-        largest = result["largest_gradient"]
+    if "largest_difference" in result:
+        largest, difference = result["largest_gradient"], result["largest_difference"]
         tail = f"  largest gradient {largest:.1e}, difference from the oracle's {difference:.1e}"
     print(f"\nN {result['n']:.0e}  C {result['c']}  P {result['P']}  {result['regime']}{tail}")
     for name, m in result["methods"].items():
-        print(
-            f"  {name:16s} {m['ms']:10.2f} ms ± {m['spread_ms']:8.2f}  {m['to_focal']:7.2f}x focal"
-            f"  {m['peak_mib']:8.1f} MiB",
-            flush=True,
-        )
+        found = f"{m['ms']:10.2f} ms ± {m['spread_ms']:8.2f}  {m['to_focal']:7.2f}x focal"
+        print(f"  {name:16s} {found}  {m['peak_mib']:8.1f} MiB", flush=True)
 
 
 def plot(results: list[dict], path: Path) -> None:
     """Time against N, a panel for each P/N and regime; medians over C."""
     rates = sorted({r["rate"] for r in results})
-    figure, axes = plt.subplots(
-        len(rates),
-        2,
-        figsize=(10, 3.2 * len(rates)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, (rate, regime) in zip(
-        axes.flat, itertools.product(rates, ("init", "mid")), strict=True
-    ):
+    shape = {"figsize": (10, 3.2 * len(rates)), "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(len(rates), 2, sharex=True, sharey=True, **shape)
+    panels = itertools.product(rates, ("init", "mid"))
+    for axis, (rate, regime) in zip(axes.flat, panels, strict=True):
         points: dict[str, dict[int, list[float]]] = {}
         for result in (r for r in results if (r["rate"], r["regime"]) == (rate, regime)):
             for name, m in result["methods"].items():
@@ -222,17 +223,13 @@ def summary(results: list[dict]) -> str:
         key = result["n"], result["rate"], result["regime"]
         row = rows.setdefault(key, dict(zip(("N", "P/N", "scores"), key, strict=True)))
         methods = result["methods"]
-        for name in (
-            "RamboLoss",
-            "RamboLoss τ=4",
-            "cross entropy",
-            "bucketed AP",
-            "double argsort",
-        ):
-            ratio = f"{methods[name]['to_focal']:.2f}" if name in methods else "-"
-            row[name] = f"{row[name]} / {ratio}" if name in row else ratio
+        found = {
+            name: f"{methods[name]['to_focal']:.2f}" if name in methods else "-"
+            for name in SUMMARIZED
+        }
         peak = methods["RamboLoss"]["peak_mib"] / methods["focal"]["peak_mib"]
-        row["memory"] = f"{row['memory']} / {peak:.2f}" if "memory" in row else f"{peak:.2f}"
+        for name, text in {**found, "memory": f"{peak:.2f}"}.items():
+            row[name] = f"{row[name]} / {text}" if name in row else text
     for row in rows.values():
         row["N"] = f"{float(row['N']):.0e}"
     table = tabulate(rows.values(), headers="keys", tablefmt="github", disable_numparse=True)
@@ -260,16 +257,14 @@ def main() -> None:
     sizes = args.sizes or ([1e4, 1e5, 1e6] if args.quick else [1e4, 1e5, 1e6, 1e7])
     if args.device != "cpu" and not args.sizes and not args.quick:
         sizes.append(1e8)
+    seconds, limit = (1.0, 1e7) if args.quick else (3.0, 1e8)
+    seconds = seconds if args.seconds is None else args.seconds
     results = []
-    for n in sizes:
-        for c in (80,) if args.quick else (1, 80, 1203):
-            for rate in (5e-5, 5e-3):
-                for regime in ("init", "mid"):
-                    case = {"n": int(n), "c": c, "rate": rate, "regime": regime}
-                    seconds, limit = (1.0, 1e7) if args.quick else (3.0, 1e8)
-                    seconds = seconds if args.seconds is None else args.seconds
-                    results.append(measure(case, args.device, seconds, limit))
-                    print_result(results[-1])
+    classes = (80,) if args.quick else (1, 80, 1203)
+    for n, c, rate, regime in itertools.product(sizes, classes, (5e-5, 5e-3), ("init", "mid")):
+        case = {"n": int(n), "c": c, "rate": rate, "regime": regime}
+        results.append(measure(case, args.device, seconds, limit))
+        print_result(results[-1])
     args.output.mkdir(parents=True, exist_ok=True)
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": args.device}
     (args.output / "benchmark.json").write_text(

@@ -14,13 +14,12 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from benchmark_loss import peak_on_gpu, timed
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import FrozenBatchNorm2d, cat
 from detectron2.modeling import build_model
@@ -158,24 +157,6 @@ def make_batch(num: int, size: tuple[int, int], boxes: int) -> list[dict[str, An
     return batch
 
 
-def timed(function: Callable[[], Any], device: str) -> float:
-    """Milliseconds that a call takes, with all that it starts on the device."""
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    function()
-    synchronize()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def peak_mib(function: Callable[[], Any], device: str) -> float:
-    """The most memory that a call takes on a GPU, above what was taken before."""
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    function()
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-
-
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Times of one model: of each part the two medians, and the quartiles of the paired ratio."""
     pair = [Contender(c, args.device, args.proposals, args.amp) for c in MODELS[name]]
@@ -190,10 +171,10 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 contender = pair[which]
                 contender.reset()
                 torch.manual_seed(number)
-                found = [timed(lambda c=contender: c.step(batch), args.device)]
+                found = [timed(contender.step, batch)]
                 for part in (contender.losses, contender.classify):
                     contender.inputs = _leaves(contender.inputs)
-                    found.append(timed(part, args.device))
+                    found.append(timed(part))
                 if number >= warm_up:
                     for part, ms in zip(PARTS, found, strict=True):
                         times[part][which].append(ms)
@@ -202,8 +183,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
             result["peak_mib"] = {}
             for loss, contender in zip(LOSSES, pair, strict=True):
                 contender.reset()
-                peak = peak_mib(lambda c=contender: c.step(batch), args.device)
-                result["peak_mib"][loss] = peak
+                result["peak_mib"][loss] = peak_on_gpu(contender.step, batch) / 2**20
     return result
 
 

@@ -173,8 +173,7 @@ def one_loss(args: argparse.Namespace, n: float) -> tuple[Any, Callable[[Any], A
 
 def bandwidth(args: argparse.Namespace) -> Found:
     """How near to a copy a call is, in bytes a second, and where its time goes."""
-    from benchmark_loss import run_once
-    from benchmark_step import timed
+    from benchmark_loss import run_once, timed
     from torch.profiler import profile
 
     leaf, call = one_loss(args, 1e8)
@@ -185,7 +184,7 @@ def bandwidth(args: argparse.Namespace) -> Found:
         ("forward", 3, lambda: call(leaf)),
         ("forward and backward", 3, lambda: run_once(call, leaf)),
     ):
-        ms = statistics.median([timed(way, args.device) for _ in range(25)][5:])
+        ms = statistics.median([timed(way) for _ in range(25)][5:])
         found[name] = {"ms": ms, "gb_per_s": moved * source.nbytes / ms / 1e6}
         found[name]["of_copy"] = found[name]["gb_per_s"] / found["copy"]["gb_per_s"]
     with profile() as profiled:
