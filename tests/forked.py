@@ -42,13 +42,16 @@ def background(*words, **environment):
 
 
 def wait_until(condition, process, each=0.05):
-    """Returns once the condition holds; the process of :func:`background` has to live until then.
+    """Returns once the condition holds; looked at every so many seconds.
 
-    It is looked ``each`` that many seconds.
+    The process, of :func:`background` or :func:`start_script`, has to live until then.
     """
     end = time.monotonic() + 300
     while not condition():
-        assert process.poll() is None, process.communicate()
+        if isinstance(process, subprocess.Popen):
+            assert process.poll() is None, process.communicate()
+        else:
+            assert process.is_alive(), f"it has ended with status {process.exitcode}"
         assert time.monotonic() < end, "it did not get there in 5 minutes"
         time.sleep(each)
 

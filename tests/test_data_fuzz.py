@@ -4,7 +4,6 @@ in one line. Nothing is lost in silence."""
 import copy
 import io
 import json
-import logging
 import math
 import shutil
 import tempfile
@@ -40,12 +39,6 @@ ODD = st.sampled_from(
 )  # fmt: skip
 
 
-@pytest.fixture
-def heard(caplog):
-    caplog.set_level(logging.WARNING, logger="rambo_det")
-    return caplog
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
@@ -54,9 +47,9 @@ def images(tmp_path_factory):
     return folder
 
 
-def register(heard, **data):
+def register(caplog, **data):
     """What was registered, (image, box, class, crowd) of each object; None if it was refused."""
-    heard.clear()
+    caplog.clear()
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop("fuzz", None)
     try:
@@ -80,13 +73,13 @@ def inside(box, size):
     return min(width, height, inside_x, inside_y) > 0
 
 
-def check(found, wanted, all_boxes, heard):
+def check(found, wanted, all_boxes, caplog):
     """Boxes are those wanted, to the pixel's 1e-6, and fewer than there are only with a word."""
     assert [f[0] for f in found] == [w[0] for w in wanted]
     for one, other in zip(found, wanted, strict=True):
         assert one[2:] == other[2:] and one[1] == pytest.approx(other[1], rel=1e-6, abs=1e-6)
     if len(found) < all_boxes:
-        assert "dropped" in heard.text or "left out" in heard.text
+        assert "dropped" in caplog.text or "left out" in caplog.text
 
 
 # COCO
@@ -138,11 +131,11 @@ def changed_json(draw):
 
 @FUZZ
 @given(content=changed_json(), coding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
-def test_coco(content, coding, images, heard, catalogs):
+def test_coco(content, coding, images, caplog, catalogs):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "set.json"
         file.write_bytes(json.dumps(content).encode(coding))
-        result = register(heard, coco=[("fuzz", file, images)])
+        result = register(caplog, coco=[("fuzz", file, images)])
         if result is None:
             return
         for number, annotation in enumerate(content["annotations"]):
@@ -162,7 +155,7 @@ def test_coco(content, coding, images, heard, catalogs):
         for a in kept if a["category_id"] in trained
     )  # fmt: skip
     found, names = result
-    check(found, wanted, len(truth.dataset["annotations"]), heard)
+    check(found, wanted, len(truth.dataset["annotations"]), caplog)
     assert names == {image["file_name"] for image in truth.imgs.values()}
 
 
@@ -176,7 +169,7 @@ WORDS = st.sampled_from(
 
 @FUZZ
 @given(data=st.data())
-def test_yolo(data, images, heard, catalogs):
+def test_yolo(data, images, caplog, catalogs):
     lines = [["0", "0.5", "0.5", "0.25", "0.5"], ["1", "0.25", "0.25", "0.1", "0.2"],
              ["1", "0.1", "0.1", "0.5", "0.1", "0.5", "0.5"]]  # fmt: skip
     for _ in range(data.draw(st.integers(1, 3))):
@@ -203,7 +196,7 @@ def test_yolo(data, images, heard, catalogs):
         end = data.draw(st.sampled_from(["\n", "\r\n", " \n\n"]))
         text = end.join(" ".join(line) for line in lines)
         (root / "labels" / "a.txt").write_text(text, newline="")
-        result = register(heard, yolo=[("fuzz", root / "data.yaml", "train")])
+        result = register(caplog, yolo=[("fuzz", root / "data.yaml", "train")])
     if result is None:
         return
     width, height = SIZES["a.png"]
@@ -221,8 +214,8 @@ def test_yolo(data, images, heard, catalogs):
         if inside(box, (width, height)):
             wanted.append(("a.png", box, labels[int(label)], 0))
     found, there = result
-    check(sorted(found), sorted(wanted), number, heard)
-    assert there == set(SIZES) and "1 image(s) have no label file" in heard.text  # b.jpg
+    check(sorted(found), sorted(wanted), number, caplog)
+    assert there == set(SIZES) and "1 image(s) have no label file" in caplog.text  # b.jpg
 
 
 # VOC
@@ -239,7 +232,7 @@ TEXTS = st.sampled_from(
 
 @FUZZ
 @given(data=st.data())
-def test_voc(data, images, heard, catalogs):
+def test_voc(data, images, caplog, catalogs):
     tree = ET.fromstring(VOC)
     for _ in range(data.draw(st.integers(1, 3))):
         parents = [(parent, child) for parent in tree.iter() for child in parent]
@@ -262,7 +255,7 @@ def test_voc(data, images, heard, catalogs):
             (root / part).mkdir(parents=True)
         (root / "Annotations" / "a.xml").write_bytes(ET.tostring(tree))
         (root / "ImageSets" / "Main" / "train.txt").write_text("a\n")
-        result = register(heard, voc=[("fuzz", root, "train")])
+        result = register(caplog, voc=[("fuzz", root, "train")])
     if result is None:
         return
     found, names = result
@@ -275,7 +268,7 @@ def test_voc(data, images, heard, catalogs):
         box = (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1)
         if x2 > x1 and y2 > y1 and inside(box, SIZES["a.png"]):
             wanted.append(("a.png", box, " ".join(item.findtext("name").split()), 0))
-    check(found, sorted(wanted), len(objects), heard)
+    check(found, sorted(wanted), len(objects), caplog)
 
 
 # Images

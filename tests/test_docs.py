@@ -15,6 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 import rambo_det
 
 from .doc_pages import DOCS, PAGES, ROOT, blocks, commands, text_of
+from .forked import python
 from .models import EXTRA, write_coco, write_voc
 
 # A training in the pages is that of a real project; here it is a small model and two iterations.
@@ -110,8 +111,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     if importlib.util.find_spec("mkdocs") is None:
         pytest.skip("mkdocs is not installed: requirements.txt has it")
     site = tmp_path / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(site)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = python("-m", "mkdocs", "build", "--strict", "-d", site)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     pages = {path.stem for path in site.glob("docs/*.html")}
     assert pages == {"keys", *(path.stem for path in DOCS.glob("*.md"))}
@@ -123,8 +123,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
 
 
 def test_the_table_of_versions_is_that_of_the_results():
-    command = [sys.executable, "tools/check_versions.py", "--table"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = python("tools/check_versions.py", "--table")
     assert done.stdout.count("| passed |") == done.stdout.count("\n") - 2 > 0
     assert done.stdout in text_of(DOCS / "versions.md")
 

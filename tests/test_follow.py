@@ -7,7 +7,6 @@ import os
 import pickle
 import pty
 import re
-import signal
 import struct
 import sys
 import termios
@@ -27,7 +26,7 @@ from rambo_det.engine.keys import YAML
 from rambo_det.errors import InputError
 
 from .command_line import call, own_data, refused
-from .forked import REPOSITORY, background, wait_until
+from .forked import REPOSITORY, start_script, wait_until
 from .models import CONFIGS, THIN
 
 CONFIG = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
@@ -181,19 +180,19 @@ def test_an_evaluation_that_a_kill_cut_off_is_made_again(arguments, tmp_path):
     out = tmp_path / "killed"
 
     def start(folder, *flags):
-        words = [*flags, *arguments, *keys, "OUTPUT_DIR", folder]
-        return background("-m", "rambo_det.cli.train", *words, OMP_NUM_THREADS="1")
+        words = ["tools/train_net.py", *flags, *arguments, *keys, "OUTPUT_DIR", folder]
+        return start_script({}, folder.with_suffix(".txt"), words)
 
     whole = start(tmp_path / "whole")
     process = start(out)
     wait_until((out / "model_0000003.pth").exists, process, 0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert (out / "last_checkpoint").is_file()
     assert list(best_of(out)["evaluations"]) == ["1"], "killed too late to be a test"
     for process in (start(out, "--resume"), whole):
-        process.communicate(timeout=300)
-        assert process.returncode == 0
+        process.join(300)
+        assert process.exitcode == 0
     assert best_of(out) == best_of(tmp_path / "whole")
     assert evaluations_in(out) == evaluations_in(tmp_path / "whole") == [1, 3, 5, 8]
     assert same_weights(out / "model_best.pth", tmp_path / "whole" / "model_best.pth")

@@ -16,6 +16,7 @@ import pytest
 from rambo_det.version import __version__
 
 from .doc_pages import ROOT
+from .forked import python
 
 
 def run(command: list, folder: Path) -> str:
@@ -67,15 +68,24 @@ def test_the_installed_wheel_works_outside_of_the_clone(wheel: Path, tmp_path: P
     environment, empty = tmp_path / "environment", tmp_path / "empty"
     empty.mkdir()
     venv.create(environment, with_pip=False)
-    python = environment / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
+    installed = environment / "bin" / "python"
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        installed,
+        "install",
+        "--no-deps",
+        "--no-index",
+    ]
     run([*pip, wheel], empty)
-    own = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], empty)
+    own = run([installed, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], empty)
     # The packages of this environment; as a path alone, which leaves out an editable rambo_det.
     others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     others |= {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
     Path(own.strip(), "others.pth").write_text("".join(f"{path}\n" for path in others))
-    printed = run([python, ROOT / "tools" / "smoke_test.py"], empty)
+    printed = run([installed, ROOT / "tools" / "smoke_test.py"], empty)
     assert f"rambo_det {__version__}" in printed or "the loss alone" in printed
     assert not list(empty.iterdir())
 
@@ -124,20 +134,51 @@ def test_repairs_of_detectron2_v06(tmp_path: Path, name: str, text: str, error: 
     compile((tmp_path / "_C.py").read_text(), "_C.py", "exec")
 
 
+WITHOUT_DETECTRON2 = """
+import importlib.util, sys
+sys.modules["detectron2"] = None
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "detectron2" else found(name, *a)
+
+import rambo_det
+from rambo_det.data import drawing, shapes
+rambo_det.RamboLoss(3)
+drawing.SPEC["images"] = {"train": 1, "val": 1}
+assert shapes.is_complete(shapes.prepare_shapes())
+assert not hasattr(rambo_det, "foo")
+try:
+    rambo_det.add_rambo_config
+except ImportError as error:
+    assert "pip install" in str(error), error
+else:
+    raise SystemExit("no ImportError")
+from rambo_det.cli.train import main
+raise SystemExit(main(["--config", "x"]))
+"""
+
+
+def test_without_detectron2_the_loss_works_and_the_rest_names_the_remedy(
+    tmp_path: Path,
+) -> None:
+    done = python("-c", WITHOUT_DETECTRON2, RAMBO_DET_CACHE=str(tmp_path))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: Detectron2 is not installed: pip install")
+
+
 def test_an_existing_environment_needs_the_tests_tools_for_tests_alone(tmp_path: Path) -> None:
     pytest.importorskip("detectron2")
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as u; found = u.find_spec\n"
         "u.find_spec = lambda n, *a: None if n in ('pytest', 'hypothesis') else found(n, *a)\n"
     )
-    python = tmp_path / "python"
-    python.write_text(
+    hiding = tmp_path / "python"
+    hiding.write_text(
         f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec "{sys.executable}" "$@"\n'
     )
-    python.chmod(0o755)
+    hiding.chmod(0o755)
 
     def make(target: str, *more: str) -> subprocess.CompletedProcess[str]:
-        command = ["make", target, f"PYTHON={python}", *more]
+        command = ["make", target, f"PYTHON={hiding}", *more]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     trained = make("train", "ARGS=--help")

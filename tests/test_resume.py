@@ -27,7 +27,7 @@ from rambo_det.engine.hooks import SeededSteps
 from rambo_det.engine.loader import ResumableLoader
 
 from .command_line import call, own_data, refused
-from .forked import free_port, in_processes, start_script
+from .forked import free_port, in_processes, start_script, wait_until
 from .models import CONFIGS, VARIED
 
 KILLS = int(os.environ.get("RAMBO_DET_KILLS", 0))
@@ -88,15 +88,12 @@ class Run:
         """The processes, that of rank 0 first."""
         more = self._assign(self._workers, workers)
         command = [*self._tool, *flags, *self._arguments, *more]
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        processes = []
-        for rank, output in enumerate(self._outputs):
-            numbers = {"RANK": rank, "LOCAL_RANK": rank} | dict.fromkeys(
-                ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), self._world
-            )
-            environment = {**meeting, **{k: str(v) for k, v in numbers.items()}}
-            processes.append(start_script(environment, output, command))
-        return processes
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        world |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(self._world))
+        return [
+            start_script({**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}, output, command)
+            for rank, output in enumerate(self._outputs)
+        ]
 
     def finish(self, *flags, **kwargs):
         for process in self.start(*flags, **kwargs):
@@ -111,9 +108,9 @@ class Run:
         """
         known = len(self.losses())
         processes = self.start(*flags, **kwargs)
-        self._wait(processes, lambda: len(self.losses()) >= known + steps)
+        wait_until(lambda: len(self.losses()) >= known + steps, processes[0], 0.0005)
         if in_checkpoint:
-            self._wait(processes, lambda: any(self.out.glob("*.part")))
+            wait_until(lambda: any(self.out.glob("*.part")), processes[0], 0.0005)
         else:
             time.sleep(delay)
         victims = list(ranks or range(self._world))
@@ -127,13 +124,6 @@ class Run:
                 assert process.exitcode == 1, f"{rank}: {process.exitcode}\n{self.printed()}"
                 last = self._outputs[rank].read_text().splitlines()[-1]
                 assert last.startswith("error: another process of the run has ended"), last
-
-    def _wait(self, processes, happened):
-        give_up = time.monotonic() + TIMEOUT
-        while not happened():
-            assert all(process.is_alive() for process in processes), self.printed()
-            assert time.monotonic() < give_up, self.printed()
-            time.sleep(0.0005)
 
     def printed(self):
         """The end of what each process has printed."""

@@ -13,7 +13,7 @@ import pytest
 from rambo_det.data import drawing, register_shapes, shapes
 from rambo_det.errors import InputError
 
-from .forked import REPOSITORY, python
+from .forked import python
 
 
 @pytest.fixture
@@ -169,16 +169,3 @@ def test_an_unwritable_cache_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match="RAMBO_DET_CACHE"):
         shapes.prepare_shapes()
-
-
-def test_drawing_and_files_do_not_need_detectron2(tmp_path):
-    printed = printed_by(
-        "import sys; sys.modules['detectron2'] = None\n"
-        "import importlib.util as u; found = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'detectron2' else found(name, *a)\n"
-        "from rambo_det.data import drawing, shapes\n"
-        "drawing.SPEC['images'] = {'train': 1, 'val': 1}\n"
-        "print(shapes.is_complete(shapes.prepare_shapes()))",
-        RAMBO_DET_CACHE=str(tmp_path), PYTHONPATH=str(REPOSITORY),
-    )  # fmt: skip
-    assert printed == "True\n"
