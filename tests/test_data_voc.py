@@ -195,6 +195,11 @@ def coded(name):
     return lambda root: (root / XML).write_text(text)
 
 
+def folder(root):
+    (root / SPLIT).unlink()
+    (root / SPLIT).mkdir()
+
+
 def deeper(root):
     text = (root / XML).read_text()
     (root / XML).write_text(f"<annotations>{text}</annotations>")
@@ -218,6 +223,7 @@ def deeper(root):
         (lambda root: (root / SPLIT).write_text("empty"), r"train\.txt: .* 'own' has no boxes"),
         (lambda root: (root / SPLIT).write_text("\n"), r"train\.txt names no image"),
         (lambda root: (root / SPLIT).write_bytes(b"\xff"), r"train\.txt is not in UTF-8"),
+        (folder, r"train\.txt"),
     ],
 )
 def test_bad_data_is_refused_in_one_line(root, damage, message):

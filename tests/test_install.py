@@ -69,17 +69,8 @@ def test_the_installed_wheel_works_outside_of_the_clone(wheel: Path, tmp_path: P
     empty.mkdir()
     venv.create(environment, with_pip=False)
     installed = environment / "bin" / "python"
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        installed,
-        "install",
-        "--no-deps",
-        "--no-index",
-    ]
-    run([*pip, wheel], empty)
+    pip = [sys.executable, "-m", "pip", "--python", installed, "install", "--no-deps"]
+    run([*pip, "--no-index", wheel], empty)
     own = run([installed, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], empty)
     # The packages of this environment; as a path alone, which leaves out an editable rambo_det.
     others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}

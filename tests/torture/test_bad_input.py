@@ -17,7 +17,7 @@ import pytest
 
 from rambo_det.cli import train
 
-from ..models import write_coco, write_voc
+from ..models import write_coco
 from .processes import QUICKSTART, assert_one_line, ended, started, without_torchs_own
 
 LAZY = "configs/lazy/retinanet_rambo.py"
@@ -39,13 +39,6 @@ def good(folder: Path, *extra: str, config: str = QUICKSTART, lazily: bool = Fal
 
 
 lazily = partial(good, config=LAZY, lazily=True)
-
-
-def voc(folder: Path) -> list[str]:
-    args = good(folder)
-    at = args.index("--register-coco")
-    args[at : at + 4] = ["--register-voc", "tt_data", f"{folder}/voc", "train"]
-    return args
 
 
 def keys(*pairs: str) -> Make:
@@ -84,7 +77,7 @@ def file(name: str, content: bytes | None, *opts: str) -> Make:
             path.mkdir()
         else:
             path.write_bytes(content)
-        return voc(folder) if name.startswith("voc") else keys(*opts)(folder)
+        return keys(*opts)(folder)
 
     return make
 
@@ -210,7 +203,6 @@ CASES: dict[str, tuple[Make, str]] = {
     "an image that is a folder": (file("train/1.png", None), "1.png"),
     "an image that is text": (file("train/1.png", b"version https://git-lfs"), "1.png"),
     "no folder of images": (lambda f: (f / "train").rename(f / "other") and good(f), "0.png"),
-    "a split that is a folder": (file("voc/ImageSets/Main/train.txt", None), "train.txt"),
 }  # fmt: skip
 LAZY_CASES: dict[str, tuple[Make, str]] = {
     "a yaml for a LazyConfig": (lambda folder: lazily(folder, config=QUICKSTART), QUICKSTART),
@@ -248,11 +240,10 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def user(tmp_path: Path) -> Path:
-    """A folder of a user: data in both formats, and an output folder with a file of theirs."""
+    """A folder of a user: data, and an output folder with a file of theirs."""
     folder = tmp_path / "user"
     folder.mkdir()
     write_coco(folder, 3)
-    write_voc(folder / "voc", "train", {"a": [("dog", (5, 6, 20, 30), 0)]})
     (folder / "out").mkdir()
     (folder / "out" / "notes.txt").write_text("mine")
     return folder
