@@ -140,9 +140,22 @@ class RamboCriterion(RamboLoss):
             raise not_finite(self.name, self.class_names, *logits, scores)
         if self.prefix:
             self.log(self.prefix)
-        if self.global_ranking and self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled():
             self._gather_for_checkpoint()
         return loss * self.weight
+
+    @torch.jit.unused
+    def put_into(
+        self, losses: dict[str, Tensor], name: str, *inputs: Tensor, scale: float = 1.0
+    ) -> None:
+        """Puts the loss of ``inputs``, see :meth:`forward`, where the stock loss ``name`` was.
+
+        As much of the stock loss stays in it as :meth:`loss_weights` says; ``scale`` is a weight
+        that the detector gives to that loss.
+        """
+        weight, stock_weight = self.loss_weights()
+        loss = self(*inputs) * (scale * weight)
+        losses[name] = loss + losses[name] * stock_weight if stock_weight else loss
 
     @torch.jit.unused
     def loss_weights(self) -> tuple[float, float]:
