@@ -7,8 +7,8 @@ import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
 
 from ..errors import InputError
+from ..losses import ScoreMemory
 from .files import AtomicFiles, remove_parts
-from .memories import collect_memories
 
 BEST = "model_best"
 #: What a calibration has made model_final.pth of.
@@ -45,7 +45,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As the stock method, but every process has to call it; the main one writes."""
-        collect_memories(self.model)
+        for module in self.model.modules():
+            if isinstance(module, ScoreMemory):
+                module.all_gather_for_checkpoint()
         means = comm.all_gather(vars(self.model).get("loss_normalizer"))
         if means[0] is not None:
             kwargs["loss_normalizers"] = means
