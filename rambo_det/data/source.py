@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pycocotools.mask
 
 from ..errors import InputError
-from .files import check_image, image_header
+from .files import check_image
 from .odd import Odd
 
 #: What follows the name of a data set in those of its parts.
@@ -57,20 +57,19 @@ class DataSource:
         InputError, which says where the file is named, if it is missing, truncated, of another size
         or of more than 8 bits.
         """
-        size = (int(image.get("width", 0)), int(image.get("height", 0)))
-        file, orientation = Path(self.image_dir, image["file_name"]), 1
-        if 0 in size:
-            *size, orientation = image_header(file, str(named_in))
-        elif check:
-            orientation = check_image(file, size, str(named_in))
-            # From 5 on the sides are swapped: the size tells that the turned image is meant.
-            orientation = 1 if orientation > 4 and size[0] != size[1] else orientation
-        if orientation in range(2, 9):
-            self.odd.add("turned", image["file_name"], image["id"])
+        width, height = int(image.get("width", 0)), int(image.get("height", 0))
+        known = (width, height) if width and height else None
+        if check or known is None:
+            file = Path(self.image_dir, image["file_name"])
+            width, height, orientation = check_image(file, str(named_in), known)
+            # From 5 on the sides are swapped: a size tells that the turned image is meant.
+            is_meant = orientation > 4 and known is not None and width != height
+            if orientation in range(2, 9) and not is_meant:
+                self.odd.add("turned", image["file_name"], image["id"])
         if (key := ("file", os.path.normpath(image["file_name"]))) in self._seen:
             self.odd.add("same file", image["file_name"], image["id"])
         self._seen.add(key)
-        self.images[image["id"]] = {**image, "width": size[0], "height": size[1]}
+        self.images[image["id"]] = {**image, "width": width, "height": height}
 
     def add_box(
         self,
@@ -191,25 +190,6 @@ class DataSource:
             "annotations": annotations,
             "categories": [{"id": number, "name": name} for name, number in ids.items()],
         }
-
-
-def split_json(
-    content: dict[str, Any], number: int, names: Sequence[str], option: str
-) -> list[tuple[str, dict[str, Any]]]:
-    """The content of a COCO json in two, with their names: without ``number`` images, and these.
-
-    The same ones always, see :func:`set_aside`. InputError, naming the option, if a part would have
-    no box that counts.
-    """
-    aside = set_aside(content["images"], number)
-    parts = []
-    for name, inside in zip(names, (False, True), strict=True):
-        images = [image for image in content["images"] if (image["id"] in aside) == inside]
-        boxes = [a for a in content["annotations"] if (a["image_id"] in aside) == inside]
-        if all(box["iscrowd"] for box in boxes):
-            raise InputError(f"{option} {name} would have no box")
-        parts.append((name, {**content, "images": images, "annotations": boxes}))
-    return parts
 
 
 def set_aside(images: Iterable[dict[str, Any]], number: int) -> set[Any]:

@@ -35,7 +35,7 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
         records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
         for record in tqdm(records, desc=name, unit="image", disable=None):
             size = (record["width"], record["height"])
-            check_image(Path(record["file_name"]), size, name, whole=True)
+            check_image(Path(record["file_name"]), name, size, whole=True)
         page = folder / f"{name}.jpg"
         odd = set(metadata.get("odd_images") or ())
         chosen = [record for record in records if record["image_id"] in odd][:_PICTURES]
