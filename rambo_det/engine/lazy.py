@@ -6,6 +6,7 @@ import os
 import pydoc
 import traceback
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -41,24 +42,8 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     """
     register_shapes()  # which the quickstart's configs name
     import_user_code(args.imports)
-    file = find_config(args.config_file)
-    try:
-        with warnings.catch_warnings():
-            # Detectron2's model zoo, which the configs build on, imports it.
-            warnings.filterwarnings("ignore", "pkg_resources is deprecated")
-            cfg = LazyConfig.load(file)
-    except Exception as error:  # a LazyConfig is a program, which can fail in any way
-        steps = traceback.extract_tb(error.__traceback__)
-        line = next((f", line {s.lineno}" for s in reversed(steps) if s.filename == file), "")
-        message = " ".join(str(error).split())
-        raise InputError(f"{file}{line}: {type(error).__name__}: {message}") from error
-    for node in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
-        if node not in cfg:
-            raise InputError(f"{file} is not a LazyConfig of a training: it has no {node!r}")
-    _add_own_keys(cfg)
-    for opt in args.opts:
-        _override(cfg, opt)
-    pick_device(cfg, LAZY)
+    needed = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+    cfg = read_lazy_config(find_config(args.config_file), args.opts, needed)
     check_amp("train.amp.enabled=True", cfg.train.amp.enabled, LAZY.device, cfg.train.device)
     classes, own = register_data(cfg, LAZY, args)
     heads = cfg.model.get("roi_heads", {})
@@ -71,6 +56,33 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
         node.num_classes = len(classes)
     if not args.eval_only:
         check_best(cfg, LAZY, names(cfg, LAZY.test)[:1])  # they are evaluated as one
+    return cfg
+
+
+def read_lazy_config(
+    file: str, opts: Sequence[str] = (), needed: Sequence[str] = ("model", "dataloader", "train")
+) -> Any:
+    """A LazyConfig, changed by ``KEY=VALUE``, for a device that is there.
+
+    InputError if the file does not run or lacks something that is ``needed``, or a key is wrong.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Detectron2's model zoo, which the configs build on, imports it.
+            warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+            cfg = LazyConfig.load(file)
+    except Exception as error:  # a LazyConfig is a program, which can fail in any way
+        steps = traceback.extract_tb(error.__traceback__)
+        line = next((f", line {s.lineno}" for s in reversed(steps) if s.filename == file), "")
+        message = " ".join(str(error).split())
+        raise InputError(f"{file}{line}: {type(error).__name__}: {message}") from error
+    for node in needed:
+        if node not in cfg:
+            raise InputError(f"{file} is not a LazyConfig of a training: it has no {node!r}")
+    _add_own_keys(cfg)
+    for opt in opts:
+        _override(cfg, opt)
+    pick_device(cfg, LAZY)
     return cfg
 
 

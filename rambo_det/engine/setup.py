@@ -30,7 +30,6 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     """
     register_shapes()  # which the quickstart's configs name
     cfg = merged_config(args)
-    pick_device(cfg, YAML)
     check_model(cfg)
     if not args.eval_only:
         check_training(cfg)
@@ -52,13 +51,15 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
 def merged_config(args: argparse.Namespace) -> CfgNode:
     """``args.config_file`` and ``args.opts``, merged; InputError if the file or a key is wrong."""
     import_user_code(args.imports)
+    return read_config(find_config(args.config_file), args.opts)
+
+
+def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The defaults, changed by a file and by ``KEY VALUE`` pairs, for a device that is there.
+
+    InputError for what does not fit.
+    """
     cfg = new_config()
-    merge(cfg, find_config(args.config_file), args.opts)
-    return cfg
-
-
-def merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
-    """Merges a file, then ``KEY VALUE`` pairs; raises InputError for what does not fit."""
     known = flat_config(cfg)
     for word in opts[::2]:
         if word.startswith("--"):
@@ -88,6 +89,8 @@ def merge(cfg: CfgNode, file: str, opts: list[str]) -> None:
             cfg.merge_from_list([key, f"{text}.0" if is_integer else text])
         except (ValueError, AssertionError) as error:
             raise InputError(f"{key} {text}: {_one_line(error)}") from error
+    pick_device(cfg, YAML)
+    return cfg
 
 
 def flat_config(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
