@@ -53,10 +53,16 @@ def result_table(results: dict[str, Any]) -> str:
 
 def load_config(args: argparse.Namespace) -> Any:
     """The checked config of the run, yaml or LazyConfig, whose own data sets are registered."""
+    from ..engine.calibrated import check_calibration_set
+    from ..engine.keys import LAZY, YAML, names, value
     from ..engine.lazy import load_lazy_config
     from ..engine.setup import build_config
 
-    return (load_lazy_config if args.lazy else build_config)(args)
+    cfg, keys = (load_lazy_config(args), LAZY) if args.lazy else (build_config(args), YAML)
+    calibrate = value(cfg, keys.calibrate)
+    if calibrate not in ("off", "train") and not args.eval_only:
+        check_calibration_set(keys.calibrate, calibrate, names(cfg, keys.train)[0])
+    return cfg
 
 
 def check_data(args: argparse.Namespace) -> None:
@@ -78,14 +84,11 @@ def check_data(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One process of a run: training and evaluation, or evaluation alone."""
     import detectron2.utils.comm as comm
-    import torch
 
-    from ..engine.calibrated import calibrate_final, check_calibration_set
-    from ..engine.folder import earlier_seed, last_checkpoint, prepare_folder
-    from ..engine.keys import names, set_value, value
+    from ..engine.calibrated import calibrate_final
+    from ..engine.folder import enter_folder, write_data
+    from ..engine.keys import names, value
     from ..engine.lazy import LazyRun
-    from ..engine.saved import check_goes_on, write_data
-    from ..engine.seeds import run_seed
     from ..engine.terminal import held_until_set_up, set_up
     from ..engine.trainer import RamboTrainer
 
@@ -93,63 +96,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     keys, main = kind.keys, comm.is_main_process()
     with held_until_set_up():
         cfg = load_config(args)
-    train, test = names(cfg, keys.train), names(cfg, keys.test)
-    if not value(cfg, keys.folder):
-        raise InputError(f"{keys.folder} is empty: name a folder")
-    folder = Path(value(cfg, keys.folder))
-    calibrate, warning = value(cfg, keys.calibrate), None
-    if calibrate not in ("off", "train") and not args.eval_only:
-        check_calibration_set(keys.calibrate, calibrate, train[0])
-    if args.eval_only and not keys.named(keys.weights, args.opts):
-        file = last_checkpoint(folder)
-        if file is None:
-            raise InputError(
-                f"--eval-only: no checkpoint in {keys.folder} {folder}: name one with "
-                f"{keys.weights}{keys.sign}FILE"
-            )
-        set_value(cfg, keys.weights, str(file))
-        check_goes_on("--eval-only", folder, test)
-    elif args.resume and not args.eval_only:
-        warning = check_goes_on("--resume", folder, train[:1], None if args.lazy else cfg)
-    weights = value(cfg, keys.weights)
-    if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
-        raise InputError(f"{keys.weights} {weights}: no such file")
-    # Of a run that is gone on with its own, unless the command line gives one.
-    earlier = earlier_seed(folder) if args.resume and main else None
-    named = keys.named(keys.seed, args.opts)
-    set_value(cfg, keys.seed, run_seed(value(cfg, keys.seed), None if named else earlier))
-    aside = None
-    if main and not args.eval_only:
-        remedy = f"{keys.folder}{keys.sign}FOLDER"
-        aside = prepare_folder(folder, args.resume, args.fresh, remedy)
-    comm.synchronize()
-    logger = set_up(cfg, keys, args)
-    if aside:
-        logger.info("The earlier run in %s is now in %s", folder, aside)
-    device = value(cfg, keys.device)
-    about = f"{torch.get_num_threads()} threads"
-    if device.startswith("cuda"):
-        about = torch.cuda.get_device_name(torch.device(device))
-    logger.info("Device: %s (%s)", device, about)
-    if warning:
-        logger.warning("%s", warning)
-    best = calibrated = None
+        folder = enter_folder(cfg, keys, args)
+    set_up(cfg, keys, args)
+    notes: list[str | None] = []
     if args.eval_only:
-        results, place = _evaluate(kind, cfg, weights, args.config_file), weights
+        place = value(cfg, keys.weights)
+        results = _evaluate(kind, cfg, place, args.config_file)
     else:
+        place, train = folder / "model_final.pth", names(cfg, keys.train)
         trainer = kind(cfg)
         if main:
-            write_data(str(folder), args, train, test)
-        results, place = trainer.fit(args.resume), folder / "model_final.pth"
-        best = trainer.evaluations.summary()
+            write_data(folder, args, train, names(cfg, keys.test))
+        results = trainer.fit(args.resume)
+        notes.append(trainer.evaluations.summary())
+        calibrate = value(cfg, keys.calibrate)
         if main and calibrate != "off" and place.is_file():
             data = train[0] if calibrate == "train" else calibrate
-            calibrated = calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data)
+            notes.append(calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data))
         comm.synchronize()
     if main:
-        print(f"\n{result_table(results)}\n\ncheckpoint: {place}")
-        for line in filter(None, (best, calibrated)):
-            print(line)
+        print(f"\n{result_table(results)}\n\ncheckpoint: {place}", *filter(None, notes), sep="\n")
     return results
 
 

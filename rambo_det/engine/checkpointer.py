@@ -8,7 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from ..errors import InputError
 from ..losses import ScoreMemory
-from .files import AtomicFiles, remove_parts
+from .files import AtomicFiles
 
 BEST = "model_best"
 #: What a calibration has made model_final.pth of.
@@ -76,8 +76,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 f"not every process finds a checkpoint in {self.save_dir}: the folder must be "
                 "shared by all machines of the run"
             )
-        if self.save_dir and self.save_to_disk:
-            remove_parts(self.save_dir)
         checkpoint: dict[str, Any] = super().resume_or_load(path, resume=resume)
         if not resume:
             return checkpoint
