@@ -47,10 +47,10 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     check_amp("train.amp.enabled=True", cfg.train.amp.enabled, LAZY.device, cfg.train.device)
     classes, own = register_data(cfg, LAZY, args)
     heads = cfg.model.get("roi_heads", {})
-    has = {part: f"model.roi_heads.{part}_head is there" * (heads.get(f"{part}_head") is not None)
-           for part in ("mask", "keypoint")}  # fmt: skip
+    why = [f"model.roi_heads.{head} is there" * (heads.get(head) is not None)
+           for head in ("mask_head", "keypoint_head")]  # fmt: skip
     for name in own:
-        check_parts(name, has["mask"], has["keypoint"])
+        check_parts(name, *why)
     if classes is not None:
         node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
         node.num_classes = len(classes)

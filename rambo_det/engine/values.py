@@ -5,14 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from detectron2 import modeling
 from detectron2.config import CfgNode
-from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_HEADS_REGISTRY,
-)
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from torch import nn
 
@@ -20,11 +14,11 @@ from ..errors import InputError
 from .keys import YAML, Keys, value
 
 _REGISTRIES = {
-    "META_ARCHITECTURE": META_ARCH_REGISTRY,
-    "BACKBONE.NAME": BACKBONE_REGISTRY,
-    "PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
-    "ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
-    "ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "META_ARCHITECTURE": modeling.META_ARCH_REGISTRY,
+    "BACKBONE.NAME": modeling.BACKBONE_REGISTRY,
+    "PROPOSAL_GENERATOR.NAME": modeling.PROPOSAL_GENERATOR_REGISTRY,
+    "ANCHOR_GENERATOR.NAME": modeling.ANCHOR_GENERATOR_REGISTRY,
+    "ROI_HEADS.NAME": modeling.ROI_HEADS_REGISTRY,
 }
 _DEPTHS = (18, 34, 50, 101, 152)
 _LEAST = {"SOLVER.MAX_ITER": 1, "SOLVER.IMS_PER_BATCH": 1, "SOLVER.CHECKPOINT_PERIOD": 1}
