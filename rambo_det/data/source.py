@@ -23,13 +23,10 @@ _AREAS = (0.02, 1.25)
 
 
 class Shape(NamedTuple):
-    """A mask's area in px² and the corners of the box around it."""
+    """A mask's area in px² and the box around it, x, y, width, height in px."""
 
     area: float
-    left: float
-    top: float
-    right: float
-    bottom: float
+    box: list[float]
 
 
 @dataclass
@@ -107,7 +104,7 @@ class DataSource:
             if area is not None:
                 self.odd.add("area", place, image_id)
             area = width * height if mask is None else mask.area
-        if mask is not None and _overlap(mask, (x, y, right, bottom)) < 0.25:
+        if mask is not None and _overlap(mask.box, box) < 0.25:
             self.odd.add("mask away", place, image_id)
         number = len(self.annotations) + 1  # pycocotools takes a match with number 0 for no match
         required = {"id": number, "image_id": image_id, "category_id": category_id, "bbox": box}
@@ -215,9 +212,7 @@ def _is_far(area: float, box: float, mask: Shape | None) -> bool:
     return area <= 0 or not (mask.area / 2 - 2 <= area <= mask.area * 2 + 2)
 
 
-def _overlap(mask: Shape, box: tuple[float, float, float, float]) -> float:
-    """IoU of the box around a mask with a box, both widened by 1 px."""
-    (left, top, *end), (x, y, *end_of_box) = mask[1:], box
-    around = [left, top, end[0] - left + 1, end[1] - top + 1]
-    other = [x, y, end_of_box[0] - x + 1, end_of_box[1] - y + 1]
-    return float(pycocotools.mask.iou([around], [other], [0])[0, 0])
+def _overlap(*boxes: list[float]) -> float:
+    """IoU of two boxes x, y, width, height, both made larger by 1 px."""
+    one, other = ([[x, y, width + 1, height + 1]] for x, y, width, height in boxes)
+    return float(pycocotools.mask.iou(one, other, [0])[0, 0])
