@@ -23,9 +23,8 @@ from .checkpointer import load_whole_model
 from .keys import LAZY, YAML, names
 from .lazy import read_lazy_config
 from .saved import SavedModel
-from .setup import read_config
+from .setup import check_model, read_config
 from .user_code import import_user_code
-from .values import check_model
 
 
 class Detector:

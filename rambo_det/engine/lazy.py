@@ -30,9 +30,8 @@ from .keys import LAZY, names
 from .loader import train_loader
 from .own_data import check_parts, register_data
 from .seeds import ORDER, run_seed, seeded
-from .setup import pick_device
+from .setup import check_amp, check_best, pick_device
 from .user_code import import_user_code
-from .values import check_amp, check_best
 
 
 def load_lazy_config(args: argparse.Namespace) -> Any:
