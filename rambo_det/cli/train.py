@@ -28,19 +28,16 @@ def result_table(results: dict[str, Any]) -> str:
     lines = []
     for name, result in ({"": results} if "bbox" in results else results).items():
         bbox = result["bbox"]
-        tasks = {_TASKS[task]: result[task] for task in _TASKS if task in result}
         head = {key: bbox[key] for key in ("AP", "AP50", "AP75")}
-        head |= {title: found[metric] for (title, metric), found in tasks.items()}
-        classes = [key.removeprefix("AP-") for key in bbox if key.startswith("AP-")]
-        rows = [
-            {"class": label}
-            | {
-                title: found[f"{metric}-{label}"]
-                for (title, metric), found in tasks.items()
-                if f"{metric}-{label}" in found  # Detectron2 has none of each class's key points
-            }
-            for label in classes
-        ]
+        labels = [key.removeprefix("AP-") for key in bbox if key.startswith("AP-")]
+        rows = [{"class": label} for label in labels]
+        for task in filter(result.get, _TASKS):
+            (title, metric), found = _TASKS[task], result[task]
+            head[title] = found[metric]
+            for row in rows:
+                key = f"{metric}-{row['class']}"
+                if key in found:  # Detectron2 has none of each class's key points
+                    row[title] = found[key]
         tables = [[head], rows] if rows else [[head]]
         lines += [name] if name else []
         lines += [tabulate(t, headers="keys", floatfmt=".3f", tablefmt="github") for t in tables]
@@ -86,6 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import detectron2.utils.comm as comm
 
     from ..engine.calibrated import calibrate_final
+    from ..engine.checkpointer import RAW
     from ..engine.folder import enter_folder, write_data
     from ..engine.keys import names, value
     from ..engine.lazy import LazyRun
@@ -94,43 +92,37 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     kind = LazyRun if args.lazy else RamboTrainer
     keys, main = kind.keys, comm.is_main_process()
+
+    def tell(results: dict[str, Any], checkpoint: Any, *more: str | None) -> None:
+        if main:
+            lines = [f"\n{result_table(results)}\n\ncheckpoint: {checkpoint}", *filter(None, more)]
+            print("\n".join(lines))
+
     with held_until_set_up():
         cfg = load_config(args)
         folder = enter_folder(cfg, keys, args)
     set_up(cfg, keys, args)
-    notes: list[str | None] = []
     if args.eval_only:
-        place = value(cfg, keys.weights)
-        results = _evaluate(kind, cfg, place, args.config_file)
-    else:
-        place, train = folder / "model_final.pth", names(cfg, keys.train)
-        trainer = kind(cfg)
-        if main:
-            write_data(folder, args, train, names(cfg, keys.test))
-        results = trainer.fit(args.resume)
-        notes.append(trainer.evaluations.summary())
-        calibrate = value(cfg, keys.calibrate)
-        if main and calibrate != "off" and place.is_file():
-            data = train[0] if calibrate == "train" else calibrate
-            notes.append(calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data))
-        comm.synchronize()
+        weights = value(cfg, keys.weights)
+        raw = os.path.join(os.path.dirname(weights), RAW)
+        if os.path.basename(weights) == "model_final.pth" and os.path.isfile(raw):
+            results = kind.evaluate_checkpoint(cfg, raw, args.config_file)
+            tell(results, f"{raw}, not calibrated")
+        results = kind.evaluate_checkpoint(cfg, weights, args.config_file)
+        tell(results, weights)
+        return results
+    final, train, calibrate = folder / "model_final.pth", names(cfg, keys.train), None
+    trainer = kind(cfg)
     if main:
-        print(f"\n{result_table(results)}\n\ncheckpoint: {place}", *filter(None, notes), sep="\n")
+        write_data(folder, args, train, names(cfg, keys.test))
+    results = trainer.fit(args.resume)
+    best, data = trainer.evaluations.summary(), value(cfg, keys.calibrate)
+    if main and data != "off" and final.is_file():
+        data = train[0] if data == "train" else data
+        calibrate = calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data)
+    comm.synchronize()
+    tell(results, final, best, calibrate)
     return results
-
-
-def _evaluate(kind: Any, cfg: Any, weights: str, config: str) -> dict[str, Any]:
-    """Metrics of a checkpoint; shows those of the raw one too, if a training has calibrated it."""
-    import detectron2.utils.comm as comm
-
-    from ..engine.checkpointer import RAW
-
-    raw = os.path.join(os.path.dirname(weights), RAW)
-    if os.path.basename(weights) == "model_final.pth" and os.path.isfile(raw):
-        results = kind.evaluate_checkpoint(cfg, raw, config)
-        if comm.is_main_process():
-            print(f"\n{result_table(results)}\n\ncheckpoint: {raw}, not calibrated")
-    return dict(kind.evaluate_checkpoint(cfg, weights, config))
 
 
 def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:
