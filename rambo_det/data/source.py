@@ -153,8 +153,6 @@ class DataSource:
             mistake += f"{beyond[0]}: they are x1, y1, x2, y2 and must be x, y, width, height"
         if mistake:
             raise InputError(f"{self.file}: {mistake}")
-        if self._may_be_corners:
-            self.odd.rename("beyond", "corners")
 
     def used_classes(self) -> list[str]:
         """Names of the categories that have a box which is no crowd, in the order of their ids."""
