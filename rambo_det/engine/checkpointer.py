@@ -11,7 +11,7 @@ from ..losses import ScoreMemory
 from .files import AtomicFiles
 
 BEST = "model_best"
-#: What a calibration has made model_final.pth of.
+#: The weights as trained, from which a calibration has made model_final.pth.
 RAW = "model_raw.pth"
 
 

@@ -61,7 +61,7 @@ def enter_folder(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
     if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"{keys.weights} {weights}: no such file")
     main = comm.is_main_process()
-    # Of a run that is gone on with its own, unless the command line gives one.
+    # A run that goes on keeps its seed, unless the command line gives another one.
     is_given = keys.named(keys.seed, args.opts)
     earlier = earlier_seed(folder) if args.resume and main else None
     set_value(cfg, keys.seed, run_seed(value(cfg, keys.seed), None if is_given else earlier))
@@ -90,7 +90,7 @@ def _check_model(folder: Path, cfg: Any) -> None:
 
 
 def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> None:
-    """Makes the folder of a run, and sure that it overwrites no other one.
+    """Makes the folder of a run, and makes sure that no other run is overwritten.
 
     With ``fresh`` an earlier run is moved aside. InputError if the folder holds a run and there is
     neither flag, or if it cannot be written; ``remedy`` is how the command line names another

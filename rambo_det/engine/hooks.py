@@ -86,7 +86,7 @@ class Evaluations(hooks.EvalHook):
         if not self._seeks or start == 0:
             return
         self._values = comm.all_gather(self._read(start))[0]
-        # As after the step that was the last one, which a checkpoint tells to be done.
+        # What follows expects the state right after the last step of the checkpoint.
         self.trainer.iter = storage.iter = start - 1
         if start - 1 in self._values:
             self._end_if_it_is_time(start - 1)

@@ -43,7 +43,7 @@ def value(cfg: Any, key: str) -> Any:
 
 
 def set_value(cfg: Any, key: str, new: Any) -> None:
-    """Changes that."""
+    """Changes what a config of either kind has under a key with dots."""
     above, _, last = key.rpartition(".")
     (value(cfg, above) if above else cfg)[last] = new
 

@@ -21,7 +21,7 @@ def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     Raises InputError if there are different numbers of tasks on the nodes.
     """
     size = int(environment.get("SLURM_NTASKS", 1))
-    # An allocation of several tasks in which a script is run by hand is no run of several.
+    # A script that is run by hand is one process, also in an allocation of several tasks.
     if size < 2 or "SLURM_STEP_ID" not in environment:
         return {}
     nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
