@@ -52,19 +52,15 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
         about = {"id": stem, "file_name": file_name, "width": width, "height": height}
         source.add_image(about, file, check_images)
         _add_objects(source, stem, tree, file)
-    if source.file != str(_split_file(root, split)):  # a folder, and not a list of images
+    if os.path.isdir(source.file):  # and no list of images
         for left in sorted({name for names in by_stem.values() for name in names} - set(taken)):
             source.odd.add("no xml", left)
     return source
 
 
-def _split_file(root: Path, split: str) -> Path:
-    return root / "ImageSets" / "Main" / f"{split}.txt"
-
-
 def _xml_files(name: str, root: Path, split: str) -> tuple[DataSource, dict[str, Path]]:
     """The data set, still empty, and the xml file of each image by the image's name."""
-    split_file, folder = _split_file(root, split), root / split
+    split_file, folder = root / "ImageSets" / "Main" / f"{split}.txt", root / split
     found = [] if os.path.isfile(split_file) else files_in(folder, {".xml"})
     if not found:
         source = DataSource(name, str(split_file), str(root / "JPEGImages"))
