@@ -23,9 +23,8 @@ class SavedModel:
 
     config: str  # file of a yaml config or a LazyConfig
     weights: str  # a file or an address
-    folder: Path | None  # of the run; None if the two above were named apart from a run
     data: SavedData  # of the run that the weights are of
-    is_last: bool = False  # whether the weights are those of the run's last evaluation
+    results: Path | None = None  # what its last evaluation detected, if it was of these weights
 
     @property
     def is_lazy(self) -> bool:
@@ -50,7 +49,7 @@ def find_model(
         if config is None or weights is None:
             raise InputError("which detector? --run OUTPUT_DIR, or --config FILE --weights FILE")
         data = read_data(Path(weights).parent)
-        found = SavedModel(find_config(config), weights, None, data)
+        found = SavedModel(find_config(config), weights, data)
     elif config is not None:
         raise InputError("--run has a config of its own: leave out --config")
     else:
@@ -60,7 +59,8 @@ def find_model(
         file, data = str(weights or last_checkpoint(run) or ""), read_data(folder)
         if not file:
             raise InputError(f"--run {run}: no checkpoint there yet: name one with --weights FILE")
-        found = SavedModel(str(folder / "config.yaml"), file, folder, data, weights is None)
+        results = None if weights else folder / "inference" / "coco_instances_results.json"
+        found = SavedModel(str(folder / "config.yaml"), file, data, results)
     data.imports = [*imports, *data.imports]
     return found
 
