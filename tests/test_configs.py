@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 
 import rambo_det
 from rambo_det.cli.train import main
-from rambo_det.engine.setup import merge
+from rambo_det.engine.setup import read_config
 from rambo_det.errors import InputError
 
 from .command_line import refused
@@ -105,8 +105,7 @@ def test_a_config_without_the_node_names_the_remedy():
 def test_a_config_with_the_key_that_is_gone_is_read_with_a_warning(tmp_path, caplog):
     file = tmp_path / "old.yaml"
     file.write_text("MODEL: {RAMBO: {IOU_THRESHOLDS: [0.5, 0.75], MARGIN: 0.25}}\n")
-    cfg = small_cfg()
-    merge(cfg, str(file), [])
+    cfg = read_config(str(file))
     assert cfg.MODEL.RAMBO.MARGIN == 0.25 and "IOU_THRESHOLDS" not in cfg.MODEL.RAMBO
     assert "MODEL.RAMBO.IOU_THRESHOLDS" in caplog.text
 

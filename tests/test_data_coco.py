@@ -300,7 +300,7 @@ def test_a_mask_that_is_none_matters_to_a_model_with_masks_alone(own, mask, mess
 CORNERS = [20, 21, 38, 29]
 SAID = {
     "corners": (both(each(bbox=[2, 3, 9, 10]), first(bbox=CORNERS)),
-                "1 of 3 boxes reach beyond .* are they x1, y1, x2, y2"),
+                "1 of 3 boxes reach beyond .* is x, y, width, height"),
     "beyond": (first(bbox=[30, 20, 15, 5]), r"1 of 3 boxes reach beyond .*: annotations\[0\] of a"),
     "a part of 1": (first(bbox=[0.1, 0.2, 0.3, 0.3]), "1 of 3 boxes have fractions .* multiply"),
     "twice": (first(category_id=3, bbox=[5, 5, 20, 20]), "1 box.* there twice"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rambo_det.cli.train import main, parse_args
 from rambo_det.data import hold_out, register_datasets
-from rambo_det.engine.saved import read_data
+from rambo_det.engine.folder import read_data
 from rambo_det.engine.setup import build_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError

@@ -14,7 +14,6 @@ from detectron2.utils.events import EventStorage
 
 from rambo_det.engine.checkpointer import AtomicCheckpointer
 from rambo_det.engine.launch import create_local_group
-from rambo_det.engine.memories import CollectMemories
 from rambo_det.errors import InputError
 from rambo_det.losses.sort_keys import EMPTY_KEY
 from rambo_det.modeling.criterion import RamboCriterion
@@ -81,9 +80,8 @@ def warnings_of(trainer):
 def every_process_gets_its_memory_back(rank, folder):
     for name, opts in (("together", ()), ("alone", ("MODEL.RAMBO.GLOBAL_RANKING", False))):
         trainer, remember = trainer_of(folder / name, *opts), Remember()
-        hooks = [remember] if name == "together" else [CollectMemories(2), remember]
-        trainer.register_hooks(hooks)
-        trainer._hooks = [*trainer._hooks[-len(hooks) :], *trainer._hooks[: -len(hooks)]]
+        trainer.register_hooks([remember])
+        trainer._hooks = [trainer._hooks[-1], *trainer._hooks[:-1]]
         trainer.train()
         saved = remember.memories
         assert all((memory["negatives"] != EMPTY_KEY).any() for memory in saved)

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from rambo_det.cli.train import main
-from rambo_det.engine.values import check_training
+from rambo_det.engine.setup import check_training
 
 from .command_line import call, registered
 from .forked import background, wait_until

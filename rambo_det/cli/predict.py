@@ -54,18 +54,16 @@ def default_threshold(saved: Any) -> tuple[float, str]:
     from ..engine.saved import load_truth
     from ..evaluation.ranking import best_threshold, rank_detections
 
-    results = (saved.folder or Path()) / "inference" / "coco_instances_results.json"
+    score = name = None
     # Evaluations of several data sets overwrite each other's results.
-    if saved.is_last and len(saved.data.annotations) == 1 and results.is_file():
+    if saved.results is not None and len(saved.data.annotations) == 1:
         ((name, file),) = saved.data.annotations.items()
         try:
-            found = rank_detections(load_truth(file), json.loads(results.read_text()))
-            score = best_threshold(found)
+            found = json.loads(saved.results.read_text())
+            score = best_threshold(rank_detections(load_truth(file), found))
         except (OSError, ValueError, KeyError, AssertionError):  # of another data set, or cut off
-            score = None
-        if score is not None:
-            return score, f"the best F1 on {name}"
-    return _FALLBACK, "the default"
+            pass
+    return (_FALLBACK, "the default") if score is None else (score, f"the best F1 on {name}")
 
 
 def quiet() -> None:

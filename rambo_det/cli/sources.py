@@ -41,18 +41,18 @@ def find_sources(
         path = Path(name)
         if not path.exists():
             raise InputError(f"{name}: no such file or folder")
+        if not path.is_dir():
+            sources.append(_of_file(path, Path(path.name)))
+            continue
         inside = files_in(path, IMAGE_ENDINGS | _VIDEOS)
         if output.resolve() != path.resolve():  # earlier results are no input
             inside = [p for p in inside if output.resolve() not in p.resolve().parents]
-        if path.is_dir() and not inside:
+        if not inside:
             raise InputError(f"{name}: no images or videos in this folder")
-        for file in inside if path.is_dir() else [path]:
+        for file in inside:
             try:
-                relative = file.relative_to(path) if path.is_dir() else Path(file.name)
-                sources.append(_of_file(file, relative))
+                sources.append(_of_file(file, file.relative_to(path)))
             except InputError as error:
-                if file == path:
-                    raise
                 broken.append(error)
     for camera in cameras:
         number = camera if camera.isdigit() else ""

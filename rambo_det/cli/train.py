@@ -28,19 +28,16 @@ def result_table(results: dict[str, Any]) -> str:
     lines = []
     for name, result in ({"": results} if "bbox" in results else results).items():
         bbox = result["bbox"]
-        tasks = {_TASKS[task]: result[task] for task in _TASKS if task in result}
         head = {key: bbox[key] for key in ("AP", "AP50", "AP75")}
-        head |= {title: found[metric] for (title, metric), found in tasks.items()}
-        classes = [key.removeprefix("AP-") for key in bbox if key.startswith("AP-")]
-        rows = [
-            {"class": label}
-            | {
-                title: found[f"{metric}-{label}"]
-                for (title, metric), found in tasks.items()
-                if f"{metric}-{label}" in found  # Detectron2 has none of each class's key points
-            }
-            for label in classes
-        ]
+        labels = [key.removeprefix("AP-") for key in bbox if key.startswith("AP-")]
+        rows = [{"class": label} for label in labels]
+        for task in filter(result.get, _TASKS):
+            (title, metric), found = _TASKS[task], result[task]
+            head[title] = found[metric]
+            for row in rows:
+                key = f"{metric}-{row['class']}"
+                if key in found:  # Detectron2 has none of each class's key points
+                    row[title] = found[key]
         tables = [[head], rows] if rows else [[head]]
         lines += [name] if name else []
         lines += [tabulate(t, headers="keys", floatfmt=".3f", tablefmt="github") for t in tables]
@@ -53,10 +50,16 @@ def result_table(results: dict[str, Any]) -> str:
 
 def load_config(args: argparse.Namespace) -> Any:
     """The checked config of the run, yaml or LazyConfig, whose own data sets are registered."""
+    from ..engine.calibrated import check_calibration_set
+    from ..engine.keys import LAZY, YAML, names, value
     from ..engine.lazy import load_lazy_config
     from ..engine.setup import build_config
 
-    return (load_lazy_config if args.lazy else build_config)(args)
+    cfg, keys = (load_lazy_config(args), LAZY) if args.lazy else (build_config(args), YAML)
+    calibrate = value(cfg, keys.calibrate)
+    if calibrate not in ("off", "train") and not args.eval_only:
+        check_calibration_set(keys.calibrate, calibrate, names(cfg, keys.train)[0])
+    return cfg
 
 
 def check_data(args: argparse.Namespace) -> None:
@@ -78,94 +81,52 @@ def check_data(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One process of a run: training and evaluation, or evaluation alone."""
     import detectron2.utils.comm as comm
-    import torch
 
-    from ..engine.calibrated import CALIBRATED, calibrate_final, check_calibration_set
+    from ..engine.calibrated import CALIBRATED, calibrate_final
     from ..engine.checkpointer import RAW
-    from ..engine.folder import earlier_seed, last_checkpoint, prepare_folder
+    from ..engine.folder import enter_folder, write_data
     from ..engine.keys import names, set_value, value
     from ..engine.lazy import LazyRun
-    from ..engine.saved import check_goes_on, write_data
-    from ..engine.seeds import run_seed
     from ..engine.terminal import held_until_set_up, set_up
     from ..engine.trainer import RamboTrainer
 
     kind = LazyRun if args.lazy else RamboTrainer
     keys, main = kind.keys, comm.is_main_process()
+
+    def tell(results: dict[str, Any], checkpoint: Any, *more: str | None) -> None:
+        if main:
+            lines = [f"\n{result_table(results)}\n\ncheckpoint: {checkpoint}", *filter(None, more)]
+            print("\n".join(lines))
+
     with held_until_set_up():
         cfg = load_config(args)
-    train, test = names(cfg, keys.train), names(cfg, keys.test)
-    if not value(cfg, keys.folder):
-        raise InputError(f"{keys.folder} is empty: name a folder")
-    folder = Path(value(cfg, keys.folder))
-    calibrate, warning = value(cfg, keys.calibrate), None
-    if calibrate not in ("off", "train") and not args.eval_only:
-        check_calibration_set(keys.calibrate, calibrate, train[0])
-    if args.eval_only and not keys.named(keys.weights, args.opts):
-        file = last_checkpoint(folder)
-        if file is None:
-            raise InputError(
-                f"--eval-only: no checkpoint in {keys.folder} {folder}: name one with "
-                f"{keys.weights}{keys.sign}FILE"
-            )
-        set_value(cfg, keys.weights, str(file))
-        check_goes_on("--eval-only", folder, test)
-    elif args.resume and not args.eval_only:
-        warning = check_goes_on("--resume", folder, train[:1], None if args.lazy else cfg)
-    weights = value(cfg, keys.weights)
-    if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
-        raise InputError(f"{keys.weights} {weights}: no such file")
-    # Of a run that is gone on with its own, unless the command line gives one.
-    earlier = earlier_seed(folder) if args.resume and main else None
-    named = keys.named(keys.seed, args.opts)
-    set_value(cfg, keys.seed, run_seed(value(cfg, keys.seed), None if named else earlier))
-    aside = None
-    if main and not args.eval_only:
-        remedy = f"{keys.folder}{keys.sign}FOLDER"
-        aside = prepare_folder(folder, args.resume, args.fresh, remedy)
-    comm.synchronize()
-    logger = set_up(cfg, keys, args)
-    if aside:
-        logger.info("The earlier run in %s is now in %s", folder, aside)
-    device = value(cfg, keys.device)
-    about = f"{torch.get_num_threads()} threads"
-    if device.startswith("cuda"):
-        about = torch.cuda.get_device_name(torch.device(device))
-    logger.info("Device: %s (%s)", device, about)
-    if warning:
-        logger.warning("%s", warning)
-    told: list[str | None] = []
+        folder = enter_folder(cfg, keys, args)
+    set_up(cfg, keys, args)
     if args.eval_only:
+        weights = value(cfg, keys.weights)
         raw = os.path.join(os.path.dirname(weights), RAW)
         if os.path.basename(weights) == "model_final.pth" and os.path.isfile(raw):
-            _show(kind.evaluate_checkpoint(cfg, raw, args.config_file), f"{raw}, not calibrated")
-        results, place = kind.evaluate_checkpoint(cfg, weights, args.config_file), weights
-    else:
-        trainer = kind(cfg)
-        if main:
-            write_data(str(folder), args, train, test)
-        results, place = trainer.fit(args.resume), str(folder / "model_final.pth")
-        told.append(trainer.evaluations.summary())
-        if main and calibrate != "off" and os.path.isfile(place):
-            data = train[0] if calibrate == "train" else calibrate
-            told.append(calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data))
-        # A process on another machine need not see the file.
-        if comm.all_gather((folder / RAW).is_file())[0]:
-            _show(results, f"{folder / RAW}, not calibrated")
-            set_value(cfg, keys.folder, str(folder / CALIBRATED))
-            results = kind.evaluate_checkpoint(cfg, place, args.config_file)
-    _show(results, place)
-    for line in filter(None, told if main else ()):
-        print(line)
-    return dict(results)
-
-
-def _show(results: dict[str, Any], checkpoint: str) -> None:
-    """Prints the metrics of a checkpoint, in the main process alone."""
-    import detectron2.utils.comm as comm
-
-    if comm.is_main_process():
-        print(f"\n{result_table(results)}\n\ncheckpoint: {checkpoint}")
+            results = kind.evaluate_checkpoint(cfg, raw, args.config_file)
+            tell(results, f"{raw}, not calibrated")
+        results = kind.evaluate_checkpoint(cfg, weights, args.config_file)
+        tell(results, weights)
+        return results
+    final, train, calibrate = folder / "model_final.pth", names(cfg, keys.train), None
+    trainer = kind(cfg)
+    if main:
+        write_data(folder, args, train, names(cfg, keys.test))
+    results = trainer.fit(args.resume)
+    best, data = trainer.evaluations.summary(), value(cfg, keys.calibrate)
+    if main and data != "off" and final.is_file():
+        data = train[0] if data == "train" else data
+        calibrate = calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data)
+    # A process on another machine need not see the file.
+    if comm.all_gather((folder / RAW).is_file())[0]:
+        tell(results, f"{folder / RAW}, not calibrated")
+        set_value(cfg, keys.folder, str(folder / CALIBRATED))
+        results = kind.evaluate_checkpoint(cfg, str(final), args.config_file)
+    tell(results, final, best, calibrate)
+    return results
 
 
 def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:

@@ -10,9 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 
 #: Endings of files that are taken for images where a folder is looked through.
-IMAGE_ENDINGS: frozenset[str] = frozenset(
-    {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-)
+IMAGE_ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # What a complete file of a format ends with. A file that ends otherwise is decoded to be sure.
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}
 _EXIF_ORIENTATION = 0x0112
@@ -79,17 +77,20 @@ def _is_shown(name: str) -> bool:
 
 
 def image_size(path: Path, named_in: str, whole: bool = False) -> tuple[int, int]:
-    """(width, height) in px of a complete image, see :func:`image_header`."""
-    return image_header(path, named_in, whole)[:2]
+    """(width, height) in px of a complete image, see :func:`check_image`."""
+    return check_image(path, named_in, whole=whole)[:2]
 
 
-def image_header(path: Path, named_in: str, whole: bool = False) -> tuple[int, int, int]:
+def check_image(
+    path: Path, named_in: str, size: tuple[int, int] | None = None, whole: bool = False
+) -> tuple[int, int, int]:
     """Width and height in px of a complete image, turned upright, and its EXIF orientation, 1 to 8.
 
     Reads the header and the last bytes; the whole image is decoded only where those leave a doubt,
     or if ``whole``. InputError, which says where it is named, if the image is missing, truncated,
-    not an image, too large for Pillow, or one that Detectron2's reader would change: of more than 8
-    bits a channel, which it cuts to 255, or a TIFF with an orientation, after which both turn it.
+    not an image, of another ``size``, too large for Pillow, or one that Detectron2's reader would
+    change: of more than 8 bits a channel, which it cuts to 255, or a TIFF with an orientation,
+    after which both turn it.
     """
     name = shown(path)
     if not os.path.isfile(path):
@@ -97,6 +98,9 @@ def image_header(path: Path, named_in: str, whole: bool = False) -> tuple[int, i
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it can be read
+            file.seek(max(0, path.stat().st_size - 16))
+            end = file.read()
+            file.seek(0)
             with Image.open(file) as image:
                 width, height = image.size
                 # Detectron2 turns images upright when it reads them: 5 to 8 swap width and height.
@@ -108,9 +112,6 @@ def image_header(path: Path, named_in: str, whole: bool = False) -> tuple[int, i
                     )
                 if orientation in (5, 6, 7, 8):
                     width, height = height, width
-                with open(path, "rb") as again:
-                    again.seek(max(0, path.stat().st_size - 16))
-                    end = again.read()
                 if whole or not end.endswith(_LAST_BYTES.get(image.format or "", b"none")):
                     image.load()
                 if image.mode not in _8_BITS:
@@ -124,6 +125,11 @@ def image_header(path: Path, named_in: str, whole: bool = False) -> tuple[int, i
     except (OSError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{named_in}: the image {name} is truncated or broken: {reason}") from None
+    if size not in (None, (width, height)):
+        raise InputError(
+            f"{named_in}: the image {name} is {width}x{height} px (turned upright), but its "
+            f"annotation says {size[0]}x{size[1]}"
+        )
     return width, height, orientation
 
 
@@ -136,14 +142,3 @@ def _check_range(image: Image.Image, name: str) -> None:
             f"{name} is a {kind} image with values from {low:g} to {high:g}, which would be cut to "
             "0 to 255: save it with 8 bits, scaled to that range"
         )
-
-
-def check_image(path: Path, size: tuple[int, int], named_in: str, whole: bool = False) -> int:
-    """Raise InputError unless `path` is a complete image of `size` px; its EXIF orientation."""
-    *actual, orientation = image_header(path, named_in, whole)
-    if tuple(actual) != size:
-        raise InputError(
-            f"{named_in}: the image {shown(path)} is {actual[0]}x{actual[1]} px (turned upright), "
-            f"but its annotation says {size[0]}x{size[1]}"
-        )
-    return orientation

@@ -21,7 +21,7 @@ class NamingMapper:
         except Exception as error:
             if {"file_name", "width", "height"} <= record.keys():
                 size = (record["width"], record["height"])
-                check_image(Path(record["file_name"]), size, "while the run goes on", whole=True)
+                check_image(Path(record["file_name"]), "while the run goes on", size, whole=True)
             place = record.get("file_name", "an image without file_name")
             place += self._bad_annotation(record)
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

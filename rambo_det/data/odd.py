@@ -9,9 +9,8 @@ from .files import shown
 #: Kind -> what is said of the {n} places where it was found; {of} is the number of all boxes.
 TABLE = {
     "dropped": "dropped {n} box(es) without area inside their image",
-    "beyond": "{n} of {of} boxes reach beyond their image, and are cut to it in training",
-    "corners": "{n} of {of} boxes reach beyond their images: are they x1, y1, x2, y2? They have to "
-    "be x, y, width, height",
+    "beyond": "{n} of {of} boxes reach beyond their image, and are cut to it in training; a box "
+    "in COCO's format is x, y, width, height",
     "fraction": "{n} of {of} boxes have fractions between 0 and 1 for coordinates, which have to "
     "be in px: multiply them by the width and height of the image",
     "twice": "{n} box(es) are there twice, with the same class",
@@ -56,11 +55,6 @@ class Odd:
     def places(self, kind: str) -> list[str]:
         """Where a kind was found."""
         return self._places.get(kind, [])
-
-    def rename(self, kind: str, new: str) -> None:
-        """Findings of a kind turn out to be of another one."""
-        if kind in self._places:
-            self._places[new] += self._places.pop(kind)
 
     def lines(self, boxes: int) -> Iterator[str]:
         """A sentence for each kind, with the first ten places; ``boxes`` are dropped ones too."""

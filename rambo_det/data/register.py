@@ -8,13 +8,13 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..cache import cache_folder
 from ..errors import InputError
 from .coco import read_coco
 from .files import make_folder, shown
-from .source import PARTS, DataSource, split_json
+from .source import PARTS, DataSource, set_aside
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -27,10 +27,19 @@ READERS: dict[str, Callable[..., DataSource]] = {
     "voc": read_voc,
     "yolo": read_yolo,
 }
-
-
 #: What follows the name of a data set in those of the parts that --hold-out makes.
 _HELD_OUT = ("_fit", "_heldout")
+#: Metadata of a data set that say where its annotations are: a part of it has others.
+_OF_THE_WHOLE = ("name", "json_file", "image_root", "dirname", "split", "year")
+
+
+class _Ready(NamedTuple):
+    """A data set that can be registered."""
+
+    name: str
+    content: dict[str, Any]  # of its COCO json
+    image_dir: PathLike
+    metadata: dict[str, Any]
 
 
 def register_datasets(
@@ -62,16 +71,46 @@ def register_datasets(
     Raises:
         InputError: the first thing found wrong, in one line. Nothing is registered then.
     """
-    from detectron2.data import DatasetCatalog
-
     if split is not None and not 0 < split < 1:
         raise InputError(f"--split must be a share between 0 and 1, such as 0.2, not {split}")
-    given = {"coco": coco, "voc": voc, "yolo": yolo}
-    sources = [READERS[kind](*item) for kind, items in given.items() for item in items]
+    by_kind = {"coco": coco, "voc": voc, "yolo": yolo}
+    given = [(kind, item) for kind, items in by_kind.items() for item in items]
+    wanted = [item[0] + part for _, item in given for part in ([""] if split is None else PARTS)]
+    _check_names(wanted)
+    sources = [READERS[kind](*item) for kind, item in given]
     for source in sources:
         source.finish()
-    endings = [""] if split is None else PARTS
-    wanted = [source.name + ending for source in sources for ending in endings]
+    trained_on = [name for name in wanted if name in (train or ())] or wanted
+    trained = [s for s in sources if split is not None or s.name in trained_on]
+    names = _class_names(sources, classes, trained)
+    for source in sources:
+        source.keep_classes(names)
+        for line in source.odd.lines(source.num_boxes):
+            logger.warning("%s: %s", source.file, line)
+    _warn_of_shared_images(trained, sources)
+    found: list[_Ready] = []
+    for source in sources:
+        metadata = {**class_metadata(names), **source.metadata}
+        metadata["odd_images"] = list(source.odd.images)
+        whole = _Ready(source.name, source.as_json(names), source.image_dir, metadata)
+        if split is None:
+            found.append(whole)
+        else:
+            number = max(1, round(split * len(source.images)))
+            found += _split(whole, number, PARTS, f"--split {split}:")
+    boxes = [a for each in found if each.name in trained_on for a in each.content["annotations"]]
+    used = {box["category_id"] for box in boxes if not box["iscrowd"]}
+    for number, name in enumerate(names, 1):
+        if number not in used:
+            logger.warning("no training box has the class '%s'", name)
+    _register(found)
+    return names
+
+
+def _check_names(wanted: Sequence[str]) -> None:
+    """Raises InputError for a name that no data set can have, or that one has."""
+    from detectron2.data import DatasetCatalog
+
     taken = set(DatasetCatalog.list())
     for name in wanted:
         if not re.fullmatch(r"[\w.\- ]{1,100}", name):
@@ -83,42 +122,33 @@ def register_datasets(
                 f"DatasetCatalog.remove('{name}') first"
             )
         taken.add(name)
-    trained_on = [name for name in wanted if name in (train or ())] or wanted
-    trained = [s for s in sources if split is not None or s.name in trained_on]
-    names = _class_names(sources, classes, trained)
-    for source in sources:
-        source.keep_classes(names)
-        for line in source.odd.lines(source.num_boxes):
-            logger.warning("%s: %s", source.file, line)
-    _warn_of_shared_images(trained, sources)
-    found: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = []
-    for source in sources:
-        parts = [(source.name, source.as_json(names))]
-        metadata = {**class_metadata(names), **source.metadata}
-        metadata["odd_images"] = list(source.odd.images)
-        if split is not None:
-            number = max(1, round(split * len(source.images)))
-            both = [source.name + ending for ending in endings]
-            parts = split_json(parts[0][1], number, both, f"--split {split}:")
-            metadata = part_metadata(metadata, source.name)
-        found += [(name, content, source.image_dir, metadata) for name, content in parts]
-    boxes = [box for name, content, *_ in found if name in trained_on
-             for box in content["annotations"] if not box["iscrowd"]]  # fmt: skip
-    used = {box["category_id"] for box in boxes}
-    for number, name in enumerate(names, 1):
-        if number not in used:
-            logger.warning("no training box has the class '%s'", name)
-    files = [write_json(name, content) for name, content, *_ in found]
-    for file, (name, _, image_dir, metadata) in zip(files, found, strict=True):
-        add_to_catalogs(name, file, image_dir, metadata)
-    return names
 
 
-def part_metadata(metadata: dict[str, Any], name: str) -> dict[str, Any]:
-    """Those of a part of the data set: what says where its annotations are is left out."""
-    of_the_whole = ("name", "json_file", "image_root", "dirname", "split", "year")
-    kept = {key: value for key, value in metadata.items() if key not in of_the_whole}
-    return {**kept, "part_of": name}
+def _split(whole: _Ready, number: int, endings: Sequence[str], option: str) -> list[_Ready]:
+    """A data set in two: without ``number`` images, and these, see :func:`.source.set_aside`.
+
+    ``endings`` are those of their names. InputError, naming the option, if a part would have no box
+    that counts.
+    """
+    aside = set_aside(whole.content["images"], number)
+    metadata = {key: value for key, value in whole.metadata.items() if key not in _OF_THE_WHOLE}
+    metadata["part_of"] = whole.name
+    parts = []
+    for ending, inside in zip(endings, (False, True), strict=True):
+        name, content = whole.name + ending, dict(whole.content)
+        for key, image_id in (("images", "id"), ("annotations", "image_id")):
+            content[key] = [item for item in content[key] if (item[image_id] in aside) == inside]
+        if all(box["iscrowd"] for box in content["annotations"]):
+            raise InputError(f"{option} {name} would have no box")
+        parts.append(_Ready(name, content, whole.image_dir, metadata))
+    return parts
+
+
+def _register(found: Sequence[_Ready]) -> None:
+    """Writes the annotations of all, and then registers them."""
+    files = [write_json(each.name, each.content) for each in found]
+    for file, each in zip(files, found, strict=True):
+        add_to_catalogs(each.name, file, each.image_dir, each.metadata)
 
 
 def _warn_of_shared_images(trained: Sequence[DataSource], sources: Sequence[DataSource]) -> None:
@@ -137,10 +167,8 @@ def by_format(register: Iterable[Sequence[str]]) -> dict[str, Any]:
 
     Of (format, name, place, part) of each set, as the command line has them.
     """
-    found: dict[str, Any] = {kind: [] for kind in READERS}
-    for kind, *item in register:
-        found[kind].append(item)
-    return found
+    register = list(register)
+    return {kind: [item for of, *item in register if of == kind] for kind in READERS}
 
 
 def _class_names(
@@ -219,6 +247,7 @@ def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
 
     if number < 2:
         raise InputError(f"--hold-out must be >= 2 (one image of so many), got {number}")
+    parts: list[_Ready] = []
     for name in names:
         DatasetCatalog.get(name)  # draws or reads what is made at first use, the classes among it
         metadata = MetadataCatalog.get(name)
@@ -226,11 +255,10 @@ def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
         if not file:
             raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
         content = json.loads(Path(file).read_text(encoding="utf-8"))
+        whole = _Ready(name, content, metadata.image_root, metadata.as_dict())
         least, option = len(content["images"]) // number, f"--hold-out {number}: of {name},"
-        kept = part_metadata(metadata.as_dict(), name)
-        parts = split_json(content, least, [name + ending for ending in _HELD_OUT], option)
-        for part, chosen in parts:
-            if part in DatasetCatalog.list():  # of an earlier split in this process
-                DatasetCatalog.remove(part)
-            add_to_catalogs(part, write_json(part, chosen), metadata.image_root, kept)
+        parts += _split(whole, least, _HELD_OUT, option)
+    for part in parts:
+        DatasetCatalog.pop(part.name, None)  # of an earlier split in this process
+    _register(parts)
     return [[name + ending for name in names] for ending in _HELD_OUT]

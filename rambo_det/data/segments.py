@@ -50,29 +50,26 @@ def read_mask(value: Any, size: tuple[int, int], odd: Odd, place: str) -> tuple[
         isinstance(p, list) and len(p) % 2 == 0 and are_numbers(p) for p in value
     ):
         raise ValueError(_wanted(size))
-    kept, corners, area = [], [], 0.0
+    kept, area = [], 0.0
     for polygon in value:
         if len(polygon) < 6:
             if polygon:
                 odd.add("few points", place)
             continue
-        points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
-        low, high = points.min(axis=0), points.max(axis=0)
-        x, y = points.T
+        x, y = np.array(polygon, dtype=np.float64).reshape(-1, 2).T
         own = abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2  # by the shoelace formula
-        if own <= 0 or (high <= 0).any() or (low >= size[::-1]).any():
+        if own <= 0 or min(x.max(), y.max()) <= 0 or x.min() >= size[1] or y.min() >= size[0]:
             odd.add("outside", place)
             continue
         kept.append(polygon)
-        corners.append((*low, *high))
         area += own
     if not kept:
         return [], None
-    ends = np.array(corners)
-    (left, top), (right, bottom) = ends[:, :2].min(axis=0), ends[:, 2:].max(axis=0)
+    points = [xy for polygon in kept for xy in polygon]
+    left, top, right, bottom = (f(points[k::2]) for f in (min, max) for k in (0, 1))
     if max(-left, -top, right - size[1], bottom - size[0]) > SLACK:
         odd.add("mask beyond", place)
-    return kept, Shape(float(area), float(left), float(top), float(right), float(bottom))
+    return kept, Shape(area, [left, top, right - left, bottom - top])
 
 
 def _wanted(size: tuple[int, int]) -> str:
@@ -93,8 +90,7 @@ def _read_rle(value: dict[str, Any], size: tuple[int, int]) -> tuple[Any, Shape 
     if not any(runs[1::2]):
         return [], None
     whole = pycocotools.mask.frPyObjects({"size": list(size), "counts": runs}, *size)
-    x, y, width, height = map(float, pycocotools.mask.toBbox(whole))
-    shape = Shape(float(sum(runs[1::2])), x, y, x + width, y + height)
+    shape = Shape(float(sum(runs[1::2])), pycocotools.mask.toBbox(whole).tolist())
     return {"size": list(size), "counts": counts}, shape
 
 

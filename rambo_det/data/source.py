@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pycocotools.mask
 
 from ..errors import InputError
-from .files import check_image, image_header
+from .files import check_image
 from .odd import Odd
 
 #: What follows the name of a data set in those of its parts.
@@ -23,13 +23,10 @@ _AREAS = (0.02, 1.25)
 
 
 class Shape(NamedTuple):
-    """A mask's area in px² and the corners of the box around it."""
+    """A mask's area in px² and the box around it, x, y, width, height in px."""
 
     area: float
-    left: float
-    top: float
-    right: float
-    bottom: float
+    box: list[float]
 
 
 @dataclass
@@ -57,20 +54,19 @@ class DataSource:
         InputError, which says where the file is named, if it is missing, truncated, of another size
         or of more than 8 bits.
         """
-        size = (int(image.get("width", 0)), int(image.get("height", 0)))
-        file, orientation = Path(self.image_dir, image["file_name"]), 1
-        if 0 in size:
-            *size, orientation = image_header(file, str(named_in))
-        elif check:
-            orientation = check_image(file, size, str(named_in))
-            # From 5 on the sides are swapped: the size tells that the turned image is meant.
-            orientation = 1 if orientation > 4 and size[0] != size[1] else orientation
-        if orientation in range(2, 9):
-            self.odd.add("turned", image["file_name"], image["id"])
+        width, height = int(image.get("width", 0)), int(image.get("height", 0))
+        known = (width, height) if width and height else None
+        if check or known is None:
+            file = Path(self.image_dir, image["file_name"])
+            width, height, orientation = check_image(file, str(named_in), known)
+            # From 5 on the sides are swapped: a size tells that the turned image is meant.
+            is_meant = orientation > 4 and known is not None and width != height
+            if orientation in range(2, 9) and not is_meant:
+                self.odd.add("turned", image["file_name"], image["id"])
         if (key := ("file", os.path.normpath(image["file_name"]))) in self._seen:
             self.odd.add("same file", image["file_name"], image["id"])
         self._seen.add(key)
-        self.images[image["id"]] = {**image, "width": size[0], "height": size[1]}
+        self.images[image["id"]] = {**image, "width": width, "height": height}
 
     def add_box(
         self,
@@ -108,7 +104,7 @@ class DataSource:
             if area is not None:
                 self.odd.add("area", place, image_id)
             area = width * height if mask is None else mask.area
-        if mask is not None and _overlap(mask, (x, y, right, bottom)) < 0.25:
+        if mask is not None and _overlap(mask.box, box) < 0.25:
             self.odd.add("mask away", place, image_id)
         number = len(self.annotations) + 1  # pycocotools takes a match with number 0 for no match
         required = {"id": number, "image_id": image_id, "category_id": category_id, "bbox": box}
@@ -157,8 +153,6 @@ class DataSource:
             mistake += f"{beyond[0]}: they are x1, y1, x2, y2 and must be x, y, width, height"
         if mistake:
             raise InputError(f"{self.file}: {mistake}")
-        if self._may_be_corners:
-            self.odd.rename("beyond", "corners")
 
     def used_classes(self) -> list[str]:
         """Names of the categories that have a box which is no crowd, in the order of their ids."""
@@ -193,25 +187,6 @@ class DataSource:
         }
 
 
-def split_json(
-    content: dict[str, Any], number: int, names: Sequence[str], option: str
-) -> list[tuple[str, dict[str, Any]]]:
-    """The content of a COCO json in two, with their names: without ``number`` images, and these.
-
-    The same ones always, see :func:`set_aside`. InputError, naming the option, if a part would have
-    no box that counts.
-    """
-    aside = set_aside(content["images"], number)
-    parts = []
-    for name, inside in zip(names, (False, True), strict=True):
-        images = [image for image in content["images"] if (image["id"] in aside) == inside]
-        boxes = [a for a in content["annotations"] if (a["image_id"] in aside) == inside]
-        if all(box["iscrowd"] for box in boxes):
-            raise InputError(f"{option} {name} would have no box")
-        parts.append((name, {**content, "images": images, "annotations": boxes}))
-    return parts
-
-
 def set_aside(images: Iterable[dict[str, Any]], number: int) -> set[Any]:
     """The ids of so many COCO image dicts, or of a few more.
 
@@ -235,9 +210,7 @@ def _is_far(area: float, box: float, mask: Shape | None) -> bool:
     return area <= 0 or not (mask.area / 2 - 2 <= area <= mask.area * 2 + 2)
 
 
-def _overlap(mask: Shape, box: tuple[float, float, float, float]) -> float:
-    """IoU of the box around a mask with a box, both widened by 1 px."""
-    (left, top, *end), (x, y, *end_of_box) = mask[1:], box
-    around = [left, top, end[0] - left + 1, end[1] - top + 1]
-    other = [x, y, end_of_box[0] - x + 1, end_of_box[1] - y + 1]
-    return float(pycocotools.mask.iou([around], [other], [0])[0, 0])
+def _overlap(*boxes: list[float]) -> float:
+    """IoU of two boxes x, y, width, height, both made larger by 1 px."""
+    one, other = ([[x, y, width + 1, height + 1]] for x, y, width, height in boxes)
+    return float(pycocotools.mask.iou(one, other, [0])[0, 0])

@@ -27,59 +27,63 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     InputError if a file is missing or malformed, or it cannot be known which image an xml is of.
     """
     root = Path(root)
-    split_file, folder = root / "ImageSets" / "Main" / f"{split}.txt", root / split
-    is_tree = os.path.isfile(split_file)
-    found = [] if is_tree else files_in(folder, {".xml"})
-    is_plain = bool(found)
-    if is_plain:
-        xml_dir = image_dir = folder
-        parts = {file.relative_to(folder).parts[0] for file in found}
-        if len(parts) == 1 and {part.lower() for part in parts} <= {"annotations", "labels"}:
-            xml_dir, image_dir = folder / parts.pop(), _image_folder(folder)
-        source = DataSource(name, str(folder), str(image_dir))
-        files = {f.relative_to(xml_dir).with_suffix("").as_posix(): f for f in found}
-    else:
-        source = DataSource(name, str(split_file), str(root / "JPEGImages"))
-        stems = _image_names(split_file, split, source)
-        files = {stem: root / "Annotations" / f"{stem}.xml" for stem in stems}
+    source, files = _xml_files(name, root, split)
     # A set that is read by evaluators of VOC's metric needs to be found again.
     source.metadata = {"dirname": str(root), "split": split, "year": 2012}
     source.metadata["without_mask"] = f"{source.file} has no masks"
     source.metadata["without_keypoints"] = f"{name} has no key points"
-    annotations = {stem: _parse(file, source.file, stem) for stem, file in files.items()}
-    labels = {_label(item) for tree in annotations.values() for item in tree.findall("object")}
-    numbers = {label: index + 1 for index, label in enumerate(sorted(labels - {""}))}
-    source.categories = {number: label for label, number in numbers.items()}
-
+    trees = {stem: _parse(file, source.file, stem) for stem, file in files.items()}
+    labels = {_label(item) for tree in trees.values() for item in tree.findall("object")}
+    source.categories = dict(enumerate(sorted(labels - {""}), 1))
     by_stem: dict[str, list[str]] = defaultdict(list)
     for path in files_in(Path(source.image_dir), IMAGE_ENDINGS):
-        file = path.relative_to(source.image_dir)
-        by_stem[file.with_suffix("").as_posix()].append(file.as_posix())
+        image = path.relative_to(source.image_dir)
+        by_stem[image.with_suffix("").as_posix()].append(image.as_posix())
     taken: dict[str, str] = {}
-    for stem, tree in annotations.items():
-        own = by_stem.get(stem, [])
-        file_name = _image_of(stem, tree, files[stem], Path(source.image_dir), own)
+    for stem, tree in trees.items():
+        file, own = shown(files[stem]), by_stem.get(stem, [])
+        file_name = _image_of(stem, tree, file, Path(source.image_dir), own)
         if (other := taken.setdefault(file_name, stem)) != stem:
             raise InputError(
-                f"{shown(files[stem])}: its image {shown(file_name)} is that of {other}.xml too: "
-                "correct <filename>, or rename the xml"
+                f"{file}: its image {shown(file_name)} is that of {other}.xml too: correct "
+                "<filename>, or rename the xml"
             )
         width, height = (int(_number(tree, f"size/{side}", 0)) for side in ("width", "height"))
-        image = {"id": stem, "file_name": file_name, "width": width, "height": height}
-        source.add_image(image, shown(files[stem]), check_images)
-        for index, item in enumerate(tree.findall("object")):
-            corners = _corners(item, files[stem])
-            place = f"{shown(files[stem])}: object {index + 1}, '{_label(item)}'"
-            source.note_fractions(corners, stem, place)
-            if any(_number(a, "value", 0) for a in item.iter("attribute")
-                   if a.findtext("name") == "rotation"):  # fmt: skip
-                source.odd.add("rotated", place, stem)
-            fields = {"iscrowd": 0, "difficult": int(_number(item, "difficult", 0))}
-            source.add_box(stem, numbers[_label(item)], _box(corners), fields, place)
-    if is_plain:
+        about = {"id": stem, "file_name": file_name, "width": width, "height": height}
+        source.add_image(about, file, check_images)
+        _add_objects(source, stem, tree, file)
+    if os.path.isdir(source.file):  # and no list of images
         for left in sorted({name for names in by_stem.values() for name in names} - set(taken)):
             source.odd.add("no xml", left)
     return source
+
+
+def _xml_files(name: str, root: Path, split: str) -> tuple[DataSource, dict[str, Path]]:
+    """The data set, still empty, and the xml file of each image by the image's name."""
+    split_file, folder = root / "ImageSets" / "Main" / f"{split}.txt", root / split
+    found = [] if os.path.isfile(split_file) else files_in(folder, {".xml"})
+    if not found:
+        source = DataSource(name, str(split_file), str(root / "JPEGImages"))
+        stems = _image_names(split_file, split, source)
+        return source, {stem: root / "Annotations" / f"{stem}.xml" for stem in stems}
+    xml_dir = image_dir = folder
+    parts = {file.relative_to(folder).parts[0] for file in found}
+    if len(parts) == 1 and {part.lower() for part in parts} <= {"annotations", "labels"}:
+        xml_dir, image_dir = folder / parts.pop(), _image_folder(folder)
+    files = {file.relative_to(xml_dir).with_suffix("").as_posix(): file for file in found}
+    return DataSource(name, str(folder), str(image_dir)), files
+
+
+def _add_objects(source: DataSource, stem: str, tree: ET.Element, file: str) -> None:
+    numbers = {label: number for number, label in source.categories.items()}
+    for index, item in enumerate(tree.findall("object"), 1):
+        corners, place = _corners(item, file), f"{file}: object {index}, '{_label(item)}'"
+        source.note_fractions(corners, stem, place)
+        turns = [a for a in item.iter("attribute") if a.findtext("name") == "rotation"]
+        if any(_number(turn, "value", 0) for turn in turns):
+            source.odd.add("rotated", place, stem)
+        fields = {"iscrowd": 0, "difficult": int(_number(item, "difficult", 0))}
+        source.add_box(stem, numbers[_label(item)], _box(corners), fields, place)
 
 
 def _image_folder(folder: Path) -> Path:
@@ -88,7 +92,7 @@ def _image_folder(folder: Path) -> Path:
     return next(filter(os.path.isdir, found), folder)
 
 
-def _image_of(stem: str, tree: ET.Element, xml_file: Path, folder: Path, own: list[str]) -> str:
+def _image_of(stem: str, tree: ET.Element, file: str, folder: Path, own: list[str]) -> str:
     """The image that an xml is of, relative to the folder: the one that `<filename>` says, or else
     the one that is called as the xml, of which there are ``own``. InputError if these are two."""
     said = (tree.findtext("filename") or "").strip()
@@ -99,13 +103,11 @@ def _image_of(stem: str, tree: ET.Element, xml_file: Path, folder: Path, own: li
     names = filter(None, dict.fromkeys((beside, inside)))
     there = [name for name in names if os.path.isfile(folder / name)]
     if not there and len(own) > 1:
-        raise InputError(
-            f"{shown(xml_file)}: {' and '.join(own)} are there: <filename> must say which"
-        )
+        raise InputError(f"{file}: {' and '.join(own)} are there: <filename> must say which")
     found = [*there, *own, said if "\\" in said else beside or f"{stem}.jpg"][0]
     if own and found not in own:
         raise InputError(
-            f"{shown(xml_file)}: <filename> says {shown(said)}, but {own[0]} is there too: correct "
+            f"{file}: <filename> says {shown(said)}, but {own[0]} is there too: correct "
             "<filename>, or rename the xml"
         )
     return found
@@ -171,15 +173,14 @@ def _number(tree: ET.Element, key: str, default: float) -> float:
     return value if math.isfinite(value) and abs(value) <= 1e9 else default
 
 
-def _corners(item: ET.Element, xml_file: Path) -> list[float]:
+def _corners(item: ET.Element, file: str) -> list[float]:
     """xmin, ymin, xmax, ymax of an object, which has a name."""
     if not (label := _label(item)):
-        raise InputError(f"{shown(xml_file)}: an object has no name")
+        raise InputError(f"{file}: an object has no name")
     corners = [_number(item, f"bndbox/{key}", math.nan) for key in _CORNERS]
     if any(math.isnan(value) for value in corners) or len(item.findall("bndbox")) > 1:
-        raise InputError(
-            f"{shown(xml_file)}: '{label}' needs a bndbox with numbers {', '.join(_CORNERS)}"
-        )
+        wanted = f"a bndbox with numbers {', '.join(_CORNERS)}"
+        raise InputError(f"{file}: '{label}' needs {wanted}")
     return corners
 
 

@@ -12,7 +12,7 @@ _LAZY_EXAMPLES = "Examples: train.init_checkpoint=weights.pth optimizer.lr=0.001
 
 
 def refuse(message: str) -> NoReturn:
-    """For a parser's ``error``: one line, without the usage."""
+    """Takes the place of a parser's ``error``, which would print the usage too."""
     raise InputError(message)
 
 

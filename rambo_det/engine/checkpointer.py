@@ -7,11 +7,11 @@ import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
 
 from ..errors import InputError
-from .files import AtomicFiles, remove_parts
-from .memories import collect_memories
+from ..losses import ScoreMemory
+from .files import AtomicFiles
 
 BEST = "model_best"
-#: What a calibration has made model_final.pth of.
+#: The weights as trained, from which a calibration has made model_final.pth.
 RAW = "model_raw.pth"
 
 
@@ -25,8 +25,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
     Args:
         model, save_dir, **checkpointables: as those of DetectionCheckpointer.
         seed: of the run, kept in every checkpoint; None: none.
-        whole_model_of: a config, for the message; then a checkpoint that lacks a weight of the
-            model, or has it in another shape, is refused. "": takes what fits, as Detectron2 does.
     """
 
     def __init__(
@@ -35,17 +33,17 @@ class AtomicCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         seed: int | None = None,
-        whole_model_of: str = "",
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = AtomicFiles(self.path_manager)
         self._seed = seed
-        self._whole_model_of = whole_model_of
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As the stock method, but every process has to call it; the main one writes."""
-        collect_memories(self.model)
+        for module in self.model.modules():
+            if isinstance(module, ScoreMemory):
+                module.all_gather_for_checkpoint()
         means = comm.all_gather(vars(self.model).get("loss_normalizer"))
         if means[0] is not None:
             kwargs["loss_normalizers"] = means
@@ -74,8 +72,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 f"not every process finds a checkpoint in {self.save_dir}: the folder must be "
                 "shared by all machines of the run"
             )
-        if self.save_dir and self.save_to_disk:
-            remove_parts(self.save_dir)
         checkpoint: dict[str, Any] = super().resume_or_load(path, resume=resume)
         if not resume:
             return checkpoint
@@ -102,23 +98,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise InputError(f"{path} cannot be loaded: {error}") from error
 
     def _load_file(self, filename: str) -> Any:
-        self._file = filename
         try:
             return super()._load_file(filename)
         except Exception as error:  # the readers of the formats have no type in common
             raise unreadable(filename, error) from error
-
-    def _load_model(self, checkpoint: Any) -> Any:
-        incompatible = super()._load_model(checkpoint)
-        if not self._whole_model_of:
-            return incompatible
-        other = f"{self._file} is not of the model of {self._whole_model_of}"
-        for name, *shapes in incompatible.incorrect_shapes:
-            there, here = map(tuple, shapes)
-            raise InputError(f"{other}: {name} has the shape {there} there and {here} here")
-        if missing := incompatible.missing_keys:
-            raise InputError(f"{other}: it lacks {missing[0]}, of {len(missing)} weights")
-        return incompatible
 
 
 def load_whole_model(model: Any, weights: str, config: str) -> None:
@@ -126,7 +109,19 @@ def load_whole_model(model: Any, weights: str, config: str) -> None:
 
     InputError if the file cannot be read, a weight is missing or has another shape.
     """
-    AtomicCheckpointer(model, whole_model_of=config).load(weights)
+
+    def check(incompatible: Any) -> None:
+        other = f"{weights} is not of the model of {config}"
+        for name, *shapes in incompatible.incorrect_shapes:
+            there, here = map(tuple, shapes)
+            raise InputError(f"{other}: {name} has the shape {there} there and {here} here")
+        if missing := incompatible.missing_keys:
+            raise InputError(f"{other}: it lacks {missing[0]}, of {len(missing)} weights")
+        log(incompatible)
+
+    checkpointer = AtomicCheckpointer(model)
+    log, checkpointer._log_incompatible_keys = checkpointer._log_incompatible_keys, check
+    checkpointer.load(weights)
 
 
 def unreadable(file: Any, error: Exception) -> InputError:

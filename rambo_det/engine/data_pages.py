@@ -35,7 +35,7 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
         records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
         for record in tqdm(records, desc=name, unit="image", disable=None):
             size = (record["width"], record["height"])
-            check_image(Path(record["file_name"]), size, name, whole=True)
+            check_image(Path(record["file_name"]), name, size, whole=True)
         page = folder / f"{name}.jpg"
         odd = set(metadata.get("odd_images") or ())
         chosen = [record for record in records if record["image_id"] in odd][:_PICTURES]
@@ -62,7 +62,6 @@ def summary(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
         f"boxes: {small} small (below {_SMALL}² px), {len(boxes) - small - large} medium, "
         f"{large} large (from {_LARGE}² px on)",
     ]
-    rows = []
     for key, title in (("iscrowd", "crowds"), ("difficult", "difficult")):
         if number := sum(bool(a.get(key)) for a, _ in boxes):
             lines.append(f"{title}: {number}")
@@ -70,8 +69,10 @@ def summary(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
         k for record in records for k in {a["category_id"] for a in record["annotations"]}
     )
     counts = Counter(a["category_id"] for a, _ in boxes)
-    for index, name in enumerate(classes):
-        rows.append({"class": name, "boxes": counts[index], "images": in_images[index]})
+    rows = [
+        {"class": name, "boxes": counts[index], "images": in_images[index]}
+        for index, name in enumerate(classes)
+    ]
     return "\n".join([*lines, tabulate(rows, headers="keys", tablefmt="github")])
 
 

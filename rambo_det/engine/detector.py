@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
-from detectron2.config import LazyConfig, get_cfg, instantiate
+import torch
+from detectron2.config import instantiate
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.engine import DefaultPredictor
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.data.transforms import AugInput
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from PIL import Image
 from torch import nn
 
 from ..data.shapes import register_shapes
@@ -18,14 +21,14 @@ from ..evaluation.pictures import class_metadata
 from ..modeling.config_checks import resolve_rpn
 from .checkpointer import load_whole_model
 from .keys import LAZY, YAML, names
+from .lazy import read_lazy_config
 from .saved import SavedModel
-from .setup import merge, pick_device
-from .user_code import import_user_code, new_config
-from .values import check_model
+from .setup import check_model, read_config
+from .user_code import import_user_code
 
 
-class Detector(DefaultPredictor):
-    """Detectron2's predictor for a yaml config or a LazyConfig, which names the classes too.
+class Detector:
+    """A model with its weights, of a yaml config or a LazyConfig, and the names of its classes.
 
     Args:
         saved: config and weights, of this plugin or of Detectron2's own models.
@@ -34,6 +37,7 @@ class Detector(DefaultPredictor):
             config's data sets, if Detectron2 knows them.
 
     Attributes:
+        model: in evaluation mode.
         metadata: of the classes.
         train_sets, datasets: names of the data sets that the config trains and evaluates on.
         mapper: makes an input of the model from a record of a data set.
@@ -47,49 +51,34 @@ class Detector(DefaultPredictor):
         register_shapes()  # whose classes a run of the quickstart has
         import_user_code(saved.data.imports)
         if saved.is_lazy:
-            cfg = self._from_lazy(saved.config, opts)
+            keys, cfg = LAZY, read_lazy_config(saved.config, opts)
+            self.model = instantiate(cfg.model).to(cfg.train.device)
+            self.mapper: Any = instantiate(cfg.dataloader.test.mapper)
         else:
-            cfg = new_config()
-            merge(cfg, saved.config, list(opts))
-            pick_device(cfg, YAML)
+            keys, cfg = YAML, read_config(saved.config, opts)
             check_model(cfg)
             resolve_rpn(cfg)
-            cfg.MODEL.WEIGHTS = ""  # the checkpoint is loaded below, which has to fit
-            self._is_gray = cfg.INPUT.FORMAT == "L"  # which the stock predictor does not know
-            stock = cfg.clone()
-            stock.INPUT.FORMAT = "BGR" if self._is_gray else cfg.INPUT.FORMAT
-            super().__init__(stock)
+            self.model = build_model(cfg)
             self.mapper = DatasetMapper(cfg, is_train=False)
         if needs_proposals(self.model):
             key = "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals"
             raise InputError(f"{saved.config}: needs proposals ({key}), and an image has none")
         load_whole_model(self.model, saved.weights, saved.config)
         self.model.eval()
-        keys = LAZY if saved.is_lazy else YAML
         self.train_sets, self.datasets = names(cfg, keys.train), names(cfg, keys.test)
         number = getattr(getattr(self.model, "roi_heads", self.model), "num_classes", None)
         self.metadata = _metadata(saved, classes, [*self.train_sets, *self.datasets], number)
 
-    def _from_lazy(self, file: str, opts: Sequence[str]) -> Any:
-        cfg = LazyConfig.load(file)
-        cfg = LazyConfig.apply_overrides(cfg, list(opts)) if opts else cfg
-        self.cfg = get_cfg()  # of which the predictor reads the device alone
-        self.cfg.MODEL.DEVICE = cfg.train.device
-        pick_device(self.cfg, YAML)
-        self.model = instantiate(cfg.model).to(self.cfg.MODEL.DEVICE)
-        self.mapper = instantiate(cfg.dataloader.test.mapper)
-        self.aug = instantiate(cfg.dataloader.test.mapper.augmentations[0])
-        image_format = cfg.dataloader.test.mapper.image_format
-        self._is_gray = image_format == "L"
-        self.input_format = "BGR" if self._is_gray else image_format
-        return cfg
-
+    @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
         """The detections in an image, ``(H, W, 3)`` uint8 BGR as OpenCV reads it: on the CPU, boxes
         in px of it, the highest score first."""
-        if self._is_gray:
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[:, :, None]
-        output = super().__call__(image)
+        rgb = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
+        seen = AugInput(convert_PIL_to_numpy(rgb, self.mapper.image_format))
+        self.mapper.augmentations(seen)
+        pixels = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+        height, width = image.shape[:2]
+        (output,) = self.model([{"image": pixels, "height": height, "width": width}])
         if "instances" not in output:
             raise InputError("the model detects no objects: it gives " + ", ".join(output))
         found = output["instances"].to("cpu")

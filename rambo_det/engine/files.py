@@ -63,13 +63,6 @@ def distinct(path: Path, taken: set[Path]) -> Path:
     return found
 
 
-def remove_parts(folder: str) -> None:
-    """Removes what killed processes of a run were writing through :class:`AtomicFiles`."""
-    for name in ("*.pth", "last_checkpoint", "best.json", "data.json"):
-        for file in Path(folder).glob(name + PART):
-            file.unlink()
-
-
 def drop_unfinished_line(file: str) -> None:
     """Cuts off a last line without an end, which would spoil the next one that is appended."""
     with suppress(FileNotFoundError), open(file, "rb+") as f:

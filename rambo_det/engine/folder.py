@@ -1,14 +1,116 @@
-"""The folder of a run: what an earlier process left there, and whether a new one may go there."""
+"""The folder of a run: what a training leaves there, and whether another one may go on or begin."""
 
+import argparse
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import detectron2.utils.comm as comm
 import torch
 import yaml
+from detectron2.data import MetadataCatalog
 
+from ..data.coco import find_coco
 from ..data.files import make_folder
 from ..errors import InputError
+from .arguments import own_names
 from .checkpointer import unreadable
+from .files import whole_file
+from .keys import YAML, Keys, names, set_value, value
+from .own_data import check_same_classes, classes_of
+from .seeds import run_seed
+
+logger = logging.getLogger(__name__)
+
+_DATA = "data.json"
+#: Keys that a run may not change once it has begun.
+_OF_THE_MODEL = (
+    "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME",
+    "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.RETINANET.NUM_CLASSES",
+    "MODEL.RESNETS.DEPTH",
+)  # fmt: skip
+
+
+def enter_folder(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
+    """Settles folder, weights and seed of a run in its config, and makes the folder of a training.
+
+    A collective. InputError if something is missing, or the folder holds a run that would be
+    overwritten, or that cannot go on with this model and these classes.
+    """
+    if not value(cfg, keys.folder):
+        raise InputError(f"{keys.folder} is empty: name a folder")
+    folder = Path(value(cfg, keys.folder))
+    if args.eval_only and not keys.named(keys.weights, args.opts):
+        file = last_checkpoint(folder)
+        if file is None:
+            raise InputError(
+                f"--eval-only: no checkpoint in {keys.folder} {folder}: name one with "
+                f"{keys.weights}{keys.sign}FILE"
+            )
+        set_value(cfg, keys.weights, str(file))
+        _check_classes("--eval-only", folder, names(cfg, keys.test))
+    elif args.resume and not args.eval_only:
+        _check_classes("--resume", folder, names(cfg, keys.train)[:1])
+        if keys is YAML:
+            _check_model(folder, cfg)
+    weights = value(cfg, keys.weights)
+    if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
+        raise InputError(f"{keys.weights} {weights}: no such file")
+    main = comm.is_main_process()
+    # A run that goes on keeps its seed, unless the command line gives another one.
+    is_given = keys.named(keys.seed, args.opts)
+    earlier = earlier_seed(folder) if args.resume and main else None
+    set_value(cfg, keys.seed, run_seed(value(cfg, keys.seed), None if is_given else earlier))
+    if main and not args.eval_only:
+        prepare_folder(folder, args.resume, args.fresh, f"{keys.folder}{keys.sign}FOLDER")
+    comm.synchronize()
+    return folder
+
+
+def _check_classes(option: str, folder: Path, data: Sequence[str]) -> None:
+    for name in data:
+        check_same_classes(option, name, f"the run in {folder}", read_data(folder).classes)
+
+
+def _check_model(folder: Path, cfg: Any) -> None:
+    """Raises InputError unless the model is that of the run in the folder."""
+    for key in _OF_THE_MODEL:
+        was, now = earlier_value(folder, key), value(cfg, key)
+        if was is not None and was != str(now):
+            raise InputError(f"--resume: {key} is {now!r}, the run in {folder} has {was!r}")
+    rate, now = earlier_value(folder, "SOLVER.BASE_LR"), cfg.SOLVER.BASE_LR
+    if rate not in (None, str(now)):
+        logger.warning(
+            "SOLVER.BASE_LR %g is not taken: the run goes on with its own, %s", now, rate
+        )
+
+
+def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> None:
+    """Makes the folder of a run, and makes sure that no other run is overwritten.
+
+    With ``fresh`` an earlier run is moved aside. InputError if the folder holds a run and there is
+    neither flag, or if it cannot be written; ``remedy`` is how the command line names another
+    folder.
+    """
+    make_folder(folder, "OUTPUT_DIR")
+    files = [folder / name for name in ("last_checkpoint", "metrics.json")]
+    # A run that ended before its first iteration leaves an empty one.
+    if resume or not any(file.is_file() and file.stat().st_size for file in files):
+        return
+    if not fresh:
+        raise InputError(
+            f"OUTPUT_DIR {folder} holds another run: --resume goes on with it, --fresh sets it "
+            f"aside, or name another folder with {remedy}"
+        )
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    logger.info("The earlier run in %s is now in %s", folder, aside)
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
@@ -57,32 +159,60 @@ def earlier_value(folder: str | Path, key: str) -> Any:
     """
     try:
         found = yaml.load(Path(folder, "config.yaml").read_text(), yaml.BaseLoader)
-    except (OSError, yaml.YAMLError):
+        return value(found, key)
+    except (OSError, yaml.YAMLError, KeyError, TypeError):  # a kill may have cut the file off
         return None
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
 
 
-def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> Path | None:
-    """Makes the folder of a run, and sure that it overwrites no other one.
+@dataclass
+class SavedData:
+    """What :func:`write_data` wrote; empty where it did not."""
 
-    Returns where an earlier run was moved to, if ``fresh`` asked for that and there was one. Raises
-    InputError if the folder holds a run and there is neither flag, or if it cannot be written;
-    ``remedy`` is how the command line names another folder.
-    """
-    make_folder(folder, "OUTPUT_DIR")
-    files = [folder / name for name in ("last_checkpoint", "metrics.json")]
-    # A run that ended before its first iteration leaves an empty one.
-    if resume or not any(file.is_file() and file.stat().st_size for file in files):
-        return None
-    if not fresh:
-        raise InputError(
-            f"OUTPUT_DIR {folder} holds another run: --resume goes on with it, --fresh sets it "
-            f"aside, or name another folder with {remedy}"
-        )
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    return aside
+    classes: list[str] = field(default_factory=list)  # in the order of the model's outputs
+    imports: list[str] = field(default_factory=list)  # as the option of the command line
+    #: Format, name, place and part of the data of the command line, and of the parts that --split
+    #: and --hold-out made of them.
+    register: list[list[str]] = field(default_factory=list)
+    parts: dict[str, list[str]] = field(default_factory=dict)  # of such a part: its image files
+    annotations: dict[str, str] = field(default_factory=dict)  # of each test set: its COCO json
+
+
+def write_data(
+    folder: str | Path, args: argparse.Namespace, train: Sequence[str], test: Sequence[str]
+) -> None:
+    """Notes down class names and where the registered data ``train`` and ``test`` are."""
+    # What --split and --hold-out made of the data: nobody else could register it again.
+    used = map(MetadataCatalog.get, dict.fromkeys([*own_names(args), *train, *test]))
+    parts = [metadata for metadata in used if metadata.get("part_of")]
+    register = [_located(*item) for item in args.register] if args.split is None else []
+    files = {name: MetadataCatalog.get(name).get("json_file") for name in test}
+    data = SavedData(
+        classes_of(train[0]),
+        [os.path.abspath(x) if x.endswith(".py") else x for x in args.imports],
+        register + [["coco", p.name, p.json_file, p.image_root] for p in parts],
+        {p.name: _image_files(p.json_file) for p in parts},
+        {name: os.path.abspath(file) for name, file in files.items() if file},
+    )
+    with whole_file(str(Path(folder, _DATA)), "w") as file:
+        json.dump(vars(data), file, indent=1)
+
+
+def _located(kind: str, name: str, place: str, part: str) -> list[str]:
+    """A data set of the command line, wherever one is later."""
+    if kind == "coco":
+        return [kind, name, *(os.path.abspath(path) for path in find_coco(place, part))]
+    return [kind, name, os.path.abspath(place), part]
+
+
+def _image_files(json_file: str) -> list[str]:
+    content = json.loads(Path(json_file).read_text(encoding="utf-8"))
+    return sorted(image["file_name"] for image in content["images"])
+
+
+def read_data(folder: Path) -> SavedData:
+    """The data of the run in the folder."""
+    try:
+        content = json.loads((folder / _DATA).read_text())
+    except FileNotFoundError:
+        return SavedData()
+    return SavedData(**{k: v for k, v in content.items() if k in vars(SavedData())})

@@ -86,7 +86,7 @@ class Evaluations(hooks.EvalHook):
         if not self._seeks or start == 0:
             return
         self._values = comm.all_gather(self._read(start))[0]
-        # As after the step that was the last one, which a checkpoint tells to be done.
+        # What follows expects the state right after the last step of the checkpoint.
         self.trainer.iter = storage.iter = start - 1
         if start - 1 in self._values:
             self._end_if_it_is_time(start - 1)
@@ -133,13 +133,9 @@ class Evaluations(hooks.EvalHook):
         """The evaluations before iteration ``start`` of the run in the folder."""
         if not self._file.is_file():
             return {}
-        try:
-            content = json.loads(self._file.read_text())
-            values = {int(i): v for i, v in content["evaluations"].items() if int(i) < start}
-            return values if content["metric"] == self._metric else {}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            message = f"{self._file} is not what a training wrote ({error}): remove it"
-            raise InputError(message) from error
+        content = json.loads(self._file.read_text())
+        values = {int(i): v for i, v in content["evaluations"].items() if int(i) < start}
+        return values if content["metric"] == self._metric else {}
 
     def summary(self) -> str | None:
         """The best evaluation in one line, with the file that has its weights; None: there is none.

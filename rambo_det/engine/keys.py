@@ -43,14 +43,9 @@ def value(cfg: Any, key: str) -> Any:
 
 
 def set_value(cfg: Any, key: str, new: Any) -> None:
-    """Sets that; a frozen yaml config is frozen afterwards too."""
-    frozen = bool(getattr(cfg, "is_frozen", bool)())
-    if frozen:
-        cfg.defrost()
+    """Changes what a config of either kind has under a key with dots."""
     above, _, last = key.rpartition(".")
     (value(cfg, above) if above else cfg)[last] = new
-    if frozen:
-        cfg.freeze()
 
 
 def names(cfg: Any, key: str) -> list[str]:

@@ -21,7 +21,7 @@ def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     Raises InputError if there are different numbers of tasks on the nodes.
     """
     size = int(environment.get("SLURM_NTASKS", 1))
-    # An allocation of several tasks in which a script is run by hand is no run of several.
+    # A script that is run by hand is one process, also in an allocation of several tasks.
     if size < 2 or "SLURM_STEP_ID" not in environment:
         return {}
     nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
@@ -65,9 +65,6 @@ def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespac
 
 def create_local_group(local_size: int) -> None:
     """Tells Detectron2 which processes share a machine, ``local_size`` each; a collective."""
-    if hasattr(comm, "create_local_process_group"):
-        comm.create_local_process_group(local_size)
-        return
     # Detectron2 v0.6 has no function for it. Every process has to make every group.
     for first in range(0, comm.get_world_size(), local_size):
         group = dist.new_group(list(range(first, first + local_size)))

@@ -6,6 +6,7 @@ import os
 import pydoc
 import traceback
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -29,9 +30,8 @@ from .keys import LAZY, names
 from .loader import train_loader
 from .own_data import check_parts, register_data
 from .seeds import ORDER, run_seed, seeded
-from .setup import pick_device
+from .setup import check_amp, check_best, pick_device
 from .user_code import import_user_code
-from .values import check_amp, check_best
 
 
 def load_lazy_config(args: argparse.Namespace) -> Any:
@@ -41,7 +41,30 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     """
     register_shapes()  # which the quickstart's configs name
     import_user_code(args.imports)
-    file = find_config(args.config_file)
+    needed = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+    cfg = read_lazy_config(find_config(args.config_file), args.opts, needed)
+    check_amp("train.amp.enabled=True", cfg.train.amp.enabled, LAZY.device, cfg.train.device)
+    classes, own = register_data(cfg, LAZY, args)
+    heads = cfg.model.get("roi_heads", {})
+    why = [f"model.roi_heads.{head} is there" * (heads.get(head) is not None)
+           for head in ("mask_head", "keypoint_head")]  # fmt: skip
+    for name in own:
+        check_parts(name, *why)
+    if classes is not None:
+        node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
+        node.num_classes = len(classes)
+    if not args.eval_only:
+        check_best(cfg, LAZY, names(cfg, LAZY.test)[:1])  # they are evaluated as one
+    return cfg
+
+
+def read_lazy_config(
+    file: str, opts: Sequence[str] = (), needed: Sequence[str] = ("model", "dataloader", "train")
+) -> Any:
+    """A LazyConfig, changed by ``KEY=VALUE``, for a device that is there.
+
+    InputError if the file does not run or lacks something that is ``needed``, or a key is wrong.
+    """
     try:
         with warnings.catch_warnings():
             # Detectron2's model zoo, which the configs build on, imports it.
@@ -52,25 +75,13 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
         line = next((f", line {s.lineno}" for s in reversed(steps) if s.filename == file), "")
         message = " ".join(str(error).split())
         raise InputError(f"{file}{line}: {type(error).__name__}: {message}") from error
-    for node in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
+    for node in needed:
         if node not in cfg:
             raise InputError(f"{file} is not a LazyConfig of a training: it has no {node!r}")
     _add_own_keys(cfg)
-    for opt in args.opts:
+    for opt in opts:
         _override(cfg, opt)
     pick_device(cfg, LAZY)
-    check_amp("train.amp.enabled=True", cfg.train.amp.enabled, LAZY.device, cfg.train.device)
-    classes, own = register_data(cfg, LAZY, args)
-    heads = cfg.model.get("roi_heads", {})
-    has = {part: f"model.roi_heads.{part}_head is there" * (heads.get(f"{part}_head") is not None)
-           for part in ("mask", "keypoint")}  # fmt: skip
-    for name in own:
-        check_parts(name, has["mask"], has["keypoint"])
-    if classes is not None:
-        node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
-        node.num_classes = len(classes)
-    if not args.eval_only:
-        check_best(cfg, LAZY, names(cfg, LAZY.test)[:1])  # they are evaluated as one
     return cfg
 
 

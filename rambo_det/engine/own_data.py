@@ -76,11 +76,7 @@ def check_same_classes(option: str, name: str, other: str, was: Sequence[str]) -
 
 def register_own(args: argparse.Namespace, training: Sequence[str] = ()) -> list[str]:
     """Registers the data sets of the command line; gives their classes."""
-    own = own_names(args)
-    for name in own:
-        if name in DatasetCatalog.list():
-            raise InputError(f"data set {name} is registered already: choose another name")
-    classes = named_classes(args)
+    own, classes = own_names(args), named_classes(args)
     train = [name for name in training if name in own]
     if classes is None and not train:
         # Evaluation of a model that was trained on a set of Detectron2's own: its classes.

@@ -43,12 +43,17 @@ class Pictures(HookBase):
         done, period = self.trainer.iter + 1, self._cfg.TEST.EVAL_PERIOD
         due = self.trainer.iter == self.trainer.start_iter or (period > 0 and done % period == 0)
         if due and self._number:
-            self._handle = self.trainer.model.register_forward_pre_hook(self._draw_inputs)
+            self._handle = self.trainer.model.register_forward_pre_hook(self._put_inputs)
 
-    def _draw_inputs(self, model: Any, args: tuple[list[dict[str, Any]]]) -> None:
+    def _put_inputs(self, _model: Any, args: tuple[list[dict[str, Any]]]) -> None:
         self._handle.remove()
         with self._never_in_the_way():
-            self._put_inputs(args)
+            metadata = MetadataCatalog.get(self._cfg.DATASETS.TRAIN[0])
+            records = [record for record in args[0][: self._number] if "instances" in record]
+            pictures = [
+                self._draw(r["image"], as_detections(r["instances"]), metadata) for r in records
+            ]
+            self._put("train/inputs", pictures, 2)
 
     @contextmanager
     def _never_in_the_way(self) -> Iterator[None]:
@@ -59,40 +64,31 @@ class Pictures(HookBase):
             self._number = 0
             logging.getLogger(__name__).exception("No more pictures in TensorBoard: drawing failed")
 
-    def _put_inputs(self, args: tuple[list[dict[str, Any]]]) -> None:
-        metadata = MetadataCatalog.get(self._cfg.DATASETS.TRAIN[0])
-        records = [record for record in args[0][: self._number] if "instances" in record]
-        pictures = [
-            self._draw(r["image"], as_detections(r["instances"]), metadata) for r in records
-        ]
-        self._put("train/inputs", pictures, 2)
-
     def evaluated(self) -> None:
         """Draws what the model detects now."""
-        with self._never_in_the_way():
-            self._put_detections()
-
-    def _put_detections(self) -> None:
         model = getattr(self.trainer.model, "module", self.trainer.model)  # not DDP's
-        if not self._number or needs_proposals(model):
-            return
-        for name in self._cfg.DATASETS.TEST:
-            metadata = MetadataCatalog.get(name)
-            if name not in self._chosen:
-                records = DatasetCatalog.get(name)
-                step = max(1, len(records) // self._number)
-                self._chosen[name] = records[::step][: self._number]
-            pictures = []
-            for record in map(self._mapper, self._chosen[name]):
-                image = record["image"]
-                with inference_context(model), torch.no_grad():
-                    (output,) = model([{"image": image}])  # without a size: in px of its input
-                if "instances" not in output or "instances" not in record:
-                    return  # neither a detector of objects nor a set of them
-                truth, found = as_detections(record["instances"]), output["instances"].to("cpu")
-                found = found[found.scores.argsort(descending=True)[: max(1, len(truth))]]
-                pictures += [self._draw(image, boxes, metadata) for boxes in (truth, found)]
-            self._put(f"{name}/detections", pictures, 4)
+        if self._number and not needs_proposals(model):
+            with self._never_in_the_way():
+                for name in self._cfg.DATASETS.TEST:
+                    self._put_detections(model, name)
+
+    def _put_detections(self, model: Any, name: str) -> None:
+        metadata = MetadataCatalog.get(name)
+        if name not in self._chosen:
+            records = DatasetCatalog.get(name)
+            step = max(1, len(records) // self._number)
+            self._chosen[name] = records[::step][: self._number]
+        pictures = []
+        for record in map(self._mapper, self._chosen[name]):
+            image = record["image"]
+            with inference_context(model), torch.no_grad():
+                (output,) = model([{"image": image}])  # without a size: in px of its input
+            if "instances" not in output or "instances" not in record:
+                return  # neither a detector of objects nor a set of them
+            truth, found = as_detections(record["instances"]), output["instances"].to("cpu")
+            found = found[found.scores.argsort(descending=True)[: max(1, len(truth))]]
+            pictures += [self._draw(image, boxes, metadata) for boxes in (truth, found)]
+        self._put(f"{name}/detections", pictures, 4)
 
     def _draw(self, image: torch.Tensor, found: Instances, metadata: Metadata) -> np.ndarray:
         image = image.permute(1, 2, 0).clamp(0, 255)

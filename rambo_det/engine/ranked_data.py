@@ -14,8 +14,9 @@ from ..data.register import by_format, register_datasets
 from ..errors import InputError
 from .arguments import named_classes
 from .detector import Detector
+from .folder import SavedData
 from .own_data import check_dataset, check_same_classes, classes_of
-from .saved import SavedData, truth_of
+from .saved import truth_of
 
 
 class RankedData:

@@ -16,7 +16,7 @@ STEP, IMAGE, ORDER = range(3)
 def run_seed(given: int, earlier: int | None = None) -> int:
     """The seed of a run, the same in all of its processes, all of which must call this.
 
-    That of an ``earlier`` run that is gone on with, else the ``given`` one; below 0: any.
+    It is that of the ``earlier`` run that goes on, else the ``given`` one; below 0 one is drawn.
     """
     choices = (-1 if earlier is None else earlier, given, comm.shared_random_seed())
     seed = int(next(choice for choice in choices if choice >= 0))

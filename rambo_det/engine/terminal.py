@@ -12,6 +12,7 @@ from logging.handlers import MemoryHandler
 from typing import Any
 
 import detectron2.utils.comm as comm
+import torch
 from detectron2.engine import HookBase, default_setup
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
@@ -22,16 +23,16 @@ from .keys import Keys, set_value, value
 
 #: How the messages begin in which Detectron2 logs config and model, hundreds of lines.
 _DUMPS = ("Contents of args.config_file=", "Running with full config:", "Model:\n")
-_held: list[logging.LogRecord] = []
+_held = MemoryHandler(sys.maxsize, sys.maxsize)
 _SMOOTHED_OVER = 20  # iterations, as Detectron2's periodic lines
 
 
-def set_up(cfg: Any, keys: Keys, args: argparse.Namespace) -> logging.Logger:
+def set_up(cfg: Any, keys: Keys, args: argparse.Namespace) -> None:
     """Detectron2's ``default_setup``, with config and model in the log file alone.
 
     In the terminal they would drown the warnings. Of an evaluation (``args.eval_only``) log and
-    config go beside the detections, as the folder's own are those of the training. Returns the
-    logger of this package, which writes where Detectron2's does.
+    config go beside the detections, as the folder's own are those of the training. The logger of
+    this package then writes where Detectron2's does.
     """
     folder = value(cfg, keys.folder)
     if args.eval_only:
@@ -43,10 +44,11 @@ def set_up(cfg: Any, keys: Keys, args: argparse.Namespace) -> logging.Logger:
         handler.addFilter(lambda record: not str(record.msg).startswith(_DUMPS))
     default_setup(cfg, args)
     logger = setup_logger(folder, distributed_rank=rank, name="rambo_det")
-    for record in _held:
-        logger.handle(record)
-    _held.clear()
-    return logger
+    _give_held_to(logger)
+    device, about = value(cfg, keys.device), f"{torch.get_num_threads()} threads"
+    if device.startswith("cuda"):
+        about = torch.cuda.get_device_name(torch.device(device))
+    logger.info("Device: %s (%s)", device, about)
 
 
 @contextmanager
@@ -56,18 +58,21 @@ def held_until_set_up() -> Iterator[None]:
     Data are read, and warned of, before it is known in which folder the run is. After an error it
     is shown at once.
     """
-    logger, handler = logging.getLogger("rambo_det"), MemoryHandler(sys.maxsize, sys.maxsize)
-    held = handler.buffer
-    logger.addHandler(handler)
+    logger = logging.getLogger("rambo_det")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_held)
     try:
         yield
     except BaseException:
-        logger.removeHandler(handler)
-        for record in held:
-            logger.handle(record)
+        logger.removeHandler(_held)
+        _give_held_to(logger)
         raise
-    logger.removeHandler(handler)
-    _held.extend(held)
+    logger.removeHandler(_held)
+
+
+def _give_held_to(logger: logging.Logger) -> None:
+    _held.setTarget(logger)  # type: ignore[arg-type]  # which has handle() as a handler does
+    _held.flush()
 
 
 def _to_terminal(logger: logging.Logger) -> list[logging.Handler]:
@@ -89,7 +94,7 @@ class ProgressBar(HookBase):
         self._undo = ExitStack()
 
     def before_train(self) -> None:
-        watched = sys.stdout.isatty() and os.environ.get("TERM", "") != "dumb"
+        watched = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         if not (comm.is_main_process() and watched):
             return
         bar = tqdm(
@@ -99,6 +104,7 @@ class ProgressBar(HookBase):
         if bar.disable:
             return
         self._bar = bar
+        self._undo.callback(bar.close)
         loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "rambo_det")]
         loggers = [logger for logger in loggers if _to_terminal(logger)]
         for handler in [h for logger in loggers for h in _to_terminal(logger)]:
@@ -122,10 +128,8 @@ class ProgressBar(HookBase):
         self._bar.update()
 
     def after_train(self) -> None:
-        if self._bar is not None:
-            self._undo.close()
-            self._bar.close()
-            self._bar = None
+        self._undo.close()
+        self._bar = None
 
 
 def _is_not_periodic(record: logging.LogRecord) -> bool:

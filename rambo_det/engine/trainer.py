@@ -33,9 +33,9 @@ class RamboTrainer(DefaultTrainer):
     """Detectron2's DefaultTrainer; evaluates with COCO's metrics, VOC data with VOC's AP50 too.
 
     A run that was killed, at whatever moment, and is resumed is the run that was not: what it draws
-    and the order of its data follow from ``cfg.SEED`` and the iteration. A SEED below 0 is any: to
-    go on with such a run give the one that it drew, as ``rambo-train --resume`` does; with another
-    a warning says which that was. ``evaluations`` is the hook that keeps the best evaluation.
+    and the order of its data follow from ``cfg.SEED`` and the iteration. A run whose SEED is below
+    0 draws one: to go on with it, give the seed that it drew, as ``rambo-train --resume`` does; a
+    warning says if another is given. ``evaluations`` is the hook that keeps the best evaluation.
     """
 
     keys = YAML

@@ -33,12 +33,12 @@ def import_user_code(names: Iterable[str]) -> None:
                 # Under a name of its own: the file may be called as another module is.
                 own = f"_rambo_det_import_{len(_imported)}_{os.path.basename(key)[:-3]}"
                 spec: Any = importlib.util.spec_from_file_location(own, key)
-                sys.modules[own] = _imported[key] = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(_imported[key])
+                sys.modules[own] = module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
             else:
-                _imported[key] = importlib.import_module(name)
+                module = importlib.import_module(name)
+            _imported[key] = module
         except Exception as error:  # whatever the user's code raises
-            _imported.pop(key, None)
             reason = " ".join(str(error).split())
             raise InputError(f"--import {name}: {type(error).__name__}: {reason}") from error
 

@@ -1,7 +1,7 @@
 """What a config asks of this plugin that a detector cannot do: one line each."""
 
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, ProposalNetwork, RetinaNet
+from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork, RetinaNet
 from detectron2.modeling.meta_arch import SemanticSegmentor
 
 from ..errors import InputError
@@ -48,8 +48,6 @@ def check_architecture(cfg: CfgNode) -> None:
     if name not in META_ARCH_REGISTRY:
         return
     model = META_ARCH_REGISTRY.get(name)
-    if issubclass(model, GeneralizedRCNN):
-        return
     heads = cfg.MODEL.ROI_HEADS.NAME
     for stock, remedy in _NO_ROI_HEADS.items():
         if not issubclass(model, stock):

@@ -8,14 +8,18 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor
 
 from ..errors import InputError
 from ..losses import RamboLoss
 from .config_checks import rambo_node
-from .training_log import current_storage, log_scalars, not_finite
 
 _RULES = ("each", "lift", "fixed")
+#: On a GPU, which has to be waited for, scalars are read when Detectron2's writers write.
+_GPU_PERIOD = 20
+#: Classes that an error names.
+_MAX_NAMED = 5
 #: The keys of MODEL.RAMBO, by the argument that each of them sets.
 _KEYS = {
     "margin": "MARGIN",
@@ -42,8 +46,7 @@ class RamboCriterion(RamboLoss):
         weight: > 0, weight of the loss.
         memory_length: τ, as RamboLoss's.
         class_names: C names for the training scalars; None: their indices.
-        prefix: of the training scalars, see :func:`.training_log.log_scalars`; "": whoever calls
-            the loss calls :meth:`log` too.
+        prefix: of the training scalars, see :meth:`log`; "": whoever calls the loss calls that too.
         name: of the loss, for the error if scores are not finite.
         ce_weight: >= 0, weight of the stock loss beside this one, see :meth:`loss_weights`.
         ce_warmup: >= 0, iterations in which the stock loss passes over to this one.
@@ -124,8 +127,8 @@ class RamboCriterion(RamboLoss):
         Args:
             scores: ``(N, C)``, what is ranked.
             gt_classes: ``(N,)`` integers; C is background, below 0 is ignored.
-            *logits: what the scores were made of, if it is not they themselves: see
-                :func:`.training_log.not_finite`.
+            *logits: what the scores were made of, if it is not they themselves, perhaps with a last
+                column of background: an error describes these where they are not finite.
 
         Raises:
             FloatingPointError: a score is not finite; on every process, if their batches are ranked
@@ -137,12 +140,25 @@ class RamboCriterion(RamboLoss):
         with torch.autocast(scores.device.type, enabled=False):
             loss = super().forward(scores.float(), gt_classes)
         if self.stats is not None and not self.stats.finite:
-            raise not_finite(self.name, self.class_names, *logits, scores)
+            raise self._not_finite(*logits, scores)
         if self.prefix:
             self.log(self.prefix)
-        if self.global_ranking and self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled():
             self._gather_for_checkpoint()
         return loss * self.weight
+
+    @torch.jit.unused
+    def put_into(
+        self, losses: dict[str, Tensor], name: str, *inputs: Tensor, scale: float = 1.0
+    ) -> None:
+        """Puts the loss of ``inputs``, see :meth:`forward`, where the stock loss ``name`` was.
+
+        As much of the stock loss stays in it as :meth:`loss_weights` says; ``scale`` is a weight
+        that the detector gives to that loss.
+        """
+        weight, stock_weight = self.loss_weights()
+        loss = self(*inputs) * (scale * weight)
+        losses[name] = loss + losses[name] * stock_weight if stock_weight else loss
 
     @torch.jit.unused
     def loss_weights(self) -> tuple[float, float]:
@@ -170,8 +186,59 @@ class RamboCriterion(RamboLoss):
 
     @torch.jit.unused
     def log(self, prefix: str) -> None:
-        """Puts what the last call saw into Detectron2's event storage, if there is one."""
-        log_scalars(self, self.class_names, prefix)
+        """Puts what the last call saw under ``prefix/`` in Detectron2's storage, if there is one.
+
+        ``AP`` (mean over the classes present), ``AP-<class>`` where present, ``memory_fill``,
+        ``zero_gradient``, ``starved`` and, with several processes, ``bytes_sent``, see
+        :class:`rambo_det.losses.rambo_loss.LossStats`.
+        """
+        stats, storage = self.stats, current_storage()
+        if stats is None or storage is None:
+            return
+        if stats.present.is_cuda and (storage.iter + 1) % _GPU_PERIOD:
+            return
+        scalars = torch.stack([stats.zero_gradient, stats.starved])
+        zero_gradient, starved, *rest = torch.cat(
+            [scalars, stats.class_ap, stats.present.double()]
+        ).tolist()
+        storage.put_scalar(f"{prefix}/memory_fill", self.memory.fill)
+        if stats.bytes_sent:
+            storage.put_scalar(f"{prefix}/bytes_sent", stats.bytes_sent)
+        if zero_gradient == zero_gradient:  # NaN where the batch has no positive
+            storage.put_scalar(f"{prefix}/zero_gradient", zero_gradient)
+            storage.put_scalar(f"{prefix}/starved", starved)
+        each = zip(self.class_names, rest, rest[self.num_classes :], strict=False)
+        present = {name: ap for name, ap, is_present in each if is_present}
+        if present:
+            storage.put_scalar(f"{prefix}/AP", sum(present.values()) / len(present))
+        for name, ap in present.items():
+            storage.put_scalar(f"{prefix}/AP-{name}", ap)
+
+    @torch.jit.unused
+    def _not_finite(self, *scores: Tensor) -> FloatingPointError:
+        """The error with which Detectron2 stops a run; describes the first scores that are bad."""
+        storage = current_storage()
+        at = "" if storage is None else f" at iteration={storage.iter}"
+        where = "in the batch of another process"
+        for each in scores:
+            counts = (~each.detach().isfinite()).sum(dim=0).tolist()
+            named = zip([*self.class_names, "background"], counts, strict=False)
+            bad = [f"{name} ({count} of {each.shape[0]})" for name, count in named if count]
+            if bad:
+                more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
+                where = f"of class {', '.join(bad[:_MAX_NAMED])}{more}"
+                break
+        return FloatingPointError(
+            f"Loss became infinite or NaN{at}! {self.name}: scores that are not finite, {where}"
+        )
+
+
+def current_storage() -> EventStorage | None:
+    """Detectron2's event storage; None outside of a training loop."""
+    try:
+        return get_event_storage()
+    except AssertionError:  # Detectron2 v0.6 has no has_event_storage()
+        return None
 
 
 def _training_classes(cfg: CfgNode, num_classes: int) -> list[str] | None:

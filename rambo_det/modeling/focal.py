@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, cat
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
@@ -21,7 +21,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
 from .config_checks import refuse_fed_loss
-from .swap_predictor import swap_predictors
+from .own_predictors import OwnPredictors, arguments_of, gt_classes_of
 
 
 class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -78,12 +78,8 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         logits, deltas = predictions
         # Detached logits: super() gives the box loss, its weights and the logged statistics.
         losses: dict[str, Tensor] = super().losses((logits.detach(), deltas), proposals)
-        if proposals:
-            gt_classes = cat([p.gt_classes for p in proposals], dim=0)
-        else:
-            gt_classes = torch.zeros(0, dtype=torch.int64, device=logits.device)
         classes = torch.arange(self.num_classes, device=logits.device)
-        targets = (gt_classes[:, None] == classes).to(logits.dtype)
+        targets = (gt_classes_of(proposals, logits)[:, None] == classes).to(logits.dtype)
         loss = sigmoid_focal_loss(
             logits[:, :-1], targets, self.focal_alpha, self.focal_gamma, reduction="sum"
         )
@@ -98,41 +94,32 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         return predictions[0].sigmoid().split([len(p) for p in proposals], dim=0)
 
 
-class FocalROIHeads(StandardROIHeads):
+class _Focal(OwnPredictors):
+    @classmethod
+    def predictor(
+        cls, cfg: CfgNode, stock: FastRCNNOutputLayers, stage: int | None
+    ) -> FocalFastRCNNOutputLayers:
+        return FocalFastRCNNOutputLayers(cfg, **arguments_of(stock))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
+        args = super().from_config(cfg, input_shape)
+        # The stock weights but for the bias of the classes.
+        for predictor in args.get("box_predictors") or [args["box_predictor"]]:
+            predictor.start_at_prior()
+        return args
+
+
+class FocalROIHeads(_Focal, StandardROIHeads):
     """StandardROIHeads with :class:`FocalFastRCNNOutputLayers`."""
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        return _swap(cfg, super().from_config(cfg, input_shape))
 
-
-class FocalRes5ROIHeads(Res5ROIHeads):
+class FocalRes5ROIHeads(_Focal, Res5ROIHeads):
     """Res5ROIHeads, the heads of C4 models, with :class:`FocalFastRCNNOutputLayers`."""
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        return _swap(cfg, super().from_config(cfg, input_shape))
 
-
-class FocalCascadeROIHeads(CascadeROIHeads):
+class FocalCascadeROIHeads(_Focal, CascadeROIHeads):
     """CascadeROIHeads with a :class:`FocalFastRCNNOutputLayers` for each stage."""
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        return _swap(cfg, super().from_config(cfg, input_shape))
-
-
-def _swap(cfg: CfgNode, args: dict[str, Any]) -> dict[str, Any]:
-    def make(stock: FastRCNNOutputLayers, stage: int | None) -> FocalFastRCNNOutputLayers:
-        shape = ShapeSpec(channels=stock.cls_score.in_features)
-        transform = stock.box2box_transform
-        return FocalFastRCNNOutputLayers(cfg, shape, box2box_transform=transform)
-
-    args = swap_predictors(args, make)
-    # The stock weights but for the bias of the classes.
-    for predictor in args.get("box_predictors") or [args["box_predictor"]]:
-        predictor.start_at_prior()
-    return args
 
 
 for _heads in (FocalROIHeads, FocalRes5ROIHeads, FocalCascadeROIHeads):

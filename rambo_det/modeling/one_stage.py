@@ -103,8 +103,7 @@ def one_stage_losses(
         gt_boxes: N of ``(R, 4)`` px.
         *more_per_level: what else the stock method takes, of the form of ``pred_anchor_deltas``.
     """
-    weight, stock_weight = model.rambo_loss.loss_weights()
-    if stock_weight:
+    if model.rambo_loss.loss_weights()[1]:
         losses = stock_losses(
             anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level
         )
@@ -122,8 +121,7 @@ def one_stage_losses(
             [of_image[used] for of_image in gt_boxes],
             *([cat(levels, dim=1)[:, used]] for levels in more_per_level),
         )
-    loss = model.rambo_loss(*flatten_levels(pred_logits, gt_labels)) * weight
-    losses[name] = loss + losses[name] * stock_weight if stock_weight else loss
+    model.rambo_loss.put_into(losses, name, *flatten_levels(pred_logits, gt_labels))
     return losses
 
 

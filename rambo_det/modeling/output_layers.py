@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, cat
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from .config_checks import rambo_node, refuse_fed_loss
 from .criterion import RamboCriterion
+from .own_predictors import gt_classes_of
 from .scores import score_function
 
 
@@ -63,19 +63,13 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> dict[str, Tensor]:
         """As the stock method; ``loss_cls`` is the AP loss of all images' proposals together."""
         logits, deltas = predictions
-        weight, stock_weight = self.rambo_loss.loss_weights()
         # super() gives the box loss, its weights and the logged statistics; with detached logits
         # unless its classification loss is used too.
-        losses: dict[str, Tensor] = super().losses(
-            (logits if stock_weight else logits.detach(), deltas), proposals
-        )
-        if proposals:
-            gt_classes = cat([p.gt_classes for p in proposals], dim=0)
-        else:
-            gt_classes = torch.zeros(0, dtype=torch.int64, device=logits.device)
-        loss = self.rambo_loss(self._score(logits.float()), gt_classes, logits)
-        loss = loss * (self.loss_weight.get("loss_cls", 1.0) * weight)
-        losses["loss_cls"] = loss + losses["loss_cls"] * stock_weight if stock_weight else loss
+        stock_logits = logits if self.rambo_loss.loss_weights()[1] else logits.detach()
+        losses: dict[str, Tensor] = super().losses((stock_logits, deltas), proposals)
+        inputs = self._score(logits.float()), gt_classes_of(proposals, logits), logits
+        scale = self.loss_weight.get("loss_cls", 1.0)
+        self.rambo_loss.put_into(losses, "loss_cls", *inputs, scale=scale)
         return losses
 
     def predict_probs(

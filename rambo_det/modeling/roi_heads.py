@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
@@ -18,38 +17,38 @@ from torch import Tensor
 from .config_checks import check_roi_heads
 from .criterion import RamboCriterion
 from .output_layers import RamboFastRCNNOutputLayers
-from .swap_predictor import swap_predictors
+from .own_predictors import OwnPredictors, arguments_of
 
 
-class RamboROIHeads(StandardROIHeads):
+class _Rambo(OwnPredictors):
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
+        check_roi_heads(cfg, shared_boxes=issubclass(cls, CascadeROIHeads))
+        return super().from_config(cfg, input_shape)
+
+    @classmethod
+    def predictor(
+        cls, cfg: CfgNode, stock: FastRCNNOutputLayers, stage: int | None
+    ) -> RamboFastRCNNOutputLayers:
+        named = {} if stage is None else {"prefix": "", "name": f"loss_cls_stage{stage}"}
+        loss = RamboCriterion.from_cfg(cfg, stock.num_classes, **named)
+        return RamboFastRCNNOutputLayers(cfg, rambo_loss=loss, **arguments_of(stock))
+
+
+class RamboROIHeads(_Rambo, StandardROIHeads):
     """StandardROIHeads with :class:`RamboFastRCNNOutputLayers`; masks and key points as before."""
 
     # For torch.jit.script; Detectron2 says so of StandardROIHeads alone.
     mask_on: torch.jit.Final[bool]
     keypoint_on: torch.jit.Final[bool]
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        check_roi_heads(cfg, shared_boxes=False)
-        return _swap(cfg, super().from_config(cfg, input_shape))
 
-
-class RamboRes5ROIHeads(Res5ROIHeads):
+class RamboRes5ROIHeads(_Rambo, Res5ROIHeads):
     """Res5ROIHeads, the heads of C4 models, with :class:`RamboFastRCNNOutputLayers`."""
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        check_roi_heads(cfg, shared_boxes=False)
-        return _swap(cfg, super().from_config(cfg, input_shape))
 
-
-class RamboCascadeROIHeads(CascadeROIHeads):
+class RamboCascadeROIHeads(_Rambo, CascadeROIHeads):
     """CascadeROIHeads with a :class:`RamboFastRCNNOutputLayers`, hence a memory, for each stage."""
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        check_roi_heads(cfg, shared_boxes=True)
-        return _swap(cfg, super().from_config(cfg, input_shape))
 
     def _forward_box(
         self,
@@ -63,19 +62,6 @@ class RamboCascadeROIHeads(CascadeROIHeads):
             for stage, predictor in enumerate(self.box_predictor):
                 predictor.rambo_loss.log(f"rambo/stage{stage}")
         return result
-
-
-def _swap(cfg: CfgNode, args: dict[str, Any]) -> dict[str, Any]:
-    def make(stock: FastRCNNOutputLayers, stage: int | None) -> RamboFastRCNNOutputLayers:
-        named = {} if stage is None else {"prefix": "", "name": f"loss_cls_stage{stage}"}
-        return RamboFastRCNNOutputLayers(
-            cfg,
-            ShapeSpec(channels=stock.cls_score.in_features),
-            box2box_transform=stock.box2box_transform,
-            rambo_loss=RamboCriterion.from_cfg(cfg, stock.num_classes, **named),
-        )
-
-    return swap_predictors(args, make)
 
 
 for _heads in (RamboROIHeads, RamboRes5ROIHeads, RamboCascadeROIHeads):

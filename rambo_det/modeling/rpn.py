@@ -11,6 +11,10 @@ from torch import Tensor
 
 from .criterion import RamboCriterion
 
+_NAMES: dict[str, Any] = {
+    "name": "loss_rpn_cls", "prefix": "rambo/rpn", "class_names": ["object"]
+}  # fmt: skip
+
 
 class RamboRPN(RPN):
     """RPN whose ``loss_rpn_cls`` is the AP loss of the sampled anchors' objectness.
@@ -44,26 +48,18 @@ class RamboRPN(RPN):
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
         """As the stock method; ``loss_rpn_cls`` is the AP loss of all images' sampled anchors."""
-        weight, stock_weight = self.rambo_loss.loss_weights()
         logits = pred_objectness_logits
+        stock_logits = logits if self.rambo_loss.loss_weights()[1] else [x.detach() for x in logits]
         losses: dict[str, Tensor] = super().losses(
-            anchors, logits if stock_weight else [x.detach() for x in logits], gt_labels,
-            pred_anchor_deltas, gt_boxes,
-        )  # fmt: skip
+            anchors, stock_logits, gt_labels, pred_anchor_deltas, gt_boxes
+        )
         labels = torch.stack(gt_labels).flatten().long()
         # The RPN's 1 is object, 0 background, -1 ignored; the loss's 0, 1 and -1.
         classes = torch.where(labels >= 0, 1 - labels, labels)
-        loss = self.rambo_loss(cat(logits, dim=1).reshape(-1, 1), classes)
-        loss = loss * (self.loss_weight.get("loss_rpn_cls", 1.0) * weight)
-        if stock_weight:
-            loss = loss + losses["loss_rpn_cls"] * stock_weight
-        losses["loss_rpn_cls"] = loss
+        scores, scale = cat(logits, dim=1).reshape(-1, 1), self.loss_weight.get("loss_rpn_cls", 1.0)
+        self.rambo_loss.put_into(losses, "loss_rpn_cls", scores, classes, scale=scale)
         return losses
 
-
-_NAMES: dict[str, Any] = {
-    "name": "loss_rpn_cls", "prefix": "rambo/rpn", "class_names": ["object"]
-}  # fmt: skip
 
 if "RamboRPN" not in PROPOSAL_GENERATOR_REGISTRY:  # the package may be imported a second time
     PROPOSAL_GENERATOR_REGISTRY.register(RamboRPN)
