@@ -58,6 +58,7 @@ def heard_by_caplog() -> None:
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """Gives what the package has warned of."""
+    caplog.set_level(logging.WARNING, logger="rambo_det")  # and not what Detectron2 says
     return lambda: [record.getMessage() for record in caplog.records]
 
 
