@@ -298,7 +298,7 @@ def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     script = (
         'echo started $OMP_NUM_THREADS $MKL_NUM_THREADS >> "$0/log"; '
         'echo \'{"iteration": 1}\' >> "$0/metrics.json"; '
-        "touch $0/model_{0000499,best,final}.pth $0/last_checkpoint; sleep 0.5"
+        "touch $0/model_{0000499,best,final,raw}.pth $0/last_checkpoint; sleep 0.5"
     )
     runs = [scripted(tmp_path / name, script) for name in "ab"]
 
@@ -313,7 +313,7 @@ def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     for run in runs:
         assert (run.folder / "log").read_text() == "started 3 3\n"
         left = {file.name for file in run.folder.glob("*[lt]_*")}
-        last = {"last_checkpoint", "model_best.pth", "model_final.pth"}
+        last = {"last_checkpoint", "model_best.pth", "model_final.pth", "model_raw.pth"}
         assert left == (last if keep == "last" else set())
     other = replace(runs[0], settings={"SOLVER.MAX_ITER": 3})
     with pytest.raises(InputError, match="was made with SOLVER.MAX_ITER 2, now it is 3"):

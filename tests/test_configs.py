@@ -9,6 +9,7 @@ import rambo_det
 from rambo_det.cli.train import main
 from rambo_det.engine.setup import read_config
 from rambo_det.errors import InputError
+from rambo_det.modeling import RamboCriterion
 
 from .command_line import refused
 from .models import CONFIGS, small_cfg
@@ -49,6 +50,13 @@ def plain(value):
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     return round(value, 9) if isinstance(value, float) else value
+
+
+def test_the_papers_constants_begin_with_cross_entropy():
+    cfg = read_config(str(CONFIGS / "paper_voc.yaml"))
+    loss = RamboCriterion.from_cfg(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    assert (loss.margin, loss.beta, loss.num_classes) == (0.5, 0.3333, 20)
+    assert 2 * loss.ce_warmup == cfg.SOLVER.MAX_ITER
 
 
 # Where RaMBO has nothing to replace, one line names key and remedy.

@@ -98,7 +98,8 @@ DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]
         ("RetinaNet, each by place", {"place_retinanet_quickstart": "each_gap0"}),
     ),
 }
-METRICS = ("AP", "AP50", "AP75", "ECE", "ECE refit", "APs", "APm", "APl")
+CALIBRATION = ("AP", "AP calibrated", "ECE", "ECE calibrated")
+METRICS = ("AP", "AP50", "AP75", *CALIBRATION[1:], "APs", "APm", "APl")
 Rows = dict[str, list[dict[str, Any]]]
 Lines = list[list[str]]
 
@@ -208,18 +209,6 @@ def differences_table(rows: Rows, names: list[str]) -> Lines:
     return _pivot(["difference in AP"], cells)
 
 
-def calibrated_table(rows: Rows, _names: list[str]) -> Lines:
-    """Means over the seeds, before and after a calibration."""
-    runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows["calibrated"]:
-        runs.setdefault((row["data"], row["model"], row["loss"]), []).append(row)
-    lines = [["data", "model", "loss", "seeds", "error", "calibrated", "AP", "calibrated"]]
-    for key, found in runs.items():
-        pairs = np.array([[*row["error"], *row["AP"]] for row in found])
-        lines.append([*key, str(len(found)), *(f"{mean:.1f}" for mean in pairs.mean(axis=0))])
-    return lines
-
-
 def _pivot(head: list[str], cells: dict[tuple[str, ...], dict[str, str]]) -> Lines:
     columns = list(dict.fromkeys(column for line in cells.values() for column in line))
     columns.sort(key=lambda column: float(column[2:]) if column.startswith("×") else 0)
@@ -229,10 +218,9 @@ def _pivot(head: list[str], cells: dict[tuple[str, ...], dict[str, str]]) -> Lin
 
 TABLES = {
     "results": results_table,
-    "calibration": lambda rows, names: results_table(rows, names, METRICS[3:]),
     "grid": grid_table,
     "differences": differences_table,
-    "calibrated": calibrated_table,
+    "calibrated": lambda rows, names: results_table(rows, names, CALIBRATION),
 }
 
 

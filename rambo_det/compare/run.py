@@ -25,7 +25,10 @@ _OUTPUT, _RECORD = "output.txt", "compare.json"
 # What a training runs through; the comparison itself changes no number of a run.
 _NOT_TRAINED_BY = ("cli", "compare")
 # The best checkpoint is there because RAMBO_TRAIN.KEEP_BEST asked for it.
-_KEPT = {"last": ("model_final.pth", "model_best.pth", "last_checkpoint"), "none": ()}
+_KEPT = {
+    "last": ("model_final.pth", "model_raw.pth", "model_best.pth", "last_checkpoint"),
+    "none": (),
+}
 
 
 def run_all(
