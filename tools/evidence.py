@@ -38,7 +38,7 @@ ROWS, PAGE = ROOT / "results/evidence.json", ROOT / "docs/evidence.md"
 PICTURES = ROOT / "docs/evidence"
 FIGURES = {
     "main": ["main", "seeds"],
-    "retinanet": ["retinanet", "retinanet_quickstart", "r50_retinanet", "retinanet_rules"],
+    "retinanet": ["default_retinanet", "retinanet_rules"],
     "ablation": ["ablation"],
 }
 _VOC07 = (
@@ -69,18 +69,17 @@ PROTOCOL = {
 # Differences between comparisons with the same data, seeds and schedule: name -> the loss that is
 # taken off and the other one, each as title, comparison -> variant.
 _EACH = dict.fromkeys(("lambda_each", "lambda_each_seeds"), "each_x10")
-_EACH_RETINANET = dict.fromkeys(
-    ("retinanet_each", "retinanet_quickstart_each", "retinanet_quickstart_seeds"), "each_x10"
-)
-_FOCAL = ("retinanet", "retinanet_quickstart", "retinanet_quickstart_seeds")
+_EACH_RETINANET = {"retinanet_calibrated": "rambo", "retinanet_quickstart_seeds": "each_x10"}
+_LIFT_RETINANET = dict.fromkeys(("retinanet", "retinanet_quickstart"), "rambo")
 _PLACE = dict.fromkeys(("place_chess", "place_chess_seeds", "place_bccd"), "rambo")
 _PLACE_RETINANET = dict.fromkeys(("place_retinanet", "place_retinanet_seeds"), "gap0")
 DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]] = {
     "default": (("cross entropy", {"main": "ce"}), ("RaMBO", _EACH)),
     "default_retinanet": (
-        ("focal loss", dict.fromkeys(_FOCAL, "focal")),
+        ("focal loss", dict.fromkeys(_EACH_RETINANET, "focal")),
         ("RaMBO", _EACH_RETINANET),
     ),
+    "retinanet_rules": (("lift", _LIFT_RETINANET), ("RaMBO", _EACH_RETINANET)),
     "place": (
         ("lift", {**_PLACE, "tuning_iou": "rambo_w1"}),
         ("Faster R-CNN, lift by place", dict.fromkeys([*_PLACE, "place_quickstart"], "gap0")),
@@ -94,7 +93,7 @@ DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]
         ("RetinaNet, lift by place", _PLACE_RETINANET),
     ),
     "place_each": (
-        ("each", {"retinanet_quickstart_each": "each_x10"}),
+        ("each", {"retinanet_calibrated": "rambo"}),
         ("RetinaNet, each by place", {"place_retinanet_quickstart": "each_gap0"}),
     ),
 }
