@@ -49,6 +49,12 @@ _LIFT = "MODEL.RAMBO.LAMBDA_RULE lift MODEL.RAMBO.LIFT 2.0 MODEL.RAMBO.LOSS_WEIG
 # Written before the first training: name -> the question, the metric that decides, the arguments
 # of rambo-compare. Every loss has as many settings.
 PROTOCOL = {
+    "voc07": (
+        "Does the lead on a pretrained backbone last until cross entropy has converged? Learning "
+        "rate and weight of either loss are those that were best on held-out images.",
+        "AP",
+        f"{_VOC07.format(4000)} --seeds 3 --losses ce,rambo TEST.EVAL_PERIOD 1000",
+    ),
     "voc07_tuning": (
         "Which weight of the classification loss does each loss need on a pretrained backbone? "
         "Measured on held-out training images; the learning rate is the one that was best for "
