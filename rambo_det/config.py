@@ -20,10 +20,9 @@ def add_rambo_config(cfg: CN) -> None:
     rambo.MARGIN = 0.5
     # How λ, the strength of the blackbox interpolation, is chosen. "each": for every positive, such
     # that it moves up by MARGIN + LIFT; if it passes a negative, its gradient is its share of the
-    # loss. "lift": for each list of scores, such that its median positive does; set LIFT to 2 and
-    # LOSS_WEIGHT to 1 then. "fixed": LAMBDA, as in the paper.
+    # loss. "fixed": LAMBDA, as in the paper.
     rambo.LAMBDA_RULE = "each"
-    # δ > 0, in units of score, for LAMBDA_RULE "each" and "lift": how far past the margin.
+    # δ > 0, in units of score, for LAMBDA_RULE "each": how far past the margin.
     rambo.LIFT = 20.0
     # λ > 0 for LAMBDA_RULE "fixed"; it acts on ranks that are not divided by their number.
     rambo.LAMBDA = 1000.0

@@ -44,34 +44,27 @@ def pulled_by_loss(y, positive, summand, reach):
     return grad
 
 
-def list_loss(
-    scores, positive, *, margin, lambda_=None, lift=20.0, each=True, objective=ap_objective
-):
-    """(loss, gradient (N,), λ) of one list of scores."""
+def list_loss(scores, positive, *, margin, lambda_=None, lift=20.0, objective=ap_objective):
+    """(loss, gradient (N,)) of one list of scores."""
     y = np.asarray(scores, dtype=np.float64).copy()
     positive = np.asarray(positive, dtype=bool)
     num_pos = positive.sum()
     if num_pos == 0:
-        return 0.0, np.zeros_like(y), None
+        return 0.0, np.zeros_like(y)
     y[positive] -= margin
     rk = ranks(y, positive)
     rk_pos = np.zeros(len(y), dtype=int)
     rk_pos[positive] = ranks(y[positive], np.ones(num_pos, dtype=bool))
     loss, slope = objective(rk[positive].astype(float), rk_pos[positive].astype(float), num_pos)
-    if each and lambda_ is None:
+    if lambda_ is None:
         r, r_pos = rk[positive].astype(float), rk_pos[positive].astype(float)
         summand = np.array([objective(*one, num_pos)[0] for one in zip(r, r_pos, strict=True)])
-        return loss, pulled_by_loss(y, positive, summand, margin + lift), None
-    divisor = lambda_
-    if lambda_ is None:
-        lambda_ = divisor = (margin + lift) / np.sort(slope)[(num_pos - 1) // 2]
-        if objective is ap_objective:  # of -log AP: slope / AP, hence λ * AP; the step is the same
-            divisor = lambda_ * (1 - loss)
+        return loss, pulled_by_loss(y, positive, summand, margin + lift)
     moved = y.copy()
     moved[positive] += lambda_ * slope
     lead = np.arange(len(y))
     lead[positive] = rk[positive]  # r⁺ order: who led among the positives
-    return loss, (ranks(moved, positive, lead) - rk) / divisor, lambda_
+    return loss, (ranks(moved, positive, lead) - rk) / lambda_
 
 
 def class_lists(scores, gt_classes, **kwargs):
@@ -82,7 +75,7 @@ def class_lists(scores, gt_classes, **kwargs):
     for j in range(c):
         positive = gt_classes[valid] == j
         present[j] = positive.any()
-        losses[j], grad[valid, j], _ = list_loss(scores[valid, j], positive, **kwargs)
+        losses[j], grad[valid, j] = list_loss(scores[valid, j], positive, **kwargs)
     return losses, present, grad
 
 
@@ -91,6 +84,6 @@ def flat_list(scores, gt_classes, **kwargs):
     valid = gt_classes >= 0
     positive = gt_classes[valid][:, None] == np.arange(scores.shape[1])[None, :]
     grad = np.zeros(scores.shape)
-    loss, flat, _ = list_loss(scores[valid].ravel(), positive.ravel(), **kwargs)
+    loss, flat = list_loss(scores[valid].ravel(), positive.ravel(), **kwargs)
     grad[valid] = flat.reshape(-1, scores.shape[1])
     return loss, grad

@@ -25,13 +25,8 @@ KEYS = {
          "MEMORY_SIZE": 16},
         {"margin": 0.25, "lambda_": 7.0, "beta": 0.125, "memory_length": 2, "memory_size": 16},
     ),
-    "lift": (
-        {"LAMBDA_RULE": "lift", "LIFT": 0.5, "BETA": 1.0, "MEMORY_LENGTH": 0},
-        {"each": False, "lift": 0.5, "beta": 1.0, "memory_length": 0, "margin": 0.5},
-    ),
-    "each": (
-        {"LAMBDA_RULE": "each", "LIFT": 4.0}, {"each": True, "lift": 4.0, "memory_length": 4},
-    ),
+    "each": ({"LAMBDA_RULE": "each", "LIFT": 4.0}, {"lift": 4.0, "memory_length": 4}),
+    "short": ({"LIFT": 0.5, "BETA": 1.0, "MEMORY_LENGTH": 0}, {"lift": 0.5, "beta": 1.0}),
 }  # fmt: skip
 
 

@@ -25,9 +25,9 @@ ONE_EMPTY = {2: [(0, 0), (25, 5)], 4: [(12, 3), (0, 0), (20, 0), (5, 5)]}
 NO_POSITIVE = {2: [(10, 0), (12, 0)], 4: [(10, 0), (0, 0), (4, 0), (4, 0)]}
 LOSSES = {
     "default": {},
-    "fixed": {"lambda_": 300.0, "beta": 0.0},
+    "fixed": {"lambda_": 300.0, "memory_length": 2},
     "memory": {"memory_length": 2, "beta": 0.3},
-    "lift": {"each": False, "lift": 2.0, "memory_length": 2},
+    "classes": {"beta": 0.0},
 }
 
 
@@ -113,11 +113,11 @@ def alone(rank, world):
 def bytes_sent(rank, world):
     """O(P): the same however many negatives there are."""
     sent = []
-    for rows, each in itertools.product((100, 10_000), (False, True)):
+    for rows, lambda_ in itertools.product((100, 10_000), (None, 300.0)):
         g = torch.Generator().manual_seed(rank)
         gt = torch.full((rows,), CLASSES)
         gt[:10] = torch.randint(0, CLASSES, (10,), generator=g)
-        loss = RamboLoss(CLASSES, memory_length=2, each=each)
+        loss = RamboLoss(CLASSES, memory_length=2, lambda_=lambda_)
         scores = torch.randn(rows, CLASSES, generator=g).requires_grad_()
         loss(scores, gt)
         sent.append(loss.stats.bytes_sent)

@@ -127,7 +127,7 @@ def test_the_protocol_names_comparisons_that_can_be_made():
         args = parse_args(shlex.split(command))
         assert question.endswith(".") and metric in evidence.METRICS
         per_loss = Counter(text.partition("_")[0] for text in args.variant)
-        assert len(set(per_loss.values())) == 1, "a loss has more settings than another"
+        assert len(set(per_loss.values())) <= 1, "a loss has more settings than another"
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_comparison_of_the_protocol_is_made(elsewhere, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     earlier = json.loads(elsewhere["ROWS"].read_text())
     for kind, key in (("comparisons", "name"), ("losses", "of")):
-        earlier[kind].append({**earlier[kind][0], key: "new"})
+        earlier[kind].append({**earlier[kind][-1], key: "new"})
     elsewhere["ROWS"].write_text(evidence.as_json(earlier))
     files = [Path(*write_coco(Path(split), 4, split)[:1]).parent for split in ("train", "val")]
     data = ":".join(f"{f}/{s}.json:{f}/{s}" for f, s in zip(files, ("train", "val"), strict=True))

@@ -55,7 +55,7 @@ def test_each_without_end_is_the_error_driven_update_of_ap_loss():
     scores = torch.randn(60, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     positive = torch.arange(60) < 12
     leaf = scores.float().double().requires_grad_()
-    RamboLoss(1, each=True, lift=1000.0, margin=0.25)(leaf, (~positive).long()).backward()
+    RamboLoss(1, lift=1000.0, margin=0.25)(leaf, (~positive).long()).backward()
     y = leaf.detach()[:, 0] - 0.25 * positive
     want = torch.zeros(60, dtype=torch.float64)
     for i in range(12):

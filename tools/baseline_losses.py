@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-MARGIN, LIFT = 0.5, 2.0  # of the rule that moves the median positive, each=False
+MARGIN = 0.5
 
 
 class GivenGradient(torch.autograd.Function):
@@ -19,8 +19,8 @@ class GivenGradient(torch.autograd.Function):
         return ctx.saved_tensors[0] * upstream, None
 
 
-def argsort_rambo(scores: Tensor, positive: Tensor) -> Tensor:
-    """RaMBO's L_APC from the paper (Eq. 3, 6): every list ranked twice by a double argsort."""
+def argsort_rambo(scores: Tensor, positive: Tensor, lambda_: float) -> Tensor:
+    """RaMBO's L_APC with one λ (the paper, Eq. 3, 6): a double argsort ranks each list twice."""
     lists = scores.detach().double().t() - MARGIN * positive.t()
     positive = positive.t().bool()
     num = positive.sum(1, keepdim=True)
@@ -33,13 +33,10 @@ def argsort_rambo(scores: Tensor, positive: Tensor) -> Tensor:
     order = ranks.argsort(dim=1)
     rank_pos = positive.gather(1, order).cumsum(1).gather(1, ranks - 1).double()
     slope = torch.where(positive, rank_pos / (num * ranks.double() ** 2), 0.0)
-    ap = torch.where(positive, rank_pos / ranks, 0.0).sum(1, keepdim=True) / num
-    median = torch.where(positive, slope, torch.nan).nanmedian(dim=1, keepdim=True).values
-    lambda_ = torch.full_like(median, MARGIN + LIFT) / median  # a number / median rounds twice
     # Sorted in the order of the first ranking: who led leads in a tie.
     moved = (lists + lambda_ * slope).gather(1, order)
     new_ranks = rank(moved).gather(1, ranks - 1)
-    grad = (new_ranks - ranks) / (lambda_ * ap)
+    grad = (new_ranks - ranks) / lambda_
     grad = torch.where(num > 0, grad, 0.0) / (num > 0).sum()
     return GivenGradient.apply(scores, grad.t().to(scores.dtype))
 

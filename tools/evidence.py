@@ -45,7 +45,6 @@ _VOC07 = (
     "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml --data "
     "'voc07=voc:data/voc07:train:val SOLVER.MAX_ITER {}' --jobs 1 --threads 1 --bootstrap 1000"
 )
-_LIFT = "MODEL.RAMBO.LAMBDA_RULE lift MODEL.RAMBO.LIFT 2.0 MODEL.RAMBO.LOSS_WEIGHT 1.0"
 # Written before the first training: name -> the question, the metric that decides, the arguments
 # of rambo-compare. Every loss has as many settings.
 PROTOCOL = {
@@ -65,7 +64,6 @@ PROTOCOL = {
             f"--variant '{name}_w{weight:g}={loss} RAMBO_TRAIN.CLS_WEIGHT {weight}'"
             for name, loss, weights in (
                 ("ce", "ce", (1.0, 2.0, 4.0, 8.0)),
-                ("lift", f"rambo {_LIFT}", (1.0, 2.0, 4.0, 8.0)),
                 ("each", "rambo", (0.5, 1.0, 2.0, 4.0)),
             )
             for weight in weights

@@ -2,22 +2,10 @@
 pushes the negatives that it overtakes."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from .listed_positives import ListedPositives
-
-
-class FirstRanking(NamedTuple):
-    """What a rule chooses from: the ranking of T positives in L lists before they move."""
-
-    lists: ListedPositives
-    per_positive_loss: Tensor  # (T,) float64, summands of the loss of the list
-    dloss_drank: Tensor  # (T,) float64, g, the slope of the loss by the positive's rank
-    losses: Tensor  # (L + 1,) float64, of each list
-    num_overtaken: Tensor | None  # (T,) int64, negatives that are passed by constant_shift
 
 
 class LambdaRule(Protocol):
@@ -31,11 +19,19 @@ class LambdaRule(Protocol):
     def constant_shift(self) -> float | None:
         """How far every positive moves, in units of score, if that does not depend on the ranking.
 
-        Else None, and the divisor is the same for all positives of a list.
+        Else None, and the divisor is the same for all positives.
         """
 
-    def __call__(self, first: FirstRanking) -> tuple[Tensor, Tensor]:
-        """Shift and divisor of each positive, ``(T,)`` float64 both, > 0."""
+    def __call__(
+        self, per_positive_loss: Tensor, dloss_drank: Tensor, num_overtaken: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Shift and divisor of each of T positives, ``(T,)`` float64 both, > 0.
+
+        Args:
+            per_positive_loss: ``(T,)`` float64, its summand of the loss of its list.
+            dloss_drank: ``(T,)`` float64, g, the slope of that loss by its rank.
+            num_overtaken: ``(T,)`` int64, negatives that it passes by ``constant_shift``.
+        """
 
 
 @dataclass
@@ -48,36 +44,12 @@ class FixedLambda:
     lambda_: float
     constant_shift = None
 
-    def __call__(self, first: FirstRanking) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, per_positive_loss: Tensor, dloss_drank: Tensor, num_overtaken: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """See :class:`LambdaRule`."""
-        lambda_ = torch.full_like(first.dloss_drank, self.lambda_)
-        return lambda_ * first.dloss_drank, lambda_
-
-
-@dataclass
-class MedianShift:
-    """λ = shift / median_k(g_k): the median positive of every list moves up by ``shift``.
-
-    With a fixed λ the step λ·g shrinks as ``1/N²`` of the list's length and soon ends before the
-    next negative, where the blackbox gradient is zero. This rule fixes the step's length instead.
-    The median of an even number of slopes is the lower one. With ``log`` the gradient is that of
-    ``-log AP``: divided by the list's AP, so that it does not fade where AP is close to 0.
-    """
-
-    shift: float
-    log: bool = True
-    constant_shift = None
-
-    def __call__(self, first: FirstRanking) -> tuple[Tensor, Tensor]:
-        """See :class:`LambdaRule`."""
-        lists, slope = first.lists, first.dloss_drank
-        # The median of a list without positives is never used, but its index has to be valid.
-        middle = (lists.num_pos.cumsum(0) - 1 - (lists.num_pos >> 1)).clamp_(min=0)
-        median = slope.index_select(0, lists.argsort(slope).index_select(0, middle))
-        # Python's scalar over a tensor is rounded twice: it is reciprocal times scalar.
-        lambda_ = torch.full_like(median, self.shift) / median
-        divisor = lambda_ * (1 - first.losses) if self.log else lambda_
-        return lists.per_place(lambda_) * slope, lists.per_place(divisor)
+        lambda_ = torch.full_like(dloss_drank, self.lambda_)
+        return lambda_ * dloss_drank, lambda_
 
 
 @dataclass
@@ -91,10 +63,12 @@ class ErrorDriven:
 
     constant_shift: float
 
-    def __call__(self, first: FirstRanking) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, per_positive_loss: Tensor, dloss_drank: Tensor, num_overtaken: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """See :class:`LambdaRule`."""
-        assert first.num_overtaken is not None
-        divisor = first.num_overtaken.clamp(min=1) / first.per_positive_loss
+        assert num_overtaken is not None
+        divisor = num_overtaken.clamp(min=1) / per_positive_loss
         return torch.full_like(divisor, self.constant_shift), divisor
 
 
@@ -111,8 +85,8 @@ class Pushes:
     weight: Tensor  # (T,) float64, of the positive's list in the loss
     one_per_segment: bool
 
-    def at(self, order: Tensor) -> tuple[Tensor, Tensor]:
-        """How many positives push, int64, and what they push in all, float64, ``(2 T,)`` both.
+    def at(self, order: Tensor) -> Tensor:
+        """``(2 T,)`` float64, of each edge: what all positives push there.
 
         Args:
             order: ``(2 T,)``, that of the sorted edges: below T a threshold, from T on a moved one.
@@ -123,7 +97,7 @@ class Pushes:
         num_pushing = sign.cumsum(0)
         if self.one_per_segment:
             pushed = num_pushing / self.divisor.index_select(0, positive)
-            return num_pushing, pushed * self.weight.index_select(0, positive)
+            return pushed * self.weight.index_select(0, positive)
         each = (self.weight / self.divisor).index_select(0, positive)
         # No residue of the running sum where nothing pushes.
-        return num_pushing, (sign * each).cumsum(0).masked_fill_(num_pushing == 0, 0)
+        return (sign * each).cumsum(0).masked_fill_(num_pushing == 0, 0)

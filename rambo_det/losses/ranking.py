@@ -32,7 +32,7 @@ from ..errors import InputError
 from .binning import bin_negatives
 from .distributed import Processes
 from .inputs import RankingInputs
-from .lambda_rules import ErrorDriven, FirstRanking, FixedLambda, LambdaRule, MedianShift, Pushes
+from .lambda_rules import ErrorDriven, FixedLambda, LambdaRule, Pushes
 from .listed_positives import ListedPositives
 from .objectives import Objective, average_precision
 from .score_memory import MemoryContents
@@ -46,7 +46,6 @@ class RankingSpec:
     margin: float = 0.5
     lambda_: float | None = None
     lift: float = 20.0
-    each: bool = True
     beta: float = 0.5
     per_class: bool = True  # rank the scores of each class
     interclass: bool = True  # rank those of all classes together; β is its share in the loss
@@ -68,10 +67,7 @@ class RankingSpec:
         """How far positives move up, and what for."""
         if self.lambda_ is not None:
             return FixedLambda(self.lambda_)
-        shift = self.margin + self.lift
-        if self.each:
-            return ErrorDriven(shift)
-        return MedianShift(shift, log=self.objective is average_precision)
+        return ErrorDriven(self.margin + self.lift)
 
 
 @dataclass
@@ -117,7 +113,7 @@ def rank(
     def bin_at(*thresholds: Tensor, pushes: Pushes | None = None) -> tuple[Tensor, Tensor | None]:
         """``(K, T)``, of K keys for each place: negatives of this process above; the gradient."""
         edges, order = torch.cat(thresholds).sort(stable=True)
-        values = pushes.at(order)[1] if pushes else None
+        values = pushes.at(order) if pushes else None
         counts, grad = bin_negatives(
             inputs.scores, inputs.gt_classes, edges, values, inputs.grad_dtype, inputs.max_score
         )
@@ -141,9 +137,7 @@ def rank(
     losses = lists.sum_by_segment(per_positive_loss)
     present, weight = _weigh(lists, num_classes, spec)
     num_overtaken = None if shift is None else num_above - counts[1]
-    shifts, divisor = rule(
-        FirstRanking(lists, per_positive_loss, dloss_drank, losses, num_overtaken)
-    )
+    shifts, divisor = rule(per_positive_loss, dloss_drank, num_overtaken)
 
     # The second ranking, and the gradient.
     pushes = Pushes(divisor, lists.per_place(weight), one_per_segment=shift is None)

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..losses import RamboLoss
 from .config_checks import rambo_node
 
-_RULES = ("each", "lift", "fixed")
+_RULES = ("each", "fixed")
 #: On a GPU, which has to be waited for, scalars are read when Detectron2's writers write.
 _GPU_PERIOD = 20
 #: Classes that an error names.
@@ -105,7 +105,6 @@ class RamboCriterion(RamboLoss):
         if node.LAMBDA_RULE != "fixed":
             arguments["lambda_"] = None
         arguments.update(
-            each=node.LAMBDA_RULE == "each",
             class_names=_training_classes(cfg, num_classes),
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
             max_iter=cfg.SOLVER.MAX_ITER,
