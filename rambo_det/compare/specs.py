@@ -10,16 +10,18 @@ from detectron2.config import CfgNode
 
 from ..config_files import find_config
 from ..data.register import READERS
+from ..engine.keys import value
 from ..errors import InputError
 
 #: What a loss is called where it is explained to a reader.
 TITLES = {"ce": "cross entropy", "focal": "focal loss", "rambo": "RaMBO"}
 
-# The names that each kind of model has for each loss.
-_RETINANET = {"focal": "RetinaNet", "rambo": "RamboRetinaNet"}
-_ROI_HEADS = [
-    {"ce": f"{kind}ROIHeads", "focal": f"Focal{name}ROIHeads", "rambo": f"Rambo{name}ROIHeads"}
-    for kind, name in (("Standard", ""), ("Res5", "Res5"), ("Cascade", "Cascade"))
+#: The key that tells which loss a model has, and its value with each; the stock one comes first.
+_TWINS = [
+    ("MODEL.META_ARCHITECTURE", {"focal": "RetinaNet", "rambo": "RamboRetinaNet"}),
+    ("MODEL.ROI_HEADS.NAME", {"ce": "StandardROIHeads", "rambo": "RamboROIHeads"}),
+    ("MODEL.ROI_HEADS.NAME", {"ce": "Res5ROIHeads", "rambo": "RamboRes5ROIHeads"}),
+    ("MODEL.ROI_HEADS.NAME", {"ce": "CascadeROIHeads", "rambo": "RamboCascadeROIHeads"}),
 ]
 
 
@@ -39,35 +41,39 @@ class Variant:
 
 def loss_opts(cfg: CfgNode, loss: str) -> dict[str, str]:
     """Keys that make the model of a config train with that loss; InputError if it cannot."""
-    model = cfg.MODEL
-    if model.META_ARCHITECTURE in _RETINANET.values():
-        if loss not in _RETINANET:
-            raise InputError(
-                f"--losses {loss}: MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} has no such "
-                f"loss: use {' or '.join(_RETINANET)}"
-            )
+    key, names = _twins(cfg)
+    if loss not in names:
+        known = " or ".join(names)
+        raise InputError(f"--losses {loss}: {key} {value(cfg, key)} has no such loss: use {known}")
+    opts = {key: names[loss]}
+    if "focal" in names:
         # The AP loss learns no natural zero of the scores, and all are measured alike.
-        threshold = {"MODEL.RETINANET.SCORE_THRESH_TEST": "0.0"}
-        return {"MODEL.META_ARCHITECTURE": _RETINANET[loss], **threshold}
-    for names in _ROI_HEADS:
-        if model.META_ARCHITECTURE == "GeneralizedRCNN" and model.ROI_HEADS.NAME in names.values():
-            opts = {"MODEL.ROI_HEADS.NAME": names[loss]}
-            if loss != "rambo":
-                opts["MODEL.RAMBO.RPN"] = "False"
-                if model.PROPOSAL_GENERATOR.NAME == "RamboRPN":
-                    opts["MODEL.PROPOSAL_GENERATOR.NAME"] = "RPN"
-            return opts
-    known = [names["ce"] for names in _ROI_HEADS] + [_RETINANET["focal"]]
-    raise InputError(
-        f"losses can be swapped in {', '.join(known)} and their twins, not in "
-        f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} with MODEL.ROI_HEADS.NAME "
-        f"{model.ROI_HEADS.NAME}"
-    )
+        opts["MODEL.RETINANET.SCORE_THRESH_TEST"] = "0.0"
+    elif loss != "rambo":
+        opts["MODEL.RAMBO.RPN"] = "False"
+        if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RamboRPN":
+            opts["MODEL.PROPOSAL_GENERATOR.NAME"] = "RPN"
+    return opts
 
 
 def default_losses(cfg: CfgNode) -> list[str]:
-    """The stock loss of the config's model and RaMBO."""
-    return ["focal" if cfg.MODEL.META_ARCHITECTURE in _RETINANET.values() else "ce", "rambo"]
+    """The stock loss of the config's model and RaMBO; InputError as of :func:`loss_opts`."""
+    return list(_twins(cfg)[1])
+
+
+def _twins(cfg: CfgNode) -> tuple[str, dict[str, str]]:
+    model = cfg.MODEL
+    for key, names in _TWINS:
+        # Other meta-architectures have ROI heads in their configs too, without using them.
+        if value(cfg, key) in names.values() and (
+            key == "MODEL.META_ARCHITECTURE" or model.META_ARCHITECTURE == "GeneralizedRCNN"
+        ):
+            return key, names
+    known = ", ".join(next(iter(names.values())) for _, names in _TWINS)
+    raise InputError(
+        f"losses can be swapped in {known} and their twins, not in MODEL.META_ARCHITECTURE "
+        f"{model.META_ARCHITECTURE} with MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME}"
+    )
 
 
 def parse_variants(
@@ -90,7 +96,7 @@ def parse_variants(
     given += [("--variant", *_split("--variant", text, form)) for text in variants]
     for text in grids:
         name, loss, opts = _split("--grid", text, form)
-        for values in itertools.product(*(_values(value) for value in opts[1::2])):
+        for values in itertools.product(*map(_values, opts[1::2])):
             pairs = list(zip(opts[::2], values, strict=True))
             label = "_".join([name, *(f"{k.rpartition('.')[2].lower()}-{v}" for k, v in pairs)])
             label = re.sub(r"[^-+.\w]", "-", label)  # it becomes a folder
@@ -162,8 +168,8 @@ class Data:
         for kind, *one in self.register:
             words += [f"--register-{kind}", *one]
         for option in ("classes", "split", "hold_out"):
-            if (value := getattr(self, option)) is not None:
-                words += [f"--{option.replace('_', '-')}", str(value)]
+            if (given := getattr(self, option)) is not None:
+                words += [f"--{option.replace('_', '-')}", str(given)]
         return words
 
 

@@ -1,16 +1,12 @@
 """Adapters that put the loss into Detectron2's models; importing them registers them."""
 
 from .criterion import RamboCriterion
-from .focal import FocalCascadeROIHeads, FocalRes5ROIHeads, FocalROIHeads
 from .one_stage import RamboFCOS, RamboRetinaNet
 from .output_layers import RamboFastRCNNOutputLayers
 from .roi_heads import RamboCascadeROIHeads, RamboRes5ROIHeads, RamboROIHeads
 from .rpn import RamboRPN
 
 __all__ = [
-    "FocalCascadeROIHeads",
-    "FocalROIHeads",
-    "FocalRes5ROIHeads",
     "RamboCascadeROIHeads",
     "RamboCriterion",
     "RamboFCOS",

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor
@@ -11,7 +12,6 @@ from torch import Tensor
 from ..errors import InputError
 from .config_checks import rambo_node, refuse_fed_loss
 from .criterion import RamboCriterion
-from .own_predictors import gt_classes_of
 from .scores import score_function
 
 
@@ -67,7 +67,8 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         # unless its classification loss is used too.
         stock_logits = logits if self.rambo_loss.loss_weights()[1] else logits.detach()
         losses: dict[str, Tensor] = super().losses((stock_logits, deltas), proposals)
-        inputs = self._score(logits.float()), gt_classes_of(proposals, logits), logits
+        gt_classes = [p.gt_classes for p in proposals] or [logits.new_zeros(0, dtype=torch.int64)]
+        inputs = self._score(logits.float()), cat(gt_classes), logits
         scale = self.loss_weight.get("loss_cls", 1.0)
         self.rambo_loss.put_into(losses, "loss_cls", *inputs, scale=scale)
         return losses
