@@ -64,10 +64,6 @@ def add_rambo_config(cfg: CN) -> None:
     # > 0: end the training when that many evaluations in a row were not better than the best one
     # before them. 0: train to the end.
     train.PATIENCE = 0
-    # >= 0: how many images the pictures in TensorBoard show, of the training's inputs with their
-    # boxes (first step, and wherever TEST.EVAL_PERIOD evaluates) and of the detections after each
-    # evaluation. 0: no pictures.
-    train.IMAGES = 4
     # > 0: multiplies the classification loss of the detector (loss_cls), whichever it is. Stock
     # losses have no weight of their own; to compare losses, tune it for each.
     train.CLS_WEIGHT = 1.0
@@ -76,5 +72,6 @@ def add_rambo_config(cfg: CN) -> None:
     # are then in model_raw.pth, the thresholds of the classes in thresholds.json. "off": not.
     train.CALIBRATE = "off"
 
-    # Configs of earlier versions have it.
-    cfg.register_deprecated_key("MODEL.RAMBO.IOU_THRESHOLDS")
+    # Configs of earlier versions have them.
+    for key in ("MODEL.RAMBO.IOU_THRESHOLDS", "RAMBO_TRAIN.IMAGES"):
+        cfg.register_deprecated_key(key)

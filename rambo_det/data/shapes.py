@@ -18,8 +18,6 @@ from .register import add_to_catalogs, class_metadata
 
 logger = logging.getLogger(__name__)
 
-_MARKER = "complete.json"
-
 
 def write_split(folder: Path, split: str, number: int) -> None:
     """Draws so many images into ``folder/split``, and writes ``folder/split.json``."""
@@ -47,27 +45,14 @@ def shapes_folder() -> Path:
     return cache_folder() / f"shapes-{digest[:12]}"
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != _MARKER)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(files)}
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether every file is there with the size it was written with."""
-    try:
-        return bool(json.loads((folder / _MARKER).read_text()) == _sizes(folder))
-    except (OSError, ValueError):
-        return False
-
-
 def prepare_shapes() -> Path:
-    """Draw the set unless it lies complete in the cache; returns its folder.
+    """Draw the set unless it lies in the cache; returns its folder.
 
     It is drawn into a folder of its own and moved in one step: a process that is killed leaves
-    nothing half-done behind, and two that draw at once end with one complete set.
+    nothing half-done behind, and two that draw at once end with one set.
     """
     folder = shapes_folder()
-    if is_complete(folder):
+    if folder.is_dir():
         return folder
     make_folder(folder.parent)
     logger.info("drawing the quickstart's images into %s", folder)
@@ -75,13 +60,9 @@ def prepare_shapes() -> Path:
     try:
         for split in SPLITS:
             write_split(scratch / "new", split, SPEC["images"][split])
-        (scratch / "new" / _MARKER).write_text(json.dumps(_sizes(scratch / "new")))
-        if not is_complete(folder):
-            if folder.exists():
-                os.rename(folder, scratch / "incomplete")
-            os.rename(scratch / "new", folder)
+        os.rename(scratch / "new", folder)
     except OSError:
-        if not is_complete(folder):  # otherwise another process was faster
+        if not folder.is_dir():  # otherwise another process was faster
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -13,7 +13,6 @@ from detectron2.data.transforms import AugInput
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
-from torch import nn
 
 from ..data.shapes import register_shapes
 from ..errors import InputError
@@ -60,7 +59,7 @@ class Detector:
             resolve_rpn(cfg)
             self.model = build_model(cfg)
             self.mapper = DatasetMapper(cfg, is_train=False)
-        if needs_proposals(self.model):
+        if getattr(self.model, "proposal_generator", self.model) is None:
             key = "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals"
             raise InputError(f"{saved.config}: needs proposals ({key}), and an image has none")
         load_whole_model(self.model, saved.weights, saved.config)
@@ -88,11 +87,6 @@ class Detector:
         """The category id of a class in COCO's terms: the data set's own, else counted from 1."""
         own = self.metadata.get("thing_dataset_id_to_contiguous_id") or {}
         return {k: number for number, k in own.items()}.get(index, index + 1)
-
-
-def needs_proposals(model: nn.Module) -> bool:
-    """Whether the model makes none itself, and cannot detect in an image alone."""
-    return getattr(model, "proposal_generator", model) is None
 
 
 def _metadata(

@@ -18,7 +18,6 @@ from .files import whole_file
 from .keys import Keys, value
 from .loader import ResumableLoader
 from .seeds import STEP, seed_generators
-from .terminal import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +162,7 @@ def training_hooks(
     writers: Sequence[EventWriter],
     log_period: int = 20,
     **periodic: Any,
-) -> tuple[HookBase, Evaluations, HookBase, HookBase]:
+) -> tuple[HookBase, Evaluations, HookBase]:
     """What saves, evaluates and writes, for a config of either kind, in the order of Detectron2's.
 
     ``log_period`` is that of the writers, in iterations; ``periodic`` are ``period`` and perhaps
@@ -175,5 +174,4 @@ def training_hooks(
         hooks.PeriodicCheckpointer(checkpointer, **periodic),
         Evaluations(cfg, keys, evaluate, checkpointer, writers),
         hooks.PeriodicWriter(writers, period=log_period),
-        ProgressBar(),
     )

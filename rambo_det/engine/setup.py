@@ -33,7 +33,6 @@ _REGISTRIES = {
 }
 _DEPTHS = (18, 34, 50, 101, 152)
 _LEAST = {"SOLVER.MAX_ITER": 1, "SOLVER.IMS_PER_BATCH": 1, "SOLVER.CHECKPOINT_PERIOD": 1}
-_LEAST |= {"RAMBO_TRAIN.IMAGES": 0}
 
 
 def build_config(args: argparse.Namespace, registered: Sequence[str] | None = None) -> CfgNode:

@@ -25,7 +25,6 @@ from .files import drop_unfinished_line
 from .hooks import SeededSteps, StoppedEarly, training_hooks
 from .keys import YAML
 from .loader import ResumableLoader, train_loader
-from .pictures import Pictures
 from .seeds import ORDER, run_seed, seeded
 
 
@@ -85,7 +84,6 @@ class RamboTrainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(
             self.model, cfg.OUTPUT_DIR, seed=seed, trainer=weakref.proxy(self)
         )
-        self.pictures = Pictures(cfg)
         stock = super().build_hooks()
         writing = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
         writers = [writer for hook in writing for writer in hook._writers]
@@ -95,15 +93,14 @@ class RamboTrainer(DefaultTrainer):
         period = cfg.SOLVER.CHECKPOINT_PERIOD
         ours = training_hooks(cfg, YAML, self.checkpointer, self.evaluate, writers, period=period)
         self.evaluations = ours[1]
-        return [SeededSteps(seed, loader), self.pictures, *stock, *ours]
+        return [SeededSteps(seed, loader), *stock, *ours]
 
     def evaluate(self) -> Any:
-        """Metrics of the model as it is now on ``DATASETS.TEST``, and pictures of what it detects.
+        """Metrics of the model as it is now on ``DATASETS.TEST``, in the main process.
 
-        A collective; the metrics are in the main process.
+        A collective.
         """
         self._last_eval_results = self.test(self.cfg, self.model)
-        self.pictures.evaluated()
         return self._last_eval_results
 
     def train(self) -> Any:

@@ -93,13 +93,6 @@ def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> 
     return picture
 
 
-def as_detections(truth: Instances) -> Instances:
-    """Annotated boxes as they have to be for :func:`draw_detections`."""
-    found = Instances(truth.image_size)
-    found.pred_boxes, found.pred_classes = truth.gt_boxes, truth.gt_classes
-    return found
-
-
 def grid(pictures: Sequence[np.ndarray], columns: int, cell_px: int = 384) -> np.ndarray:
     """The pictures side by side, each fitted into a square of ``cell_px``; ``(H, W, 3)`` uint8."""
     cells = [

@@ -120,7 +120,6 @@ KEYS = {
     "MODEL.RAMBO.SCORE x": "MODEL.RAMBO.SCORE must be one of",
     "RAMBO_TRAIN.PATIENCE 3": "RAMBO_TRAIN.PATIENCE needs evaluations to wait for",
     "RAMBO_TRAIN.PATIENCE -1": "RAMBO_TRAIN.PATIENCE must be >= 0, got -1",
-    "RAMBO_TRAIN.IMAGES -1": "RAMBO_TRAIN.IMAGES must be >= 0, got -1",
     "TEST.EVAL_PERIOD 1 RAMBO_TRAIN.BEST_METRIC AP": "there are bbox/AP,",
     "TEST.EVAL_PERIOD 1 DATASETS.TEST ('tt_data','rambo_shapes_val')": "write tt_data/bbox/AP",
     "RAMBO_TRAIN.CLS_WEIGHT 0": "RAMBO_TRAIN.CLS_WEIGHT must be > 0",
