@@ -176,7 +176,9 @@ def test_a_comparison_is_added_once(elsewhere, tmp_path):
     titles = {"ce": "cross entropy", "rambo": "RaMBO"}
     results = {
         "command": "rambo-compare --config c.yaml --out /tmp/x", "reference": "ce",
-        "runs": [{"data": "x", "variant": variant, "seed": seed, "metrics": {"AP": ap}}
+        "runs": [{"data": "x", "variant": variant, "seed": seed, "metrics": {"AP": ap},
+                  "status": "finished", "evaluations": [{"iteration": 5, "AP": ap - 9 - seed},
+                                                        {"iteration": 10, "AP": ap}]}
                  for (variant, seed), ap in aps.items()],
         "versions": {"torch": "2.4", "detectron2": "0.6", "device": "cpu", "rambo_det": "0.1"},
         "variants": {k: {"loss": k, "opts": [], "title": t} for k, t in titles.items()},
@@ -194,6 +196,12 @@ def test_a_comparison_is_added_once(elsewhere, tmp_path):
     assert "|  | RaMBO less cross entropy | 2 | +4.5 (−1.0 … 9.0) |\n\nThat." in page
     kept = names["ROWS"].read_text()
     assert "--out output/new" in kept and "/tmp/x" not in kept
+    assert evidence.curves_table(json.loads(kept), ["new"]) == [
+        ["data", "loss", "seeds", "5 iterations", "10 iterations"],
+        ["x", "cross entropy", "2", "21.5", "31.0"], ["x", "RaMBO", "2", "26.0", "35.5"],
+    ]  # fmt: skip
+    evidence.draw(json.loads(kept), ["new"], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
     with pytest.raises(InputError, match="there is a comparison of that name"):
         evidence.run(["--add", f"new={file}"])
     for text in ("{}", "no json"):

@@ -29,7 +29,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rambo_det.cli.failures import status_of  # noqa: E402
-from rambo_det.compare.figures import intervals  # noqa: E402
+from rambo_det.compare.figures import intervals, learning_curves  # noqa: E402
 from rambo_det.compare.text import cell  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
 
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE = ROOT / "results/evidence.json", ROOT / "docs/evidence.md"
 PICTURES = ROOT / "docs/evidence"
 FIGURES = {
-    "main": ["main", "seeds"],
+    "main": ["default"],
     "retinanet": ["default_retinanet", "retinanet_rules"],
     "ablation": ["ablation"],
 }
@@ -112,6 +112,11 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
     about = {key: results["versions"][key] for key in ("torch", "detectron2", "device")}
     about["command"] = re.sub(r"--out \S+", f"--out output/{name}", results["command"])
     aps = {(r["data"], r["variant"], r["seed"]): r["metrics"].get("AP") for r in results["runs"]}
+    curves: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for r in (r for r in results["runs"] if r["status"] == "finished"):
+        for found in r["evaluations"]:
+            curve = curves.setdefault((r["data"], r["variant"]), {})
+            curve.setdefault(found["iteration"], []).append(found["AP"])
     rows: Rows = {"comparisons": [{"name": name, "runs": len(aps), **about}]}
     rows |= {"losses": [], "differences": []}
     variants = results["variants"]
@@ -127,6 +132,9 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
                 if kind == "losses":
                     values["AP of seeds"] = [aps[data, variant, seed] for seed in found["seeds"]]
                 row |= {m: [v and round(v, 4) for v in value] for m, value in values.items()}
+                curve = curves.get((data, variant), {}) if kind == "losses" else {}
+                if len(curve) > 1:
+                    row["AP at"] = {i: [round(ap, 4) for ap in aps] for i, aps in curve.items()}
                 rows[kind] += [row] if found["seeds"] else []
     return rows
 
@@ -201,6 +209,17 @@ def grid_table(rows: Rows, names: list[str]) -> Lines:
     return _pivot(["data", "setting", "seeds"], cells)
 
 
+def curves_table(rows: Rows, names: list[str]) -> Lines:
+    """AP on the way, the mean over the seeds: a column for each evaluation."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for data, found in _of(rows, "losses", names).items():
+        for row in found:
+            curve = {f"{i} iterations": cell({"mean": np.mean(aps), "std": None})
+                     for i, aps in row.get("AP at", {}).items()}  # fmt: skip
+            cells[data, row["title"], str(len(row["seeds"]))] = curve
+    return _pivot(["data", "loss", "seeds"], cells)
+
+
 def differences_table(rows: Rows, names: list[str]) -> Lines:
     """A line a difference, a column a data set; behind a semicolon the number of seeds."""
     cells: dict[tuple[str, ...], dict[str, str]] = {}
@@ -223,6 +242,7 @@ TABLES = {
     "results": results_table,
     "grid": grid_table,
     "differences": differences_table,
+    "curves": curves_table,
     "calibrated": lambda rows, names: results_table(rows, names, CALIBRATION),
 }
 
@@ -240,7 +260,13 @@ def page(rows: Rows, text: str) -> str:
 
 
 def draw(rows: Rows, names: list[str], file: Path) -> None:
-    """The differences in AP of some comparisons, each with its interval."""
+    """The differences in AP of some comparisons, each with its interval; or AP on the way, where
+    the rows have it."""
+    losses = [row for row in rows["losses"] if row["of"] in names and "AP at" in row]
+    if losses:
+        curves = {r["title"]: {int(i): aps for i, aps in r["AP at"].items()} for r in losses}
+        file.write_bytes(learning_curves(curves, "png"))
+        return
     found = []
     for row in (row for part in _of(rows, "differences", names).values() for row in part):
         title = f"{row['data']}: {row['loss']} less {row['less']}".replace("`", "")

@@ -119,17 +119,22 @@ def reliability(cells: Cells) -> bytes:
 
 def over_training(cells: Cells) -> bytes | None:
     """AP at each evaluation that all seeds of a loss have; None if there was but the last."""
-    figure, (axis,) = _figure(1, 1, 6.8, 2.6)
-    most = 0
-    for colour, (title, runs) in enumerate(cells.items()):
+    found: dict[str, dict[int, list[float]]] = {}
+    for title, runs in cells.items():
         curves = [{e["iteration"]: e["AP"] for e in run.result["evaluations"]} for run in runs]
         iterations = sorted(set.intersection(*(set(curve) for curve in curves)))
-        most = max(most, len(iterations))
-        values = np.array([[curve[i] for i in iterations] for curve in curves], float)
-        _band(axis, np.array(iterations), values, colour, title)
+        found[title] = {i: [curve[i] for curve in curves] for i in iterations}
+    return learning_curves(found) if max(map(len, found.values())) > 1 else None
+
+
+def learning_curves(found: dict[str, dict[int, list[float]]], form: str = "svg") -> bytes:
+    """AP of each seed at each evaluation, of each loss; ``form``: "svg" or "png"."""
+    figure, (axis,) = _figure(1, 1, 6.8, 2.6)
+    for colour, (title, aps) in enumerate(found.items()):
+        _band(axis, np.array(list(aps)), np.array(list(aps.values()), float).T, colour, title)
     axis.set(xlabel="iteration", ylabel="AP on the validation images", ylim=(0, None))
     axis.legend()
-    return _save(figure) if most > 1 else None
+    return _save(figure, form)
 
 
 def _band(axis: Any, x: np.ndarray, values: np.ndarray, colour: int, label: str) -> None:
