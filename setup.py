@@ -48,7 +48,16 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "mkdocs", "nbclient", "ipykernel"]
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "mkdocs",
+            "nbclient",
+            "ipykernel",
+        ]
     },
     entry_points={
         "console_scripts": [

@@ -74,4 +74,5 @@ def add_rambo_config(cfg: CN) -> None:
 
     # Configs of earlier versions have them.
     for key in ("MODEL.RAMBO.IOU_THRESHOLDS", "RAMBO_TRAIN.IMAGES"):
-        cfg.register_deprecated_key(key)
+        if not cfg.key_is_deprecated(key):  # this may be called again
+            cfg.register_deprecated_key(key)

@@ -131,6 +131,13 @@ def test_scores_that_tell_all_are_rescaled_within_bounds(all_right):
     assert 0 < float(found.factor) < 1e4 and found.shift.isfinite().all()
 
 
+def test_no_factor_is_beyond_all_bounds():
+    """Where the outputs hardly differ; unbounded, a search for a step ended in NaN."""
+    outputs, ones = torch.linspace(-1e-6, 1e-6, 100_000)[:, None], torch.ones(4).long()
+    labelled = LabelledDetections(outputs, torch.zeros(100_000).long(), outputs[:, 0] > 3e-7, ones)
+    assert 1 < float(fit(Classifier(build("retinanet")), labelled).factor) < 1e6
+
+
 def test_detections_are_labelled_as_coco_matches_them(tmp_path, image):
     """Every detection is made an object: the first on each is right, and it alone."""
     model = build("retinanet")

@@ -16,7 +16,7 @@ from rambo_det.errors import InputError
 from rambo_det.modeling.scores import log_odds
 
 from .architectures import ARCHITECTURES, build, training_losses
-from .models import CONFIGS, small_cfg
+from .models import CONFIGS, small_cfg, training_inputs
 
 # Keys of the config, and what they stand for.
 KEYS = {
@@ -93,6 +93,16 @@ def test_keys_out_of_range_are_named(key, value):
     cfg.MODEL.RAMBO[key] = value
     with pytest.raises(InputError, match=f"MODEL.RAMBO.{key} must be .*got"):
         build_model(cfg)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
+def test_a_label_above_the_number_of_classes_is_named(name):
+    """Not an index out of bounds, which is what the stock loss makes of it."""
+    model, inputs = build(name), training_inputs()
+    for item in inputs:
+        item["instances"].gt_classes += 10
+    with pytest.raises(InputError, match=r"gt_classes has 1\d, but of 4 classes"):
+        training_losses(model, inputs)
 
 
 def test_names_of_another_number_of_classes_are_refused():

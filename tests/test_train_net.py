@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from rambo_det.cli.train import main
+from rambo_det.cli.train import load_config, main
+from rambo_det.engine.arguments import parse_args
 from rambo_det.engine.setup import check_training
 
 from .command_line import call, registered
@@ -42,6 +43,13 @@ def test_it_trains_and_ends_with_a_table(run):
     for name in ("AP50", "AP75", "circle", "square", "triangle", "star"):
         assert name in rows
     assert "Device: cpu" in out or "Device: cuda" in out
+
+
+def test_a_warm_up_longer_than_the_training_is_warned_of(caplog, catalogs):
+    for number, warned in ((100, True), (101, False)):
+        caplog.clear()
+        load_config(parse_args(["--config", CONFIG, "SOLVER.MAX_ITER", str(number)]))
+        assert ("SOLVER.WARMUP_ITERS 100: in SOLVER.MAX_ITER 100" in caplog.text) == warned
 
 
 def test_eval_only_prints_the_same_numbers(run, capsys, catalogs):

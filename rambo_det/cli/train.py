@@ -56,6 +56,11 @@ def load_config(args: argparse.Namespace) -> Any:
     from ..engine.setup import build_config
 
     cfg, keys = (load_lazy_config(args), LAZY) if args.lazy else (build_config(args), YAML)
+    if not args.lazy and not args.eval_only and cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+        logging.getLogger(__name__).warning(
+            "SOLVER.WARMUP_ITERS %d: in SOLVER.MAX_ITER %d iterations the learning rate stays far "
+            "below SOLVER.BASE_LR", cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER,
+        )  # fmt: skip
     calibrate = value(cfg, keys.calibrate)
     if calibrate not in ("off", "train") and not args.eval_only:
         check_calibration_set(keys.calibrate, calibrate, names(cfg, keys.train)[0])

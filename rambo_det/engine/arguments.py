@@ -1,6 +1,7 @@
 """The command line of a training, and the options that other commands share with it."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -20,6 +21,8 @@ class _Register(argparse.Action):
     """Appends (format, name, place, part) to ``register``."""
 
     def __call__(self, _parser: Any, args: argparse.Namespace, values: Any, _: Any = None) -> None:
+        if os.path.exists(values[0]):
+            refuse(f"--register-{self.const} {' '.join(values)}: the name of the data comes first")
         args.register = [*args.register, (self.const, *values)]
 
 

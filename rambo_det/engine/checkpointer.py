@@ -76,7 +76,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not resume:
             return checkpoint
         if not all(found):
-            self.logger.info("No checkpoint in %s yet: starting from the beginning", self.save_dir)
+            text = "--resume: no checkpoint in %s yet: starting from the beginning"
+            self.logger.warning(text, self.save_dir)
             return checkpoint
         means = checkpoint.get("loss_normalizers") or [None]
         mean = means[comm.get_rank() if len(means) == comm.get_world_size() else 0]
@@ -95,7 +96,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
         try:
             return super().load(path, *args, **kwargs)
         except OSError as error:  # a download that fails among them
-            raise InputError(f"{path} cannot be loaded: {error}") from error
+            raise InputError(
+                f"{path} cannot be loaded: {error}: MODEL.WEIGHTS, or train.init_checkpoint of a "
+                "LazyConfig, names it"
+            ) from error
 
     def _load_file(self, filename: str) -> Any:
         try:

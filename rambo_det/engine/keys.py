@@ -1,5 +1,6 @@
 """How the two kinds of config, yaml and LazyConfig, call what a training has to know."""
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ class Keys(NamedTuple):
     calibrate: str
     sign: str
 
-    def named(self, key: str, opts: list[str]) -> bool:
+    def named(self, key: str, opts: Sequence[str]) -> bool:
         """Whether the command line gives the key a value."""
         return any(opt.split("=")[0] == key for opt in opts[:: 2 if self.sign == " " else 1])
 

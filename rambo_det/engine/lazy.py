@@ -81,7 +81,7 @@ def read_lazy_config(
     _add_own_keys(cfg)
     for opt in opts:
         _override(cfg, opt)
-    pick_device(cfg, LAZY)
+    pick_device(cfg, LAZY, opts)
     return cfg
 
 

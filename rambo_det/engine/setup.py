@@ -48,6 +48,11 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
         check_training(cfg)
     classes, own = register_data(cfg, YAML, args, registered)
     if classes is not None:
+        for key in ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"):
+            if YAML.named(key, args.opts) and value(cfg, key) != len(classes):
+                raise InputError(
+                    f"{key} {value(cfg, key)}: the data have {len(classes)} classes: leave it out"
+                )
         set_from_data(cfg, classes, own)
     if args.hold_out is not None:
         train = cfg.DATASETS.TRAIN
@@ -100,8 +105,13 @@ def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
         try:
             cfg.merge_from_list([key, f"{text}.0" if is_integer else text])
         except (ValueError, AssertionError) as error:
-            raise InputError(f"{key} {text}: {_one_line(error)}") from error
-    pick_device(cfg, YAML)
+            message = _one_line(error)
+            if message.startswith("Type mismatch"):
+                message = f"it must be of the kind of its default, {known[key]!r}"
+                if isinstance(known[key], tuple):
+                    message = f"it must be a list: write \"('{text}',)\""
+            raise InputError(f"{key} {text}: {message}") from error
+    pick_device(cfg, YAML, opts)
     return cfg
 
 
@@ -126,9 +136,15 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(text).split())
 
 
-def pick_device(cfg: Any, keys: Keys) -> None:
-    """The CPU, where a config of either kind asks for a GPU and there is none."""
-    if value(cfg, keys.device).startswith("cuda") and not torch.cuda.is_available():
+def pick_device(cfg: Any, keys: Keys, opts: Sequence[str]) -> None:
+    """The CPU, where a config of either kind asks for a GPU and there is none.
+
+    InputError if the command line asks for it.
+    """
+    device = value(cfg, keys.device)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        if keys.named(keys.device, opts):
+            raise InputError(f"{keys.device} {device}: torch finds no GPU here: use cpu")
         set_value(cfg, keys.device, "cpu")
 
 

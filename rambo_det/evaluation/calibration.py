@@ -26,6 +26,8 @@ from .ranking import best_f1
 PER_IMAGE = 300
 #: Standard deviation of the shifts of the classes around that of all of them, in logits.
 _DEVIATION = 0.5
+#: Largest and smallest factor, as logarithm.
+_MOST = 12.0
 _BINS = 15
 _FEW_RIGHT = 10
 
@@ -119,10 +121,14 @@ def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
     right = labelled.right.double()
     optimizer = torch.optim.LBFGS(parameters, max_iter=500, line_search_fn="strong_wolfe")
 
+    def rescaling() -> Rescaling:
+        # The search for a step may look so far away that the factor would be infinite.
+        return Rescaling(log_factor.clamp(-_MOST, _MOST).exp(), common + own)
+
     def loss() -> Tensor:
         optimizer.zero_grad()
-        new = Rescaling(log_factor.exp(), common + own)
-        scores = classifier.scores(labelled.outputs, labelled.classes, new).clamp(1e-12, 1 - 1e-12)
+        scores = classifier.scores(labelled.outputs, labelled.classes, rescaling())
+        scores = scores.clamp(1e-12, 1 - 1e-12)
         value = torch.nn.functional.binary_cross_entropy(scores, right, reduction="sum")
         value = value + (own / _DEVIATION).square().sum() / 2
         # Bounds the two where the scores alone tell what is right.
@@ -131,7 +137,8 @@ def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
         return value
 
     optimizer.step(loss)
-    found = Rescaling(log_factor.detach().exp(), (common + own).detach())
+    with torch.no_grad():
+        found = rescaling()
     if not (found.factor.isfinite() and found.shift.isfinite().all()):
         raise InputError("no calibration fits these detections")
     return found

@@ -171,10 +171,12 @@ def _ranks(axis: Axes, ranked: RankedClass, chosen: list[int]) -> None:
     last = int(np.flatnonzero(ranked.true).max(initial=-1)) + 1
     number = max(min(last, 2 * ranked.num_objects), max(chosen, default=0) + 1)
     shown = ranked.true[:number]
-    if len(shown):
-        extent = (0.5, len(shown) + 0.5, 0, 1)
-        colours = ListedColormap([FALSE, TRUE])
-        axis.imshow(shown[None], colours, aspect="auto", extent=extent, vmin=0, vmax=1)
+    if not len(shown):
+        axis.set_title("nothing of this class was detected", fontsize=8.5, loc="left", pad=4)
+        axis.set_axis_off()
+        return
+    colours, extent = ListedColormap([FALSE, TRUE]), (0.5, len(shown) + 0.5, 0, 1)
+    axis.imshow(shown[None], colours, aspect="auto", extent=extent, vmin=0, vmax=1)
     axis.set(yticks=[], xlim=(0.5, number + 0.5), ylim=(0, 1))
     axis.set_title(
         f"the {number} highest of {len(ranked.true)} detections in order of score ({shown.sum()} "

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -147,17 +147,24 @@ class RamboCriterion(RamboLoss):
         return loss * self.weight
 
     @torch.jit.unused
-    def put_into(
-        self, losses: dict[str, Tensor], name: str, *inputs: Tensor, scale: float = 1.0
-    ) -> None:
-        """Puts the loss of ``inputs``, see :meth:`forward`, where the stock loss ``name`` was.
+    def in_place_of(
+        self,
+        name: str,
+        stock_losses: Callable[[], dict[str, Tensor]],
+        *inputs: Tensor,
+        scale: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """The stock losses, with the loss of ``inputs``, see :meth:`forward`, where ``name`` was.
 
         As much of the stock loss stays in it as :meth:`loss_weights` says; ``scale`` is a weight
-        that the detector gives to that loss.
+        that the detector gives to that loss. This loss comes first: of a label that does not fit it
+        says more than an index that is out of bounds.
         """
         weight, stock_weight = self.loss_weights()
         loss = self(*inputs) * (scale * weight)
+        losses = stock_losses()
         losses[name] = loss + losses[name] * stock_weight if stock_weight else loss
+        return losses
 
     @torch.jit.unused
     def loss_weights(self) -> tuple[float, float]:

@@ -5,6 +5,7 @@ some image.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,16 +105,14 @@ def one_stage_losses(
         *more_per_level: what else the stock method takes, of the form of ``pred_anchor_deltas``.
     """
     if model.rambo_loss.loss_weights()[1]:
-        losses = stock_losses(
-            anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level
-        )
+        inputs = (anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level)
     else:
         labels = torch.stack(gt_labels)
         used = ((labels >= 0) & (labels != model.num_classes)).any(dim=0)  # (R,)
         labels = labels[:, used]
         # Zeros without memory of their own in place of the logits.
         no_logits = pred_logits[0].new_zeros(()).expand(*labels.shape, model.num_classes)
-        losses = stock_losses(
+        inputs = (
             [Boxes.cat(anchors)[used]],
             [no_logits],
             list(labels),
@@ -121,8 +120,8 @@ def one_stage_losses(
             [of_image[used] for of_image in gt_boxes],
             *([cat(levels, dim=1)[:, used]] for levels in more_per_level),
         )
-    model.rambo_loss.put_into(losses, name, *flatten_levels(pred_logits, gt_labels))
-    return losses
+    ranked = flatten_levels(pred_logits, gt_labels)
+    return model.rambo_loss.in_place_of(name, partial(stock_losses, *inputs), *ranked)
 
 
 def flatten_levels(pred_logits: list[Tensor], gt_labels: list[Tensor]) -> tuple[Tensor, Tensor]:

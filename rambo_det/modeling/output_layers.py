@@ -1,5 +1,6 @@
 """Fast R-CNN's output layers with the AP loss in place of cross entropy."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,12 +67,11 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         # super() gives the box loss, its weights and the logged statistics; with detached logits
         # unless its classification loss is used too.
         stock_logits = logits if self.rambo_loss.loss_weights()[1] else logits.detach()
-        losses: dict[str, Tensor] = super().losses((stock_logits, deltas), proposals)
+        stock = partial(super().losses, (stock_logits, deltas), proposals)
         gt_classes = [p.gt_classes for p in proposals] or [logits.new_zeros(0, dtype=torch.int64)]
         inputs = self._score(logits.float()), cat(gt_classes), logits
         scale = self.loss_weight.get("loss_cls", 1.0)
-        self.rambo_loss.put_into(losses, "loss_cls", *inputs, scale=scale)
-        return losses
+        return self.rambo_loss.in_place_of("loss_cls", stock, *inputs, scale=scale)
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]

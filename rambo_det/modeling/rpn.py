@@ -1,5 +1,6 @@
 """A region proposal network that ranks its anchors by objectness."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,15 +51,15 @@ class RamboRPN(RPN):
         """As the stock method; ``loss_rpn_cls`` is the AP loss of all images' sampled anchors."""
         logits = pred_objectness_logits
         stock_logits = logits if self.rambo_loss.loss_weights()[1] else [x.detach() for x in logits]
-        losses: dict[str, Tensor] = super().losses(
-            anchors, stock_logits, gt_labels, pred_anchor_deltas, gt_boxes
+        stock = partial(
+            super().losses, anchors, stock_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
         labels = torch.stack(gt_labels).flatten().long()
         # The RPN's 1 is object, 0 background, -1 ignored; the loss's 0, 1 and -1.
         classes = torch.where(labels >= 0, 1 - labels, labels)
         scores, scale = cat(logits, dim=1).reshape(-1, 1), self.loss_weight.get("loss_rpn_cls", 1.0)
-        self.rambo_loss.put_into(losses, "loss_rpn_cls", scores, classes, scale=scale)
-        return losses
+        inputs = scores, classes
+        return self.rambo_loss.in_place_of("loss_rpn_cls", stock, *inputs, scale=scale)
 
 
 if "RamboRPN" not in PROPOSAL_GENERATOR_REGISTRY:  # the package may be imported a second time

@@ -104,7 +104,7 @@ KEYS = {
     "MODEL.RAMBO.MARGINS 1":
         "error: unknown config key MODEL.RAMBO.MARGINS: did you mean MODEL.RAMBO.MARGIN?",
     "solver.max_iter 5": "did you mean SOLVER.MAX_ITER?",
-    "SOLVER.MAX_ITER many": "SOLVER.MAX_ITER",
+    "SOLVER.MAX_ITER many": "SOLVER.MAX_ITER many: it must be of the kind of its default, 40000",
     "SOLVER.IMS_PER_BATCH 0": "IMS_PER_BATCH",
     "SOLVER.CHECKPOINT_PERIOD 0": "SOLVER.CHECKPOINT_PERIOD must be >= 1",
     "SOLVER.AMP.ENABLED True MODEL.DEVICE cpu": "SOLVER.AMP.ENABLED True needs a GPU",
@@ -126,7 +126,8 @@ KEYS = {
     "MODEL.RAMBO.MARGIN wide": "MODEL.RAMBO.MARGIN",
     "SOLVER.MAX_ITER -1": "SOLVER.MAX_ITER",
     "DATASETS.TRAIN ()": "DATASETS.TRAIN",
-    "DATASETS.TRAIN tt_data": "DATASETS.TRAIN",
+    "DATASETS.TRAIN tt_data": "it must be a list: write \"('tt_data',)\"",
+    "MODEL.ROI_HEADS.NUM_CLASSES 3": "NUM_CLASSES 3: the data have",
     "DATASETS.TRAIN ('trian',)": "trian is not registered",
     "DATASETS.TEST ('coco_2017_val',)": "coco_2017_val needs",
     "MODEL.WEIGHTS x.pth": "x.pth: no such",
@@ -150,6 +151,9 @@ CASES: dict[str, tuple[Make, str]] = {
     # The command line itself.
     "a flag that does not exist": (words("--epochs", "5"), "--epochs"),
     "a flag without its value": (words("--config"), "--config"),
+    "a name of data that comes last": (
+        words("--register-coco", "setup.py", "images", "a"), "the name of the data comes first",
+    ),
     "a flag with two of three": (words("--register-coco", "a", "b"), "--register-coco"),
     "a number of GPUs that is none": (words("--num-gpus", "two"), "--num-gpus"),
     "--resume and --fresh": (keys("--resume", "--fresh"), "--fresh"),
