@@ -159,33 +159,6 @@ def measure(case: dict, device: str, seconds: float, limit: float) -> dict:
     return result
 
 
-def passes(case: dict) -> dict[str, Any]:
-    """Where RamboLoss's time goes: medians of both passes over the scores, of the whole forward, of
-    the backward, and what a copy of the scores takes."""
-    from rambo_det.losses import ranking
-
-    scores, gt = make_case(**case, device="cpu")
-    leaf, loss, times = scores.requires_grad_(), RamboLoss(case["c"]), {}
-
-    def note(name: str, call: Callable[..., Any], *args: Any) -> Any:
-        found = []
-        times.setdefault(name, []).append(timed(lambda: found.append(call(*args))))
-        return found[0]
-
-    bin_negatives = ranking.bin_negatives
-    ranking.bin_negatives = lambda *args: note(
-        "count" if args[3] is None else "write", bin_negatives, *args
-    )
-    for _ in range(15):
-        value = note("forward", loss, leaf, gt)
-        note("backward", value.backward)
-        note("copy", leaf.detach().clone)
-        leaf.grad = None
-    ranking.bin_negatives = bin_negatives
-    row: dict[str, Any] = {"N": f"{case['n']:.0e}", "P/N": case["rate"], "scores": case["regime"]}
-    return row | {f"{name} [ms]": f"{statistics.median(ms):.2f}" for name, ms in times.items()}
-
-
 def print_result(result: dict) -> None:
     tail = ""
     if "largest_difference" in result:
@@ -249,16 +222,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--sizes", type=float, nargs="+", help="N, e.g. 1e5 1e6")
     parser.add_argument("--seconds", type=float, help="of each case (default: 3, --quick 1)")
-    parser.add_argument("--passes", action="store_true", help="where the loss's time goes, C = 80")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.passes:
-        sizes = args.sizes or [1e5, 1e6]
-        cases = itertools.product(sizes, (5e-5, 5e-3), ("init", "mid"))
-        rows = [passes({"n": int(n), "c": 80, "rate": p, "regime": r}) for n, p, r in cases]
-        print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
-        return
     sizes = args.sizes or ([1e4, 1e5, 1e6] if args.quick else [1e4, 1e5, 1e6, 1e7])
     if args.device != "cpu" and not args.sizes and not args.quick:
         sizes.append(1e8)
