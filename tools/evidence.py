@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE = ROOT / "results/evidence.json", ROOT / "docs/evidence.md"
 PICTURES = ROOT / "docs/evidence"
 FIGURES = {
+    "voc07": ["voc07"],
     "main": ["default"],
-    "retinanet": ["default_retinanet", "retinanet_rules"],
     "ablation": ["ablation"],
 }
 _VOC07 = (
