@@ -22,7 +22,7 @@ from rambo_det.losses.sort_keys import EMPTY_KEY
 
 from .strategies import batch, spec
 
-RULES = [{}, {"lambda_": 300.0}, {"each": False}]
+RULES = [{}, {"lambda_": 300.0}]
 
 
 class Recorder(TorchDispatchMode):

@@ -45,27 +45,15 @@ def test_gray_images_in_training_and_predict(finished_run, tmp_path, catalogs):
 
 
 def test_what_is_odd_in_the_data_is_in_the_log_of_the_run(finished_run, tmp_path, catalogs):
-    """And a class name that begins a formula is no reason to draw nothing."""
     for split in ("train", "val"):
         shutil.copytree(finished_run / split, tmp_path / split)
-        text = (finished_run / f"{split}.json").read_text().replace('"circle"', '"$$"')
-        content = json.loads(text)
+        content = json.loads((finished_run / f"{split}.json").read_text())
         if split == "train":
             content["annotations"][0]["bbox"] = [500, 500, 10, 10]
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
     assert run(finished_run, tmp_path / "out", data=registered(tmp_path)) == 0
     log = (tmp_path / "out" / "log.txt").read_text()
     assert log.count("dropped 1 box(es)") == 1
-    assert "$$" in log and "drawing failed" not in log
-
-
-def test_no_picture_ends_a_training(finished_run, tmp_path, catalogs, monkeypatch):
-    def fails(*_):
-        raise RuntimeError("no room for a picture")
-
-    monkeypatch.setattr("rambo_det.engine.pictures.draw_detections", fails)
-    assert run(finished_run, tmp_path / "out") == 0
-    assert (tmp_path / "out" / "log.txt").read_text().count("drawing failed") == 1
 
 
 def test_a_test_on_augmented_images_is_another_test(finished_run, tmp_path, catalogs, capsys):

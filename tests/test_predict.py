@@ -62,11 +62,12 @@ def results_of(folder):
 
 
 @pytest.mark.filterwarnings("error:Glyph")
-def test_letters_that_the_font_lacks_are_no_warning():
+@pytest.mark.parametrize("name", ["细胞", "$$"], ids=["no glyphs", "a formula"])
+def test_names_that_matplotlib_would_stumble_over(name):
     found = Instances((96, 96))
     found.pred_boxes = Boxes(torch.tensor([[10.0, 10.0, 60.0, 60.0]]))
     found.pred_classes = torch.tensor([0])
-    draw_detections(draw("val", 0)[0], found, class_metadata(["细胞"]))
+    draw_detections(draw("val", 0)[0], found, class_metadata([name]))
 
 
 def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs):
