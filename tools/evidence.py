@@ -49,8 +49,8 @@ _VOC07 = (
 # of rambo-compare. Every loss has as many settings.
 PROTOCOL = {
     "voc07": (
-        "Does the lead on a pretrained backbone last until cross entropy has converged? Learning "
-        "rate and weight of either loss are those that were best on held-out images.",
+        "Does the lead on a pretrained backbone last until cross entropy has converged? The weight "
+        "of either loss is the one that was best on held-out images; the rate was not tuned.",
         "AP",
         f"{_VOC07.format(4000)} --seeds 3 --losses ce,rambo TEST.EVAL_PERIOD 1000",
     ),

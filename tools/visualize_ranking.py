@@ -134,7 +134,7 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
     (output / "index.html").write_text(page, encoding="utf-8")
     numbers = {"dataset": data.name, "iou": args.iou, "classes": rows}
     (output / "ranking.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    print(f"{data.name}, at an IoU of {args.iou:g}, in percent:\n")
+    print(f"{data.name}, at an IoU of {args.iou:g}; AP and what is lost of it in percent\n")
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".1f"))
     print(f"\n{output / 'index.html'}")
 

@@ -58,8 +58,8 @@ def load_config(args: argparse.Namespace) -> Any:
     cfg, keys = (load_lazy_config(args), LAZY) if args.lazy else (build_config(args), YAML)
     if not args.lazy and not args.eval_only and cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
         logging.getLogger(__name__).warning(
-            "SOLVER.WARMUP_ITERS %d: in SOLVER.MAX_ITER %d iterations the learning rate stays far "
-            "below SOLVER.BASE_LR", cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER,
+            "SOLVER.WARMUP_ITERS %d: in SOLVER.MAX_ITER %d iterations the learning rate does not "
+            "reach SOLVER.BASE_LR", cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER,
         )  # fmt: skip
     calibrate = value(cfg, keys.calibrate)
     if calibrate not in ("off", "train") and not args.eval_only:

@@ -1,7 +1,6 @@
 """The command line of a training, and the options that other commands share with it."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -21,7 +20,7 @@ class _Register(argparse.Action):
     """Appends (format, name, place, part) to ``register``."""
 
     def __call__(self, _parser: Any, args: argparse.Namespace, values: Any, _: Any = None) -> None:
-        if os.path.exists(values[0]):
+        if "/" in values[0] or values[0].endswith((".json", ".yaml")):  # a folder may have its name
             refuse(f"--register-{self.const} {' '.join(values)}: the name of the data comes first")
         args.register = [*args.register, (self.const, *values)]
 

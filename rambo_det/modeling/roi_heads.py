@@ -34,7 +34,7 @@ class _RamboPredictors:
         args: dict[str, Any] = super().from_config(cfg, input_shape)  # type: ignore[misc]
 
         def swapped(stock: FastRCNNOutputLayers, **named: str) -> RamboFastRCNNOutputLayers:
-            # What its heads, and not the config alone, have chosen.
+            # The heads choose input shape and box transform, not the config alone.
             shape = ShapeSpec(channels=stock.cls_score.in_features)
             loss = RamboCriterion.from_cfg(cfg, stock.num_classes, **named)
             predictor = RamboFastRCNNOutputLayers(

@@ -152,7 +152,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "a flag that does not exist": (words("--epochs", "5"), "--epochs"),
     "a flag without its value": (words("--config"), "--config"),
     "a name of data that comes last": (
-        words("--register-coco", "setup.py", "images", "a"), "the name of the data comes first",
+        words("--register-coco", "train.json", "images", "a"), "the name of the data comes first",
     ),
     "a flag with two of three": (words("--register-coco", "a", "b"), "--register-coco"),
     "a number of GPUs that is none": (words("--num-gpus", "two"), "--num-gpus"),
