@@ -12,34 +12,21 @@ from .version import __version__
 
 __all__ = ["RamboLoss", "__version__"]
 
-_OF_DETECTRON2 = [
-    "RamboCascadeROIHeads", "RamboCriterion", "RamboFCOS", "RamboFastRCNNOutputLayers",
-    "RamboROIHeads", "RamboRPN", "RamboRes5ROIHeads", "RamboRetinaNet", "add_rambo_config",
-]  # fmt: skip
-
 if find_spec("detectron2") is not None:
     with warnings.catch_warnings():
         # Detectron2 scripts a few functions at import, which current torch calls deprecated.
         warnings.simplefilter("ignore", FutureWarning)
+        from . import modeling
         from .config import add_rambo_config  # noqa: F401
-        from .modeling import (  # noqa: F401
-            RamboCascadeROIHeads,
-            RamboCriterion,
-            RamboFastRCNNOutputLayers,
-            RamboFCOS,
-            RamboRes5ROIHeads,
-            RamboRetinaNet,
-            RamboROIHeads,
-            RamboRPN,
+        from .modeling import *  # noqa: F403
+
+    __all__ += ["add_rambo_config", *modeling.__all__]
+else:
+
+    def __getattr__(name: str) -> None:
+        if name != "add_rambo_config" and not name.startswith("Rambo"):
+            raise AttributeError(f"module 'rambo_det' has no attribute {name!r}")
+        raise ImportError(
+            f"rambo_det.{name} needs Detectron2, which is not installed: pip install "
+            "--no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
         )
-
-    __all__ += _OF_DETECTRON2
-
-
-def __getattr__(name: str) -> None:
-    if name not in _OF_DETECTRON2:
-        raise AttributeError(f"module 'rambo_det' has no attribute {name!r}")
-    raise ImportError(
-        f"rambo_det.{name} needs Detectron2, which is not installed: pip install "
-        "--no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
-    )

@@ -65,10 +65,9 @@ def test_the_papers_constants_begin_with_cross_entropy():
 @pytest.mark.parametrize(
     "config, keys, message",
     [
-        (RCNN, [META, "RetinaNet"], f"MODEL.ROI_HEADS.NAME RamboROIHeads: {META} RetinaNet has no"
-         " ROI heads: set MODEL.META_ARCHITECTURE RamboRetinaNet"),
-        (RCNN, [META, "ProposalNetwork"], "scores objectness alone, which MODEL.RAMBO.RPN True"),
-        (RCNN, [META, "SemanticSegmentor"], "detects nothing; use MODEL.META_ARCHITECTURE"),
+        *((RCNN, [META, name], f"MODEL.ROI_HEADS.NAME RamboROIHeads: {META} {name} has no ROI heads"
+           ": set that to GeneralizedRCNN or RamboRetinaNet")
+          for name in ("RetinaNet", "ProposalNetwork", "SemanticSegmentor")),
         (CE, [META, "RetinaNet", "MODEL.RAMBO.RPN", "True"], "MODEL.RAMBO.RPN: "
          "MODEL.META_ARCHITECTURE RetinaNet has no RPN: set it to False"),
         (CE, ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.RAMBO.RPN", "True"],

@@ -16,7 +16,7 @@ from PIL import Image
 
 from rambo_det.cli.train import parse_args
 from rambo_det.data import register_datasets
-from rambo_det.data.files import image_size
+from rambo_det.data.files import check_image
 from rambo_det.engine.setup import build_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
@@ -467,16 +467,16 @@ DEEP = {
 def test_images_of_more_than_8_bits_are_refused(kind, tmp_path):
     Image.fromarray(DEEP[kind]).save(tmp_path / "a.tif")
     with pytest.raises(InputError, match=f"a.tif is a {kind} image with values .* 8 bits"):
-        image_size(tmp_path / "a.tif", "list")
+        check_image(tmp_path / "a.tif", "list")
     Image.fromarray(DEEP[kind] * 0 + 200).save(tmp_path / "a.tif")  # as 8 bits have them
-    assert image_size(tmp_path / "a.tif", "list") == (8, 8)
+    assert check_image(tmp_path / "a.tif", "list") == (8, 8, 1)
 
 
 def test_an_image_over_pillows_limit_is_not_called_broken(tmp_path, monkeypatch):
     Image.new("L", (100, 100)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     with pytest.raises(InputError, match=r"a.png: Image size .* exceeds limit.*Scale it down"):
-        image_size(tmp_path / "a.png", "list")
+        check_image(tmp_path / "a.png", "list")
 
 
 def test_real_chess_pieces(real_data):

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
 from rambo_det.data import register_datasets
-from rambo_det.data.files import image_size
+from rambo_det.data.files import check_image
 from rambo_det.errors import InputError
 
 from .torture import WHOLE
@@ -294,7 +294,7 @@ def test_images(data, tmp_path):
     file = tmp_path / "x"
     file.write_bytes(content[: math.ceil(end * len(content))])
     try:
-        found = image_size(file, "fuzz", whole=True)
+        found = check_image(file, "fuzz", whole=True)[:2]
     except InputError as error:
         assert str(error).isprintable()
         return

@@ -16,19 +16,21 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 
+from rambo_det.cli.annotate import interrupts_noted
 from rambo_det.cli.predict import default_threshold, main
 from rambo_det.cli.sources import find_sources
 from rambo_det.data.drawing import CLASSES, draw
-from rambo_det.data.files import image_size
+from rambo_det.data.files import check_image
 from rambo_det.engine.detector import Detector
 from rambo_det.engine.saved import find_model
 from rambo_det.errors import InputError
-from rambo_det.evaluation.pictures import class_metadata, draw_detections, interrupted_after
+from rambo_det.evaluation.pictures import draw_detections
 
 from .command_line import call, disk_full, refused
 from .forked import background, wait_until
@@ -67,7 +69,7 @@ def test_names_that_matplotlib_would_stumble_over(name):
     found = Instances((96, 96))
     found.pred_boxes = Boxes(torch.tensor([[10.0, 10.0, 60.0, 60.0]]))
     found.pred_classes = torch.tensor([0])
-    draw_detections(draw("val", 0)[0], found, class_metadata([name]))
+    draw_detections(draw("val", 0)[0], found, Metadata(thing_classes=[name]))
 
 
 def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs):
@@ -147,14 +149,15 @@ def test_a_video_becomes_a_video(run, tmp_path, capsys, catalogs):
     assert not list(out.glob(".*")), "a part of a video was left"
 
 
-def test_ctrl_c_while_a_picture_is_drawn_comes_after_it():
+def test_the_first_ctrl_c_is_noted_and_the_second_raises():
     # What runs in the background of a script ignores Ctrl-C.
-    before, done = signal.signal(signal.SIGINT, signal.default_int_handler), []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt), interrupted_after():
+        with pytest.raises(KeyboardInterrupt), interrupts_noted() as noted:
             os.kill(os.getpid(), signal.SIGINT)
-            done.append("drawn")
-        assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert noted == [signal.SIGINT]
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -237,7 +240,7 @@ def broken_inside(file):
     for at in range(len(whole)):
         file.write_bytes(whole[:at] + b"\0" + whole[at + 1 :])
         with suppress(InputError):
-            image_size(file, "seems whole")
+            check_image(file, "seems whole")
             try:
                 read_image(str(file), "BGR")
             except OSError:

@@ -33,9 +33,9 @@ def printed_by(program, **environment):
 @pytest.mark.skipif(os.getuid() != 0, reason="takes on the id of a user without a home")
 def test_a_user_without_a_home_has_a_cache():
     printed = printed_by(
-        "import os, runpy; find = runpy.run_path('rambo_det/cache.py')['cache_folder']\n"
+        "import os; from rambo_det.places import cache_folder\n"
         "del os.environ['HOME']; os.environ.pop('RAMBO_DET_CACHE', None)\n"
-        "os.setuid(54321); print(find())",
+        "os.setuid(54321); print(cache_folder())",
         TMPDIR="/tmp", HOME="/",
     )  # fmt: skip
     assert printed == "/tmp/rambo_det-54321\n"

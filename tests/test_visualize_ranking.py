@@ -16,7 +16,7 @@ from rambo_det.evaluation.pictures import FALSE, TRUE, choose_crops, draw_class
 from rambo_det.evaluation.ranking import (
     RankedClass,
     average_precision,
-    best_threshold,
+    best_f1,
     rank_detections,
 )
 
@@ -68,7 +68,7 @@ def test_numbers_by_brute_force(seed):
     np.testing.assert_allclose(k.costs(), costs, atol=1e-12)
     assert k.outranked == sum(t and not all(true[:i]) for i, t in enumerate(true))
     assert k.ap_ideal == average_precision([True] * int(true.sum()), objects)
-    threshold = best_threshold([k])
+    threshold = best_f1(k.scores, k.true, objects)
 
     def f1(cut):
         kept = true[k.scores >= cut]
@@ -80,10 +80,11 @@ def test_numbers_by_brute_force(seed):
 def test_edges():
     assert np.isnan(average_precision(np.zeros(3, dtype=bool), 0))
     assert average_precision(np.zeros(0, dtype=bool), 3) == 0
-    assert best_threshold([]) is None and best_threshold([ranked_class([], 2)]) is None
+    assert best_f1(np.zeros(0), np.zeros(0, dtype=bool), 2) is None
     # Of equal scores all are above a threshold or none.
-    assert best_threshold([ranked_class([True, False, False], 1, [0.9, 0.5, 0.5])]) == 0.9
-    assert best_threshold([ranked_class([False, True, True], 2, [0.9, 0.5, 0.5])]) == 0.5
+    scores = np.array([0.9, 0.5, 0.5])
+    assert best_f1(scores, np.array([True, False, False]), 1) == 0.9
+    assert best_f1(scores, np.array([False, True, True]), 2) == 0.5
     assert choose_crops(ranked_class([True, True], 2)) == [0, 1]
     assert choose_crops(ranked_class([True, False, True, False], 2)) == [0, 1, 2, 3]
 

@@ -1,8 +1,10 @@
 """Writes what a detector finds: pictures, videos and COCO results."""
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,16 +72,17 @@ class Annotator:
                    self._sources]  # fmt: skip
         total = None if None in lengths else sum(lengths)
         shown: list[np.ndarray] = []
-        interrupted = None
-        with whole_file(str(self._results), "w") as self._file:
-            try:
-                with tqdm(total=total, unit="image", disable=None) as self._bar:
-                    for source in self._sources:
-                        picture = self._annotate_source(source, most)
-                        if picture is not None and len(shown) < _AT_A_GLANCE:
-                            shown.append(picture)
-            except KeyboardInterrupt as error:
-                interrupted = error
+        with (
+            whole_file(str(self._results), "w") as self._file,
+            tqdm(total=total, unit="image", disable=None) as self._bar,
+            interrupts_noted() as self._interrupts,
+        ):
+            for source in self._sources:
+                if self._interrupts:
+                    break
+                picture = self._annotate_source(source, most)
+                if picture is not None and len(shown) < _AT_A_GLANCE:
+                    shown.append(picture)
             self._file.write("\n]\n" if self._found else "[]\n")
         names = enumerate(detector.metadata.get("thing_classes") or ())
         categories = [{"id": detector.category_id(k), "name": name} for k, name in names]
@@ -88,8 +91,8 @@ class Annotator:
             json.dump(content, file, indent=1)
         if len(shown) > 1:
             write_picture(self._output / OVERVIEW, grid(shown, min(4, len(shown))), 80)
-        if interrupted is not None:
-            raise interrupted
+        if self._interrupts:
+            raise KeyboardInterrupt
 
     def _annotate_source(self, source: Source, most: int | None) -> np.ndarray | None:
         """Writes the annotated copy; returns that of an image."""
@@ -105,11 +108,14 @@ class Annotator:
             return picture
         video = open_video(source.place)
         rate = video.get(cv2.CAP_PROP_FPS)
-        pictures = (
-            self._annotated(frame, {**about, "frame": number})
-            for number, (_, frame) in enumerate(islice(iter(video.read, (False, None)), most))
-        )
-        write_video(target, pictures, rate if 0 < rate <= 240 else _FRAMES_PER_SECOND)
+
+        def pictures() -> Iterator[np.ndarray]:
+            for number, (_, frame) in enumerate(islice(iter(video.read, (False, None)), most)):
+                yield self._annotated(frame, {**about, "frame": number})
+                if self._interrupts:
+                    return
+
+        write_video(target, pictures(), rate if 0 < rate <= 240 else _FRAMES_PER_SECOND)
         return None
 
     def _annotated(self, image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
@@ -144,14 +150,33 @@ class Annotator:
         )
 
 
+@contextlib.contextmanager
+def interrupts_noted() -> Iterator[list[int]]:
+    """Within, the first Ctrl-C is noted down in the list, and the second one raises as ever.
+
+    What is being drawn or written is finished first: matplotlib would make a ValueError of it.
+    """
+    handler, noted = signal.getsignal(signal.SIGINT), []
+
+    def note(number: int, _frame: Any) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, handler)
+
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def write_video(target: Path, pictures: Iterable[np.ndarray], rate: float) -> None:
-    """Writes pictures, ``(H, W, 3)`` uint8 BGR, as mp4; when interrupted, those until then.
+    """Writes pictures, ``(H, W, 3)`` uint8 BGR, as mp4, which appears under its name once whole.
 
     InputError if there are none, or OpenCV cannot write videos.
     """
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     writer = cv2.VideoWriter()
-    whole = False
     try:
         for picture in pictures:
             if not writer.isOpened():
@@ -161,12 +186,8 @@ def write_video(target: Path, pictures: Iterable[np.ndarray], rate: float) -> No
             writer.write(np.ascontiguousarray(picture))
         if not writer.isOpened():
             raise InputError(f"{target}: the video has no frames to annotate")
-        whole = True
-    except KeyboardInterrupt:
-        whole = writer.isOpened()
-        raise
+        writer.release()
+        os.replace(part, target)
     finally:
         writer.release()
-        if whole:
-            os.replace(part, target)
         part.unlink(missing_ok=True)

@@ -52,15 +52,16 @@ def default_threshold(saved: Any) -> tuple[float, str]:
     import json
 
     from ..engine.saved import load_truth
-    from ..evaluation.ranking import best_threshold, rank_detections
+    from ..evaluation.matches import find_matches
+    from ..evaluation.ranking import best_f1
 
     score = name = None
     # Evaluations of several data sets overwrite each other's results.
     if saved.results is not None and len(saved.data.annotations) == 1:
         ((name, file),) = saved.data.annotations.items()
         try:
-            found = json.loads(saved.results.read_text())
-            score = best_threshold(rank_detections(load_truth(file), found))
+            matches = find_matches(load_truth(file), json.loads(saved.results.read_text()), [0.5])
+            score = best_f1(*matches.counted, int(matches.positives.sum()))
         except (OSError, ValueError, KeyError, AssertionError):  # of another data set, or cut off
             pass
     return (_FALLBACK, "the default") if score is None else (score, f"the best F1 on {name}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 
-from ..data.files import IMAGE_ENDINGS, files_in, image_size
+from ..data.files import IMAGE_ENDINGS, check_image, files_in
 from ..engine.files import distinct
 from ..errors import InputError
 
@@ -68,7 +68,7 @@ def find_sources(
 
 def _of_file(file: Path, output: Path) -> Source:
     if file.suffix.lower() not in _VIDEOS:
-        image_size(file, "to detect in")
+        check_image(file, "to detect in")
         ending = file.suffix if file.suffix.lower() in IMAGE_ENDINGS else ".png"
         return Source(str(file), output.with_suffix(ending))
     video = open_video(str(file))

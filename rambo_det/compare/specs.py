@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
-from ..config_files import find_config
 from ..data.register import READERS
 from ..engine.keys import value
 from ..errors import InputError
+from ..places import find_config
 
 #: What a loss is called where it is explained to a reader.
 TITLES = {"ce": "cross entropy", "focal": "focal loss", "rambo": "RaMBO"}

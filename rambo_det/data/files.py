@@ -76,11 +76,6 @@ def _is_shown(name: str) -> bool:
     return not name.startswith((".", "__MACOSX", "@eaDir"))
 
 
-def image_size(path: Path, named_in: str, whole: bool = False) -> tuple[int, int]:
-    """(width, height) in px of a complete image, see :func:`check_image`."""
-    return check_image(path, named_in, whole=whole)[:2]
-
-
 def check_image(
     path: Path, named_in: str, size: tuple[int, int] | None = None, whole: bool = False
 ) -> tuple[int, int, int]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..cache import cache_folder
 from ..errors import InputError
+from ..places import cache_folder
 from .coco import read_coco
 from .files import make_folder, shown
 from .source import PARTS, DataSource, set_aside

@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 
-from ..cache import cache_folder
+from ..places import cache_folder
 from .drawing import CLASSES, SPEC, SPLITS, draw
 from .files import make_folder
 from .register import add_to_catalogs, class_metadata

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..config_files import find_config
 from ..data.source import PARTS
 from ..errors import InputError
+from ..places import find_config
 
 _LAZY_EXAMPLES = "Examples: train.init_checkpoint=weights.pth optimizer.lr=0.001"
 

@@ -16,7 +16,6 @@ from PIL import Image
 
 from ..data.shapes import register_shapes
 from ..errors import InputError
-from ..evaluation.pictures import class_metadata
 from ..modeling.config_checks import resolve_rpn
 from .checkpointer import load_whole_model
 from .keys import LAZY, YAML, names
@@ -95,11 +94,11 @@ def _metadata(
     if classes is not None:
         if number not in (None, len(classes)):
             raise InputError(f"--classes names {len(classes)} classes, the model has {number}")
-        return class_metadata(classes)
+        return Metadata(thing_classes=list(classes))
     noted = saved.data.classes
     for name in datasets:
         metadata = MetadataCatalog.get(name) if name in MetadataCatalog.list() else Metadata()
         there = list(metadata.get("thing_classes") or ())
         if there == noted if noted else len(there) == number:
             return metadata
-    return class_metadata(noted or [f"class {k}" for k in range(number or 0)])
+    return Metadata(thing_classes=noted or [f"class {k}" for k in range(number or 0)])

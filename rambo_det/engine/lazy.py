@@ -19,10 +19,10 @@ from detectron2.evaluation import inference_on_dataset
 from omegaconf import OmegaConf
 
 from ..config import add_rambo_config
-from ..config_files import find_config
 from ..data.mapper import NamingMapper
 from ..data.shapes import register_shapes
 from ..errors import InputError
+from ..places import find_config
 from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
 from .hooks import SeededSteps, StoppedEarly, training_hooks

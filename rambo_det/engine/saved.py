@@ -11,8 +11,8 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
-from ..config_files import find_config
 from ..errors import InputError
+from ..places import find_config
 from .folder import SavedData, earlier_value, last_checkpoint, read_data
 from .keys import LAZY
 

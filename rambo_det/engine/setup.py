@@ -13,13 +13,13 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from torch import nn
 
-from ..config_files import find_config
 from ..data.register import hold_out
 from ..data.shapes import register_shapes
 from ..errors import InputError
 from ..modeling.config_checks import check_architecture, resolve_rpn
 from ..modeling.criterion import RamboCriterion
 from ..modeling.scores import score_function
+from ..places import find_config
 from .keys import YAML, Keys, set_value, value
 from .own_data import register_data, set_from_data
 from .user_code import import_user_code, new_config

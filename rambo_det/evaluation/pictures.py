@@ -2,8 +2,6 @@
 
 import contextlib
 import math
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,29 +31,6 @@ _AROUND = 0.35  # of the box's longer side, shown on each side
 Look = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
 
-def class_metadata(names: Sequence[str]) -> Metadata:
-    """What Detectron2's visualizers need to know of the classes."""
-    return Metadata(thing_classes=list(names))
-
-
-@contextlib.contextmanager
-def interrupted_after() -> Iterator[None]:
-    """Ctrl-C within comes at the end: matplotlib's C++ would make a ValueError of it."""
-    handler = signal.getsignal(signal.SIGINT)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if handler is not signal.default_int_handler or not in_main_thread:
-        yield
-        return
-    pressed: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if pressed:
-        raise KeyboardInterrupt
-
-
 @contextlib.contextmanager
 def missing_glyphs() -> Iterator[None]:
     """Within, Matplotlib does not warn, for every label, of letters that its font has not."""
@@ -65,7 +40,6 @@ def missing_glyphs() -> Iterator[None]:
         yield
 
 
-@interrupted_after()
 @missing_glyphs()
 def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> np.ndarray:
     """The image with boxes, masks and keypoints, labelled with class and score in percent.

@@ -106,14 +106,6 @@ def _reason(
     return "badly placed" if overlap >= _TOUCHES else "background"
 
 
-def best_threshold(ranked: Sequence[RankedClass]) -> float | None:
-    """The score at which the detections of all classes above it have the highest F1; None: none."""
-    scores, true = (
-        np.concatenate([getattr(k, x) for k in ranked] or [[]]) for x in ("scores", "true")
-    )
-    return best_f1(scores, true.astype(bool), sum(k.num_objects for k in ranked))
-
-
 def best_f1(scores: np.ndarray, true: np.ndarray, num_objects: int) -> float | None:
     """The score at which the detections above it have the highest F1; None: there is nothing.
 

@@ -1,37 +1,18 @@
 """How λ is chosen: how far each positive moves up before it is ranked again, and how hard it
-pushes the negatives that it overtakes."""
+pushes the negatives that it overtakes.
+
+A positive whose rank changes by ``c`` when it moves has the gradient ``c / divisor``, and each
+negative that it overtakes has ``1 / divisor`` from it. A rule takes three tensors ``(T,)``, of T
+positives: the summand of each in the loss of its list, float64; g, the slope of that loss by its
+rank, float64; how many negatives it passes by ``constant_shift``, int64. It gives shift and divisor
+of each, float64, > 0. ``constant_shift`` is how far every positive moves, in units of score, if
+that does not depend on the ranking; else it is None, and all have one divisor.
+"""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
-
-
-class LambdaRule(Protocol):
-    """Moves positives and scales the gradient.
-
-    A positive whose rank changes by ``c`` when it moves has the gradient ``c / divisor``, and each
-    negative that it overtakes has ``1 / divisor`` from it.
-    """
-
-    @property
-    def constant_shift(self) -> float | None:
-        """How far every positive moves, in units of score, if that does not depend on the ranking.
-
-        Else None, and the divisor is the same for all positives.
-        """
-
-    def __call__(
-        self, per_positive_loss: Tensor, dloss_drank: Tensor, num_overtaken: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Shift and divisor of each of T positives, ``(T,)`` float64 both, > 0.
-
-        Args:
-            per_positive_loss: ``(T,)`` float64, its summand of the loss of its list.
-            dloss_drank: ``(T,)`` float64, g, the slope of that loss by its rank.
-            num_overtaken: ``(T,)`` int64, negatives that it passes by ``constant_shift``.
-        """
 
 
 @dataclass
@@ -47,7 +28,7 @@ class FixedLambda:
     def __call__(
         self, per_positive_loss: Tensor, dloss_drank: Tensor, num_overtaken: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`LambdaRule`."""
+        """See above."""
         lambda_ = torch.full_like(dloss_drank, self.lambda_)
         return lambda_ * dloss_drank, lambda_
 
@@ -66,10 +47,13 @@ class ErrorDriven:
     def __call__(
         self, per_positive_loss: Tensor, dloss_drank: Tensor, num_overtaken: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`LambdaRule`."""
+        """See above."""
         assert num_overtaken is not None
         divisor = num_overtaken.clamp(min=1) / per_positive_loss
         return torch.full_like(divisor, self.constant_shift), divisor
+
+
+LambdaRule = FixedLambda | ErrorDriven
 
 
 @dataclass(frozen=True)
@@ -81,7 +65,7 @@ class Pushes:
     summed and divided once: equal to the blackbox rule to the last digit.
     """
 
-    divisor: Tensor  # (T,) float64, see LambdaRule
+    divisor: Tensor  # (T,) float64, see above
     weight: Tensor  # (T,) float64, of the positive's list in the loss
     one_per_segment: bool
 

@@ -42,8 +42,8 @@ class ScoreMemory(nn.Module):
         size: the number of negatives kept of one batch.
         num_classes: C.
 
-    A state saved with another length, size or number of classes is ignored, as is one of version
-    0.1: the memory then starts empty.
+    A state saved with another length, size or number of classes, or by version 0.1, is ignored: the
+    memory then starts empty.
     """
 
     positives: Tensor
@@ -139,13 +139,6 @@ class ScoreMemory(nn.Module):
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
         saved = local_metadata.get("memory", {})
-        entries = [key for key in state_dict if key.startswith(prefix)]  # those of version 0.1
-        for key in entries:
-            del state_dict[key]
-        if self.length and (entries or "lists" in saved):
-            logging.getLogger(__name__).warning(
-                "The checkpoint's score memory is of rambo_det 0.1: this one starts empty"
-            )
         if saved.keys() == set(_SAVED) and self._fits(saved):
             processes = Processes()
             saved = {**saved, **_share(saved, processes.rank, processes.size)}

@@ -6,14 +6,6 @@ from detectron2.modeling.meta_arch import SemanticSegmentor
 
 from ..errors import InputError
 
-#: Meta-architectures without ROI heads, and what to set instead.
-_NO_ROI_HEADS = {
-    RetinaNet: "set MODEL.META_ARCHITECTURE RamboRetinaNet",
-    ProposalNetwork: "it scores objectness alone, which MODEL.RAMBO.RPN True ranks",
-    SemanticSegmentor: "it detects nothing; use MODEL.META_ARCHITECTURE GeneralizedRCNN "
-    "or RamboRetinaNet",
-}
-
 
 def rambo_node(cfg: CfgNode) -> CfgNode:
     """``cfg.MODEL.RAMBO``; an InputError that names the remedy where it is missing."""
@@ -25,8 +17,7 @@ def rambo_node(cfg: CfgNode) -> CfgNode:
 def resolve_rpn(cfg: CfgNode) -> None:
     """Turns ``MODEL.RAMBO.RPN: True`` into the proposal generator that ranks anchors.
 
-    Raises:
-        InputError: the architecture has no RPN, or one of another kind.
+    Raises InputError if the architecture has no RPN, or one of another kind.
     """
     if not rambo_node(cfg).RPN:
         return
@@ -44,24 +35,19 @@ def check_architecture(cfg: CfgNode) -> None:
 
     Architectures that are no subclass of Detectron2's own are not checked.
     """
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name not in META_ARCH_REGISTRY:
-        return
-    model = META_ARCH_REGISTRY.get(name)
-    heads = cfg.MODEL.ROI_HEADS.NAME
-    for stock, remedy in _NO_ROI_HEADS.items():
-        if not issubclass(model, stock):
-            continue
-        if heads.startswith("Rambo"):
-            raise InputError(
-                f"MODEL.ROI_HEADS.NAME {heads}: MODEL.META_ARCHITECTURE {name} has no ROI heads: "
-                f"{remedy}"
-            )
-        if rambo_node(cfg).RPN and stock is not ProposalNetwork:
-            raise InputError(
-                f"MODEL.RAMBO.RPN: MODEL.META_ARCHITECTURE {name} has no RPN: set it to False, or "
-                "use GeneralizedRCNN or ProposalNetwork"
-            )
+    name, heads = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME
+    model = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else object
+    without_rpn = issubclass(model, (RetinaNet, SemanticSegmentor))
+    if heads.startswith("Rambo") and (without_rpn or issubclass(model, ProposalNetwork)):
+        raise InputError(
+            f"MODEL.ROI_HEADS.NAME {heads}: MODEL.META_ARCHITECTURE {name} has no ROI heads: set "
+            "that to GeneralizedRCNN or RamboRetinaNet, or MODEL.ROI_HEADS.NAME to a stock name"
+        )
+    if rambo_node(cfg).RPN and without_rpn:
+        raise InputError(
+            f"MODEL.RAMBO.RPN: MODEL.META_ARCHITECTURE {name} has no RPN: set it to False, or use "
+            "GeneralizedRCNN or ProposalNetwork"
+        )
 
 
 def check_roi_heads(cfg: CfgNode, shared_boxes: bool) -> None:

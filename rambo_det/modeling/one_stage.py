@@ -20,14 +20,14 @@ from .config_checks import check_architecture, check_sigmoid_score
 from .criterion import RamboCriterion
 
 
-class RamboRetinaNet(RetinaNet):
-    """RetinaNet whose ``loss_cls`` is the batch-wide AP loss of all anchors' logits.
+class _RankedAnchors:
+    """A one-stage detector with the AP loss of all images' anchors for its classification loss.
 
-    Ignored anchors are not ranked. The loss lies in [0, 1) times its weight: unlike the focal loss
-    it is not divided by the moving average of the number of positives.
+    Comes first among the base classes.
     """
 
-    @configurable
+    _loss_name = "loss_cls"
+
     def __init__(
         self, *, num_classes: int, rambo_loss: RamboCriterion | None = None, **kwargs: Any
     ) -> None:
@@ -35,10 +35,25 @@ class RamboRetinaNet(RetinaNet):
         Args:
             num_classes: number of foreground classes K.
             rambo_loss: the loss; None: one with its defaults.
-            **kwargs: passed to RetinaNet.
+            **kwargs: passed to the stock class.
         """
         super().__init__(num_classes=num_classes, **kwargs)
-        self.rambo_loss = rambo_loss or RamboCriterion(num_classes)
+        self.rambo_loss = rambo_loss or RamboCriterion(num_classes, name=self._loss_name)
+
+    def losses(self, *inputs: Any) -> dict[str, Tensor]:
+        """As the stock method, but for the classification loss."""
+        stock = super().losses  # type: ignore[misc]
+        return one_stage_losses(self, stock, self._loss_name, *inputs)
+
+
+class RamboRetinaNet(_RankedAnchors, RetinaNet):
+    """RetinaNet whose ``loss_cls`` is the batch-wide AP loss of all anchors' logits.
+
+    Ignored anchors are not ranked. The loss lies in [0, 1) times its weight: unlike the focal loss
+    it is not divided by the moving average of the number of positives.
+    """
+
+    __init__ = configurable(_RankedAnchors.__init__)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -48,32 +63,14 @@ class RamboRetinaNet(RetinaNet):
         args["rambo_loss"] = RamboCriterion.from_cfg(cfg, args["num_classes"])
         return args
 
-    def losses(self, *inputs: Any) -> dict[str, Tensor]:
-        """As the stock method; ``loss_cls`` is the AP loss of all images' anchors together."""
-        return one_stage_losses(self, super().losses, "loss_cls", *inputs)
 
-
-class RamboFCOS(FCOS):
+class RamboFCOS(_RankedAnchors, FCOS):
     """FCOS whose ``loss_fcos_cls`` is the batch-wide AP loss of all locations' logits.
 
     As FCOS itself it is built by a LazyConfig; there is no yaml for it.
     """
 
-    def __init__(
-        self, *, num_classes: int, rambo_loss: RamboCriterion | None = None, **kwargs: Any
-    ) -> None:
-        """
-        Args:
-            num_classes: number of foreground classes K.
-            rambo_loss: the loss; None: one with its defaults.
-            **kwargs: passed to FCOS.
-        """
-        super().__init__(num_classes=num_classes, **kwargs)
-        self.rambo_loss = rambo_loss or RamboCriterion(num_classes, name="loss_fcos_cls")
-
-    def losses(self, *inputs: Any) -> dict[str, Tensor]:
-        """As the stock method; ``loss_fcos_cls`` is the AP loss of all images together."""
-        return one_stage_losses(self, super().losses, "loss_fcos_cls", *inputs)
+    _loss_name = "loss_fcos_cls"
 
 
 def one_stage_losses(

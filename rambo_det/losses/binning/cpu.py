@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...cache import cache_folder
+from ...places import cache_folder
 
 _SOURCE = Path(__file__).with_name("binning.cpp")
 # No contraction: it would round otherwise than float64 arithmetic elsewhere does.
