@@ -4,6 +4,8 @@ import io
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rambo_det import RamboLoss
 from rambo_det.losses import ScoreMemory, hard_negatives
@@ -99,7 +101,7 @@ def test_a_batch_larger_than_the_memory_keeps_its_highest():
 @pytest.mark.parametrize("high_rows", [0, 40])
 def test_the_highest_are_found_whatever_the_sample_says(size, high_rows, monkeypatch):
     """Also where what is above the cut-off is too little, and with ignored rows and positives."""
-    monkeypatch.setattr(hard_negatives, "_FEW", 64)
+    monkeypatch.setattr(hard_negatives, "_FEW", 0)
     monkeypatch.setattr(hard_negatives, "_MIN_SAMPLE", 8)
     g = torch.Generator().manual_seed(size)
     scores, gt = torch.randn(1000, 3, generator=g), torch.randint(-1, 40, (1000,), generator=g)
@@ -120,17 +122,35 @@ def test_the_highest_are_found_whatever_the_sample_says(size, high_rows, monkeyp
 def test_the_sample_finds_enough_but_not_where_it_alone_is_high(size, high, monkeypatch):
     """Of scores like any what lies above the cut-off is what a GPU has room for, and the highest.
     Where the sampled ones are the highest it is too little, and all are compared."""
-    heights = torch.randn(60_000, generator=torch.Generator().manual_seed(0))
+    scores = torch.randn(60_000, 1, generator=torch.Generator().manual_seed(0))
     if high:
         monkeypatch.setattr(hard_negatives, "_MIN_SAMPLE", size // 4)
         monkeypatch.setattr(hard_negatives, "_SAMPLE_RATE", 0)
-        heights[torch.arange(size // 4) * hard_negatives._PRIME % 60_000] += 10
-    places = hard_negatives._above_cutoff(heights, size)
+        scores[torch.arange(size // 4) * hard_negatives._PRIME % 60_000] += 10
+    inputs = prepare_inputs(scores, torch.ones(60_000).long(), Processes(together=False))
+    cutoff = hard_negatives._cutoff(inputs, torch.zeros(1), size)
+    places = hard_negatives._highest_places(inputs, torch.zeros(1), cutoff, size)
     if high:
-        assert places is None
+        assert len(places) == 60_000
     else:
         assert size <= len(places) <= 4 * size
-        assert torch.equal(places, heights.topk(len(places)).indices.sort().values)
+        assert torch.equal(places, scores[:, 0].topk(len(places)).indices.sort().values)
+
+
+F32 = st.floats(-(2.0**99), 2.0**99, width=32)
+
+
+@given(st.lists(F32, min_size=1, max_size=20), F32, st.data())
+def test_a_threshold_of_scores_is_one_of_heights(scores, lowest, data):
+    """However heights, which are rounded, and scores differ in size."""
+    scores, lowest = torch.tensor(scores), torch.tensor([lowest])
+    heights = scores - lowest
+    cutoff = heights[data.draw(st.integers(0, len(scores) - 1))]
+    reached, above = (
+        scores >= hard_negatives._threshold(lowest, cutoff, end) for end in (-torch.inf, torch.inf)
+    )
+    assert reached[heights >= cutoff].all()
+    assert not above[heights <= cutoff].any() and (reached | ~above).all()
 
 
 def test_all_is_where_the_scores_are_whatever_the_default_device():
@@ -143,12 +163,9 @@ def test_all_is_where_the_scores_are_whatever_the_default_device():
 
 def test_where_very_many_scores_tie_at_the_cutoff_the_higher_ones_are_remembered(monkeypatch):
     """As in half precision before a training has begun; the places that a GPU would find."""
-    monkeypatch.setattr(hard_negatives, "_FEW", 64)
-    monkeypatch.setattr(
-        hard_negatives,
-        "_above_cutoff",
-        lambda heights, size: hard_negatives._above_without_waiting(heights, -1.0, size),
-    )
+    monkeypatch.setattr(hard_negatives, "_cutoff", lambda *_: torch.tensor(-1.0))
+    without_waiting = hard_negatives._places_without_waiting
+    monkeypatch.setattr(hard_negatives, "_highest_places", without_waiting)
     scores, gt = torch.full((3000, 2), -1.0), torch.full((3000,), 2)
     scores[2000:2020, 0] = 1.0
     inputs = prepare_inputs(scores, gt, Processes(together=False))

@@ -66,7 +66,7 @@ def backend(name, patch):
 @pytest.mark.parametrize("name", ["reference", "Triton"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("memory_length", [0, 2])
-@pytest.mark.parametrize("few", [64, 1 << 18], ids=["sampled", "all"])
+@pytest.mark.parametrize("few", [0, 1 << 18], ids=["sampled", "all"])
 @pytest.mark.parametrize("positives", [0, 7])
 def test_a_gpu_is_waited_for_once(name, rule, memory_length, few, positives, monkeypatch):
     """With tensors that have a device and a shape, but no data: to read them is an error, and so is

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -63,7 +64,7 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
             f"gt_classes has {top}, but of {scores.shape[1]} classes the highest label is "
             f"{scores.shape[1]}, background"
         )
-    rows = _positions(is_positive, counts[processes.rank])
+    rows = positions(is_positive, counts[processes.rank])
     columns = gt_classes.index_select(0, rows)
     keys = make_keys(columns, ranked[rows, columns])
     keys = processes.all_gather_uneven(keys, counts)
@@ -74,10 +75,10 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
     return RankingInputs(ranked, gt_classes, max_score, dtype, rows, columns, keys, first, finite)
 
 
-def _positions(mask: Tensor, number: int) -> Tensor:
-    """``(number,)`` int64, where the ``number`` true entries of ``mask`` are."""
+def positions(mask: Tensor, number: int = 0) -> Tensor:
+    """``(K,)`` int64, where the K true entries of a mask are; on a GPU the first ``number``."""
     if mask.device.type == "cpu":
-        return mask.nonzero()[:, 0]
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times as fast as torch
     # nonzero() would wait for the device.
     wanted = torch.arange(1, number + 1, device=mask.device)
     return torch.searchsorted(mask.cumsum(0), wanted)
