@@ -148,9 +148,7 @@ raise SystemExit(main(["--config", "x"]))
 """
 
 
-def test_without_detectron2_the_loss_works_and_the_rest_names_the_remedy(
-    tmp_path: Path,
-) -> None:
+def test_without_detectron2_the_loss_works_and_the_rest_names_the_remedy(tmp_path: Path) -> None:
     done = python("-c", WITHOUT_DETECTRON2, RAMBO_DET_CACHE=str(tmp_path))
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: Detectron2 is not installed: pip install")

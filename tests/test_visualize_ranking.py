@@ -13,12 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rambo_det.evaluation.pictures import FALSE, TRUE, choose_crops, draw_class
-from rambo_det.evaluation.ranking import (
-    RankedClass,
-    average_precision,
-    best_f1,
-    rank_detections,
-)
+from rambo_det.evaluation.ranking import RankedClass, average_precision, best_f1, rank_detections
 
 from .command_line import call, refused
 from .detections import random_data, result, truth_of

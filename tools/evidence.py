@@ -36,11 +36,7 @@ from rambo_det.errors import InputError  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE = ROOT / "results/evidence.json", ROOT / "docs/evidence.md"
 PICTURES = ROOT / "docs/evidence"
-FIGURES = {
-    "voc07": ["voc07"],
-    "main": ["default"],
-    "ablation": ["ablation"],
-}
+FIGURES = {"voc07": ["voc07"], "main": ["default"], "ablation": ["ablation"]}
 _TIMM = "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml"
 _VOC07 = (
     f"{_TIMM} --data 'voc07=voc:data/voc07:train:val SOLVER.MAX_ITER {{}}' --jobs 1 --threads 1 "

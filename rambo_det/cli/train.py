@@ -50,9 +50,9 @@ def result_table(results: dict[str, Any]) -> str:
 
 def load_config(args: argparse.Namespace) -> Any:
     """The checked config of the run, yaml or LazyConfig, whose own data sets are registered."""
-    from ..engine.calibrated import check_calibration_set
     from ..engine.keys import LAZY, YAML, names, value
     from ..engine.lazy import load_lazy_config
+    from ..engine.own_data import check_dataset, check_same_classes, classes_of
     from ..engine.setup import build_config
 
     cfg, keys = (load_lazy_config(args), LAZY) if args.lazy else (build_config(args), YAML)
@@ -63,7 +63,9 @@ def load_config(args: argparse.Namespace) -> Any:
         )  # fmt: skip
     calibrate = value(cfg, keys.calibrate)
     if calibrate not in ("off", "train") and not args.eval_only:
-        check_calibration_set(keys.calibrate, calibrate, names(cfg, keys.train)[0])
+        train = names(cfg, keys.train)[0]
+        check_dataset(keys.calibrate, calibrate)
+        check_same_classes(keys.calibrate, calibrate, train, classes_of(train))
     return cfg
 
 

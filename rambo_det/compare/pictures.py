@@ -23,10 +23,7 @@ _RIGHT, _WRONG, _OBJECT = "#1a9850", "#d73027", "#2166ac"
 
 
 def disagreements(
-    pairs: list[tuple[Measured, Measured]],
-    titles: tuple[str, str],
-    truth: COCO,
-    test_set: str,
+    pairs: list[tuple[Measured, Measured]], titles: tuple[str, str], truth: COCO, test_set: str
 ) -> Iterator[dict[str, Any]]:
     """The images on which the APs differ most in the mean over the seeds, if their files are there.
 

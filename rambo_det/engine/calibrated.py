@@ -16,7 +16,6 @@ from ..evaluation.calibration import Calibration, calibrate, draw_reliability
 from ..modeling.classifier import Classifier
 from .checkpointer import RAW
 from .files import whole_file
-from .own_data import check_dataset, check_same_classes, classes_of
 from .saved import truth_of
 
 _THRESHOLDS = "thresholds.json"
@@ -76,12 +75,6 @@ def labelled_images(name: str, mapper: Any, most: int) -> tuple[Any, COCO]:
     records = records[:: -(-len(records) // most)]
     loader = build_detection_test_loader(records, mapper=mapper, num_workers=0)
     return tqdm(loader, desc="calibrate", unit="image", disable=None), truth_of(name)
-
-
-def check_calibration_set(key: str, name: str, train: str) -> None:
-    """Raises InputError, naming ``key``, unless a data set has the classes of the training set."""
-    check_dataset(key, name)
-    check_same_classes(key, name, train, classes_of(train))
 
 
 def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> str:

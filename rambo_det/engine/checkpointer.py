@@ -28,12 +28,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     """
 
     def __init__(
-        self,
-        model: Any,
-        save_dir: str = "",
-        *,
-        seed: int | None = None,
-        **checkpointables: Any,
+        self, model: Any, save_dir: str = "", *, seed: int | None = None, **checkpointables: Any
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = AtomicFiles(self.path_manager)

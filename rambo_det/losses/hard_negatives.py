@@ -25,14 +25,8 @@ def highest_negatives(inputs: RankingInputs, lowest: Tensor, size: int) -> Tenso
 
     Only those that reach an estimated cut-off are compared with each other. If they are too few,
     all are, but not on a GPU, which would have to be waited for: there a few of the lowest that
-    belong here may be missing. On a CPU the result is exact.
-
-    Args:
-        inputs: the scores of this process.
-        lowest: ``(C,)`` float32.
-
-    Returns:
-        Keys (:mod:`.sort_keys`), ``EMPTY_KEY`` where there are fewer negatives.
+    belong here may be missing. On a CPU the result is exact. ``lowest`` is ``(C,)`` float32; where
+    there are fewer negatives, the keys (:mod:`.sort_keys`) are ``EMPTY_KEY``.
     """
     found = lowest.new_full((size,), EMPTY_KEY, dtype=torch.int64)
     if inputs.scores.numel() == 0:

@@ -33,12 +33,8 @@ class RankingInputs:
 def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> RankingInputs:
     """Finds the positives; a collective of ``processes``. It waits for the device, once.
 
-    Args:
-        scores: ``(N, C)``, any floating dtype.
-        gt_classes: ``(N,)`` integers.
-
-    Raises:
-        InputError: shapes, devices or labels do not fit.
+    ``scores`` are ``(N, C)`` of any floating dtype, ``gt_classes`` ``(N,)`` integers. Raises
+    InputError if shapes, devices or labels do not fit.
     """
     if torch._C._functorch.is_functorch_wrapped_tensor(scores):
         raise InputError("a ranking has no torch.func transform (grad, vmap): call backward()")
@@ -114,12 +110,8 @@ def attach_gradient(
     """``loss`` as a float32 scalar that hands ``grad`` to ``scores`` in the backward.
 
     NaN, with a gradient of NaN, if a score is not finite: a ranking would hide it. The gradient is
-    that of the sum over the processes, as DistributedDataParallel then takes the mean.
-
-    Args:
-        scores: ``(N, C)``, connected to the model.
-        loss: scalar.
-        grad: ``(N, C)``, of the loss by the scores.
+    that of the sum over the processes, as DistributedDataParallel then takes the mean. ``scores``,
+    connected to the model, and ``grad`` are ``(N, C)``, ``loss`` is a scalar.
     """
     factor = float(processes.size) if finite else math.nan
     attached: Tensor = _PrecomputedGradient.apply(scores, loss, grad, factor)

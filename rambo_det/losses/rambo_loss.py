@@ -31,16 +31,10 @@ class LossStats:
     def __init__(self, result: RankingResult, bytes_sent: int, finite: bool) -> None:
         # Not all of the result: its gradient is as large as the scores.
         self.class_ap, self.present = 1 - result.segment_losses[:-1], result.present[:-1]
-        self._is_below, self._is_zero = result.num_above > 0, result.positive_grad == 0
+        is_zero = result.positive_grad == 0
+        self.zero_gradient = is_zero.double().mean()
+        self.starved = (is_zero & (result.num_above > 0)).double().mean()
         self.bytes_sent, self.finite = bytes_sent, finite
-
-    @property
-    def zero_gradient(self) -> Tensor:
-        return self._is_zero.double().mean()
-
-    @property
-    def starved(self) -> Tensor:
-        return (self._is_zero & self._is_below).double().mean()
 
 
 class RamboLoss(nn.Module):

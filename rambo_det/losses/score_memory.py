@@ -93,10 +93,8 @@ class ScoreMemory(nn.Module):
     def write(self, inputs: RankingInputs, lowest: Tensor) -> None:
         """Puts a batch in the place of the oldest one.
 
-        Args:
-            inputs: the scores of this process and the positives of all.
-            lowest: ``(C,)`` float32, the lowest threshold of each class; infinite for none, which
-                stands for the lowest of the others, or 0.
+        ``lowest`` is the lowest threshold of each class, ``(C,)`` float32; infinite for none, which
+        stands for the lowest of the others, or 0.
         """
         if self.length == 0:
             return

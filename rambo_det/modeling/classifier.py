@@ -23,14 +23,10 @@ class Rescaling:
     above or below the others, and lose or take places among the detections of an image that are
     kept. Under a sigmoid the order of the boxes of a class stays the same, under a softmax nearly
     so, as the shifts of the other classes matter there too.
-
-    Attributes:
-        factor: scalar float64, > 0.
-        shift: ``(K,)`` float64.
     """
 
-    factor: Tensor
-    shift: Tensor
+    factor: Tensor  # scalar float64, > 0
+    shift: Tensor  # (K,) float64
 
 
 class Classifier:

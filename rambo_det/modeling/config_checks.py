@@ -53,8 +53,7 @@ def check_architecture(cfg: CfgNode) -> None:
 def check_roi_heads(cfg: CfgNode, shared_boxes: bool) -> None:
     """Raises InputError if the box heads cannot be trained with the AP loss as configured.
 
-    Args:
-        shared_boxes: whether the heads predict one box for all classes anyway (Cascade).
+    ``shared_boxes``: whether the heads predict one box for all classes anyway (Cascade).
     """
     refuse_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
     if rambo_node(cfg).RPN and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RamboRPN":

@@ -217,8 +217,7 @@ class RamboCriterion(RamboLoss):
         present = {name: ap for name, ap, is_present in each if is_present}
         if present:
             storage.put_scalar(f"{prefix}/AP", sum(present.values()) / len(present))
-        for name, ap in present.items():
-            storage.put_scalar(f"{prefix}/AP-{name}", ap)
+        storage.put_scalars(**{f"{prefix}/AP-{name}": ap for name, ap in present.items()})
 
     @torch.jit.unused
     def _not_finite(self, *scores: Tensor) -> FloatingPointError:

@@ -290,10 +290,7 @@ def test_an_output_that_cannot_be_written(make, user, capsys, catalogs, monkeypa
 
 @pytest.mark.parametrize(
     "number, advice",
-    [
-        (errno.EACCES, "change the rights of the file or its folder"),
-        (errno.ENOSPC, "make room"),
-    ],
+    [(errno.EACCES, "change the rights of the file or its folder"), (errno.ENOSPC, "make room")],
 )
 def test_what_cannot_be_read_or_written_on_the_way_is_named(
     number, advice, user, capsys, catalogs, monkeypatch
