@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 
-from rambo_det.cli.annotate import interrupts_noted
 from rambo_det.cli.predict import default_threshold, main
 from rambo_det.cli.sources import find_sources
 from rambo_det.data.drawing import CLASSES, draw
@@ -30,7 +30,7 @@ from rambo_det.data.files import check_image
 from rambo_det.engine.detector import Detector
 from rambo_det.engine.saved import find_model
 from rambo_det.errors import InputError
-from rambo_det.evaluation.pictures import draw_detections
+from rambo_det.evaluation.pictures import draw_detections, interrupts_noted
 
 from .command_line import call, disk_full, refused
 from .forked import background, wait_until
@@ -149,17 +149,28 @@ def test_a_video_becomes_a_video(run, tmp_path, capsys, catalogs):
     assert not list(out.glob(".*")), "a part of a video was left"
 
 
-def test_the_first_ctrl_c_is_noted_and_the_second_raises():
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_first_ctrl_c_is_raised_at_the_end_and_the_second_at_once(times):
     # What runs in the background of a script ignores Ctrl-C.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before, done = signal.signal(signal.SIGINT, signal.default_int_handler), []
     try:
         with pytest.raises(KeyboardInterrupt), interrupts_noted() as noted:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert noted == [signal.SIGINT]
-            os.kill(os.getpid(), signal.SIGINT)
+            for number in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+                done.append(number)
+        assert noted == [signal.SIGINT] and done == [0]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_pictures_are_drawn_in_any_thread():
+    def draw_there():
+        with interrupts_noted() as noted:
+            return noted
+
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(draw_there).result() == []
 
 
 def test_a_stream_until_ctrl_c(run, tmp_path):

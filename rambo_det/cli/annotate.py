@@ -1,11 +1,9 @@
 """Writes what a detector finds: pictures, videos and COCO results."""
 
-import contextlib
 import json
 import os
-import signal
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from ..data.files import make_folder
 from ..engine.detector import Detector
 from ..engine.files import whole_file, write_picture
 from ..errors import InputError
-from ..evaluation.pictures import draw_detections, grid
+from ..evaluation.pictures import draw_detections, grid, interrupts_noted
 from .sources import OVERVIEW, Source, open_video
 
 _AT_A_GLANCE = 12  # pictures at most
@@ -72,27 +70,23 @@ class Annotator:
                    self._sources]  # fmt: skip
         total = None if None in lengths else sum(lengths)
         shown: list[np.ndarray] = []
-        with (
-            whole_file(str(self._results), "w") as self._file,
-            tqdm(total=total, unit="image", disable=None) as self._bar,
-            interrupts_noted() as self._interrupts,
-        ):
-            for source in self._sources:
-                if self._interrupts:
-                    break
-                picture = self._annotate_source(source, most)
-                if picture is not None and len(shown) < _AT_A_GLANCE:
-                    shown.append(picture)
-            self._file.write("\n]\n" if self._found else "[]\n")
-        names = enumerate(detector.metadata.get("thing_classes") or ())
-        categories = [{"id": detector.category_id(k), "name": name} for k, name in names]
-        content = {"images": self._images, "annotations": [], "categories": categories}
-        with whole_file(str(self._index), "w") as file:
-            json.dump(content, file, indent=1)
-        if len(shown) > 1:
-            write_picture(self._output / OVERVIEW, grid(shown, min(4, len(shown))), 80)
-        if self._interrupts:
-            raise KeyboardInterrupt
+        with interrupts_noted() as self._interrupts:
+            with (
+                whole_file(str(self._results), "w") as self._file,
+                tqdm(total=total, unit="image", disable=None) as self._bar,
+            ):
+                for source in takewhile(lambda _: not self._interrupts, self._sources):
+                    picture = self._annotate_source(source, most)
+                    if picture is not None and len(shown) < _AT_A_GLANCE:
+                        shown.append(picture)
+                self._file.write("\n]\n" if self._found else "[]\n")
+            names = enumerate(detector.metadata.get("thing_classes") or ())
+            categories = [{"id": detector.category_id(k), "name": name} for k, name in names]
+            content = {"images": self._images, "annotations": [], "categories": categories}
+            with whole_file(str(self._index), "w") as file:
+                json.dump(content, file, indent=1)
+            if len(shown) > 1:
+                write_picture(self._output / OVERVIEW, grid(shown, min(4, len(shown))), 80)
 
     def _annotate_source(self, source: Source, most: int | None) -> np.ndarray | None:
         """Writes the annotated copy; returns that of an image."""
@@ -148,26 +142,6 @@ class Annotator:
             f"{self._found - self._drawn} lower ones (--threshold 0 draws all)\n"
             f"all {self._found}: {self._results}, by the image ids of {self._index.name}"
         )
-
-
-@contextlib.contextmanager
-def interrupts_noted() -> Iterator[list[int]]:
-    """Within, the first Ctrl-C is noted down in the list, and the second one raises as ever.
-
-    What is being drawn or written is finished first: matplotlib would make a ValueError of it.
-    """
-    handler, noted = signal.getsignal(signal.SIGINT), []
-
-    def note(number: int, _frame: Any) -> None:
-        noted.append(number)
-        signal.signal(signal.SIGINT, handler)
-
-    if handler is signal.default_int_handler:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def write_video(target: Path, pictures: Iterable[np.ndarray], rate: float) -> None:

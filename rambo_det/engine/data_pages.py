@@ -14,7 +14,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..data.files import check_image, make_folder
-from ..evaluation.pictures import draw_detections, grid
+from ..evaluation.pictures import draw_detections, grid, interrupts_noted
 from .files import write_picture
 
 _PICTURES, _COLUMNS = 24, 6
@@ -42,7 +42,8 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
         others = [record for record in records if record["image_id"] not in odd]
         step = max(1, len(others) // _PICTURES)
         chosen += others[::step][: _PICTURES - len(chosen)]
-        pictures = [_draw(record, metadata) for record in chosen]
+        with interrupts_noted():
+            pictures = [_draw(record, metadata) for record in chosen]
         write_picture(page, grid(pictures, min(_COLUMNS, len(pictures)))[:, :, ::-1], 85)
         found.append(f"{name}: {summary(records, metadata.get('thing_classes') or ())}\n{page}")
     return "\n\n".join(found)

@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,6 +31,31 @@ _AROUND = 0.35  # of the box's longer side, shown on each side
 #: From an image id to the image, ``(H, W, 3)`` uint8 RGB, and the objects of the class in it,
 #: ``(G, 4)`` x, y, width, height.
 Look = Callable[[Any], tuple[np.ndarray, np.ndarray]]
+
+
+@contextlib.contextmanager
+def interrupts_noted() -> Iterator[list[int]]:
+    """Within, the first Ctrl-C is noted down in the list, and raised at the end; a second at once.
+
+    Matplotlib's C++ would make a ValueError of it. Only the main thread hears of Ctrl-C.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        noted.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    heard = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heard:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if noted:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

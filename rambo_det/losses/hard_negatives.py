@@ -1,7 +1,6 @@
 """The negatives of a batch that lie highest above the positives of their class.
 
-The height of one is its score less that of the lowest positive of its class. A place is its index
-in the flattened scores.
+Its height is its score less the lowest positive's of its class, its place that in all scores.
 """
 
 import numpy as np
