@@ -176,13 +176,14 @@ def test_a_comparison_is_added_once(elsewhere, tmp_path):
     titles = {"ce": "cross entropy", "rambo": "RaMBO"}
     results = {
         "command": "rambo-compare --config c.yaml --out /tmp/x", "reference": "ce",
-        "runs": [{"data": "x", "variant": variant, "seed": seed, "metrics": {"AP": ap},
+        "runs": [{"data": "x", "variant": variant, "seed": seed,
+                  "metrics": {"AP": ap, "AP-a": ap, "AP-b": None, "AP-c": ap / 2, "AP-d": 60 + ap},
                   "status": "finished", "evaluations": [{"iteration": 5, "AP": ap - 9 - seed},
                                                         {"iteration": 10, "AP": ap}]}
                  for (variant, seed), ap in aps.items()],
         "versions": {"torch": "2.4", "detectron2": "0.6", "device": "cpu", "rambo_det": "0.1"},
         "variants": {k: {"loss": k, "opts": [], "title": t} for k, t in titles.items()},
-        "data": {"x": {
+        "data": {"x": {"classes": ["a", "b", "c", "d"], "boxes": [2, 0, 9, 5]} | {
             kind: {name: {"seeds": [0, 1], "metrics": {"AP": ap}} for name, ap in found.items()}
             for kind, found in (("losses", {"ce": ce, "rambo": rambo}),
                                 ("differences", {"rambo": less}))
@@ -199,6 +200,10 @@ def test_a_comparison_is_added_once(elsewhere, tmp_path):
     assert evidence.curves_table(json.loads(kept), ["new"]) == [
         ["data", "loss", "seeds", "5 iterations", "10 iterations"],
         ["x", "cross entropy", "2", "21.5", "31.0"], ["x", "RaMBO", "2", "26.0", "35.5"],
+    ]  # fmt: skip
+    half, gain = "+2.2 (−0.9 … 5.4)", "+4.5 (−1.9 … 10.9)"
+    assert evidence.classes_table(json.loads(kept), ["new"])[1] == [
+        "x", "RaMBO less cross entropy", "3", gain, gain, half, half, gain, gain
     ]  # fmt: skip
     evidence.draw(json.loads(kept), ["new"], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000

@@ -116,13 +116,13 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
     """The rows of what compare.py wrote to results.json; KeyError if it is none."""
     about = {key: results["versions"][key] for key in ("torch", "detectron2", "device")}
     about["command"] = re.sub(r"--out \S+", f"--out output/{name}", results["command"])
-    aps = {(r["data"], r["variant"], r["seed"]): r["metrics"].get("AP") for r in results["runs"]}
+    runs = {(r["data"], r["variant"], r["seed"]): r["metrics"] for r in results["runs"]}
     curves: dict[tuple[str, str], dict[int, list[float]]] = {}
     for r in (r for r in results["runs"] if r["status"] == "finished"):
         for found in r["evaluations"]:
             curve = curves.setdefault((r["data"], r["variant"]), {})
             curve.setdefault(found["iteration"], []).append(found["AP"])
-    rows: Rows = {"comparisons": [{"name": name, "runs": len(aps), **about}]}
+    rows: Rows = {"comparisons": [{"name": name, "runs": len(runs), **about}]}
     rows |= {"losses": [], "differences": []}
     variants = results["variants"]
     for data, part in results["data"].items():
@@ -135,8 +135,15 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
                 row["seeds"] = found["seeds"]
                 values = {m: found["metrics"][m].values() for m in METRICS if m in found["metrics"]}
                 if kind == "losses":
-                    values["AP of seeds"] = [aps[data, variant, seed] for seed in found["seeds"]]
+                    of_seeds = [runs[data, variant, seed] for seed in found["seeds"]]
+                    values["AP of seeds"] = [metrics["AP"] for metrics in of_seeds]
                 row |= {m: [v and round(v, 4) for v in value] for m, value in values.items()}
+                if kind == "losses" and "boxes" in part:
+                    row["classes"] = {
+                        name: [boxes, *(round(metrics[f"AP-{name}"], 1) for metrics in of_seeds)]
+                        for name, boxes in zip(part["classes"], part["boxes"], strict=True)
+                        if boxes
+                    }
                 curve = curves.get((data, variant), {}) if kind == "losses" else {}
                 if len(curve) > 1:
                     row["AP at"] = {i: [round(ap, 4) for ap in aps] for i, aps in curve.items()}
@@ -163,13 +170,17 @@ def derive(rows: Rows, name: str) -> Rows:
             deviation = round(values.std(ddof=1), 4) if len(seeds) > 1 else None
             ap = {"AP": [round(values.mean(), 4), deviation], "AP of seeds": values.tolist()}
             new["losses"].append({**of, "variant": title, "title": title, "seeds": seeds, **ap})
-        found = both[1] - both[0]
-        around = [None, None]
-        if len(seeds) > 1:
-            around = stats.t.interval(0.95, len(seeds) - 1, found.mean(), stats.sem(found))
-        ap = [v if v is None else round(float(v), 4) for v in (found.mean(), *around)]
+        ap = around_seeds(both[1] - both[0])
         new["differences"].append({**of, "loss": loss, "less": less, "seeds": seeds, "AP": ap})
     return new
+
+
+def around_seeds(found: np.ndarray) -> list[float | None]:
+    """The mean of a difference that each seed has, and its 95 % interval (Student's t)."""
+    around: Sequence[float | None] = [None, None]
+    if len(found) > 1:
+        around = stats.t.interval(0.95, len(found) - 1, found.mean(), stats.sem(found))
+    return [v if v is None else round(float(v), 4) for v in (found.mean(), *around)]
 
 
 def _text(row: dict[str, Any], metric: str = "AP") -> str:
@@ -225,6 +236,28 @@ def curves_table(rows: Rows, names: list[str]) -> Lines:
     return _pivot(["data", "loss", "seeds"], cells)
 
 
+def classes_table(rows: Rows, names: list[str]) -> Lines:
+    """The difference of each loss from the first in thirds of the classes; intervals of the seeds.
+
+    Classes are ordered by their boxes, then by the mean AP that they have over all losses: chance
+    in one loss does not put a class among those where it gains.
+    """
+    thirds = [f"{third} {of}" for of in ("boxes", "AP") for third in ("least", "middle", "most")]
+    lines = [["data", "difference in AP", "classes", *thirds]]
+    for data, losses in _of(rows, "losses", names).items():
+        losses = [row for row in losses if "classes" in row]
+        table = np.array([list(row["classes"].values()) for row in losses])  # (losses, K, 1 + S)
+        boxes, aps = table[0, :, 0], table[:, :, 1:]
+        for row, differences in zip(losses[1:], aps[1:] - aps[0], strict=True):
+            line = [data, f"{row['title']} less {losses[0]['title']}", str(len(boxes))]
+            for order in (np.argsort(boxes), np.argsort(aps.mean(axis=(0, 2)))):
+                for third in np.array_split(order, 3):
+                    ap = around_seeds(differences[third].mean(axis=0))
+                    line.append(_text({"less": "", "AP": ap}))
+            lines.append(line)
+    return lines
+
+
 def differences_table(rows: Rows, names: list[str]) -> Lines:
     """A line a difference, a column a data set; behind a semicolon the number of seeds."""
     cells: dict[tuple[str, ...], dict[str, str]] = {}
@@ -248,6 +281,7 @@ TABLES = {
     "grid": grid_table,
     "differences": differences_table,
     "curves": curves_table,
+    "classes": classes_table,
     "calibrated": lambda rows, names: results_table(rows, names, CALIBRATION),
 }
 

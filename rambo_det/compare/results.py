@@ -149,6 +149,8 @@ def compare(
     """All numbers, for json; ``resamples`` of the images are drawn for the intervals."""
     data: dict[str, dict[str, Any]] = {}
     for name, test_set in plan.test_sets.items():
+        truth = truth_of(plan, name)
+        ids = sorted(truth.getCatIds())
         cells = finished(plan, measured, name)
         images = [item.matches.positives.shape[1] for cell in cells.values() for item in cell]
         losses = {
@@ -157,7 +159,8 @@ def compare(
         }
         data[name] = {
             "test_set": test_set,
-            "classes": class_names(truth_of(plan, name)),
+            "classes": class_names(truth),
+            "boxes": [len(truth.getAnnIds(catIds=[of], iscrowd=False)) for of in ids],
             "images": images[0] if images else None,
             "trained_on": plan.trained_on.get(name, 0),
             "losses": losses,

@@ -94,13 +94,15 @@ def tables(results: dict[str, Any], data: str, form: str = "github") -> dict[str
         for kind in ("losses", "differences")
     )
     shown = [m for m in METRICS if any(m in loss["metrics"] for loss in losses.values())]
+    counted = zip(part["classes"], part["boxes"], strict=True)
+    classes = [(f"{name} ({boxes})", f"AP-{name}") for name, boxes in counted]
     rows: dict[str, Table] = {
         "Mean ± standard deviation over the seeds, percent": [
             {"loss": title, "seeds": str(len(loss["seeds"]))}
             | {metric: cell(loss["metrics"].get(metric)) for metric in shown}
             for title, loss in losses.items()
         ],
-        "AP of each class": _by_metric("class", [(c, f"AP-{c}") for c in part["classes"]], losses),
+        "AP of each class": _by_metric("class (number of test boxes)", classes, losses),
     }
     if less:
         heading = f"Less {variants[results['reference']]['title']}, seed by seed"
