@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from rambo_det.losses.distributed import Processes
-from rambo_det.losses.inputs import attach_gradient, prepare_inputs
+from rambo_det.losses.gradient import attach_gradient
+from rambo_det.losses.inputs import prepare_inputs
 from rambo_det.losses.ranking import RankingSpec, rank
 
 from .torture import WHOLE
@@ -82,7 +83,7 @@ def run(scores, gt, per_class, margin, step):
     leaf, alone = scores.double().requires_grad_(), Processes(together=False)
     inputs = prepare_inputs(leaf, gt, alone)
     result = rank(inputs, spec(per_class, margin, **step), alone)
-    loss = attach_gradient(leaf, result.loss, result.grad, inputs.finite, alone)
+    loss = attach_gradient(leaf, result.loss, result.gradient, inputs, alone)
     loss.backward()
     return loss.detach(), result, leaf.grad.cpu().numpy()
 

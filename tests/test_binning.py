@@ -17,6 +17,7 @@ from .strategies import VALUES
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 @st.composite
@@ -87,11 +88,14 @@ def compiled(patch):
 
 @pytest.mark.parametrize("backend, examples", [(compiled, 200), (triton_kernel, 15)])
 def test_a_backend_is_the_reference(backend, examples):
+    # Triton's interpreter does not round to bfloat16, it cuts.
+    dtypes = DTYPES if ON_GPU or backend is compiled else DTYPES[:3]
+
     @settings(max_examples=examples, deadline=None)
-    @given(cases(1500), st.sampled_from([torch.float32, torch.float64]), st.booleans())
-    def check(case, dtype, with_values):
+    @given(cases(1500), st.sampled_from(dtypes), st.sampled_from(DTYPES[1:]), st.booleans())
+    def check(case, dtype, of_scores, with_values):
         scores, gt, edges, values = case
-        values = values if with_values else None
+        scores, values = scores.to(of_scores), values if with_values else None
         want = reference.bin_negatives(scores, gt, edges, values, dtype)
         high = float(scores.max()) if scores.numel() else 0.0
         with pytest.MonkeyPatch.context() as patch:

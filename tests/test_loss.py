@@ -164,6 +164,21 @@ def test_a_batch_enters_the_memory_once_or_not_at_all(memory_length):
         assert scores.grad.abs().sum() > 0
 
 
+def test_scores_that_changed_since_have_no_gradient():
+    """It is found in the forward and written in the backward, as often as that is called."""
+    scores, gt = batch()
+    scores.requires_grad_()
+    loss = RamboLoss(4)(scores, gt)
+    loss.backward(retain_graph=True)
+    once = scores.grad.clone()
+    loss.backward(retain_graph=True)
+    assert torch.equal(scores.grad, 2 * once) and once.any()
+    with torch.no_grad():
+        scores += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_a_compiled_loss_is_run_as_it_is_whatever_the_number_of_scores():
     plain, compiled = (RamboLoss(4, memory_length=2) for _ in range(2))
     graphs = []

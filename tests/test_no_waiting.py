@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import rambo_det.losses
-from rambo_det.losses import RamboLoss, hard_negatives, ranking
+from rambo_det.losses import RamboLoss, binning, hard_negatives
 from rambo_det.losses.binning import reference
 from rambo_det.losses.distributed import Processes
 from rambo_det.losses.inputs import prepare_inputs
@@ -71,7 +71,7 @@ def backend(name, patch):
 def test_a_gpu_is_waited_for_once(name, rule, memory_length, few, positives, monkeypatch):
     """With tensors that have a device and a shape, but no data: to read them is an error, and so is
     to mix devices. But for the header, which says how many positives there are."""
-    monkeypatch.setattr(ranking, "bin_negatives", backend(name, monkeypatch).bin_negatives)
+    monkeypatch.setattr(binning, "bin_negatives", backend(name, monkeypatch).bin_negatives)
     monkeypatch.setattr(hard_negatives, "_FEW", few)
     headers = []
 
@@ -92,6 +92,10 @@ def test_a_gpu_is_waited_for_once(name, rule, memory_length, few, positives, mon
         gt = torch.empty(50, dtype=torch.int64, device="cuda")
         value = loss(scores, gt)
         assert value.is_cuda and loss.stats.class_ap.is_cuda and loss.stats.starved.is_cuda
+        # Autograd has no backward for a device that is not there.
+        node, scores = value.grad_fn, scores.detach()
+        grad = node.gradient.write(scores, node.inputs, torch.ones_like(value), scores.dtype)
+        assert grad.is_cuda and grad.shape == scores.shape
     assert len(headers) == 1 and not recorder.found
 
 
@@ -113,6 +117,7 @@ def test_a_gpu_is_not_waited_for(rule):
         try:
             result = rank(inputs, spec(True, 0.5, **rule), alone, loss.memory.contents())
             loss.memory.write(inputs, result.lists.lowest()[:-1])
+            result.gradient.write(inputs.scores, inputs, scores.new_ones(()), scores.dtype)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert (loss.memory.negatives != EMPTY_KEY).any()

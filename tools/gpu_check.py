@@ -120,10 +120,10 @@ def gradients(args: argparse.Namespace) -> Found:
     handler.emit = lambda record: sys.exit(record.getMessage())
     logging.getLogger("rambo_det").addHandler(handler)
     if args.device == "cpu" and os.environ["RAMBO_DET_TRITON"] == "1":
-        from rambo_det.losses import ranking
+        from rambo_det.losses import binning
         from rambo_det.losses.binning import triton_kernel
 
-        ranking.bin_negatives = triton_kernel.bin_negatives
+        binning.bin_negatives = triton_kernel.bin_negatives
     scores, gt_classes = torch.load(args.out / "scores.pt", map_location=args.device)
     found = {}
     for dtype in ("float32", "float16", "bfloat16"):

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from .distributed import Processes
-from .inputs import attach_gradient, prepare_inputs
+from .gradient import attach_gradient
+from .inputs import prepare_inputs
 from .objectives import Objective, recall_log, recall_loglog
 from .ranking import RankingSpec, rank
 
@@ -38,7 +39,7 @@ def _loss(scores: Tensor, gt_classes: Tensor, spec: RankingSpec) -> Tensor:
     alone = Processes(together=False)
     inputs = prepare_inputs(scores, gt_classes, alone)
     result = rank(inputs, spec, alone)
-    return attach_gradient(scores, result.loss, result.grad, inputs.finite, alone)
+    return attach_gradient(scores, result.loss, result.gradient, inputs, alone)
 
 
 def class_ap_loss(scores: Tensor, gt_classes: Tensor, **ranking: Unpack[Ranking]) -> Tensor:

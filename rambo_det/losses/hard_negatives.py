@@ -47,7 +47,7 @@ def _look_up(inputs: RankingInputs, lowest: Tensor, places: Tensor) -> tuple[Ten
     """Column, score and height at each of ``(K,)`` places, ``(K,)``."""
     rows = places // inputs.scores.shape[1]
     columns = places - rows * inputs.scores.shape[1]
-    scores = inputs.scores[rows, columns]
+    scores = inputs.scores[rows, columns].float()
     return columns, scores, scores - lowest[columns]
 
 

@@ -1,13 +1,11 @@
-"""A batch's scores on their way into a ranking, and the gradient on its way back."""
+"""A batch's scores on their way into a ranking."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import InputError
 from .distributed import Processes
@@ -18,10 +16,9 @@ from .sort_keys import make_keys
 class RankingInputs:
     """The scores of this process and the positives of all processes, on one device."""
 
-    scores: Tensor  # (N, C) float32, without gradient; contiguous or strided
+    scores: Tensor  # (N, C) float32 or half precision, without gradient; contiguous or strided
     gt_classes: Tensor  # (N,) int64; C is background, below 0 is ignored
     max_score: float  # the highest of the scores
-    grad_dtype: torch.dtype  # float64 for the gradient of float64 scores, else float32
     rows: Tensor  # (Q,) int64, where this process's own positives are
     columns: Tensor  # (Q,) int64, their classes
     keys: Tensor  # (P,) int64, see sort_keys.py: the positives of all processes, by process
@@ -47,7 +44,9 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
         raise InputError(f"scores are on {scores.device}, gt_classes on {gt_classes.device}")
     if gt_classes.is_floating_point() and gt_classes.numel():
         raise InputError(f"gt_classes must be integers, got {gt_classes.dtype}")
-    ranked, gt_classes = scores.detach().float(), gt_classes.long().contiguous()
+    ranked, gt_classes = scores.detach(), gt_classes.long().contiguous()
+    if ranked.dtype == torch.float64:
+        ranked = ranked.float()
     is_positive = (gt_classes >= 0) & (gt_classes < scores.shape[1])
     lowest, highest = ranked.aminmax() if ranked.numel() else ranked.new_zeros(2)  # or NaN
     top_class = gt_classes.max() if gt_classes.numel() else gt_classes.new_zeros(())
@@ -62,13 +61,12 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
         )
     rows = positions(is_positive, counts[processes.rank])
     columns = gt_classes.index_select(0, rows)
-    keys = make_keys(columns, ranked[rows, columns])
+    keys = make_keys(columns, ranked[rows, columns].float())
     keys = processes.all_gather_uneven(keys, counts)
     first = sum(counts[: processes.rank])
     finite = all(math.isfinite(low) and math.isfinite(high) for _, low, high, _ in headers)
     max_score = headers[processes.rank][2]
-    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    return RankingInputs(ranked, gt_classes, max_score, dtype, rows, columns, keys, first, finite)
+    return RankingInputs(ranked, gt_classes, max_score, rows, columns, keys, first, finite)
 
 
 def positions(mask: Tensor, number: int = 0) -> Tensor:
@@ -78,41 +76,3 @@ def positions(mask: Tensor, number: int = 0) -> Tensor:
     # nonzero() would wait for the device.
     wanted = torch.arange(1, number + 1, device=mask.device)
     return torch.searchsorted(mask.cumsum(0), wanted)
-
-
-class _PrecomputedGradient(torch.autograd.Function):
-    """A loss whose gradient was computed in the forward, at unit upstream gradient.
-
-    The blackbox rule is not linear in the gradient that arrives; this is, so loss weights and AMP
-    scales keep their meaning.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, loss: Tensor, grad: Tensor, factor: float) -> Tensor:
-        ctx.grad, ctx.factor = grad, factor
-        ctx.shape, ctx.dtype = scores.shape, scores.dtype
-        return (loss * factor if math.isnan(factor) else loss).float()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if math.isnan(ctx.factor):
-            grad = torch.full_like(ctx.grad, torch.nan)
-        else:
-            grad = ctx.grad * (upstream * ctx.factor if ctx.factor != 1 else upstream)
-        # Half precision is rounded to last. Scores without a row may have another width.
-        return grad.to(ctx.dtype).view(ctx.shape), None, None, None
-
-
-def attach_gradient(
-    scores: Tensor, loss: Tensor, grad: Tensor, finite: bool, processes: Processes
-) -> Tensor:
-    """``loss`` as a float32 scalar that hands ``grad`` to ``scores`` in the backward.
-
-    NaN, with a gradient of NaN, if a score is not finite: a ranking would hide it. The gradient is
-    that of the sum over the processes, as DistributedDataParallel then takes the mean. ``scores``,
-    connected to the model, and ``grad`` are ``(N, C)``, ``loss`` is a scalar.
-    """
-    factor = float(processes.size) if finite else math.nan
-    attached: Tensor = _PrecomputedGradient.apply(scores, loss, grad, factor)
-    return attached

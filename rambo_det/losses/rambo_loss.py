@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .distributed import Processes
-from .inputs import attach_gradient, prepare_inputs
+from .gradient import attach_gradient
+from .inputs import prepare_inputs
 from .ranking import RankingResult, RankingSpec, rank
 from .score_memory import ScoreMemory
 
@@ -136,4 +137,4 @@ class RamboLoss(nn.Module):
         self.stats = LossStats(result, processes.bytes_sent, inputs.finite)
         if training and inputs.finite:
             self.memory.write(inputs, result.lists.lowest()[:-1])
-        return attach_gradient(scores, result.loss, result.grad, inputs.finite, processes)
+        return attach_gradient(scores, result.loss, result.gradient, inputs, processes)

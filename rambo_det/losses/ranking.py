@@ -13,8 +13,8 @@ between thresholds, one for each positive. With α the margin and g the slope of
 
 With one λ and the step λ g_k that is ``(rk(y + λ ∂L/∂rk) - rk(y)) / λ`` of all scores y, Eq. 3, to
 the last digit. Where each positive has a λ of its own, r'⁺_k is r⁺_k: it moves alone. The gradient
-of a negative is the same for all between two neighbouring thresholds. So one pass of
-:func:`.binning.bin_negatives` gives the ranks, and a second one the new ranks and the gradient.
+of a negative is the same for all between two neighbouring thresholds. So a pass of
+:func:`.binning.bin_negatives` gives the ranks, and one in the backward the gradient.
 
 A negative that ties with a positive ranks above it. Positives that tie keep their order, before and
 after the step.
@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .binning import bin_negatives
+from . import binning
 from .distributed import Processes
+from .gradient import Gradient
 from .inputs import RankingInputs
 from .lambda_rules import ErrorDriven, FixedLambda, LambdaRule, Pushes
 from .listed_positives import ListedPositives
@@ -83,7 +84,7 @@ class RankingResult:
     num_above: Tensor  # (P,) int64, the negatives above, those within the margin too
     positive_grad: Tensor  # (P,) float64, of the loss of that list alone
     lists: ListedPositives
-    grad: Tensor  # (N, C), gradient of the loss by the scores of this process
+    gradient: Gradient  # of the loss by the scores of this process
 
 
 @torch.inference_mode()
@@ -93,7 +94,7 @@ def rank(
     processes: Processes,
     memory: MemoryContents | None = None,
 ) -> RankingResult:
-    """Losses of all lists, and the gradient of what they add up to at unit upstream gradient.
+    """Losses of all lists, and the gradient of what they add up to.
 
     A collective of ``processes``. It never waits for the device that the scores are on.
 
@@ -107,53 +108,48 @@ def rank(
     if spec.interclass:
         keys.append(inputs.keys + ((num_classes - segments_of(inputs.keys)) << 32))
     lists = ListedPositives(torch.cat(keys), num_classes + 1, spec.margin)
-    if lists.segment.shape[0] == 0:
-        return _nothing_to_rank(inputs, lists)
 
-    def bin_at(*thresholds: Tensor, pushes: Pushes | None = None) -> tuple[Tensor, Tensor | None]:
-        """``(K, T)``, of K keys for each place: negatives of this process above; the gradient."""
-        edges, order = torch.cat(thresholds).sort(stable=True)
-        values = pushes.at(order) if pushes else None
-        counts, grad = bin_negatives(
-            inputs.scores, inputs.gt_classes, edges, values, inputs.grad_dtype, inputs.max_score
+    def count(edges: Tensor, order: Tensor) -> Tensor:
+        """``(E,)`` int64, negatives of all processes above, in the order before the sort."""
+        counts, _ = binning.bin_negatives(
+            inputs.scores, inputs.gt_classes, edges, max_score=inputs.max_score
         )
         if memory:
             counts += count_at_or_above(memory.negatives, edges, num_classes + 1)
-        counts = torch.empty_like(counts).index_copy_(0, order, counts)
-        return counts.view(len(thresholds), -1), grad
+        return processes.all_reduce_sum(torch.empty_like(counts).index_copy_(0, order, counts))
 
     # The first ranking. A constant shift is known before it: both rankings then share one pass.
-    rule, keys_at = spec.lambda_rule, [lists.threshold_keys(lists.start)]
+    rule, threshold_keys = spec.lambda_rule, lists.threshold_keys(lists.start)
     shift = rule.constant_shift
-    if shift is not None:
-        moved = lists.start + shift
-        keys_at.append(lists.threshold_keys(moved))
-    counts = processes.all_reduce_sum(bin_at(*keys_at)[0])
-    num_above = counts[0]
+    if shift is None:
+        num_above, num_overtaken = count(*threshold_keys.sort(stable=True)), None
+    else:
+        moved_keys = lists.threshold_keys(lists.start + shift)
+        edges, order = torch.cat([threshold_keys, moved_keys]).sort(stable=True)
+        num_above, num_at_moved = count(edges, order).view(2, -1)
+        num_overtaken = num_above - num_at_moved
     ranks = num_above + lists.rank_pos
     per_positive_loss, dloss_drank = spec.objective(
         ranks.double(), lists.rank_pos.double(), lists.per_place(lists.num_pos.double())
     )
     losses = lists.sum_by_segment(per_positive_loss)
     present, weight = _weigh(lists, num_classes, spec)
-    num_overtaken = None if shift is None else num_above - counts[1]
     shifts, divisor = rule(per_positive_loss, dloss_drank, num_overtaken)
 
     # The second ranking, and the gradient.
-    pushes = Pushes(divisor, lists.per_place(weight), one_per_segment=shift is None)
     if num_overtaken is not None:
-        _, grad = bin_at(*keys_at, pushes=pushes)
         positive_grad = -num_overtaken / divisor
     else:
         moved = lists.start + shifts
-        counts, grad = bin_at(*keys_at, lists.threshold_keys(moved), pushes=pushes)
+        moved_keys = lists.threshold_keys(moved)
+        num_at_moved = count(*moved_keys.sort(stable=True))
+        edges, order = torch.cat([threshold_keys, moved_keys]).sort(stable=True)
         # The ranks among the positives of a list stay the same, but go to other positives.
-        order = lists.argsort(moved)
-        rank_pos = torch.empty_like(ranks).index_copy_(0, order, lists.rank_pos)
-        positive_grad = (processes.all_reduce_sum(counts[1]) + rank_pos - ranks) / divisor
-    assert grad is not None
-    own = lists.unsort(positive_grad * pushes.weight)
-    grad[inputs.rows, inputs.columns] = _own(own, inputs, spec).to(grad.dtype)
+        by_moved = lists.argsort(moved)
+        rank_pos = torch.empty_like(ranks).index_copy_(0, by_moved, lists.rank_pos)
+        positive_grad = (num_at_moved + rank_pos - ranks) / divisor
+    pushes = Pushes(divisor, lists.per_place(weight), one_per_segment=shift is None)
+    own = _own(lists.unsort(positive_grad * pushes.weight), inputs, spec)
     return RankingResult(
         loss=(losses * weight).sum(),
         segment_losses=losses[:-1],
@@ -161,7 +157,7 @@ def rank(
         num_above=lists.unsort(num_above)[: len(inputs.keys)],
         positive_grad=lists.unsort(positive_grad)[: len(inputs.keys)],
         lists=lists,
-        grad=grad,
+        gradient=Gradient(edges, pushes.at(order), own),
     )
 
 
@@ -181,10 +177,3 @@ def _weigh(lists: ListedPositives, num_classes: int, spec: RankingSpec) -> tuple
     weight[:num_classes] *= share
     weight[num_classes] *= beta
     return present, weight
-
-
-def _nothing_to_rank(inputs: RankingInputs, lists: ListedPositives) -> RankingResult:
-    losses = inputs.scores.new_zeros(inputs.scores.shape[1] + 1, dtype=torch.float64)
-    none = inputs.keys.new_zeros(0)
-    grad = torch.zeros_like(inputs.scores, dtype=inputs.grad_dtype)
-    return RankingResult(losses.sum(), losses, losses > 0, none, none.double(), lists, grad)

@@ -137,7 +137,7 @@ class RamboCriterion(RamboLoss):
         if self.training and storage is not None and storage.iter == 0:
             self.memory.start_anew()  # it came with the weights that this training starts from
         with torch.autocast(scores.device.type, enabled=False):
-            loss = super().forward(scores.float(), gt_classes)
+            loss = super().forward(scores, gt_classes)
         if self.stats is not None and not self.stats.finite:
             raise self._not_finite(*logits, scores)
         if self.prefix:

@@ -28,12 +28,12 @@ def bin_negatives(
     values: in each segment that of the highest edge at or below it, or 0 if there is none.
 
     Args:
-        scores: ``(N, C)`` float32, contiguous or strided.
+        scores: ``(N, C)``, float32 or half precision, contiguous or strided.
         gt_classes: ``(N,)`` int64, contiguous.
         edges: ``(E,)`` int64, rising keys (:mod:`.sort_keys`) of segment and float32 edge. Those of
             segments above C count nothing.
         values: ``(E,)`` float64, one for each edge; None: no gradient is wanted.
-        dtype: of the gradient, float32 or float64; summed in float64, rounded once.
+        dtype: of the gradient, which is summed in float64; half precision is rounded from float32.
         max_score: no score is above it. A hint that saves time on a CPU.
 
     Returns:

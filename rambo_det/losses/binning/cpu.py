@@ -38,16 +38,17 @@ def bin_negatives(
     """See :func:`.binning.bin_negatives`."""
     native = library()
     assert native is not None
-    scores, counts = scores.contiguous(), torch.empty_like(edges)
-    grad = None if values is None else torch.empty_like(scores, dtype=dtype)
+    scores, counts = scores.float().contiguous(), torch.empty_like(edges)
+    is_double = dtype == torch.float64
+    grad = None if values is None else torch.empty_like(scores, dtype=dtype if is_double else None)
     if scores.shape[1] == 0:
         return counts.zero_(), grad
     native.rambo_bin_negatives(
         scores.data_ptr(), *scores.shape, gt_classes.data_ptr(), max_score, edges.data_ptr(),
-        edges.shape[0], None if values is None else values.data_ptr(), dtype == torch.float64,
+        edges.shape[0], None if values is None else values.data_ptr(), is_double,
         None if grad is None else grad.data_ptr(), torch.get_num_threads(), counts.data_ptr(),
     )  # fmt: skip
-    return counts, grad
+    return counts, None if grad is None else grad.to(dtype)
 
 
 @functools.cache

@@ -27,7 +27,8 @@ def bin_negatives(
     rows = max(_CHUNK // max(num_classes, 1), 1)
     columns = torch.arange(num_classes, device=scores.device)
     for start in range(0, scores.shape[0], rows):
-        part, classes = scores[start : start + rows], gt_classes[start : start + rows, None]
+        part = scores[start : start + rows].float()
+        classes = gt_classes[start : start + rows, None]
         is_negative = (classes >= 0) & (classes != columns)
         part_grad = torch.zeros(part.shape, dtype=torch.float64, device=scores.device)
         for segments in (columns, torch.full_like(columns, num_classes)):

@@ -76,7 +76,7 @@ def _bin_kernel(
         row_place, column_place = row[:, None].to(tl.int64), column[None, :].to(tl.int64)
         exists = (row[:, None] < rows) & (column[None, :] < columns)
         place = row_place * row_stride + column_place * column_stride
-        value = tl.load(scores + place, mask=exists, other=float("-inf"))
+        value = tl.load(scores + place, mask=exists, other=float("-inf")).to(tl.float32)
         negative = exists & (gt_class >= 0) & (gt_class != column[None, :])
         near, near_all = negative & (value >= lowest), negative & (value >= lowest_all)
         pushed = tl.zeros((ROWS, COLUMNS), tl.float64)
@@ -97,6 +97,8 @@ def _bin_kernel(
                 pushed += tl.load(values + first_all + found - 1, mask=near_all, other=0.0)
         if WRITE:
             place = row_place * grad_row_stride + column_place * grad_column_stride
+            if grad.dtype.element_ty != tl.float64:  # half precision is rounded from float32
+                pushed = pushed.to(tl.float32)
             tl.store(grad + place, pushed.to(grad.dtype.element_ty), mask=exists)
     total = tl.sum(num_over.to(tl.int64), axis=0)[None, :]
     tl.atomic_add(mine + first + number - 1, total, mask=total > 0, sem="relaxed")
