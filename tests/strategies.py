@@ -83,7 +83,7 @@ def run(scores, gt, per_class, margin, step):
     leaf, alone = scores.double().requires_grad_(), Processes(together=False)
     inputs = prepare_inputs(leaf, gt, alone)
     result = rank(inputs, spec(per_class, margin, **step), alone)
-    loss = attach_gradient(leaf, result.loss, result.gradient, inputs, alone)
+    loss = attach_gradient(leaf, inputs.scores, result.loss, result.gradient, alone)
     loss.backward()
     return loss.detach(), result, leaf.grad.cpu().numpy()
 

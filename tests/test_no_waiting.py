@@ -94,7 +94,7 @@ def test_a_gpu_is_waited_for_once(name, rule, memory_length, few, positives, mon
         assert value.is_cuda and loss.stats.class_ap.is_cuda and loss.stats.starved.is_cuda
         # Autograd has no backward for a device that is not there.
         node, scores = value.grad_fn, scores.detach()
-        grad = node.gradient.write(scores, node.inputs, torch.ones_like(value), scores.dtype)
+        grad = node.gradient.write(scores, torch.ones_like(value), scores.dtype)
         assert grad.is_cuda and grad.shape == scores.shape
     assert len(headers) == 1 and not recorder.found
 
@@ -117,7 +117,7 @@ def test_a_gpu_is_not_waited_for(rule):
         try:
             result = rank(inputs, spec(True, 0.5, **rule), alone, loss.memory.contents())
             loss.memory.write(inputs, result.lists.lowest()[:-1])
-            result.gradient.write(inputs.scores, inputs, scores.new_ones(()), scores.dtype)
+            result.gradient.write(inputs.scores, scores.new_ones(()), scores.dtype)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert (loss.memory.negatives != EMPTY_KEY).any()

@@ -245,8 +245,9 @@ def classes_table(rows: Rows, names: list[str]) -> Lines:
     thirds = [f"{third} {of}" for of in ("boxes", "AP") for third in ("least", "middle", "most")]
     lines = [["data", "difference in AP", "classes", *thirds]]
     for data, losses in _of(rows, "losses", names).items():
-        losses = [row for row in losses if "classes" in row]
-        table = np.array([list(row["classes"].values()) for row in losses])  # (losses, K, 1 + S)
+        # Each row has of each class its boxes, then AP of each seed: (losses, K, 1 + S)
+        table = np.array([list(row["classes"].values()) for row in losses])
+        assert all(row["seeds"] == losses[0]["seeds"] for row in losses), names
         boxes, aps = table[0, :, 0], table[:, :, 1:]
         for row, differences in zip(losses[1:], aps[1:] - aps[0], strict=True):
             line = [data, f"{row['title']} less {losses[0]['title']}", str(len(boxes))]

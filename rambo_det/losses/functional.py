@@ -39,7 +39,7 @@ def _loss(scores: Tensor, gt_classes: Tensor, spec: RankingSpec) -> Tensor:
     alone = Processes(together=False)
     inputs = prepare_inputs(scores, gt_classes, alone)
     result = rank(inputs, spec, alone)
-    return attach_gradient(scores, result.loss, result.gradient, inputs, alone)
+    return attach_gradient(scores, inputs.scores, result.loss, result.gradient, alone)
 
 
 def class_ap_loss(scores: Tensor, gt_classes: Tensor, **ranking: Unpack[Ranking]) -> Tensor:

@@ -17,24 +17,23 @@ from .inputs import RankingInputs
 class Gradient:
     """What :func:`.ranking.rank` finds of the gradient: all but the N·C values themselves.
 
-    They are written in the backward, once, in the dtype of the scores. So they take no memory
-    before, and a loss scale multiplies them before they are rounded to half precision.
+    They are written in the backward, once. So they take no memory before, and a loss scale
+    multiplies them before they are rounded to half precision.
     """
 
+    inputs: RankingInputs  # without the scores
     edges: Tensor  # (E,) int64 keys, and the gradient of a negative by the highest one at or below
     values: Tensor  # (E,) float64, see binning
-    of_positives: Tensor  # (Q,) float64, of this process's own, in the order of the inputs
+    of_positives: Tensor  # (Q,) float64, of this process's own
 
-    def write(
-        self, scores: Tensor, inputs: RankingInputs, factor: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        """``(N, C)``, of the scores of the inputs, times a scalar."""
-        values, factor = self.values * factor, factor.double()
+    def write(self, scores: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(N, C)``, the gradient of the scores that were ranked, times a scalar."""
+        of, factor = self.inputs, factor.double()
         _, grad = binning.bin_negatives(
-            scores, inputs.gt_classes, self.edges, values, dtype, inputs.max_score
+            scores, of.gt_classes, self.edges, self.values * factor, dtype, of.max_score
         )
         assert grad is not None
-        grad[inputs.rows, inputs.columns] = (self.of_positives * factor).to(dtype)
+        grad[of.rows, of.columns] = (self.of_positives * factor).to(dtype)
         return grad
 
 
@@ -47,34 +46,34 @@ class _RankingLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, loss: Tensor, gradient: Gradient, inputs: RankingInputs, size: int
+        ctx: Any, scores: Tensor, ranked: Tensor, loss: Tensor, gradient: Gradient, size: int
     ) -> Tensor:
-        # An error if they are changed before the backward.
-        ctx.save_for_backward(inputs.scores)
-        ctx.gradient, ctx.inputs, ctx.size = gradient, inputs, size
+        # Freed after the backward, and an error if they are changed before it.
+        ctx.save_for_backward(ranked)
+        ctx.gradient, ctx.size = gradient, size
         ctx.shape, ctx.dtype = scores.shape, scores.dtype
-        return (loss if inputs.finite else loss * math.nan).float()
+        return (loss if gradient.inputs.finite else loss * math.nan).float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (scores,) = ctx.saved_tensors
-        if ctx.inputs.finite:
-            grad = ctx.gradient.write(scores, ctx.inputs, upstream * ctx.size, ctx.dtype)
+        (ranked,) = ctx.saved_tensors
+        if ctx.gradient.inputs.finite:
+            grad = ctx.gradient.write(ranked, upstream * ctx.size, ctx.dtype)
         else:
-            grad = torch.full_like(scores, math.nan, dtype=ctx.dtype)
+            grad = torch.full_like(ranked, math.nan, dtype=ctx.dtype)
         # Scores without a row may have another width.
         return grad.view(ctx.shape), None, None, None, None
 
 
 def attach_gradient(
-    scores: Tensor, loss: Tensor, gradient: Gradient, inputs: RankingInputs, processes: Processes
+    scores: Tensor, ranked: Tensor, loss: Tensor, gradient: Gradient, processes: Processes
 ) -> Tensor:
     """``loss`` as a float32 scalar that hands its gradient to ``scores`` in the backward.
 
     NaN, with a gradient of NaN, if a score is not finite: a ranking would hide it. The gradient is
-    that of the sum over the processes, as DistributedDataParallel then takes the mean. ``scores``,
-    of which the inputs were made, are connected to the model; ``loss`` is a scalar.
+    that of the sum over the processes, as DistributedDataParallel then takes the mean. ``scores``
+    are connected to the model, ``ranked`` are those of the inputs; ``loss`` is a scalar.
     """
-    attached: Tensor = _RankingLoss.apply(scores, loss, gradient, inputs, processes.size)
+    attached: Tensor = _RankingLoss.apply(scores, ranked, loss, gradient, processes.size)
     return attached

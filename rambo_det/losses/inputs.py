@@ -44,9 +44,11 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
         raise InputError(f"scores are on {scores.device}, gt_classes on {gt_classes.device}")
     if gt_classes.is_floating_point() and gt_classes.numel():
         raise InputError(f"gt_classes must be integers, got {gt_classes.dtype}")
-    ranked, gt_classes = scores.detach(), gt_classes.long().contiguous()
-    if ranked.dtype == torch.float64:
+    ranked = scores.detach()
+    if ranked.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         ranked = ranked.float()
+    # A copy: the backward reads them too, and whose they are may have changed them by then.
+    gt_classes = gt_classes.to(torch.int64, copy=True).contiguous()
     is_positive = (gt_classes >= 0) & (gt_classes < scores.shape[1])
     lowest, highest = ranked.aminmax() if ranked.numel() else ranked.new_zeros(2)  # or NaN
     top_class = gt_classes.max() if gt_classes.numel() else gt_classes.new_zeros(())

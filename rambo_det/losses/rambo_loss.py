@@ -30,7 +30,7 @@ class LossStats:
     """
 
     def __init__(self, result: RankingResult, bytes_sent: int, finite: bool) -> None:
-        # Not all of the result: its gradient is as large as the scores.
+        # Not all of the result, which is of no use later.
         self.class_ap, self.present = 1 - result.segment_losses[:-1], result.present[:-1]
         is_zero = result.positive_grad == 0
         self.zero_gradient = is_zero.double().mean()
@@ -137,4 +137,4 @@ class RamboLoss(nn.Module):
         self.stats = LossStats(result, processes.bytes_sent, inputs.finite)
         if training and inputs.finite:
             self.memory.write(inputs, result.lists.lowest()[:-1])
-        return attach_gradient(scores, result.loss, result.gradient, inputs, processes)
+        return attach_gradient(scores, inputs.scores, result.loss, result.gradient, processes)

@@ -14,7 +14,8 @@ between thresholds, one for each positive. With α the margin and g the slope of
 With one λ and the step λ g_k that is ``(rk(y + λ ∂L/∂rk) - rk(y)) / λ`` of all scores y, Eq. 3, to
 the last digit. Where each positive has a λ of its own, r'⁺_k is r⁺_k: it moves alone. The gradient
 of a negative is the same for all between two neighbouring thresholds. So a pass of
-:func:`.binning.bin_negatives` gives the ranks, and one in the backward the gradient.
+:func:`.binning.bin_negatives` gives the ranks, another one the new ranks if the step depends on
+the ranks, and one in the backward the gradient.
 
 A negative that ties with a positive ranks above it. Positives that tie keep their order, before and
 after the step.
@@ -23,7 +24,7 @@ Every class has a segment of its own, and one more segment has the scores of all
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -157,7 +158,9 @@ def rank(
         num_above=lists.unsort(num_above)[: len(inputs.keys)],
         positive_grad=lists.unsort(positive_grad)[: len(inputs.keys)],
         lists=lists,
-        gradient=Gradient(edges, pushes.at(order), own),
+        gradient=Gradient(
+            replace(inputs, scores=inputs.scores.new_empty(0)), edges, pushes.at(order), own
+        ),
     )
 
 

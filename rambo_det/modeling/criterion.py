@@ -36,7 +36,7 @@ _KEYS = {
 
 
 class RamboCriterion(RamboLoss):
-    """RamboLoss as a detector calls it: in float32, weighted, with its scalars logged.
+    """RamboLoss as a detector calls it: weighted, with its scalars logged.
 
     Its memory is no entry of a state dict: a checkpoint of a detector with a criterion is one of
     the stock detector.

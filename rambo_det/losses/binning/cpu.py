@@ -42,7 +42,7 @@ def bin_negatives(
     is_double = dtype == torch.float64
     grad = None if values is None else torch.empty_like(scores, dtype=dtype if is_double else None)
     if scores.shape[1] == 0:
-        return counts.zero_(), grad
+        return counts.zero_(), None if grad is None else grad.to(dtype)
     native.rambo_bin_negatives(
         scores.data_ptr(), *scores.shape, gt_classes.data_ptr(), max_score, edges.data_ptr(),
         edges.shape[0], None if values is None else values.data_ptr(), is_double,

@@ -118,6 +118,11 @@ def _tiles(rows: int, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
     return (down, across), {"ROWS": height, "COLUMNS": width, "num_warps": _WARPS}
 
 
+def _lacks_bfloat16(device: torch.device) -> bool:
+    """A GPU before Ampere has no instruction that converts it; older Tritons fail on that."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+
+
 @torch.compiler.disable
 def bin_negatives(
     scores: Tensor,
@@ -128,6 +133,9 @@ def bin_negatives(
     max_score: float = float("inf"),
 ) -> tuple[Tensor, Tensor | None]:
     """See :func:`.binning.bin_negatives`."""
+    if torch.bfloat16 in (scores.dtype, dtype) and _lacks_bfloat16(scores.device):
+        counts, grad = bin_negatives(scores.float(), gt_classes, edges, values, torch.float32)
+        return counts, None if grad is None else grad.to(dtype)
     num_edges, write = edges.shape[0], values is not None
     make = torch.empty_like if num_edges else torch.zeros_like
     grad = make(scores, dtype=dtype) if write else None
