@@ -109,6 +109,20 @@ def test_a_backend_is_the_reference(backend, examples):
     check()
 
 
+@pytest.mark.parametrize("backend", [compiled, triton_kernel])
+def test_an_infinite_score_is_above_no_edge_where_there_is_none(backend):
+    """As a half-precision score that overflows, in a class without a positive."""
+    scores, gt = torch.full((300, 3), float("inf")), torch.full((300,), 3)
+    edges = make_keys(torch.tensor([1]), torch.zeros(1))
+    want = reference.bin_negatives(scores, gt, edges, torch.ones(1))
+    with pytest.MonkeyPatch.context() as patch:
+        module, device = backend(patch)
+        there = [x.to(device) for x in (scores, gt, edges, torch.ones(1).double())]
+        got = module.bin_negatives(*there)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a.cpu(), b)
+
+
 def test_minus_zero_ties_with_zero():
     keys = make_keys(torch.tensor([3, 3]), torch.tensor([-0.0, 0.0]))
     assert keys[0] == keys[1] < EMPTY_KEY
