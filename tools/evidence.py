@@ -79,6 +79,15 @@ PROTOCOL = {
         )
         + " MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou SOLVER.MAX_ITER 600",
     ),
+    "retinanet_pretrained": (
+        "Does RaMBO gain over focal loss in a pretrained RetinaNet? Each has the learning rate "
+        "that was its best on held-out images (retinanet_tuning); all else is alike.",
+        "AP",
+        f"{_TIMM.replace('_ce', '_retinanet_focal')} {_CHESS} {_JOBS} --seeds 3 "
+        "--variant 'focal_lr0.02=focal SOLVER.BASE_LR 0.02' "
+        "--variant 'rambo_lr0.04=rambo SOLVER.BASE_LR 0.04' "
+        "MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou SOLVER.MAX_ITER 600",
+    ),
     "voc07_tuning": (
         "Which weight of the classification loss does each loss need on a pretrained backbone? "
         "Measured on held-out training images; the learning rate is the one that was best for "
