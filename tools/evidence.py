@@ -44,6 +44,19 @@ _CHESS = (
     "--data 'chess=coco:data/chess/train.json:data/chess/train:data/chess/valid.json:"
     "data/chess/valid'"
 )
+_VOC07_600 = "--data 'voc07=voc:data/voc07:train:val600'"
+_RETINANET = _TIMM.replace("_ce", "_retinanet_focal")
+_GIOU = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou SOLVER.MAX_ITER"
+
+
+def _rates(*settings: tuple[str, float]) -> str:
+    """The arguments of losses with learning rates of their own."""
+    return " ".join(
+        f"--variant '{loss}_lr{rate}={loss} SOLVER.BASE_LR {rate}'" for loss, rate in settings
+    )
+
+
+_RATES = _rates(*((loss, rate) for loss in ("focal", "rambo") for rate in (0.01, 0.02, 0.04)))
 # Written before the first training: name -> the question, the metric that decides, the arguments
 # of rambo-compare. Every loss has as many settings.
 PROTOCOL = {
@@ -71,22 +84,20 @@ PROTOCOL = {
         "Which learning rate does each loss need in a pretrained RetinaNet with GIoU for its "
         "boxes? Measured on held-out training images of chess.",
         "AP",
-        f"{_TIMM.replace('_ce', '_retinanet_focal')} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 "
-        + " ".join(
-            f"--variant '{loss}_lr{rate}={loss} SOLVER.BASE_LR {rate}'"
-            for loss in ("focal", "rambo")
-            for rate in (0.01, 0.02, 0.04)
-        )
-        + " MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou SOLVER.MAX_ITER 600",
+        f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 {_RATES} {_GIOU} 600",
     ),
     "retinanet_pretrained": (
         "Does RaMBO gain over focal loss in a pretrained RetinaNet? Each has the learning rate "
         "that was its best on held-out images (retinanet_tuning); all else is alike.",
         "AP",
-        f"{_TIMM.replace('_ce', '_retinanet_focal')} {_CHESS} {_JOBS} --seeds 3 "
-        "--variant 'focal_lr0.02=focal SOLVER.BASE_LR 0.02' "
-        "--variant 'rambo_lr0.04=rambo SOLVER.BASE_LR 0.04' "
-        "MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou SOLVER.MAX_ITER 600",
+        f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3 {_rates(('focal', 0.02), ('rambo', 0.04))} "
+        f"{_GIOU} 600",
+    ),
+    "voc07_retinanet_tuning": (
+        "Which learning rate does each loss need on VOC07? Measured on held-out training images "
+        "after a short schedule.",
+        "AP",
+        f"{_RETINANET} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 {_RATES} {_GIOU} 300",
     ),
     "voc07_tuning": (
         "Which weight of the classification loss does each loss need on a pretrained backbone? "
