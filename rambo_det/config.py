@@ -39,10 +39,8 @@ def add_rambo_config(cfg: CN) -> None:
     rambo.GLOBAL_RANKING = True
     # > 0: weight of the loss, for it to stand beside the other losses of the detector.
     rambo.LOSS_WEIGHT = 0.4
-    # >= 0: weight of the stock classification loss (cross entropy, focal), which is added: it keeps
-    # scores calibrated. 0: none.
-    rambo.CE_WEIGHT = 0.0
-    # >= 0: in so many iterations the stock loss, at first alone, passes over to this one.
+    # >= 0: in so many iterations the stock classification loss (cross entropy, focal), at first
+    # alone, passes over to this one.
     rambo.CE_WARMUP = 0
     # True: rank the RPN's anchors by objectness too, object against background, with a memory of
     # their own; the other keys hold for it as well. For rambo-train and tools/train_net.py. In a
@@ -73,6 +71,6 @@ def add_rambo_config(cfg: CN) -> None:
     train.CALIBRATE = "off"
 
     # Configs of earlier versions have them.
-    for key in ("MODEL.RAMBO.IOU_THRESHOLDS", "RAMBO_TRAIN.IMAGES"):
+    for key in ("MODEL.RAMBO.CE_WEIGHT", "MODEL.RAMBO.IOU_THRESHOLDS", "RAMBO_TRAIN.IMAGES"):
         if not cfg.key_is_deprecated(key):  # this may be called again
             cfg.register_deprecated_key(key)

@@ -70,7 +70,7 @@ def of_config(*opts, num_classes=4):
 
 def test_a_criterion_has_the_defaults_of_the_config():
     plain, configured = RamboCriterion(4), of_config()
-    for name in ("weight", "margin", "beta", "global_ranking", "ce_weight", "ce_warmup", "_spec"):
+    for name in ("weight", "margin", "beta", "global_ranking", "ce_warmup", "_spec"):
         assert getattr(plain, name) == getattr(configured, name), name
     assert torch.equal(plain.memory.negatives, configured.memory.negatives)
     assert not of_config("MODEL.RAMBO.GLOBAL_RANKING", False).global_ranking
@@ -83,7 +83,7 @@ def test_a_criterion_has_the_defaults_of_the_config():
     [
         ("LAMBDA", 0.0), ("LIFT", -1.0), ("LIFT", float("inf")), ("MARGIN", -0.5), ("BETA", 1.5),
         ("BETA", float("nan")), ("MEMORY_LENGTH", -1), ("MEMORY_SIZE", 0), ("LOSS_WEIGHT", 0.0),
-        ("LOSS_WEIGHT", -1.0), ("CE_WEIGHT", -1.0), ("CE_WEIGHT", float("inf")), ("CE_WARMUP", -1),
+        ("LOSS_WEIGHT", -1.0), ("CE_WARMUP", -1),
         ("LAMBDA_RULE", "adaptive"), ("SCORE", "entropy"),
     ],
 )  # fmt: skip
@@ -144,36 +144,34 @@ def step_of(name, stock, *opts, iteration=0):
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_the_stock_loss_is_mixed_in_with_its_gradient(name):
-    """With a weight; or in a warm-up, which starts with it alone and ends without it."""
+def test_a_warm_up_starts_with_the_stock_loss_alone_and_ends_without_it(name):
     plain, stock = step_of(name, False), step_of(name, True)
-    mixed = step_of(name, False, "MODEL.RAMBO.CE_WEIGHT", 0.25)
-    torch.testing.assert_close(mixed, plain + 0.25 * stock, rtol=1e-4, atol=1e-6)
     for iteration, share in ((0, 0.0), (5, 0.5), (10, 1.0)):
         warm = step_of(name, False, "MODEL.RAMBO.CE_WARMUP", 10, iteration=iteration)
         want = share * plain + (1 - share) * stock
         torch.testing.assert_close(warm, want, rtol=1e-4, atol=1e-6)
 
 
-def test_the_warm_up_comes_on_top_of_the_weight():
-    loss = RamboCriterion(3, ce_weight=0.25, ce_warmup=10)
+def test_outside_of_a_training_the_warm_up_is_over():
+    loss = RamboCriterion(3, ce_warmup=10)
     with EventStorage(5):
-        assert loss.loss_weights() == (0.5, 0.75)
-    assert loss.loss_weights() == (1.0, 0.25)  # outside of a training
+        assert loss.stock_share() == 0.5
+    assert loss.stock_share() == 0.0
 
 
-@pytest.mark.parametrize("ce", [{"ce_weight": 0.5}, {"ce_warmup": 10}])
-def test_what_is_trained_and_what_boxes_are_scored_by_must_agree(ce):
+def test_what_is_trained_and_what_boxes_are_scored_by_must_agree():
     box = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
     arguments = {"input_shape": ShapeSpec(channels=8), "num_classes": 3, "box2box_transform": box}
     with pytest.raises(InputError, match="SCORE logits .* set .*USE_SIGMOID_CE to True"):
-        RamboFastRCNNOutputLayers(score="logits", rambo_loss=RamboCriterion(3, **ce), **arguments)
+        RamboFastRCNNOutputLayers(
+            score="logits", rambo_loss=RamboCriterion(3, ce_warmup=10), **arguments
+        )
     if "use_sigmoid_ce" not in signature(FastRCNNOutputLayers.__init__).parameters:
         return  # the v0.6 release
     with pytest.raises(InputError, match="USE_SIGMOID_CE .*SCORE log_odds .* to logits"):
         RamboFastRCNNOutputLayers(use_sigmoid_ce=True, **arguments)
     RamboFastRCNNOutputLayers(
-        score="logits", use_sigmoid_ce=True, rambo_loss=RamboCriterion(3, **ce), **arguments
+        score="logits", use_sigmoid_ce=True, rambo_loss=RamboCriterion(3, ce_warmup=10), **arguments
     )
 
 

@@ -30,7 +30,6 @@ _KEYS = {
     "memory_size": "MEMORY_SIZE",
     "global_ranking": "GLOBAL_RANKING",
     "weight": "LOSS_WEIGHT",
-    "ce_weight": "CE_WEIGHT",
     "ce_warmup": "CE_WARMUP",
 }
 
@@ -48,7 +47,6 @@ class RamboCriterion(RamboLoss):
         class_names: C names for the training scalars; None: their indices.
         prefix: of the training scalars, see :meth:`log`; "": whoever calls the loss calls that too.
         name: of the loss, for the error if scores are not finite.
-        ce_weight: >= 0, weight of the stock loss beside this one, see :meth:`loss_weights`.
         ce_warmup: >= 0, iterations in which the stock loss passes over to this one.
         checkpoint_period, max_iter: when a trainer saves, which saves its model in the main process
             alone, as Detectron2's do. The checkpoint then has the memories of all processes. None:
@@ -68,7 +66,6 @@ class RamboCriterion(RamboLoss):
         class_names: Sequence[str] | None = None,
         prefix: str = "rambo",
         name: str = "loss_cls",
-        ce_weight: float = 0.0,
         ce_warmup: int = 0,
         checkpoint_period: int | None = None,
         max_iter: int | None = None,
@@ -77,11 +74,9 @@ class RamboCriterion(RamboLoss):
         super().__init__(num_classes, memory_length=memory_length, **kwargs)
         if not 0 < weight < math.inf:
             raise InputError(f"weight must be > 0 and finite, got {weight}")
-        if not 0 <= ce_weight < math.inf:
-            raise InputError(f"ce_weight must be >= 0 and finite, got {ce_weight}")
         if not 0 <= ce_warmup < math.inf:
             raise InputError(f"ce_warmup must be >= 0 and finite, got {ce_warmup}")
-        self.weight, self.ce_weight, self.ce_warmup = weight, ce_weight, ce_warmup
+        self.weight, self.ce_warmup = weight, ce_warmup
         self.prefix = prefix
         self.name = name
         self._saved = checkpoint_period, max_iter
@@ -156,28 +151,26 @@ class RamboCriterion(RamboLoss):
     ) -> dict[str, Tensor]:
         """The stock losses, with the loss of ``inputs``, see :meth:`forward`, where ``name`` was.
 
-        As much of the stock loss stays in it as :meth:`loss_weights` says; ``scale`` is a weight
-        that the detector gives to that loss. This loss comes first: of a label that does not fit it
-        says more than an index that is out of bounds.
+        ``scale`` is a weight that the detector gives to that loss. This loss comes first: of a
+        label that does not fit it says more than an index that is out of bounds.
         """
-        weight, stock_weight = self.loss_weights()
-        loss = self(*inputs) * (scale * weight)
+        stock_share = self.stock_share()
+        loss = self(*inputs) * (scale * (1 - stock_share))
         losses = stock_losses()
-        losses[name] = loss + losses[name] * stock_weight if stock_weight else loss
+        losses[name] = loss + losses[name] * stock_share if stock_share else loss
         return losses
 
     @torch.jit.unused
-    def loss_weights(self) -> tuple[float, float]:
-        """The weights of this loss and of the stock one in this iteration.
+    def stock_share(self) -> float:
+        """The weight of the stock loss in this iteration; that of this loss is the rest to 1.
 
         The iteration is that of Detectron2's event storage; outside of a training the warm-up is
         over.
         """
         storage = current_storage()
-        done = 1.0
-        if self.ce_warmup and storage is not None:
-            done = min(storage.iter / self.ce_warmup, 1.0)
-        return done, (1 - done) + self.ce_weight
+        if not self.ce_warmup or storage is None:
+            return 0.0
+        return max(1 - storage.iter / self.ce_warmup, 0.0)
 
     @torch.jit.unused
     def _gather_for_checkpoint(self) -> None:

@@ -101,7 +101,7 @@ def one_stage_losses(
         gt_boxes: N of ``(R, 4)`` px.
         *more_per_level: what else the stock method takes, of the form of ``pred_anchor_deltas``.
     """
-    if model.rambo_loss.loss_weights()[1]:
+    if model.rambo_loss.stock_share():
         inputs = (anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level)
     else:
         labels = torch.stack(gt_labels)

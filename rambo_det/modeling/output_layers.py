@@ -66,7 +66,7 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         logits, deltas = predictions
         # super() gives the box loss, its weights and the logged statistics; with detached logits
         # unless its classification loss is used too.
-        stock_logits = logits if self.rambo_loss.loss_weights()[1] else logits.detach()
+        stock_logits = logits if self.rambo_loss.stock_share() else logits.detach()
         stock = partial(super().losses, (stock_logits, deltas), proposals)
         gt_classes = [p.gt_classes for p in proposals] or [logits.new_zeros(0, dtype=torch.int64)]
         inputs = self._score(logits.float()), cat(gt_classes), logits
@@ -92,9 +92,9 @@ def _check_sigmoid(score: str, use_sigmoid_ce: bool, loss: RamboCriterion) -> No
             f"{key} scores boxes by a sigmoid, MODEL.RAMBO.SCORE {score} ranks them by a softmax: "
             "set one to False, or the other to logits"
         )
-    if score == "logits" and not use_sigmoid_ce and (loss.ce_weight or loss.ce_warmup):
+    if score == "logits" and not use_sigmoid_ce and loss.ce_warmup:
         raise InputError(
             "MODEL.RAMBO.SCORE logits scores boxes by a sigmoid, the cross entropy of "
-            f"MODEL.RAMBO.CE_WEIGHT and CE_WARMUP is that of a softmax: set {key} to True "
+            f"MODEL.RAMBO.CE_WARMUP is that of a softmax: set {key} to True "
             "(a key that Detectron2 main has and its v0.6 release lacks)"
         )

@@ -50,7 +50,7 @@ class RamboRPN(RPN):
     ) -> dict[str, Tensor]:
         """As the stock method; ``loss_rpn_cls`` is the AP loss of all images' sampled anchors."""
         logits = pred_objectness_logits
-        stock_logits = logits if self.rambo_loss.loss_weights()[1] else [x.detach() for x in logits]
+        stock_logits = logits if self.rambo_loss.stock_share() else [x.detach() for x in logits]
         stock = partial(
             super().losses, anchors, stock_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
