@@ -99,6 +99,20 @@ PROTOCOL = {
         "AP",
         f"{_RETINANET} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 {_RATES} {_GIOU} 300",
     ),
+    "voc07_retinanet": (
+        "Does RaMBO gain over focal loss in a pretrained RetinaNet on VOC07? Each has the learning "
+        "rate that was its best on held-out images (voc07_retinanet_tuning).",
+        "AP",
+        f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3 {_rates(('focal', 0.04), ('rambo', 0.04))} "
+        f"{_GIOU} 1000",
+    ),
+    "retinanet_long": (
+        "What is left of the lead on chess after three times the schedule? The learning rates are "
+        "those of retinanet_pretrained.",
+        "AP",
+        f"{_RETINANET} {_CHESS} {_JOBS} --seeds 1 {_rates(('focal', 0.02), ('rambo', 0.04))} "
+        f"{_GIOU} 1800",
+    ),
     "voc07_tuning": (
         "Which weight of the classification loss does each loss need on a pretrained backbone? "
         "Measured on held-out training images; the learning rate is the one that was best for "

@@ -24,13 +24,10 @@ _PLACES, _COPIES = 1 << 18, 64
 
 @triton.jit
 def _segment(edges, offsets, segment, exists):
-    """Where a segment's edges begin, how many there are, the lowest and the highest.
-
-    These are NaN if there is none: not even an infinite score is at or above that.
-    """
+    """Where a segment's edges begin, their number, the lowest and highest; NaN if there is none."""
     first = tl.load(offsets + segment, mask=exists, other=0).to(tl.int32)
     number = tl.load(offsets + segment + 1, mask=exists, other=0).to(tl.int32) - first
-    some = exists & (number > 0)
+    some = exists & (number > 0)  # else NaN: not even an infinite score is at or above that
     lowest = tl.load(edges + first, mask=some, other=float("nan"))
     highest = tl.load(edges + first + number - 1, mask=some, other=float("nan"))
     return first, number, lowest, highest
