@@ -19,11 +19,9 @@ def add_rambo_config(cfg: CN) -> None:
     # Margin α >= 0, in units of score: a positive has to beat a negative by more than it.
     rambo.MARGIN = 0.5
     # How λ, the strength of the blackbox interpolation, is chosen. "each": for every positive, such
-    # that it moves up by MARGIN + LIFT; if it passes a negative, its gradient is its share of the
-    # loss. "fixed": LAMBDA, as in the paper.
+    # that it moves above all negatives and its gradient is its share of the loss. "fixed": LAMBDA,
+    # as in the paper.
     rambo.LAMBDA_RULE = "each"
-    # δ > 0, in units of score, for LAMBDA_RULE "each": how far past the margin.
-    rambo.LIFT = 20.0
     # λ > 0 for LAMBDA_RULE "fixed"; it acts on ranks that are not divided by their number.
     rambo.LAMBDA = 1000.0
     # β in [0, 1]: the loss is (1 - β) · (mean AP loss of the classes) + β · (AP loss of the scores
@@ -71,6 +69,11 @@ def add_rambo_config(cfg: CN) -> None:
     train.CALIBRATE = "off"
 
     # Configs of earlier versions have them.
-    for key in ("MODEL.RAMBO.CE_WEIGHT", "MODEL.RAMBO.IOU_THRESHOLDS", "RAMBO_TRAIN.IMAGES"):
+    for key in (
+        "MODEL.RAMBO.CE_WEIGHT",
+        "MODEL.RAMBO.IOU_THRESHOLDS",
+        "MODEL.RAMBO.LIFT",
+        "RAMBO_TRAIN.IMAGES",
+    ):
         if not cfg.key_is_deprecated(key):  # this may be called again
             cfg.register_deprecated_key(key)

@@ -32,19 +32,19 @@ def recall_loglog_objective(r, r_pos, p):
     return np.sum(np.log1p(inner)) / p, 1 / ((1 + inner) * (1 + (r - r_pos)) * p)
 
 
-def pulled_by_loss(y, positive, summand, reach):
-    """The gradient where each positive in turn, alone, moves up by ``reach``: it gets its summand
-    of the loss, in equal parts from the negatives that it passes; nothing if it passes none."""
+def pulled_by_loss(y, positive, summand):
+    """The gradient where each positive in turn, alone, moves above all negatives: it gets its
+    summand of the loss, in equal parts from those that it passes; nothing if it passes none."""
     grad = np.zeros(len(y))
     for k, of_loss in zip(np.flatnonzero(positive), summand, strict=True):
-        passed = ~positive & (y >= y[k]) & (y < y[k] + reach)
+        passed = ~positive & (y >= y[k])
         if passed.any():
             grad[passed] += of_loss / passed.sum()
             grad[k] -= of_loss
     return grad
 
 
-def list_loss(scores, positive, *, margin, lambda_=None, lift=20.0, objective=ap_objective):
+def list_loss(scores, positive, *, margin, lambda_=None, objective=ap_objective):
     """(loss, gradient (N,)) of one list of scores."""
     y = np.asarray(scores, dtype=np.float64).copy()
     positive = np.asarray(positive, dtype=bool)
@@ -59,7 +59,7 @@ def list_loss(scores, positive, *, margin, lambda_=None, lift=20.0, objective=ap
     if lambda_ is None:
         r, r_pos = rk[positive].astype(float), rk_pos[positive].astype(float)
         summand = np.array([objective(*one, num_pos)[0] for one in zip(r, r_pos, strict=True)])
-        return loss, pulled_by_loss(y, positive, summand, margin + lift)
+        return loss, pulled_by_loss(y, positive, summand)
     moved = y.copy()
     moved[positive] += lambda_ * slope
     lead = np.arange(len(y))

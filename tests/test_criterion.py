@@ -25,8 +25,8 @@ KEYS = {
          "MEMORY_SIZE": 16},
         {"margin": 0.25, "lambda_": 7.0, "beta": 0.125, "memory_length": 2, "memory_size": 16},
     ),
-    "each": ({"LAMBDA_RULE": "each", "LIFT": 4.0}, {"lift": 4.0, "memory_length": 4}),
-    "short": ({"LIFT": 0.5, "BETA": 1.0, "MEMORY_LENGTH": 0}, {"lift": 0.5, "beta": 1.0}),
+    "each": ({"LAMBDA_RULE": "each"}, {"memory_length": 4}),
+    "one list": ({"BETA": 1.0, "MEMORY_LENGTH": 0}, {"beta": 1.0}),
 }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_a_criterion_has_the_defaults_of_the_config():
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("LAMBDA", 0.0), ("LIFT", -1.0), ("LIFT", float("inf")), ("MARGIN", -0.5), ("BETA", 1.5),
+        ("LAMBDA", 0.0), ("LAMBDA", float("inf")), ("MARGIN", -0.5), ("BETA", 1.5),
         ("BETA", float("nan")), ("MEMORY_LENGTH", -1), ("MEMORY_SIZE", 0), ("LOSS_WEIGHT", 0.0),
         ("LOSS_WEIGHT", -1.0), ("CE_WARMUP", -1),
         ("LAMBDA_RULE", "adaptive"), ("SCORE", "entropy"),

@@ -98,8 +98,6 @@ def test_the_global_generator_is_not_used():
         ({"lambda_": 0.0}, "lambda_"),
         ({"lambda_": float("nan")}, "lambda_"),
         ({"lambda_": float("inf")}, "lambda_"),
-        ({"lift": -1.0}, "lift"),
-        ({"lift": float("inf")}, "lift"),
         ({"margin": -0.1}, "margin"),
         ({"margin": float("inf")}, "margin"),
         ({"beta": 1.5}, "beta"),

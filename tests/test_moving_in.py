@@ -49,13 +49,13 @@ def test_mapped_parameters_give_the_published_numbers(case, weight, our_lambda):
         torch.testing.assert_close(leaf.grad, want, atol=1e-7 * weight, rtol=1e-5)
 
 
-def test_each_without_end_is_the_error_driven_update_of_ap_loss():
+def test_the_default_rule_is_the_error_driven_update_of_ap_loss():
     """Chen et al., CVPR 2019: a positive is pulled by (negatives above it) / rank / P, and each of
     those negatives pushed by 1 / rank / P."""
     scores = torch.randn(60, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     positive = torch.arange(60) < 12
     leaf = scores.float().double().requires_grad_()
-    RamboLoss(1, lift=1000.0, margin=0.25)(leaf, (~positive).long()).backward()
+    RamboLoss(1, margin=0.25)(leaf, (~positive).long()).backward()
     y = leaf.detach()[:, 0] - 0.25 * positive
     want = torch.zeros(60, dtype=torch.float64)
     for i in range(12):

@@ -25,7 +25,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 SCORES = torch.tensor([2.3, 1.0, -0.4, 2.9, 2.1, 1.3, 0.15, -0.25, -1.3, -1.9])
 POSITIVE = torch.arange(len(SCORES)) < 3
-MARGIN, LIFT = 0.4, 1.2
+MARGIN, STEP = 0.4, 1.2
 COLOURS = {True: "#d1495b", False: "#30638e"}
 
 
@@ -36,7 +36,7 @@ def ranked() -> dict[str, Any]:
     among = blackbox_rank(scores[POSITIVE], 1.0).detach()
     slope = torch.zeros_like(ranks)
     slope[POSITIVE] = among / (len(among) * ranks[POSITIVE] ** 2)
-    lambda_ = (LIFT / slope[POSITIVE].median()).item()
+    lambda_ = (STEP / slope[POSITIVE].median()).item()
     leaf = SCORES.clone().requires_grad_()
     loss = ap_loss(leaf, POSITIVE, lambda_=lambda_, margin=MARGIN)
     loss.backward()

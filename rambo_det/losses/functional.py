@@ -31,7 +31,6 @@ class Ranking(TypedDict, total=False):
 
     margin: float
     lambda_: float | None
-    lift: float
 
 
 @torch.compiler.disable  # C++ and Triton cannot be compiled

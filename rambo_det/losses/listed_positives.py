@@ -52,6 +52,11 @@ class ListedPositives:
         """``(G + 1,)`` float64: sums over each segment of ``(T,)`` values."""
         return values.new_zeros(len(self.num_pos)).index_add_(0, self.segment, values)
 
+    def cumsum(self, values: Tensor) -> Tensor:
+        """``(T,)``: sums of ``(T,)`` values over each segment, from its lowest place up to each."""
+        sums = pad(values.cumsum(0), (1, 0))
+        return sums[1:] - self.per_place(sums.index_select(0, self._offsets))
+
     def argsort(self, values: Tensor) -> Tensor:
         """``(T,)`` int64: the stable order by segment, then by rising value."""
         order = values.argsort(stable=True)

@@ -46,9 +46,8 @@ class RamboLoss(nn.Module):
         margin: α >= 0, in units of score.
         lambda_: λ > 0, fixed as in the paper, on ranks that are not divided by the list's length
             (the authors divide: their λ is ours divided by N). None: every positive has a λ of its
-            own, such that it moves by ``margin + lift`` and has the gradient of its own part of the
-            loss (:class:`.lambda_rules.ErrorDriven`).
-        lift: δ > 0, in units of score: how far past the margin positives move then.
+            own, such that it moves above all negatives and its gradient is its own part of the
+            loss (:mod:`.ranking`).
         beta: β in [0, 1], the share of the interclass term.
         memory_length: τ >= 0, the number of past batches whose scores join the lists of L_APC.
         memory_size: >= 8, negatives kept of a batch, see :class:`.score_memory.ScoreMemory`.
@@ -78,7 +77,6 @@ class RamboLoss(nn.Module):
         *,
         margin: float = 0.5,
         lambda_: float | None = None,
-        lift: float = 20.0,
         beta: float = 0.5,
         memory_length: int = 0,
         memory_size: int = 1 << 13,
@@ -97,7 +95,7 @@ class RamboLoss(nn.Module):
         # With one class and no memory, the list of all classes is that of the class.
         is_other_list = num_classes > 1 or memory_length > 0
         interclass = bool(beta > 0 and is_other_list)
-        self._spec = RankingSpec(margin, lambda_, lift, beta, interclass=interclass)
+        self._spec = RankingSpec(margin, lambda_, beta, interclass=interclass)
         self.memory = ScoreMemory(memory_length, memory_size, num_classes)
         self.stats: LossStats | None = None
 

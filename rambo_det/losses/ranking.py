@@ -5,17 +5,23 @@ between thresholds, one for each positive. With α the margin and g the slope of
 
     t_k     = score_k - α                   threshold: a negative b with b >= t_k ranks above k
     rank_k  = r⁺_k + #{b >= t_k}            r⁺ is the rank among the positives alone
-    t'_k    = t_k + shift_k                 the step of the λ rule, see lambda_rules
+    t'_k    = t_k + λ g_k                   the step of the blackbox rule
     rank'_k = r'⁺_k + #{b >= t'_k}
 
-    ∂L/∂score_k = (rank'_k - rank_k) / λ_k
-    ∂L/∂b       = Σ 1 / λ_k over the k with t_k <= b < t'_k
+    ∂L/∂score_k = (rank'_k - rank_k) / λ
+    ∂L/∂b       = #{k: t_k <= b < t'_k} / λ
 
-With one λ and the step λ g_k that is ``(rk(y + λ ∂L/∂rk) - rk(y)) / λ`` of all scores y, Eq. 3, to
-the last digit. Where each positive has a λ of its own, r'⁺_k is r⁺_k: it moves alone. The gradient
-of a negative is the same for all between two neighbouring thresholds. So a pass of
-:func:`.binning.bin_negatives` gives the ranks, another one the new ranks if the step depends on
-the ranks, and one in the backward the gradient.
+That is ``(rk(y + λ ∂L/∂rk) - rk(y)) / λ`` of all scores y, Eq. 3, to the last digit. Without a λ
+given, each positive moves alone, above all negatives, with the λ_k that makes its gradient its own
+summand L_k of the loss; for AP, ``(1 - r⁺/r) / P``. That is the error-driven update of AP-Loss
+(Chen et al., CVPR 2019), which never lacks a gradient where there is a loss:
+
+    ∂L/∂score_k = -L_k
+    ∂L/∂b       = Σ L_k / (rank_k - r⁺_k) over the k with t_k <= b
+
+The gradient of a negative is the same for all between two neighbouring thresholds. So a pass of
+:func:`.binning.bin_negatives` gives the ranks, another one the new ranks if there is one λ, and one
+in the backward the gradient.
 
 A negative that ties with a positive ranks above it. Positives that tie keep their order, before and
 after the step.
@@ -34,7 +40,6 @@ from . import binning
 from .distributed import Processes
 from .gradient import Gradient
 from .inputs import RankingInputs
-from .lambda_rules import ErrorDriven, FixedLambda, LambdaRule, Pushes
 from .listed_positives import ListedPositives
 from .objectives import Objective, average_precision
 from .score_memory import MemoryContents
@@ -47,7 +52,6 @@ class RankingSpec:
 
     margin: float = 0.5
     lambda_: float | None = None
-    lift: float = 20.0
     beta: float = 0.5
     per_class: bool = True  # rank the scores of each class
     interclass: bool = True  # rank those of all classes together; β is its share in the loss
@@ -58,18 +62,10 @@ class RankingSpec:
         for name, value, right, is_right in (
             ("margin (α)", self.margin, ">= 0 and finite", 0 <= self.margin < math.inf),
             ("lambda_ (λ)", lambda_, "> 0 and finite", lambda_ is None or 0 < lambda_ < math.inf),
-            ("lift (δ)", self.lift, "> 0 and finite", 0 < self.lift < math.inf),
             ("beta (β)", self.beta, "in [0, 1]", 0 <= self.beta <= 1),
         ):
             if not is_right:
                 raise InputError(f"{name} must be {right}, got {value}")
-
-    @property
-    def lambda_rule(self) -> LambdaRule:
-        """How far positives move up, and what for."""
-        if self.lambda_ is not None:
-            return FixedLambda(self.lambda_)
-        return ErrorDriven(self.margin + self.lift)
 
 
 @dataclass
@@ -110,57 +106,48 @@ def rank(
         keys.append(inputs.keys + ((num_classes - segments_of(inputs.keys)) << 32))
     lists = ListedPositives(torch.cat(keys), num_classes + 1, spec.margin)
 
-    def count(edges: Tensor, order: Tensor) -> Tensor:
-        """``(E,)`` int64, negatives of all processes above, in the order before the sort."""
+    def count(edges: Tensor) -> Tensor:
+        """``(E,)`` int64, negatives of all processes at or above each of the sorted edges."""
         counts, _ = binning.bin_negatives(
             inputs.scores, inputs.gt_classes, edges, max_score=inputs.max_score
         )
         if memory:
             counts += count_at_or_above(memory.negatives, edges, num_classes + 1)
-        return processes.all_reduce_sum(torch.empty_like(counts).index_copy_(0, order, counts))
+        return processes.all_reduce_sum(counts)
 
-    # The first ranking. A constant shift is known before it: both rankings then share one pass.
-    rule, threshold_keys = spec.lambda_rule, lists.threshold_keys(lists.start)
-    shift = rule.constant_shift
-    if shift is None:
-        num_above, num_overtaken = count(*threshold_keys.sort(stable=True)), None
-    else:
-        moved_keys = lists.threshold_keys(lists.start + shift)
-        edges, order = torch.cat([threshold_keys, moved_keys]).sort(stable=True)
-        num_above, num_at_moved = count(edges, order).view(2, -1)
-        num_overtaken = num_above - num_at_moved
+    edges = lists.threshold_keys(lists.start)
+    num_above = count(edges)
     ranks = num_above + lists.rank_pos
     per_positive_loss, dloss_drank = spec.objective(
         ranks.double(), lists.rank_pos.double(), lists.per_place(lists.num_pos.double())
     )
     losses = lists.sum_by_segment(per_positive_loss)
-    present, weight = _weigh(lists, num_classes, spec)
-    shifts, divisor = rule(per_positive_loss, dloss_drank, num_overtaken)
-
-    # The second ranking, and the gradient.
-    if num_overtaken is not None:
-        positive_grad = -num_overtaken / divisor
+    present, of_segment = _weigh(lists, num_classes, spec)
+    weight = lists.per_place(of_segment)
+    if spec.lambda_ is None:
+        positive_grad = -per_positive_loss
+        values = lists.cumsum(weight * per_positive_loss / num_above.clamp(min=1))
     else:
-        moved = lists.start + shifts
-        moved_keys = lists.threshold_keys(moved)
-        num_at_moved = count(*moved_keys.sort(stable=True))
-        edges, order = torch.cat([threshold_keys, moved_keys]).sort(stable=True)
+        moved = lists.start + spec.lambda_ * dloss_drank
+        moved_keys, by_key = lists.threshold_keys(moved).sort(stable=True)
+        num_at_moved = torch.empty_like(ranks).index_copy_(0, by_key, count(moved_keys))
         # The ranks among the positives of a list stay the same, but go to other positives.
         by_moved = lists.argsort(moved)
         rank_pos = torch.empty_like(ranks).index_copy_(0, by_moved, lists.rank_pos)
-        positive_grad = (num_at_moved + rank_pos - ranks) / divisor
-    pushes = Pushes(divisor, lists.per_place(weight), one_per_segment=shift is None)
-    own = _own(lists.unsort(positive_grad * pushes.weight), inputs, spec)
+        positive_grad = (num_at_moved + rank_pos - ranks).double() / spec.lambda_
+        # Whole numbers are summed and divided once: equal to the rule to the last digit.
+        edges, order = torch.cat([edges, moved_keys]).sort(stable=True)
+        num_pushing = ((order < len(ranks)) * 2 - 1).cumsum(0)
+        values = num_pushing.double() / spec.lambda_ * torch.cat([weight, weight[by_key]])[order]
+    own = _own(lists.unsort(positive_grad * weight), inputs, spec)
     return RankingResult(
-        loss=(losses * weight).sum(),
+        loss=(losses * of_segment).sum(),
         segment_losses=losses[:-1],
         present=present,
         num_above=lists.unsort(num_above)[: len(inputs.keys)],
         positive_grad=lists.unsort(positive_grad)[: len(inputs.keys)],
         lists=lists,
-        gradient=Gradient(
-            replace(inputs, scores=inputs.scores.new_empty(0)), edges, pushes.at(order), own
-        ),
+        gradient=Gradient(replace(inputs, scores=inputs.scores.new_empty(0)), edges, values, own),
     )
 
 

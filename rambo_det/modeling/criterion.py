@@ -24,7 +24,6 @@ _MAX_NAMED = 5
 _KEYS = {
     "margin": "MARGIN",
     "lambda_": "LAMBDA",
-    "lift": "LIFT",
     "beta": "BETA",
     "memory_length": "MEMORY_LENGTH",
     "memory_size": "MEMORY_SIZE",
