@@ -109,12 +109,15 @@ def test_a_config_without_the_node_names_the_remedy():
         build_model(cfg)
 
 
-def test_a_config_with_the_key_that_is_gone_is_read_with_a_warning(tmp_path, caplog):
+@pytest.mark.parametrize(
+    "key, value", [("IOU_THRESHOLDS", "[0.5, 0.75]"), ("LIFT", "20.0"), ("CE_WEIGHT", "0.0")]
+)
+def test_a_config_with_a_key_that_is_gone_is_read_with_a_warning(tmp_path, caplog, key, value):
     file = tmp_path / "old.yaml"
-    file.write_text("MODEL: {RAMBO: {IOU_THRESHOLDS: [0.5, 0.75], MARGIN: 0.25}}\n")
+    file.write_text(f"MODEL: {{RAMBO: {{{key}: {value}, MARGIN: 0.25}}}}\n")
     cfg = read_config(str(file))
-    assert cfg.MODEL.RAMBO.MARGIN == 0.25 and "IOU_THRESHOLDS" not in cfg.MODEL.RAMBO
-    assert "MODEL.RAMBO.IOU_THRESHOLDS" in caplog.text
+    assert cfg.MODEL.RAMBO.MARGIN == 0.25 and key not in cfg.MODEL.RAMBO
+    assert f"MODEL.RAMBO.{key}" in caplog.text
 
 
 def test_only_the_nodes_are_added():
