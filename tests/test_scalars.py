@@ -85,9 +85,10 @@ def test_several_processes(tmp_path):
     assert general(names[0], "rambo/") == documented()
 
 
-def test_starved_and_zero_gradient_are_logged_under_their_names():
+def test_scalars_are_logged_under_their_names():
     loss = RamboCriterion(1, lambda_=1e-9, beta=0.0)
     with EventStorage() as storage:
         loss(torch.tensor([[5.0], [0.0], [-100.0], [2.0]]), torch.tensor([0, 0, 1, 1]))
         latest = storage.latest()
     assert latest["rambo/zero_gradient"][0] == 1 and latest["rambo/starved"][0] == 0.5
+    assert latest["rambo/score_range"][0] == 105

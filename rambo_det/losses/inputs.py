@@ -18,7 +18,8 @@ class RankingInputs:
 
     scores: Tensor  # (N, C) float32 or half precision, without gradient; contiguous or strided
     gt_classes: Tensor  # (N,) int64; C is background, below 0 is ignored
-    max_score: float  # the highest of the scores
+    min_score: float  # the lowest of the scores
+    max_score: float
     rows: Tensor  # (Q,) int64, where this process's own positives are
     columns: Tensor  # (Q,) int64, their classes
     keys: Tensor  # (P,) int64, see sort_keys.py: the positives of all processes, by process
@@ -67,8 +68,8 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
     keys = processes.all_gather_uneven(keys, counts)
     first = sum(counts[: processes.rank])
     finite = all(math.isfinite(low) and math.isfinite(high) for _, low, high, _ in headers)
-    max_score = headers[processes.rank][2]
-    return RankingInputs(ranked, gt_classes, max_score, rows, columns, keys, first, finite)
+    _, low, high, _ = headers[processes.rank]
+    return RankingInputs(ranked, gt_classes, low, high, rows, columns, keys, first, finite)
 
 
 def positions(mask: Tensor, number: int = 0) -> Tensor:

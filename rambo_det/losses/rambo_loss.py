@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .distributed import Processes
 from .gradient import attach_gradient
-from .inputs import prepare_inputs
+from .inputs import RankingInputs, prepare_inputs
 from .ranking import RankingResult, RankingSpec, rank
 from .score_memory import ScoreMemory
 
@@ -25,17 +25,19 @@ class LossStats:
         present: ``(C,)`` bool, the classes that have a positive.
         zero_gradient: scalar, the fraction of this batch's positives with zero gradient.
         starved: scalar, the fraction with zero gradient *and* a negative above.
+        score_range: the highest of this process's scores less the lowest, in units of score.
         bytes_sent: what this process has sent to the others.
         finite: whether all scores, of all processes, were finite.
     """
 
-    def __init__(self, result: RankingResult, bytes_sent: int, finite: bool) -> None:
+    def __init__(self, result: RankingResult, inputs: RankingInputs, bytes_sent: int) -> None:
         # Not all of the result, which is of no use later.
         self.class_ap, self.present = 1 - result.segment_losses[:-1], result.present[:-1]
         is_zero = result.positive_grad == 0
         self.zero_gradient = is_zero.double().mean()
         self.starved = (is_zero & (result.num_above > 0)).double().mean()
-        self.bytes_sent, self.finite = bytes_sent, finite
+        self.score_range = inputs.max_score - inputs.min_score
+        self.bytes_sent, self.finite = bytes_sent, inputs.finite
 
 
 class RamboLoss(nn.Module):
@@ -132,7 +134,7 @@ class RamboLoss(nn.Module):
         processes = Processes(self.global_ranking and training)
         inputs = prepare_inputs(to_rank, gt_classes, processes)
         result = rank(inputs, self._spec, processes, memory)
-        self.stats = LossStats(result, processes.bytes_sent, inputs.finite)
+        self.stats = LossStats(result, inputs, processes.bytes_sent)
         if training and inputs.finite:
             self.memory.write(inputs, result.lists.lowest()[:-1])
         return attach_gradient(scores, inputs.scores, result.loss, result.gradient, processes)

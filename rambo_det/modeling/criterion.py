@@ -187,8 +187,8 @@ class RamboCriterion(RamboLoss):
         """Puts what the last call saw under ``prefix/`` in Detectron2's storage, if there is one.
 
         ``AP`` (mean over the classes present), ``AP-<class>`` where present, ``memory_fill``,
-        ``zero_gradient``, ``starved`` and, with several processes, ``bytes_sent``, see
-        :class:`rambo_det.losses.rambo_loss.LossStats`.
+        ``zero_gradient``, ``starved``, ``score_range`` and, with several processes, ``bytes_sent``,
+        see :class:`rambo_det.losses.rambo_loss.LossStats`.
         """
         stats, storage = self.stats, current_storage()
         if stats is None or storage is None:
@@ -200,6 +200,7 @@ class RamboCriterion(RamboLoss):
             [scalars, stats.class_ap, stats.present.double()]
         ).tolist()
         storage.put_scalar(f"{prefix}/memory_fill", self.memory.fill)
+        storage.put_scalar(f"{prefix}/score_range", stats.score_range)
         if stats.bytes_sent:
             storage.put_scalar(f"{prefix}/bytes_sent", stats.bytes_sent)
         if zero_gradient == zero_gradient:  # NaN where the batch has no positive
