@@ -1,7 +1,8 @@
 """The slow, obviously right version: float64, every pair of scores compared, from the paper.
 
 ``rk(y)`` counts who ranks above whom, ``∂L/∂y = (rk(y + λ ∂L/∂rk) - rk(y)) / λ`` over *all*
-scores, negatives included. Nothing of this is shared with the package.
+scores, negatives included. Remembered scores enter the loss and its slope ``∂L/∂rk``; the ``rk`` of
+the gradient are those of the batch alone. Nothing of this is shared with the package.
 """
 
 import numpy as np
@@ -44,38 +45,49 @@ def pulled_by_loss(y, positive, summand):
     return grad
 
 
-def list_loss(scores, positive, *, margin, lambda_=None, objective=ap_objective):
-    """(loss, gradient (N,)) of one list of scores."""
+def list_loss(scores, positive, *, margin, lambda_=None, objective=ap_objective, in_batch=None):
+    """(loss, gradient (N,)) of one list of scores, of which some are remembered, not in_batch."""
     y = np.asarray(scores, dtype=np.float64).copy()
     positive = np.asarray(positive, dtype=bool)
-    num_pos = positive.sum()
+    in_batch = np.ones(len(y), dtype=bool) if in_batch is None else in_batch
+    num_pos, grad = positive.sum(), np.zeros_like(y)
     if num_pos == 0:
-        return 0.0, np.zeros_like(y)
+        return 0.0, grad
     y[positive] -= margin
     rk = ranks(y, positive)
     rk_pos = np.zeros(len(y), dtype=int)
     rk_pos[positive] = ranks(y[positive], np.ones(num_pos, dtype=bool))
     loss, slope = objective(rk[positive].astype(float), rk_pos[positive].astype(float), num_pos)
+    r, r_pos = rk[positive].astype(float), rk_pos[positive].astype(float)
+    summand = np.array([objective(*one, num_pos)[0] for one in zip(r, r_pos, strict=True)])
+    # The gradient is found in the batch alone.
+    y, positive, of_batch = y[in_batch], positive[in_batch], in_batch[positive]
     if lambda_ is None:
-        r, r_pos = rk[positive].astype(float), rk_pos[positive].astype(float)
-        summand = np.array([objective(*one, num_pos)[0] for one in zip(r, r_pos, strict=True)])
-        return loss, pulled_by_loss(y, positive, summand)
+        grad[in_batch] = pulled_by_loss(y, positive, summand[of_batch])
+        return loss, grad
+    rk = ranks(y, positive)
     moved = y.copy()
-    moved[positive] += lambda_ * slope
+    moved[positive] += lambda_ * slope[of_batch]
     lead = np.arange(len(y))
     lead[positive] = rk[positive]  # r⁺ order: who led among the positives
-    return loss, (ranks(moved, positive, lead) - rk) / lambda_
+    grad[in_batch] = (ranks(moved, positive, lead) - rk) / lambda_
+    return loss, grad
 
 
-def class_lists(scores, gt_classes, **kwargs):
-    """(losses (C,), present (C,), gradients (N, C)): one list a class, ignored rows left out."""
+def class_lists(scores, gt_classes, number=None, **kwargs):
+    """(losses (C,), present (C,), gradients (N, C)): one list a class, ignored rows left out.
+
+    The first ``number`` rows are those of the batch, the others are remembered; None: no others."""
     n, c = scores.shape
+    in_batch = np.arange(n) < (n if number is None else number)
     losses, present, grad = np.zeros(c), np.zeros(c, dtype=bool), np.zeros((n, c))
     valid = gt_classes >= 0
     for j in range(c):
         positive = gt_classes[valid] == j
         present[j] = positive.any()
-        losses[j], grad[valid, j] = list_loss(scores[valid, j], positive, **kwargs)
+        losses[j], grad[valid, j] = list_loss(
+            scores[valid, j], positive, in_batch=in_batch[valid], **kwargs
+        )
     return losses, present, grad
 
 

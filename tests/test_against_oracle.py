@@ -81,7 +81,7 @@ def check_loss(loss, batch, remembered=(), transposed=False, **rule):
     scores = torch.cat([scores for scores, _ in window]).double().numpy()
     gt = torch.cat([gt for _, gt in window]).numpy()
     number = len(batch[0])
-    losses, present, grads = oracle.class_lists(scores, gt, **rule)
+    losses, present, grads = oracle.class_lists(scores, gt, number, **rule)
     flat, flat_grad = oracle.flat_list(scores[:number], gt[:number], **rule)
     share = (1 - loss.beta) / max(present.sum(), 1)
     leaf = batch[0].t().contiguous().t() if transposed else batch[0].clone()
@@ -92,6 +92,8 @@ def check_loss(loss, batch, remembered=(), transposed=False, **rule):
     want = grads[:number] * share + flat_grad * loss.beta
     most = abs(want).max(initial=0)
     np.testing.assert_allclose(leaf.grad.numpy(), want, rtol=1e-5, atol=1e-6 * most + 1e-13)
+    # Up as much as down: else the scores would run away as a whole.
+    assert leaf.grad.double().sum().item() == pytest.approx(0, abs=1e-6)
 
 
 @examples(150)

@@ -122,8 +122,9 @@ def bytes_sent(rank, world):
         loss(scores, gt)
         sent.append(loss.stats.bytes_sent)
     positives = 10 * world
-    # A header of four numbers, the keys, and a sum over both terms' positives for each ranking.
-    one, two = (32 + 8 * 10 + rankings * 2 * 8 * positives for rankings in (1, 2))
+    # A header of four numbers, the keys, and sums over both terms' positives: of the negatives and
+    # the remembered ones, and of the negatives in the second ranking.
+    one, two = (32 + 8 * 10 + sums * 2 * 8 * positives for sums in (2, 3))
     assert sent == [one, one, two, two]
 
 

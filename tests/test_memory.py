@@ -54,9 +54,10 @@ def saved(loss):
     return torch.load(file, weights_only=True)
 
 
-def test_saved_and_loaded_whole():
+@pytest.mark.parametrize("length", [0, 3])
+def test_saved_and_loaded_whole(length):
     """A memory in a deque, or in buffers that grow, is lost on resume."""
-    loss, other = fill(RamboLoss(4, memory_length=3), 2), RamboLoss(4, memory_length=3)
+    loss, other = fill(RamboLoss(4, memory_length=length), 2), RamboLoss(4, memory_length=length)
     entries = saved(loss)
     assert not entries  # it travels in the metadata
     incompatible = other.load_state_dict(entries)

@@ -116,7 +116,7 @@ def test_a_gpu_is_not_waited_for(rule):
         torch.cuda.set_sync_debug_mode("error" if _ else "default")
         try:
             result = rank(inputs, spec(True, 0.5, **rule), alone, loss.memory.contents())
-            loss.memory.write(inputs, result.lists.lowest()[:-1])
+            loss.memory.write(inputs, result.lowest[:-1])
             result.gradient.write(inputs.scores, scores.new_ones(()), scores.dtype)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -128,6 +128,25 @@ PROTOCOL = {
         f"{_RETINANET} {_CHESS} {_JOBS} --seeds 1 {_rates(('focal', 0.02), ('rambo', 0.04))} "
         f"{_GIOU} 1800",
     ),
+    "voc07_today": (
+        "What has RaMBO there since remembered scores push nothing any more? All else is as in "
+        "voc07.",
+        "AP",
+        f"{_VOC07.format(4000)} --seeds 1 --losses rambo",
+    ),
+    "voc07_retinanet_stock": (
+        "Does RaMBO gain over focal loss in a RetinaNet without normalisation in its head, as "
+        "Detectron2's is? All else is as in voc07_retinanet.",
+        "AP",
+        f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3 --losses focal,rambo {_GIOU} 1000",
+    ),
+    "voc07_giou": (
+        "Does a Faster R-CNN gain with GIoU for its boxes, and is RaMBO's lead the same then? All "
+        "else is as in voc07_tuning, with weight 1.",
+        "AP75",
+        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 --losses ce,rambo "
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE giou",
+    ),
     "voc07_tuning": (
         "Which weight of the classification loss does each loss need on a pretrained backbone? "
         "Measured on held-out training images; the learning rate is the one that was best for "

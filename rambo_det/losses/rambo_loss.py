@@ -136,5 +136,5 @@ class RamboLoss(nn.Module):
         result = rank(inputs, self._spec, processes, memory)
         self.stats = LossStats(result, inputs, processes.bytes_sent)
         if training and inputs.finite:
-            self.memory.write(inputs, result.lists.lowest()[:-1])
+            self.memory.write(inputs, result.lowest[:-1])
         return attach_gradient(scores, inputs.scores, result.loss, result.gradient, processes)

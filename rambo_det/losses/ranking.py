@@ -17,7 +17,12 @@ summand L_k of the loss; for AP, ``(1 - r⁺/r) / P``. That is the error-driven 
 (Chen et al., CVPR 2019), which never lacks a gradient where there is a loss:
 
     ∂L/∂score_k = -L_k
-    ∂L/∂b       = Σ L_k / (rank_k - r⁺_k) over the k with t_k <= b
+    ∂L/∂b       = Σ L_k / #{b >= t_k} over the k with t_k <= b
+
+Remembered scores are counted in the ranks of the loss, so in L_k and g_k. But what a positive
+passes, and what is pushed down for it, is found in the batch alone, as if it were all. So the
+gradient of a list of the batch's scores sums up to 0. Were its negatives pushed down by remembered
+positives too, which nothing pushes up, the scores of rare classes would fall without end.
 
 The gradient of a negative is the same for all between two neighbouring thresholds. So a pass of
 :func:`.binning.bin_negatives` gives the ranks, another one the new ranks if there is one λ, and one
@@ -78,9 +83,9 @@ class RankingResult:
     loss: Tensor  # scalar float64, (1-β) · mean over the classes present + β · that of all classes
     segment_losses: Tensor  # (C + 1,) float64; 0 for one that is not ranked or has no positive
     present: Tensor  # (C + 1,) bool, the segments that are ranked and have a positive
-    num_above: Tensor  # (P,) int64, the negatives above, those within the margin too
+    num_above: Tensor  # (P,) int64, negatives of the batch above, those within the margin too
     positive_grad: Tensor  # (P,) float64, of the loss of that list alone
-    lists: ListedPositives
+    lowest: Tensor  # (C + 1,) float32, the lowest threshold of each segment; infinite for none
     gradient: Gradient  # of the loss by the scores of this process
 
 
@@ -97,56 +102,70 @@ def rank(
 
     Args:
         inputs: the scores of this process and the positives of all.
-        memory: joins the lists of the classes, without a gradient of its own: remembered positives,
-            the same in all processes, and this process's remembered negatives.
+        memory: counted in the ranks of the classes' lists, without a gradient: remembered
+            positives, the same in all processes, and this process's remembered negatives.
     """
     num_classes = inputs.scores.shape[1]
-    keys = [inputs.keys] * spec.per_class + ([memory.positives] if memory else [])
+    keys = inputs.keys if spec.per_class else inputs.keys[:0]
     if spec.interclass:
-        keys.append(inputs.keys + ((num_classes - segments_of(inputs.keys)) << 32))
-    lists = ListedPositives(torch.cat(keys), num_classes + 1, spec.margin)
+        of_all_classes = inputs.keys + ((num_classes - segments_of(inputs.keys)) << 32)
+        keys = torch.cat([keys, of_all_classes])
+    batch = listed = ListedPositives(keys, num_classes + 1, spec.margin)
+    if memory:
+        with_remembered = torch.cat([keys, memory.positives])
+        listed = ListedPositives(with_remembered, num_classes + 1, spec.margin)
 
     def count(edges: Tensor) -> Tensor:
-        """``(E,)`` int64, negatives of all processes at or above each of the sorted edges."""
+        """``(E,)`` int64, negatives of this process at or above each of the sorted edges."""
         counts, _ = binning.bin_negatives(
             inputs.scores, inputs.gt_classes, edges, max_score=inputs.max_score
         )
-        if memory:
-            counts += count_at_or_above(memory.negatives, edges, num_classes + 1)
-        return processes.all_reduce_sum(counts)
+        return counts
 
-    edges = lists.threshold_keys(lists.start)
-    num_above = count(edges)
-    ranks = num_above + lists.rank_pos
+    edges = listed.threshold_keys(listed.start)
+    num_remembered = torch.zeros_like(edges)
+    if memory:
+        num_remembered = count_at_or_above(memory.negatives, edges, num_classes + 1)
+    counts = processes.all_reduce_sum(torch.stack([count(edges), num_remembered]))
     per_positive_loss, dloss_drank = spec.objective(
-        ranks.double(), lists.rank_pos.double(), lists.per_place(lists.num_pos.double())
+        (counts.sum(dim=0) + listed.rank_pos).double(),
+        listed.rank_pos.double(),
+        listed.per_place(listed.num_pos.double()),
     )
-    losses = lists.sum_by_segment(per_positive_loss)
-    present, of_segment = _weigh(lists, num_classes, spec)
-    weight = lists.per_place(of_segment)
+    losses = listed.sum_by_segment(per_positive_loss)
+    present, of_segment = _weigh(listed, num_classes, spec)
+    # From here on only the batch: what is remembered has no gradient, and nothing is passed there.
+    num_above, per_positive_loss, dloss_drank = (
+        batch.sort(listed.unsort(x)[: len(keys)])
+        for x in (counts[0], per_positive_loss, dloss_drank)
+    )
+    edges, weight = batch.threshold_keys(batch.start), batch.per_place(of_segment)
     if spec.lambda_ is None:
-        positive_grad = -per_positive_loss
-        values = lists.cumsum(weight * per_positive_loss / num_above.clamp(min=1))
+        pull = per_positive_loss * (num_above > 0)
+        positive_grad = -pull
+        values = batch.cumsum(weight * pull / num_above.clamp(min=1))
     else:
-        moved = lists.start + spec.lambda_ * dloss_drank
-        moved_keys, by_key = lists.threshold_keys(moved).sort(stable=True)
-        num_at_moved = torch.empty_like(ranks).index_copy_(0, by_key, count(moved_keys))
+        ranks = num_above + batch.rank_pos
+        moved = batch.start + spec.lambda_ * dloss_drank
+        moved_keys, by_key = batch.threshold_keys(moved).sort(stable=True)
+        num_at_moved = processes.all_reduce_sum(count(moved_keys))
+        num_at_moved = torch.empty_like(ranks).index_copy_(0, by_key, num_at_moved)
         # The ranks among the positives of a list stay the same, but go to other positives.
-        by_moved = lists.argsort(moved)
-        rank_pos = torch.empty_like(ranks).index_copy_(0, by_moved, lists.rank_pos)
+        by_moved = batch.argsort(moved)
+        rank_pos = torch.empty_like(ranks).index_copy_(0, by_moved, batch.rank_pos)
         positive_grad = (num_at_moved + rank_pos - ranks).double() / spec.lambda_
         # Whole numbers are summed and divided once: equal to the rule to the last digit.
         edges, order = torch.cat([edges, moved_keys]).sort(stable=True)
         num_pushing = ((order < len(ranks)) * 2 - 1).cumsum(0)
         values = num_pushing.double() / spec.lambda_ * torch.cat([weight, weight[by_key]])[order]
-    own = _own(lists.unsort(positive_grad * weight), inputs, spec)
+    own = _own(batch.unsort(positive_grad * weight), inputs, spec)
     return RankingResult(
         loss=(losses * of_segment).sum(),
         segment_losses=losses[:-1],
         present=present,
-        num_above=lists.unsort(num_above)[: len(inputs.keys)],
-        positive_grad=lists.unsort(positive_grad)[: len(inputs.keys)],
-        lists=lists,
+        num_above=batch.unsort(num_above)[: len(inputs.keys)],
+        positive_grad=batch.unsort(positive_grad)[: len(inputs.keys)],
+        lowest=listed.lowest(),
         gradient=Gradient(replace(inputs, scores=inputs.scores.new_empty(0)), edges, values, own),
     )
 

@@ -137,7 +137,7 @@ class ScoreMemory(nn.Module):
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
         saved = local_metadata.get("memory", {})
-        if saved.keys() == set(_SAVED) and self._fits(saved):
+        if self.length and saved.keys() == set(_SAVED) and self._fits(saved):
             processes = Processes()
             saved = {**saved, **_share(saved, processes.rank, processes.size)}
             for name, own in self.tensors().items():
