@@ -98,6 +98,18 @@ def test_a_batch_larger_than_the_memory_keeps_its_highest():
     assert sum(b.numel() * b.element_size() for b in kept) == 8 * (16 + 4 + 1 + 1)
 
 
+def test_a_class_that_is_only_remembered_pushes_nothing():
+    """Nothing would be pushed up for it, and its scores would fall without end."""
+    scores, gt = batch(c=2, p=20)
+    loss = RamboLoss(2, beta=0.0, memory_length=1)
+    loss(scores.requires_grad_(), gt)
+    of_class_1 = scores.detach().clone().requires_grad_()
+    value = loss(of_class_1, gt.where(gt == 1, 2))
+    value.backward()
+    assert loss.stats.present.all() and value > 0
+    assert not of_class_1.grad[:, 0].any() and of_class_1.grad[:, 1].any()
+
+
 @pytest.mark.parametrize("size", [8, 5000])
 @pytest.mark.parametrize("high_rows", [0, 40])
 def test_the_highest_are_found_whatever_the_sample_says(size, high_rows, monkeypatch):

@@ -51,7 +51,7 @@ class RamboLoss(nn.Module):
             own, such that it moves above all negatives and its gradient is its own part of the
             loss (:mod:`.ranking`).
         beta: β in [0, 1], the share of the interclass term.
-        memory_length: τ >= 0, the number of past batches whose scores join the lists of L_APC.
+        memory_length: τ >= 0, the number of past batches whose scores count in the ranks of L_APC.
         memory_size: >= 8, negatives kept of a batch, see :class:`.score_memory.ScoreMemory`.
         global_ranking: rank the batches of several processes (``torch.distributed``) as one. Each
             gives the loss of all, and after DistributedDataParallel's mean the parameters have its
