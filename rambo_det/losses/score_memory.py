@@ -20,7 +20,7 @@ class MemoryContents(NamedTuple):
     """The tensors of a memory, until the next batch is written: keys, ``EMPTY_KEY`` for none."""
 
     positives: Tensor  # (M,) int64
-    negatives: Tensor  # (τ size,) int64, rising
+    negatives: Tensor  # (τ, size) int64, rising in each row
 
 
 class ScoreMemory(nn.Module):
@@ -79,7 +79,7 @@ class ScoreMemory(nn.Module):
         positives = self.positives.flatten()
         if positives.device.type == "cpu":  # a GPU would be waited for; empty places cost little
             positives = positives[positives != EMPTY_KEY]
-        return MemoryContents(positives, sort(self.negatives.flatten()))
+        return MemoryContents(positives, self.negatives)
 
     def start_anew(self) -> None:
         """Empties a memory that was loaded, if no batch was written since: that of another run."""
@@ -108,7 +108,7 @@ class ScoreMemory(nn.Module):
         self.positives[slot].fill_(EMPTY_KEY)[: len(kept)] = inputs.keys[kept]
         of_others = lowest.min().nan_to_num(posinf=0.0)
         lowest = torch.where(lowest.isfinite(), lowest, of_others)
-        self.negatives[slot] = highest_negatives(inputs, lowest, self.negatives.shape[1])
+        self.negatives[slot] = sort(highest_negatives(inputs, lowest, self.negatives.shape[1]))
         self.written.add_(1)
         self._is_loaded = False
 
@@ -140,6 +140,7 @@ class ScoreMemory(nn.Module):
         if self.length and saved.keys() == set(_SAVED) and self._fits(saved):
             processes = Processes()
             saved = {**saved, **_share(saved, processes.rank, processes.size)}
+            saved["negatives"] = saved["negatives"].sort().values  # another version may not have
             for name, own in self.tensors().items():
                 own.copy_(saved[name])
             self._is_loaded = True

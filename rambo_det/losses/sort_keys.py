@@ -49,13 +49,15 @@ def segments_of(keys: Tensor) -> Tensor:
 
 
 def segment_offsets(sorted_keys: Tensor, num_segments: int) -> Tensor:
-    """``(G + 1,)`` int64: the keys of segment g begin at ``offsets[g]``, end at ``offsets[g + 1]``.
+    """``(..., G + 1)`` int64: the keys of segment g begin at ``offsets[..., g]`` and end at
+    ``offsets[..., g + 1]``.
 
     Args:
-        sorted_keys: ``(K,)``, rising.
+        sorted_keys: ``(..., K)``, rising along the last dimension.
     """
     first_keys = torch.arange(num_segments + 1, device=sorted_keys.device) << 32
-    return torch.searchsorted(sorted_keys, first_keys)
+    of_rows = first_keys.expand(*sorted_keys.shape[:-1], -1).contiguous()
+    return torch.searchsorted(sorted_keys, of_rows)
 
 
 def sort(keys: Tensor) -> Tensor:
@@ -69,8 +71,9 @@ def count_at_or_above(sorted_keys: Tensor, edges: Tensor, num_segments: int) -> 
     """``(E,)`` int64: how many keys of an edge's segment are at or above the edge.
 
     Args:
-        sorted_keys: ``(K,)`` keys, rising.
+        sorted_keys: ``(R, K)`` keys, rising in each row.
         edges: ``(E,)`` keys of segments up to ``num_segments``.
     """
-    ends = segment_offsets(sorted_keys, num_segments + 1).index_select(0, segments_of(edges) + 1)
-    return ends - torch.searchsorted(sorted_keys, edges)
+    ends = segment_offsets(sorted_keys, num_segments + 1).index_select(1, segments_of(edges) + 1)
+    of_rows = edges.expand(len(sorted_keys), -1).contiguous()
+    return (ends - torch.searchsorted(sorted_keys, of_rows)).sum(dim=0)
