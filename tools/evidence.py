@@ -109,9 +109,9 @@ PROTOCOL = {
     ),
     "voc07_retinanet_tuning": (
         "Which learning rate does each loss need on VOC07, and which bound on the gradient's norm? "
-        "Without normalisation in the head RaMBO's scores explode there and focal loss learns next "
-        "to nothing: both have group norm. Measured on held-out training images after a short "
-        "schedule.",
+        "Without normalisation in the head RaMBO's scores ran away there, as yet, and focal loss "
+        "learnt next to nothing: both have group norm. Measured on held-out training images after "
+        "a short schedule.",
         "AP",
         f"{_RETINANET} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 {_CLIPPED} {_GIOU} 400",
     ),
@@ -192,6 +192,10 @@ DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]
     "place_each": (
         ("each", {"retinanet_calibrated": "rambo"}),
         ("RetinaNet, each by place", {"place_retinanet_quickstart": "each_gap0"}),
+    ),
+    "place_pretrained_each": (
+        ("each", {"retinanet_pretrained": "rambo_lr0.04"}),
+        ("pretrained RetinaNet, each by place", {"place_pretrained": "gap0"}),
     ),
 }
 CALIBRATION = ("AP", "AP calibrated", "ECE", "ECE calibrated")
