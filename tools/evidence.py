@@ -134,6 +134,12 @@ PROTOCOL = {
         "AP",
         f"{_VOC07.format(4000)} --seeds 1 --losses rambo",
     ),
+    "chess_today": (
+        "What has RaMBO on chess since remembered scores push nothing any more? All else is as in "
+        "pretrained.",
+        "AP",
+        f"{_TIMM} {_CHESS} {_JOBS} --seeds 2 --losses rambo SOLVER.MAX_ITER 600",
+    ),
     "voc07_retinanet_stock": (
         "Does RaMBO gain over focal loss in a RetinaNet without normalisation in its head, as "
         "Detectron2's is? All else is as in voc07_retinanet.",
