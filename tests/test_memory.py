@@ -67,6 +67,17 @@ def test_saved_and_loaded_whole(length):
     assert other(scores, gt) == loss(scores, gt)
 
 
+def test_a_memory_that_was_saved_unsorted_is_sorted_when_loaded():
+    """As earlier versions kept it, and as those of several processes are put together."""
+    loss, other = (RamboLoss(4, memory_length=2, memory_size=64) for _ in range(2))
+    state = fill(loss, 2).state_dict()
+    kept = state._metadata["memory"]["memory"]
+    kept["negatives"] = kept["negatives"].flip(1)
+    other.load_state_dict(state)
+    assert torch.equal(other.memory.negatives, loss.memory.negatives)
+    assert (other.memory.negatives.diff() >= 0).all()
+
+
 @pytest.mark.parametrize(
     "changed", [{"memory_length": 2}, {"memory_size": 32}, {"num_classes": 2}, {"num_classes": 9}]
 )
