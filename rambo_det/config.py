@@ -27,8 +27,9 @@ def add_rambo_config(cfg: CN) -> None:
     # β in [0, 1]: the loss is (1 - β) · (mean AP loss of the classes) + β · (AP loss of the scores
     # of all classes in one list).
     rambo.BETA = 0.5
-    # τ >= 0: the scores of that many past batches join each class's list.
-    rambo.MEMORY_LENGTH = 4
+    # τ >= 0: the scores of that many past batches count in the ranks of each class's list, as in
+    # the paper. In our trainings that gained nothing.
+    rambo.MEMORY_LENGTH = 0
     # >= 8: how many negatives of each past batch are kept (those highest above the lowest positive
     # of their class), and a quarter as many positives. Memory takes
     # 10 · MEMORY_LENGTH · MEMORY_SIZE bytes.
@@ -36,7 +37,7 @@ def add_rambo_config(cfg: CN) -> None:
     # Where several processes train, rank their batches as one. False: each ranks its own images.
     rambo.GLOBAL_RANKING = True
     # > 0: weight of the loss, for it to stand beside the other losses of the detector.
-    rambo.LOSS_WEIGHT = 0.4
+    rambo.LOSS_WEIGHT = 0.2
     # >= 0: in so many iterations the stock classification loss (cross entropy, focal), at first
     # alone, passes over to this one.
     rambo.CE_WARMUP = 0

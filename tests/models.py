@@ -22,21 +22,23 @@ THIN = [
     "MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32]]", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
     "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0", "MODEL.DEVICE", "cpu",
 ]  # fmt: skip
-#: For runs that are compared to the last bit: sizes are drawn, and there are several checkpoints.
+#: For runs that are compared to the last bit: sizes are drawn, batches are remembered, and there
+#: are several checkpoints.
 VARIED = [
     *THIN, "INPUT.MIN_SIZE_TRAIN", "(64,80,96)", "SOLVER.CHECKPOINT_PERIOD", "3",
-    "SOLVER.WARMUP_ITERS", "4",
+    "SOLVER.WARMUP_ITERS", "4", "MODEL.RAMBO.MEMORY_LENGTH", "2",
 ]  # fmt: skip
 
 
 def small_cfg(name: str = "quickstart/faster_rcnn_rambo.yaml", *opts: object) -> CfgNode:
-    """A quickstart config for a few iterations of 2 images on the CPU."""
+    """A quickstart config for a few iterations of 2 images on the CPU, with a memory."""
     cfg = get_cfg()
     rambo_det.add_rambo_config(cfg)
     cfg.merge_from_file(str(CONFIGS / name))
     cfg.merge_from_list(
         ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 3]
-        + ["SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.01, "SEED", 7, *opts]
+        + ["SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.01, "SEED", 7]
+        + ["MODEL.RAMBO.MEMORY_LENGTH", 2, *opts]
     )
     return cfg
 

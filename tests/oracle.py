@@ -1,8 +1,9 @@
 """The slow, obviously right version: float64, every pair of scores compared, from the paper.
 
 ``rk(y)`` counts who ranks above whom, ``∂L/∂y = (rk(y + λ ∂L/∂rk) - rk(y)) / λ`` over *all*
-scores, negatives included. Remembered scores enter the loss and its slope ``∂L/∂rk``; the ``rk`` of
-the gradient are those of the batch alone. Nothing of this is shared with the package.
+scores, negatives included. Remembered scores enter the ranks that give the loss and its slope
+``∂L/∂rk``; the ``rk`` of the gradient are those of the batch alone. Nothing of this is shared with
+the package.
 """
 
 import numpy as np
@@ -46,28 +47,30 @@ def pulled_by_loss(y, positive, summand):
 
 
 def list_loss(scores, positive, *, margin, lambda_=None, objective=ap_objective, in_batch=None):
-    """(loss, gradient (N,)) of one list of scores, of which some are remembered, not in_batch."""
+    """(loss, gradient (N,)) of one list of scores, of which some are remembered, not in_batch: the
+    loss is that of the batch's positives, with their ranks among all."""
     y = np.asarray(scores, dtype=np.float64).copy()
     positive = np.asarray(positive, dtype=bool)
     in_batch = np.ones(len(y), dtype=bool) if in_batch is None else in_batch
-    num_pos, grad = positive.sum(), np.zeros_like(y)
+    of_batch = in_batch[positive]
+    num_pos, grad = of_batch.sum(), np.zeros_like(y)
     if num_pos == 0:
         return 0.0, grad
     y[positive] -= margin
-    rk = ranks(y, positive)
-    rk_pos = np.zeros(len(y), dtype=int)
-    rk_pos[positive] = ranks(y[positive], np.ones(num_pos, dtype=bool))
-    loss, slope = objective(rk[positive].astype(float), rk_pos[positive].astype(float), num_pos)
-    r, r_pos = rk[positive].astype(float), rk_pos[positive].astype(float)
+    # A remembered positive that ties ranks higher.
+    lead = np.arange(len(y)) + len(y) * in_batch
+    r = ranks(y, positive, lead)[positive][of_batch].astype(float)
+    r_pos = ranks(y[positive], np.ones(len(of_batch), dtype=bool), lead[positive])[of_batch]
+    loss, slope = objective(r, r_pos.astype(float), num_pos)
     summand = np.array([objective(*one, num_pos)[0] for one in zip(r, r_pos, strict=True)])
     # The gradient is found in the batch alone.
-    y, positive, of_batch = y[in_batch], positive[in_batch], in_batch[positive]
+    y, positive = y[in_batch], positive[in_batch]
     if lambda_ is None:
-        grad[in_batch] = pulled_by_loss(y, positive, summand[of_batch])
+        grad[in_batch] = pulled_by_loss(y, positive, summand)
         return loss, grad
     rk = ranks(y, positive)
     moved = y.copy()
-    moved[positive] += lambda_ * slope[of_batch]
+    moved[positive] += lambda_ * slope
     lead = np.arange(len(y))
     lead[positive] = rk[positive]  # r⁺ order: who led among the positives
     grad[in_batch] = (ranks(moved, positive, lead) - rk) / lambda_
@@ -84,7 +87,7 @@ def class_lists(scores, gt_classes, number=None, **kwargs):
     valid = gt_classes >= 0
     for j in range(c):
         positive = gt_classes[valid] == j
-        present[j] = positive.any()
+        present[j] = (positive & in_batch[valid]).any()
         losses[j], grad[valid, j] = list_loss(
             scores[valid, j], positive, in_batch=in_batch[valid], **kwargs
         )

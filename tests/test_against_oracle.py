@@ -75,8 +75,7 @@ def test_recall_loss_equals_the_oracle(batch, margin, step, weighting):
 
 
 def check_loss(loss, batch, remembered=(), transposed=False, **rule):
-    """(1-β)·L_APC + β·L_AP of a batch, as RamboLoss gives them; L_APC is of the remembered too."""
-    # The batch comes first: positives that tie rank in that order.
+    """(1-β)·L_APC + β·L_AP of a batch, as RamboLoss gives them; L_APC counts remembered scores."""
     window = [batch, *remembered]
     scores = torch.cat([scores for scores, _ in window]).double().numpy()
     gt = torch.cat([gt for _, gt in window]).numpy()
@@ -104,7 +103,7 @@ def check_loss(loss, batch, remembered=(), transposed=False, **rule):
 def test_the_loss_with_its_memory_equals_the_oracle(
     batches, length, margin, step, beta, transposed
 ):
-    """AP_C over the last τ batches and this one, with the gradient of this one only."""
+    """AP_C of this batch, ranked among the last τ batches too."""
     c = batches[0][0].shape[1]
     batches = [(s, g) for s, g in batches if s.shape[1] == c]
     loss = RamboLoss(c, margin=margin, beta=beta, memory_length=length, **step)

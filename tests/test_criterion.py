@@ -4,14 +4,14 @@ from inspect import signature
 
 import pytest
 import torch
-from detectron2.config import LazyCall, LazyConfig, instantiate
+from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 
-from rambo_det import RamboCriterion, RamboFastRCNNOutputLayers, RamboLoss
+from rambo_det import RamboCriterion, RamboFastRCNNOutputLayers, RamboLoss, add_rambo_config
 from rambo_det.errors import InputError
 from rambo_det.modeling.scores import log_odds
 
@@ -25,8 +25,8 @@ KEYS = {
          "MEMORY_SIZE": 16},
         {"margin": 0.25, "lambda_": 7.0, "beta": 0.125, "memory_length": 2, "memory_size": 16},
     ),
-    "each": ({"LAMBDA_RULE": "each"}, {"memory_length": 4}),
-    "one list": ({"BETA": 1.0, "MEMORY_LENGTH": 0}, {"beta": 1.0}),
+    "each": ({"LAMBDA_RULE": "each"}, {}),
+    "one list": ({"BETA": 1.0, "MEMORY_LENGTH": 4}, {"beta": 1.0, "memory_length": 4}),
 }  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def assert_same(criterion, want):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_key_of_the_config_reaches_every_loss(name, rule):
     keys, arguments = KEYS[rule]
-    keys = {**keys, "LOSS_WEIGHT": 5.0}
+    keys = {"MEMORY_LENGTH": 0, **keys, "LOSS_WEIGHT": 5.0}
     pairs = [x for key, value in keys.items() for x in (f"MODEL.RAMBO.{key}", value)]
     model = build(name, False, *pairs)
     criteria = [module for module in model.modules() if isinstance(module, RamboCriterion)]
@@ -69,10 +69,12 @@ def of_config(*opts, num_classes=4):
 
 
 def test_a_criterion_has_the_defaults_of_the_config():
-    plain, configured = RamboCriterion(4), of_config()
+    cfg = get_cfg()
+    add_rambo_config(cfg)
+    plain, configured = RamboCriterion(4), RamboCriterion.from_cfg(cfg, 4)
     for name in ("weight", "margin", "beta", "global_ranking", "ce_warmup", "_spec"):
         assert getattr(plain, name) == getattr(configured, name), name
-    assert torch.equal(plain.memory.negatives, configured.memory.negatives)
+    assert plain.memory.length == configured.memory.length
     assert not of_config("MODEL.RAMBO.GLOBAL_RANKING", False).global_ranking
     # The data set's names of its four classes are not those.
     assert of_config(num_classes=7).class_names == list("0123456")
@@ -114,7 +116,7 @@ def test_names_of_another_number_of_classes_are_refused():
 def test_the_memory_comes_back_with_a_resume_and_not_with_weights(iteration):
     """A training that starts from the weights of another one has its own batches to remember."""
     scores, gt_classes = torch.randn(30, 3), torch.arange(30) % 4
-    earlier, later = RamboCriterion(3), RamboCriterion(3)
+    earlier, later = (RamboCriterion(3, memory_length=4) for _ in range(2))
     with EventStorage(39):
         earlier(scores.requires_grad_(), gt_classes)
     later.load_state_dict(earlier.state_dict())

@@ -25,7 +25,7 @@ def training(tmp_path):
     """Command line of a small run, from the tool on."""
     data, keys = own_data(tmp_path, "ln")
     keys += ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "4", "OUTPUT_DIR", tmp_path / "out"]
-    keys += ["SEED", "1"]
+    keys += ["SEED", "1", "MODEL.RAMBO.MEMORY_LENGTH", "4"]
     config = "configs/quickstart/faster_rcnn_rambo.yaml"
     return [str(x) for x in ("tools/train_net.py", "--config", config, *data, *keys)]
 

@@ -64,17 +64,16 @@ def test_memory_fill_and_absent_scalars():
         assert storage.latest()["rambo/memory_fill"] in (1.0, (1.0, 0))
     with EventStorage() as storage:
         loss(scores, torch.full((20,), 2))  # no positive, and the memory is full of others
-        assert "rambo/zero_gradient" not in storage.latest()
-        assert "rambo/starved" not in storage.latest()
+        assert set(storage.latest()) == {"rambo/memory_fill", "rambo/score_range"}
     with EventStorage() as storage:
-        RamboCriterion(2, memory_length=0)(scores, torch.full((20,), 2))
-        assert not any("AP" in name for name in storage.latest())
-        assert storage.latest()["rambo/memory_fill"] in (0.0, (0.0, 0))
+        RamboCriterion(2)(scores, gt)
+        assert "rambo/memory_fill" not in storage.latest()
 
 
 def _check(rank, world, folder):
     with EventStorage() as storage:
-        RamboCriterion(2)(torch.randn(20, 2, requires_grad=True), torch.arange(20) % 3)
+        loss = RamboCriterion(2, memory_length=1)
+        loss(torch.randn(20, 2, requires_grad=True), torch.arange(20) % 3)
     (folder / f"{rank}.txt").write_text("\n".join(storage.latest()))
 
 

@@ -76,8 +76,8 @@ def test_cascade_and_rpn_from_a_lazy_config():
     assert len(list(memories(model))) == 4
     losses, names = training_losses(model, training_inputs(1))
     assert {"loss_rpn_cls", "loss_cls_stage0", "loss_cls_stage2"} <= set(losses)
-    fills = {f"{part}memory_fill" for part in ("stage0/rambo/", "stage2/rambo/", "rambo/rpn/")}
-    assert fills <= set(names)
+    ranges = {f"{part}score_range" for part in ("stage0/rambo/", "stage2/rambo/", "rambo/rpn/")}
+    assert ranges <= set(names)
 
 
 def test_three_lines_in_a_stock_detectron2_script(tmp_path, catalogs):
@@ -87,6 +87,7 @@ def test_three_lines_in_a_stock_detectron2_script(tmp_path, catalogs):
     rambo_det.add_rambo_config(cfg)
     cfg.merge_from_file(str(CONFIGS / "quickstart/faster_rcnn_ce.yaml"))
     cfg.MODEL.ROI_HEADS.NAME = "RamboROIHeads"
+    cfg.MODEL.RAMBO.MEMORY_LENGTH = 4
     cfg.MODEL.DEVICE = "cpu"
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("few_shapes",), ()
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 2, 3

@@ -1,7 +1,7 @@
 """docs/tuning.md: causes give their symptoms, and fixes mend them, as the page says.
 
 What is true of the loss anyway is in test_loss.py and test_memory.py: ties, levels, no positive at
-all, a memory that no longer fits.
+all.
 """
 
 import re

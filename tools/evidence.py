@@ -65,6 +65,9 @@ _CLIPPED = " ".join(
     for rate in (0.01, 0.04)
     for clip in (5.0, 0.1)
 )
+_MEMORY = (
+    "--hold-out 5 --seeds 2 --losses rambo --variant 'memory=rambo MODEL.RAMBO.MEMORY_LENGTH 4'"
+)
 # Written before the first training: name -> the question, the metric that decides, the arguments
 # of rambo-compare. Every loss has as many settings.
 PROTOCOL = {
@@ -107,6 +110,18 @@ PROTOCOL = {
         f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3 {_rates(('focal', 0.02), ('rambo', 0.04))} "
         f"{_GIOU} 600",
     ),
+    "retinanet_tuning_today": (
+        "And with today's defaults, without a memory?",
+        "AP",
+        f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 "
+        f"{_rates(*(('rambo', rate) for rate in (0.04, 0.02, 0.01)))} {_GIOU} 600",
+    ),
+    "retinanet_pretrained_today": (
+        "What has RaMBO there with today's defaults, and the learning rate that was then its best "
+        "on held-out images (retinanet_tuning_today)?",
+        "AP",
+        f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3 {_rates(('rambo', 0.04))} {_GIOU} 600",
+    ),
     "voc07_retinanet_tuning": (
         "Which learning rate does each loss need on VOC07, and which bound on the gradient's norm? "
         "Without normalisation in the head RaMBO's scores ran away there, as yet, and focal loss "
@@ -129,16 +144,27 @@ PROTOCOL = {
         f"{_GIOU} 1800",
     ),
     "voc07_today": (
-        "What has RaMBO there since remembered scores push nothing any more? All else is as in "
-        "voc07.",
+        "What has RaMBO there with today's defaults, without a memory? All else is as in voc07.",
         "AP",
-        f"{_VOC07.format(4000)} --seeds 1 --losses rambo",
+        f"{_VOC07.format(4000)} --seeds 3 --losses rambo",
     ),
-    "chess_today": (
-        "What has RaMBO on chess since remembered scores push nothing any more? All else is as in "
-        "pretrained.",
+    "pretrained_today": (
+        "And on the small sets? All else is as in pretrained.",
         "AP",
-        f"{_TIMM} {_CHESS} {_JOBS} --seeds 2 --losses rambo SOLVER.MAX_ITER 600",
+        f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} --seeds 4 "
+        "--losses rambo SOLVER.MAX_ITER 600",
+    ),
+    "memory_voc07": (
+        "Does a memory of past batches earn AP on a pretrained backbone? Measured on held-out "
+        "training images.",
+        "AP",
+        f"{_VOC07.format(800)} {_MEMORY}",
+    ),
+    "memory_small": (
+        "The same on the two small sets.",
+        "AP",
+        f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} {_MEMORY} "
+        "SOLVER.MAX_ITER 600",
     ),
     "voc07_retinanet_stock": (
         "Does RaMBO gain over focal loss in a RetinaNet without normalisation in its head, as "

@@ -2,7 +2,7 @@
 
 All tensors are float64 with an entry for each positive: ``ranks``, the rank among all scores of the
 list; ``rank_pos``, r⁺, the rank among the positives of the list, a constant; ``num_pos``, P, the
-positives of the list.
+positives that the loss is the mean of.
 """
 
 from collections.abc import Callable

@@ -110,8 +110,8 @@ class RamboLoss(nn.Module):
             gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
 
         Returns:
-            Scalar float32 in [0, 1); 0, still connected to ``scores``, if nothing is positive, here
-            or in the memory; NaN if a score is not finite.
+            Scalar float32 in [0, 1); 0, still connected to ``scores``, if nothing is positive; NaN
+            if a score is not finite.
         """
         to_rank = scores
         if scores.dim() == 2 and len(scores) == 0:

@@ -19,10 +19,11 @@ summand L_k of the loss; for AP, ``(1 - r⁺/r) / P``. That is the error-driven 
     ∂L/∂score_k = -L_k
     ∂L/∂b       = Σ L_k / #{b >= t_k} over the k with t_k <= b
 
-Remembered scores are counted in the ranks of the loss, so in L_k and g_k. But what a positive
-passes, and what is pushed down for it, is found in the batch alone, as if it were all. So the
-gradient of a list of the batch's scores sums up to 0. Were its negatives pushed down by remembered
-positives too, which nothing pushes up, the scores of rare classes would fall without end.
+Remembered scores are counted in the ranks of the batch's positives, so in L_k and g_k. P is the
+number of the batch's positives, so the size of the gradient does not depend on how many scores are
+remembered. What a positive passes, and what is pushed down for it, is found in the batch alone. So
+the gradient of a list sums up to 0. Were negatives pushed down by remembered positives too, which
+nothing pushes up, the scores of rare classes would fall without end.
 
 The gradient of a negative is the same for all between two neighbouring thresholds. So a pass of
 :func:`.binning.bin_negatives` gives the ranks, another one the new ranks if there is one λ, and one
@@ -102,18 +103,15 @@ def rank(
 
     Args:
         inputs: the scores of this process and the positives of all.
-        memory: counted in the ranks of the classes' lists, without a gradient: remembered
-            positives, the same in all processes, and this process's remembered negatives.
+        memory: counted in the ranks of the classes' lists: remembered positives, the same in all
+            processes, and this process's remembered negatives.
     """
     num_classes = inputs.scores.shape[1]
     keys = inputs.keys if spec.per_class else inputs.keys[:0]
     if spec.interclass:
         of_all_classes = inputs.keys + ((num_classes - segments_of(inputs.keys)) << 32)
         keys = torch.cat([keys, of_all_classes])
-    batch = listed = ListedPositives(keys, num_classes + 1, spec.margin)
-    if memory:
-        with_remembered = torch.cat([keys, memory.positives])
-        listed = ListedPositives(with_remembered, num_classes + 1, spec.margin)
+    lists = ListedPositives(keys, num_classes + 1, spec.margin)
 
     def count(edges: Tensor) -> Tensor:
         """``(E,)`` int64, negatives of this process at or above each of the sorted edges."""
@@ -122,50 +120,50 @@ def rank(
         )
         return counts
 
-    edges = listed.threshold_keys(listed.start)
-    num_remembered = torch.zeros_like(edges)
+    edges = lists.threshold_keys(lists.start)
+    remembered_neg = remembered_pos = torch.zeros_like(edges)
     if memory:
-        num_remembered = count_at_or_above(memory.negatives, edges, num_classes + 1)
-    counts = processes.all_reduce_sum(torch.stack([count(edges), num_remembered]))
+        remembered_neg = count_at_or_above(memory.negatives, edges, num_classes + 1)
+        remembered_pos = count_at_or_above(memory.positives, lists.keys, num_classes + 1)
+    num_above, remembered_neg = processes.all_reduce_sum(
+        torch.stack([count(edges), remembered_neg])
+    )
+    rank_pos = lists.rank_pos + remembered_pos
     per_positive_loss, dloss_drank = spec.objective(
-        (counts.sum(dim=0) + listed.rank_pos).double(),
-        listed.rank_pos.double(),
-        listed.per_place(listed.num_pos.double()),
+        (num_above + remembered_neg + rank_pos).double(),
+        rank_pos.double(),
+        lists.per_place(lists.num_pos.double()),
     )
-    losses = listed.sum_by_segment(per_positive_loss)
-    present, of_segment = _weigh(listed, num_classes, spec)
-    # From here on only the batch: what is remembered has no gradient, and nothing is passed there.
-    num_above, per_positive_loss, dloss_drank = (
-        batch.sort(listed.unsort(x)[: len(keys)])
-        for x in (counts[0], per_positive_loss, dloss_drank)
-    )
-    edges, weight = batch.threshold_keys(batch.start), batch.per_place(of_segment)
+    losses = lists.sum_by_segment(per_positive_loss)
+    present, of_segment = _weigh(lists, spec)
+    weight = lists.per_place(of_segment)
+    # From here on only the batch: what is remembered is passed by nothing and has no gradient.
     if spec.lambda_ is None:
         pull = per_positive_loss * (num_above > 0)
         positive_grad = -pull
-        values = batch.cumsum(weight * pull / num_above.clamp(min=1))
+        values = lists.cumsum(weight * pull / num_above.clamp(min=1))
     else:
-        ranks = num_above + batch.rank_pos
-        moved = batch.start + spec.lambda_ * dloss_drank
-        moved_keys, by_key = batch.threshold_keys(moved).sort(stable=True)
+        ranks = num_above + lists.rank_pos
+        moved = lists.start + spec.lambda_ * dloss_drank
+        moved_keys, by_key = lists.threshold_keys(moved).sort(stable=True)
         num_at_moved = processes.all_reduce_sum(count(moved_keys))
         num_at_moved = torch.empty_like(ranks).index_copy_(0, by_key, num_at_moved)
         # The ranks among the positives of a list stay the same, but go to other positives.
-        by_moved = batch.argsort(moved)
-        rank_pos = torch.empty_like(ranks).index_copy_(0, by_moved, batch.rank_pos)
-        positive_grad = (num_at_moved + rank_pos - ranks).double() / spec.lambda_
+        by_moved = lists.argsort(moved)
+        moved_rank_pos = torch.empty_like(ranks).index_copy_(0, by_moved, lists.rank_pos)
+        positive_grad = (num_at_moved + moved_rank_pos - ranks).double() / spec.lambda_
         # Whole numbers are summed and divided once: equal to the rule to the last digit.
         edges, order = torch.cat([edges, moved_keys]).sort(stable=True)
         num_pushing = ((order < len(ranks)) * 2 - 1).cumsum(0)
         values = num_pushing.double() / spec.lambda_ * torch.cat([weight, weight[by_key]])[order]
-    own = _own(batch.unsort(positive_grad * weight), inputs, spec)
+    own = _own(lists.unsort(positive_grad * weight), inputs, spec)
     return RankingResult(
         loss=(losses * of_segment).sum(),
-        segment_losses=losses[:-1],
+        segment_losses=losses,
         present=present,
-        num_above=batch.unsort(num_above)[: len(inputs.keys)],
-        positive_grad=batch.unsort(positive_grad)[: len(inputs.keys)],
-        lowest=listed.lowest(),
+        num_above=lists.unsort(num_above)[: len(inputs.keys)],
+        positive_grad=lists.unsort(positive_grad)[: len(inputs.keys)],
+        lowest=lists.lowest(),
         gradient=Gradient(replace(inputs, scores=inputs.scores.new_empty(0)), edges, values, own),
     )
 
@@ -178,11 +176,10 @@ def _own(of_positive: Tensor, inputs: RankingInputs, spec: RankingSpec) -> Tenso
     return of_positive[own]
 
 
-def _weigh(lists: ListedPositives, num_classes: int, spec: RankingSpec) -> tuple[Tensor, Tensor]:
-    """Segments present ``(C + 1,)`` bool; weight of each in the loss ``(C + 2,)`` float64."""
-    present, beta = lists.num_pos[:-1] > 0, spec.beta * spec.interclass
-    share = (1 - beta) / present[:num_classes].sum(dtype=torch.float64).clamp_(min=1)
-    weight = torch.nn.functional.pad(present.double(), (0, 1))  # the last one has none
-    weight[:num_classes] *= share
-    weight[num_classes] *= beta
+def _weigh(lists: ListedPositives, spec: RankingSpec) -> tuple[Tensor, Tensor]:
+    """Segments present ``(C + 1,)`` bool; weight of each in the loss ``(C + 1,)`` float64."""
+    present, beta = lists.num_pos > 0, spec.beta * spec.interclass
+    weight = present.double()
+    weight[:-1] *= (1 - beta) / weight[:-1].sum().clamp(min=1)
+    weight[-1] *= beta
     return present, weight

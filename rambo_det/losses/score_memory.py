@@ -19,7 +19,7 @@ _SAVED = (*_OF_PROCESS, "written", "num_classes")
 class MemoryContents(NamedTuple):
     """The tensors of a memory, until the next batch is written: keys, ``EMPTY_KEY`` for none."""
 
-    positives: Tensor  # (M,) int64
+    positives: Tensor  # (τ, size // 4) int64, rising in each row
     negatives: Tensor  # (τ, size) int64, rising in each row
 
 
@@ -74,12 +74,7 @@ class ScoreMemory(nn.Module):
 
     def contents(self) -> MemoryContents | None:
         """All that is remembered; None where τ is 0."""
-        if self.length == 0:
-            return None
-        positives = self.positives.flatten()
-        if positives.device.type == "cpu":  # a GPU would be waited for; empty places cost little
-            positives = positives[positives != EMPTY_KEY]
-        return MemoryContents(positives, self.negatives)
+        return MemoryContents(self.positives, self.negatives) if self.length else None
 
     def start_anew(self) -> None:
         """Empties a memory that was loaded, if no batch was written since: that of another run."""
@@ -105,7 +100,7 @@ class ScoreMemory(nn.Module):
         # Evenly over the batch: the highest alone would have too good a precision.
         kept = torch.arange(min(number, room), device=inputs.keys.device)
         kept = kept * number // room if number > room else kept
-        self.positives[slot].fill_(EMPTY_KEY)[: len(kept)] = inputs.keys[kept]
+        self.positives[slot].fill_(EMPTY_KEY)[: len(kept)] = sort(inputs.keys[kept])
         of_others = lowest.min().nan_to_num(posinf=0.0)
         lowest = torch.where(lowest.isfinite(), lowest, of_others)
         self.negatives[slot] = sort(highest_negatives(inputs, lowest, self.negatives.shape[1]))
@@ -140,7 +135,8 @@ class ScoreMemory(nn.Module):
         if self.length and saved.keys() == set(_SAVED) and self._fits(saved):
             processes = Processes()
             saved = {**saved, **_share(saved, processes.rank, processes.size)}
-            saved["negatives"] = saved["negatives"].sort().values  # another version may not have
+            for name in _OF_PROCESS:
+                saved[name] = saved[name].sort().values  # another version may not have
             for name, own in self.tensors().items():
                 own.copy_(saved[name])
             self._is_loaded = True

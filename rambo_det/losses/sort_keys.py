@@ -72,8 +72,8 @@ def count_at_or_above(sorted_keys: Tensor, edges: Tensor, num_segments: int) -> 
 
     Args:
         sorted_keys: ``(R, K)`` keys, rising in each row.
-        edges: ``(E,)`` keys of segments up to ``num_segments``.
+        edges: ``(E,)`` keys of segments below ``num_segments``.
     """
-    ends = segment_offsets(sorted_keys, num_segments + 1).index_select(1, segments_of(edges) + 1)
+    ends = segment_offsets(sorted_keys, num_segments).index_select(1, segments_of(edges) + 1)
     of_rows = edges.expand(len(sorted_keys), -1).contiguous()
     return (ends - torch.searchsorted(sorted_keys, of_rows)).sum(dim=0)

@@ -60,8 +60,8 @@ class RamboCriterion(RamboLoss):
         self,
         num_classes: int,
         *,
-        weight: float = 0.4,
-        memory_length: int = 4,
+        weight: float = 0.2,
+        memory_length: int = 0,
         class_names: Sequence[str] | None = None,
         prefix: str = "rambo",
         name: str = "loss_cls",
@@ -186,8 +186,9 @@ class RamboCriterion(RamboLoss):
     def log(self, prefix: str) -> None:
         """Puts what the last call saw under ``prefix/`` in Detectron2's storage, if there is one.
 
-        ``AP`` (mean over the classes present), ``AP-<class>`` where present, ``memory_fill``,
-        ``zero_gradient``, ``starved``, ``score_range`` and, with several processes, ``bytes_sent``,
+        ``AP`` (mean over the classes present), ``AP-<class>`` where present, ``zero_gradient``,
+        ``starved``, ``score_range``, with a memory ``memory_fill``, with several processes
+        ``bytes_sent``,
         see :class:`rambo_det.losses.rambo_loss.LossStats`.
         """
         stats, storage = self.stats, current_storage()
@@ -199,7 +200,8 @@ class RamboCriterion(RamboLoss):
         zero_gradient, starved, *rest = torch.cat(
             [scalars, stats.class_ap, stats.present.double()]
         ).tolist()
-        storage.put_scalar(f"{prefix}/memory_fill", self.memory.fill)
+        if self.memory.length:
+            storage.put_scalar(f"{prefix}/memory_fill", self.memory.fill)
         storage.put_scalar(f"{prefix}/score_range", stats.score_range)
         if stats.bytes_sent:
             storage.put_scalar(f"{prefix}/bytes_sent", stats.bytes_sent)
