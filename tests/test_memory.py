@@ -4,11 +4,9 @@ import io
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rambo_det import RamboLoss
-from rambo_det.losses import ScoreMemory, hard_negatives
+from rambo_det.losses import ScoreMemory
 from rambo_det.losses.distributed import Processes
 from rambo_det.losses.inputs import prepare_inputs
 from rambo_det.losses.sort_keys import EMPTY_KEY, scores_of, segments_of
@@ -121,59 +119,19 @@ def test_a_class_that_is_only_remembered_pushes_nothing():
 
 
 @pytest.mark.parametrize("size", [8, 5000])
-@pytest.mark.parametrize("high_rows", [0, 40])
-def test_the_highest_are_found_whatever_the_sample_says(size, high_rows, monkeypatch):
-    """Also where what is above the cut-off is too little, and with ignored rows and positives."""
-    monkeypatch.setattr(hard_negatives, "_FEW", 0)
-    monkeypatch.setattr(hard_negatives, "_MIN_SAMPLE", 8)
+def test_the_highest_above_their_class_are_kept(size):
+    """Not ignored rows, nor positives."""
     g = torch.Generator().manual_seed(size)
     scores, gt = torch.randn(1000, 3, generator=g), torch.randint(-1, 40, (1000,), generator=g)
     gt = gt.clamp(max=3)
-    scores[:high_rows] += 50
     lowest = torch.tensor([0.0, -3.0, 9.0])
-    inputs = prepare_inputs(scores, gt, Processes(together=False))
-    found = hard_negatives.highest_negatives(inputs, lowest, size)
-    found = found[found != EMPTY_KEY]
+    memory = ScoreMemory(1, size)
+    write(memory, scores, gt, lowest)
+    found = memory.negatives[memory.negatives != EMPTY_KEY]
     negative = (gt[:, None] >= 0) & (gt[:, None] != torch.arange(3))
     want = (scores - lowest)[negative].sort().values[-size:]
     heights = scores_of(found) - lowest[segments_of(found)]
     assert torch.equal(heights.sort().values, want)
-
-
-@pytest.mark.parametrize("high", [False, True])
-@pytest.mark.parametrize("size", [200, 3000])
-def test_the_sample_finds_enough_but_not_where_it_alone_is_high(size, high, monkeypatch):
-    """Of scores like any what lies above the cut-off is what a GPU has room for, and the highest.
-    Where the sampled ones are the highest it is too little, and all are compared."""
-    scores = torch.randn(60_000, 1, generator=torch.Generator().manual_seed(0))
-    if high:
-        monkeypatch.setattr(hard_negatives, "_MIN_SAMPLE", size // 4)
-        monkeypatch.setattr(hard_negatives, "_SAMPLE_RATE", 0)
-        scores[torch.arange(size // 4) * hard_negatives._PRIME % 60_000] += 10
-    inputs = prepare_inputs(scores, torch.ones(60_000).long(), Processes(together=False))
-    cutoff = hard_negatives._cutoff(inputs, torch.zeros(1), size)
-    places = hard_negatives._highest_places(inputs, torch.zeros(1), cutoff, size)
-    if high:
-        assert len(places) == 60_000
-    else:
-        assert size <= len(places) <= 4 * size
-        assert torch.equal(places, scores[:, 0].topk(len(places)).indices.sort().values)
-
-
-F32 = st.floats(-(2.0**99), 2.0**99, width=32)
-
-
-@given(st.lists(F32, min_size=1, max_size=20), F32, st.data())
-def test_a_threshold_of_scores_is_one_of_heights(scores, lowest, data):
-    """However heights, which are rounded, and scores differ in size."""
-    scores, lowest = torch.tensor(scores), torch.tensor([lowest])
-    heights = scores - lowest
-    cutoff = heights[data.draw(st.integers(0, len(scores) - 1))]
-    reached, above = (
-        scores >= hard_negatives._threshold(lowest, cutoff, end) for end in (-torch.inf, torch.inf)
-    )
-    assert reached[heights >= cutoff].all()
-    assert not above[heights <= cutoff].any() and (reached | ~above).all()
 
 
 def test_all_is_where_the_scores_are_whatever_the_default_device():
@@ -182,18 +140,6 @@ def test_all_is_where_the_scores_are_whatever_the_default_device():
     want = [loss(scores.requires_grad_(), gt).item() for _ in range(2)]
     with torch.device("meta"):
         assert [other(scores, gt).item() for _ in range(2)] == want
-
-
-def test_where_very_many_scores_tie_at_the_cutoff_the_higher_ones_are_remembered(monkeypatch):
-    """As in half precision before a training has begun; the places that a GPU would find."""
-    monkeypatch.setattr(hard_negatives, "_cutoff", lambda *_: torch.tensor(-1.0))
-    without_waiting = hard_negatives._places_without_waiting
-    monkeypatch.setattr(hard_negatives, "_highest_places", without_waiting)
-    scores, gt = torch.full((3000, 2), -1.0), torch.full((3000,), 2)
-    scores[2000:2020, 0] = 1.0
-    inputs = prepare_inputs(scores, gt, Processes(together=False))
-    found = scores_of(hard_negatives.highest_negatives(inputs, torch.zeros(2), 100))
-    assert found.sort().values.tolist() == [-1.0] * 80 + [1.0] * 20
 
 
 def test_a_memory_of_version_0_1_starts_empty():

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import Processes
-from .hard_negatives import highest_negatives
 from .inputs import RankingInputs
-from .sort_keys import EMPTY_KEY, scores_of, sort
+from .sort_keys import EMPTY_KEY, make_keys, scores_of, sort
 
 #: What differs from process to process, and all that a checkpoint has.
 _OF_PROCESS = ("positives", "negatives")
@@ -103,7 +102,8 @@ class ScoreMemory(nn.Module):
         self.positives[slot].fill_(EMPTY_KEY)[: len(kept)] = sort(inputs.keys[kept])
         of_others = lowest.min().nan_to_num(posinf=0.0)
         lowest = torch.where(lowest.isfinite(), lowest, of_others)
-        self.negatives[slot] = sort(highest_negatives(inputs, lowest, self.negatives.shape[1]))
+        negatives = sort(highest_negatives(inputs, lowest, self.negatives.shape[1]))
+        self.negatives[slot].fill_(EMPTY_KEY)[: len(negatives)] = negatives
         self.written.add_(1)
         self._is_loaded = False
 
@@ -165,6 +165,22 @@ class ScoreMemory(nn.Module):
                 self._num_lost + 1, self.length,
             )  # fmt: skip
         self._num_lost = 0
+
+
+def highest_negatives(inputs: RankingInputs, lowest: Tensor, size: int) -> Tensor:
+    """``(K,)`` int64, K <= size: keys of the negatives highest above ``lowest`` of their class.
+
+    ``lowest`` is ``(C,)`` float32; a key is ``EMPTY_KEY`` where there are fewer negatives.
+    """
+    heights = inputs.scores - lowest
+    heights.masked_fill_((inputs.gt_classes < 0)[:, None], -torch.inf)
+    # A Python value would be copied to a GPU, which would have to be waited for.
+    heights[inputs.rows, inputs.columns] = heights.new_full((), -torch.inf)
+    highest, places = heights.flatten().topk(min(size, heights.numel()), sorted=False)
+    num_classes = max(inputs.scores.shape[1], 1)
+    rows, columns = places // num_classes, places % num_classes
+    keys = make_keys(columns, inputs.scores[rows, columns].float())
+    return keys.masked_fill_(highest.isneginf(), EMPTY_KEY)
 
 
 def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
