@@ -30,7 +30,7 @@ The gradient of a negative is the same for all between two neighbouring threshol
 in the backward the gradient.
 
 A negative that ties with a positive ranks above it. Positives that tie keep their order, before and
-after the step.
+after the step; a remembered one ranks above those of the batch.
 
 Every class has a segment of its own, and one more segment has the scores of all classes.
 """
