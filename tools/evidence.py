@@ -68,6 +68,10 @@ _CLIPPED = " ".join(
 _MEMORY = (
     "--hold-out 5 --seeds 1 --losses rambo --variant 'memory=rambo MODEL.RAMBO.MEMORY_LENGTH 4'"
 )
+_WEIGHTS = "--hold-out 5 --seeds 1 " + " ".join(
+    f"--variant 'none_w{weight}=rambo MODEL.RAMBO.MEMORY_LENGTH 0 MODEL.RAMBO.LOSS_WEIGHT {weight}'"
+    for weight in (0.1, 0.2, 0.4)
+)
 # Written before the first training: name -> the question, the metric that decides, the arguments
 # of rambo-compare. Every loss has as many settings.
 PROTOCOL = {
@@ -111,14 +115,14 @@ PROTOCOL = {
         f"{_GIOU} 600",
     ),
     "retinanet_tuning_today": (
-        "And with today's defaults, without a memory?",
+        "And with today's defaults, without a memory? Measured on held-out training images.",
         "AP",
         f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 "
         f"{_rates(*(('rambo', rate) for rate in (0.04, 0.02, 0.01)))} {_GIOU} 600",
     ),
     "retinanet_pretrained_today": (
-        "What has RaMBO there with today's defaults, and the learning rate that was then its best "
-        "on held-out images (retinanet_tuning_today)?",
+        "What has RaMBO there with today's defaults? It has the learning rate that is its best on "
+        "held-out images (retinanet_tuning_today).",
         "AP",
         f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3 {_rates(('rambo', 0.04))} {_GIOU} 600",
     ),
@@ -137,7 +141,7 @@ PROTOCOL = {
         f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3 --losses focal,rambo {_GN} {_GIOU} 1000",
     ),
     "voc07_retinanet_today": (
-        "What has RaMBO there with today's defaults, without a memory?",
+        "What has RaMBO there with today's defaults? All else is as in voc07_retinanet.",
         "AP",
         f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3 --losses rambo {_GN} {_GIOU} 1000",
     ),
@@ -159,9 +163,19 @@ PROTOCOL = {
         f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} --seeds 4 "
         "--losses rambo SOLVER.MAX_ITER 600",
     ),
+    "weight_voc07": (
+        "Which LOSS_WEIGHT does RaMBO need without a memory? Measured on held-out training images.",
+        "AP",
+        f"{_VOC07.format(800)} {_WEIGHTS}",
+    ),
+    "weight_chess": (
+        "The same on chess.",
+        "AP",
+        f"{_TIMM} {_CHESS} {_JOBS} {_WEIGHTS} SOLVER.MAX_ITER 600",
+    ),
     "memory_voc07": (
-        "Does a memory of past batches earn AP on a pretrained backbone? Measured on held-out "
-        "training images.",
+        "Does a memory of past batches earn AP on a pretrained backbone, with the weight that is "
+        "best without? Measured on held-out training images.",
         "AP",
         f"{_VOC07.format(800)} {_MEMORY}",
     ),
@@ -170,6 +184,20 @@ PROTOCOL = {
         "AP",
         f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} {_MEMORY} "
         "SOLVER.MAX_ITER 600",
+    ),
+    "paper_today": (
+        "Does the loss of configs/paper_voc.yaml still learn, now that its gradient is not divided "
+        "by the length of the memory? On chess, from random weights; cross entropy fades out in "
+        "the first half.",
+        "AP",
+        "--config configs/evidence/faster_rcnn_ce.yaml "
+        f"{_CHESS[:-1]} SOLVER.MAX_ITER 400' {_JOBS} --hold-out 4 --seeds 1 --losses rambo "
+        + " ".join(
+            f"--variant 'paper_l{lambda_}_w{weight}=rambo MODEL.RAMBO.LAMBDA_RULE fixed "
+            f"MODEL.RAMBO.LAMBDA {lambda_} MODEL.RAMBO.LOSS_WEIGHT {weight} "
+            "MODEL.RAMBO.BETA 0.3333 MODEL.RAMBO.MEMORY_LENGTH 7 MODEL.RAMBO.CE_WARMUP 200'"
+            for lambda_, weight in ((1000, 1.0), (8000, 1.0))
+        ),
     ),
     "voc07_retinanet_stock": (
         "Does RaMBO gain over focal loss in a RetinaNet without normalisation in its head, as "
@@ -209,6 +237,14 @@ _PLACE = dict.fromkeys(("place_chess", "place_chess_seeds", "place_bccd"), "ramb
 _PLACE_RETINANET = dict.fromkeys(("place_retinanet", "place_retinanet_seeds"), "gap0")
 DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]] = {
     "default": (("cross entropy", {"main": "ce"}), ("RaMBO", _EACH)),
+    "pretrained_default": (
+        ("cross entropy", {"pretrained": "ce"}),
+        ("RaMBO", {"pretrained_today": "rambo"}),
+    ),
+    "pretrained_retinanet": (
+        ("focal loss", {"retinanet_pretrained": "focal_lr0.02", "voc07_retinanet": "focal"}),
+        ("RaMBO", {"retinanet_pretrained_today": "rambo_lr0.04", "voc07_retinanet_today": "rambo"}),
+    ),
     "default_retinanet": (
         ("focal loss", dict.fromkeys(_EACH_RETINANET, "focal")),
         ("RaMBO", _EACH_RETINANET),
@@ -281,27 +317,52 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
 
 
 def derive(rows: Rows, name: str) -> Rows:
-    """The rows of DERIVED; intervals are of the seeds alone (Student's t)."""
-    aps: list[dict[str, dict[int, float]]] = []
+    """The rows of DERIVED. Only AP has an interval; it is of the seeds alone (Student's t)."""
+    sides: list[Rows] = []
     for _, variants in DERIVED[name]:
-        aps.append({})
+        sides.append({})
         for row in rows["losses"]:
             if variants.get(row["of"]) == row["variant"]:
-                found = dict(zip(row["seeds"], row["AP of seeds"], strict=True))
-                aps[-1].setdefault(row["data"], {}).update(found)
+                sides[-1].setdefault(row["data"], []).append(row)
     new: Rows = {"losses": [], "differences": []}
-    (less, _), (loss, _) = DERIVED[name]
-    for data in [data for data in aps[0] if data in aps[1]]:
-        seeds = sorted(aps[0][data].keys() & aps[1][data].keys())
-        both = np.array([[of[data][seed] for seed in seeds] for of in aps])
-        of = {"of": name, "data": data}
-        for title, values in zip((less, loss), both, strict=True):
-            deviation = round(values.std(ddof=1), 4) if len(seeds) > 1 else None
-            ap = {"AP": [round(values.mean(), 4), deviation], "AP of seeds": values.tolist()}
-            new["losses"].append({**of, "variant": title, "title": title, "seeds": seeds, **ap})
-        ap = around_seeds(both[1] - both[0])
-        new["differences"].append({**of, "loss": loss, "less": less, "seeds": seeds, "AP": ap})
+    titles = [title for title, _ in DERIVED[name]]
+    for data in [data for data in sides[0] if data in sides[1]]:
+        parts = [side[data] for side in sides]
+        seeds = sorted(set.intersection(*({s for r in part for s in r["seeds"]} for part in parts)))
+        made = [
+            {"of": name, "data": data, "variant": title, "title": title, **_of_seeds(part, seeds)}
+            for title, part in zip(titles, parts, strict=True)
+        ]
+        unknown = [metric for metric in METRICS if any(metric not in row for row in made)]
+        made = [{k: v for k, v in row.items() if k not in unknown} for row in made]
+        ap = around_seeds(np.subtract(*(row["AP of seeds"] for row in made[::-1])))
+        difference = {"of": name, "data": data, "loss": titles[1], "less": titles[0]}
+        difference |= {"seeds": seeds, "AP": ap}
+        for metric in (metric for metric in METRICS[1:3] if metric in made[0]):
+            less, more = (row[metric][0] for row in made)
+            difference[metric] = [round(more - less, 4), None, None]
+        new["losses"] += made
+        new["differences"].append(difference)
     return new
+
+
+def _of_seeds(part: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
+    """What is known of some seeds of a loss: all that a row has, if they are its own."""
+    found = {s: ap for row in part for s, ap in zip(row["seeds"], row["AP of seeds"], strict=True)}
+    aps = [found[seed] for seed in seeds]
+    deviation = round(np.std(aps, ddof=1), 4) if len(aps) > 1 else None
+    made = {"seeds": seeds, "AP": [round(np.mean(aps), 4), deviation], "AP of seeds": aps}
+    if len(part) > 1:
+        return made
+    (row,) = part
+    if "classes" in row:
+        places = [row["seeds"].index(seed) for seed in seeds]
+        made["classes"] = {
+            kind: [boxes, *(each[place] for place in places)]
+            for kind, (boxes, *each) in row["classes"].items()
+        }
+    own = {metric: row[metric] for metric in METRICS if metric in row}
+    return {**own, **made} if seeds == row["seeds"] else made
 
 
 def around_seeds(found: np.ndarray) -> list[float | None]:
