@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("detectron2")
@@ -78,22 +79,26 @@ def test_every_comparison_is_named_and_its_command_is_one():
 
 def test_the_rows_are_those_of_their_seeds():
     """Means and deviations, and each difference as that of the same seeds."""
-    aps = {}
+    known = {}
     for row in ROWS["losses"]:
-        if found := row.get("AP of seeds"):
-            key = (row["of"], row["data"], row["title"])
-            aps[key] = dict(zip(row["seeds"], found, strict=True))
-            assert row["AP"][0] == pytest.approx(statistics.mean(found), abs=2e-4)
-            if len(found) > 1:
-                assert row["AP"][1] == pytest.approx(statistics.stdev(found), abs=2e-4)
+        for metric in ("AP", "AP50", "AP75"):
+            if found := row.get(f"{metric} of seeds"):
+                key = (row["of"], row["data"], row["title"], metric)
+                known[key] = dict(zip(row["seeds"], found, strict=True))
+                assert row[metric][0] == pytest.approx(statistics.mean(found), abs=2e-4)
+                if len(found) > 1:
+                    assert row[metric][1] == pytest.approx(statistics.stdev(found), abs=2e-4)
     checked = 0
     for row in ROWS["differences"]:
-        one, other = (aps.get((row["of"], row["data"], row[key])) for key in ("loss", "less"))
-        if one and other:
-            mean = statistics.mean(one[seed] - other[seed] for seed in row["seeds"])
-            assert row["AP"][0] == pytest.approx(mean, abs=2e-4)
-            checked += 1
-        assert row["AP"][1] is None or row["AP"][1] <= row["AP"][0] <= row["AP"][2]
+        for metric in (metric for metric in ("AP", "AP50", "AP75") if metric in row):
+            titles = (row["loss"], row["less"])
+            one, other = (known.get((row["of"], row["data"], title, metric)) for title in titles)
+            mean, low, high = row[metric]
+            if one and other:
+                of_seeds = (one[seed] - other[seed] for seed in row["seeds"])
+                assert mean == pytest.approx(statistics.mean(of_seeds), abs=2e-4)
+                checked += 1
+            assert low is None or low <= mean <= high
     assert checked > 40
 
 
@@ -168,7 +173,7 @@ def test_a_comparison_of_the_protocol_is_made(elsewhere, tmp_path, monkeypatch, 
         evidence.run(["--run", "place_bccd"])
 
 
-def test_a_comparison_is_added_once(elsewhere, tmp_path):
+def test_a_comparison_is_added_once(elsewhere, tmp_path, monkeypatch):
     names = elsewhere
     aps = {("ce", 0): 30.0, ("ce", 1): 32.0, ("rambo", 0): 35.0, ("rambo", 1): 36.0}
     ce, rambo = {"mean": 31.0, "std": 1.41421}, {"mean": 35.5, "std": 0.70711}
@@ -177,14 +182,16 @@ def test_a_comparison_is_added_once(elsewhere, tmp_path):
     results = {
         "command": "rambo-compare --config c.yaml --out /tmp/x", "reference": "ce",
         "runs": [{"data": "x", "variant": variant, "seed": seed,
-                  "metrics": {"AP": ap, "AP-a": ap, "AP-b": None, "AP-c": ap / 2, "AP-d": 60 + ap},
+                  "metrics": {"AP": ap, "AP50": 2 * ap, "AP-a": ap, "AP-b": None,
+                              "AP-c": ap / 2, "AP-d": 60 + ap},
                   "status": "finished", "evaluations": [{"iteration": 5, "AP": ap - 9 - seed},
                                                         {"iteration": 10, "AP": ap}]}
                  for (variant, seed), ap in aps.items()],
         "versions": {"torch": "2.4", "detectron2": "0.6", "device": "cpu", "rambo_det": "0.1"},
         "variants": {k: {"loss": k, "opts": [], "title": t} for k, t in titles.items()},
         "data": {"x": {"classes": ["a", "b", "c", "d"], "boxes": [2, 0, 9, 5]} | {
-            kind: {name: {"seeds": [0, 1], "metrics": {"AP": ap}} for name, ap in found.items()}
+            kind: {name: {"seeds": [0, 1], "metrics": {"AP": ap, "AP50": ap}}
+                   for name, ap in found.items()}
             for kind, found in (("losses", {"ce": ce, "rambo": rambo}),
                                 ("differences", {"rambo": less}))
         }},
@@ -193,10 +200,21 @@ def test_a_comparison_is_added_once(elsewhere, tmp_path):
     file.write_text(json.dumps(results))
     evidence.run(["--add", f"new={file}"])
     page = names["PAGE"].read_text()
-    assert "| x | cross entropy | 2 | 31.0 ± 1.4 |\n" in page
-    assert "|  | RaMBO less cross entropy | 2 | +4.5 (−1.0 … 9.0) |\n\nThat." in page
+    assert "| x | cross entropy | 2 | 31.0 ± 1.4 | 31.0 ± 1.4 |\n" in page
+    assert (
+        "|  | RaMBO less cross entropy | 2 | +4.5 (−1.0 … 9.0) | +4.5 (−1.0 … 9.0) |\n\nThat."
+        in page
+    )
     kept = names["ROWS"].read_text()
     assert "--out output/new" in kept and "/tmp/x" not in kept
+    monkeypatch.setitem(
+        evidence.DERIVED, "both", (("one", {"new": "ce"}), ("other", {"new": "rambo"}))
+    )
+    made = evidence.derive(json.loads(kept), "both")
+    assert [row["AP50 of seeds"] for row in made["losses"]] == [[60.0, 64.0], [70.0, 72.0]]
+    (difference,) = made["differences"]
+    assert difference["AP"] == evidence.around_seeds(np.array([5.0, 4.0]))
+    assert difference["AP50"] == evidence.around_seeds(np.array([10.0, 8.0]))
     half, gain = "+2.2 (−0.9 … 5.4)", "+4.5 (−1.9 … 10.9)"
     assert evidence.classes_table(json.loads(kept), ["new"])[1] == [
         "x", "RaMBO less cross entropy", "3", gain, gain, half, half, gain, gain

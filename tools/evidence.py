@@ -301,7 +301,8 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
                 values = {m: found["metrics"][m].values() for m in METRICS if m in found["metrics"]}
                 if kind == "losses":
                     of_seeds = [runs[data, variant, seed] for seed in found["seeds"]]
-                    values["AP of seeds"] = [metrics["AP"] for metrics in of_seeds]
+                    for metric in (metric for metric in METRICS[:3] if metric in values):
+                        values[f"{metric} of seeds"] = [metrics[metric] for metrics in of_seeds]
                 row |= {m: [v and round(v, 4) for v in value] for m, value in values.items()}
                 if kind == "losses" and "boxes" in part:
                     row["classes"] = {
@@ -317,7 +318,7 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
 
 
 def derive(rows: Rows, name: str) -> Rows:
-    """The rows of DERIVED. Only AP has an interval; it is of the seeds alone (Student's t)."""
+    """The rows of DERIVED. Intervals are of the seeds alone (Student's t)."""
     sides: list[Rows] = []
     for _, variants in DERIVED[name]:
         sides.append({})
@@ -335,12 +336,15 @@ def derive(rows: Rows, name: str) -> Rows:
         ]
         unknown = [metric for metric in METRICS if any(metric not in row for row in made)]
         made = [{k: v for k, v in row.items() if k not in unknown} for row in made]
-        ap = around_seeds(np.subtract(*(row["AP of seeds"] for row in made[::-1])))
         difference = {"of": name, "data": data, "loss": titles[1], "less": titles[0]}
-        difference |= {"seeds": seeds, "AP": ap}
-        for metric in (metric for metric in METRICS[1:3] if metric in made[0]):
-            less, more = (row[metric][0] for row in made)
-            difference[metric] = [round(more - less, 4), None, None]
+        difference["seeds"] = seeds
+        for metric in (metric for metric in METRICS[:3] if metric in made[0]):
+            if all(f"{metric} of seeds" in row for row in made):
+                found = np.subtract(*(row[f"{metric} of seeds"] for row in made[::-1]))
+                difference[metric] = around_seeds(found)
+            else:  # older rows have the mean alone
+                less, more = (row[metric][0] for row in made)
+                difference[metric] = [round(more - less, 4), None, None]
         new["losses"] += made
         new["differences"].append(difference)
     return new
@@ -348,10 +352,15 @@ def derive(rows: Rows, name: str) -> Rows:
 
 def _of_seeds(part: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
     """What is known of some seeds of a loss: all that a row has, if they are its own."""
-    found = {s: ap for row in part for s, ap in zip(row["seeds"], row["AP of seeds"], strict=True)}
-    aps = [found[seed] for seed in seeds]
-    deviation = round(np.std(aps, ddof=1), 4) if len(aps) > 1 else None
-    made = {"seeds": seeds, "AP": [round(np.mean(aps), 4), deviation], "AP of seeds": aps}
+    made: dict[str, Any] = {"seeds": seeds}
+    for metric in METRICS[:3]:
+        key = f"{metric} of seeds"
+        if any(key not in row for row in part):
+            continue
+        found = {s: v for row in part for s, v in zip(row["seeds"], row[key], strict=True)}
+        values = [found[seed] for seed in seeds]
+        deviation = round(np.std(values, ddof=1), 4) if len(values) > 1 else None
+        made |= {metric: [round(np.mean(values), 4), deviation], key: values}
     if len(part) > 1:
         return made
     (row,) = part
