@@ -300,7 +300,7 @@ def test_a_mask_that_is_none_matters_to_a_model_with_masks_alone(own, mask, mess
 CORNERS = [20, 21, 38, 29]
 SAID = {
     "corners": (both(each(bbox=[2, 3, 9, 10]), first(bbox=CORNERS)),
-                "1 of 3 boxes reach beyond .* is x, y, width, height"),
+                "1 of 3 boxes reach beyond .* in the form of their format"),
     "beyond": (first(bbox=[30, 20, 15, 5]), r"1 of 3 boxes reach beyond .*: annotations\[0\] of a"),
     "a part of 1": (first(bbox=[0.1, 0.2, 0.3, 0.3]), "1 of 3 boxes have fractions .* multiply"),
     "twice": (first(category_id=3, bbox=[5, 5, 20, 20]), "1 box.* there twice"),
@@ -356,6 +356,8 @@ def test_a_category_is_only_unused_if_training_does_not_use_it(own):
 def test_a_class_that_training_lacks_is_refused_and_nothing_registered(own):
     test = ("own_test", *own.write(file=own.file.with_name("test.json")))
     train = ("own_train", *own.write(lambda made: made.update(annotations=made["annotations"][:1])))
+    with pytest.raises(InputError, match="train: 'own' is none of the data sets: own_"):
+        register_datasets([train, test], train=["own"])
     with pytest.raises(InputError, match=r"test\.json: class 'cat' is not among the training.*dog"):
         register_datasets([train, test], train=["own_train"])
     assert not {"own_train", "own_test"} & set(DatasetCatalog.list())

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rambo_det.cli.train import main, parse_args
 from rambo_det.data import hold_out, register_datasets
-from rambo_det.engine.folder import read_data
+from rambo_det.engine.run_data import read_data
 from rambo_det.engine.setup import build_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
@@ -218,6 +218,13 @@ def test_a_split_of_yolo_data_is_trained_on_and_written_down(tmp_path, capsys):
     assert [item[:2] for item in data.register] == [["coco", "own_train"], ["coco", "own_val"]]
     error = refused(capsys, main, *[word.replace("own_train", "own") for word in words])
     assert "own_train, own_val, but DATASETS.TRAIN is own" in error
+    # On data that it has not seen, an evaluation has the classes of the run, not of the config.
+    words = [
+        *QUICKSTART, "--eval-only", "--register-yolo", "new", str(tmp_path / "data.yaml"), "train",
+        "DATASETS.TEST", "('new',)", *THIN, "OUTPUT_DIR", str(out),
+    ]  # fmt: skip
+    assert main(words) == 0
+    assert "checkpoint: " in capsys.readouterr().out
 
 
 def test_data_are_looked_at_and_nothing_is_trained(tmp_path, capsys, warnings):

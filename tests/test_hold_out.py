@@ -13,7 +13,7 @@ from rambo_det.cli.train import main
 from rambo_det.data import hold_out, register_datasets
 from rambo_det.data.drawing import CLASSES
 from rambo_det.data.source import set_aside
-from rambo_det.engine.folder import read_data, write_data
+from rambo_det.engine.run_data import read_data, write_data
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 

@@ -50,9 +50,10 @@ def result_table(results: dict[str, Any]) -> str:
 
 def load_config(args: argparse.Namespace) -> Any:
     """The checked config of the run, yaml or LazyConfig, whose own data sets are registered."""
+    from ..data.register import classes_of
     from ..engine.keys import LAZY, YAML, names, value
     from ..engine.lazy import load_lazy_config
-    from ..engine.own_data import check_dataset, check_same_classes, classes_of
+    from ..engine.own_data import check_dataset, check_same_classes
     from ..engine.setup import build_config
 
     cfg, keys = (load_lazy_config(args), LAZY) if args.lazy else (build_config(args), YAML)
@@ -91,9 +92,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from ..engine.calibrated import CALIBRATED, calibrate_final
     from ..engine.checkpointer import RAW
-    from ..engine.folder import enter_folder, write_data
+    from ..engine.folder import enter_folder
     from ..engine.keys import names, set_value, value
     from ..engine.lazy import LazyRun
+    from ..engine.run_data import write_data
     from ..engine.terminal import held_until_set_up, set_up
     from ..engine.trainer import RamboTrainer
 

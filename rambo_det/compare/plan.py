@@ -14,8 +14,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..data.register import classes_of
 from ..engine.arguments import own_names, parse_args
-from ..engine.own_data import classes_of
 from ..engine.setup import build_config, flat_config, merged_config
 from ..engine.user_code import new_config
 from ..errors import InputError

@@ -9,8 +9,8 @@ from .files import shown
 #: Kind -> what is said of the {n} places where it was found; {of} is the number of all boxes.
 TABLE = {
     "dropped": "dropped {n} box(es) without area inside their image",
-    "beyond": "{n} of {of} boxes reach beyond their image, and are cut to it in training; a box "
-    "in COCO's format is x, y, width, height",
+    "beyond": "{n} of {of} boxes reach beyond their image, and are cut to it in training: are "
+    "they boxes of this image, in the form of their format? --check-data FOLDER shows them",
     "fraction": "{n} of {of} boxes have fractions between 0 and 1 for coordinates, which have to "
     "be in px: multiply them by the width and height of the image",
     "twice": "{n} box(es) are there twice, with the same class",

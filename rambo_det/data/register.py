@@ -77,10 +77,13 @@ def register_datasets(
     given = [(kind, item) for kind, items in by_kind.items() for item in items]
     wanted = [item[0] + part for _, item in given for part in ([""] if split is None else PARTS)]
     _check_names(wanted)
+    for name in train or ():
+        if name not in wanted:
+            raise InputError(f"train: '{name}' is none of the data sets: {', '.join(wanted)}")
     sources = [READERS[kind](*item) for kind, item in given]
     for source in sources:
         source.finish()
-    trained_on = [name for name in wanted if name in (train or ())] or wanted
+    trained_on = list(train or wanted)
     trained = [s for s in sources if split is not None or s.name in trained_on]
     names = _class_names(sources, classes, trained)
     for source in sources:
@@ -182,7 +185,10 @@ def _class_names(
     for source in sources:
         for unknown in [name for name in source.used_classes() if name not in names]:
             known = f"{origin} classes: {', '.join(names)}"
-            raise InputError(f"{source.file}: class '{unknown}' is not among {known}")
+            raise InputError(
+                f"{source.file}: class '{unknown}' is not among {known}: correct it, or name all "
+                "classes with --classes"
+            )
     return names
 
 
@@ -197,6 +203,13 @@ def write_json(name: str, content: dict[str, Any]) -> Path:
         file.write(text)
     os.replace(file.name, path)  # in one step: several processes may write the same file
     return path
+
+
+def classes_of(name: str) -> list[str]:
+    """The classes of a data set; [] if they are not known before it is read."""
+    from detectron2.data import MetadataCatalog
+
+    return list(MetadataCatalog.get(name).get("thing_classes") or ())
 
 
 def class_metadata(names: Sequence[str]) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: name the data.yaml in it")
     text = read_text(file, "data.yaml of YOLO")
     try:
         # All values as text: names such as no and 1 are no truth values and numbers.

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there, and from which a run goes on bit for bit."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,18 @@ class AtomicCheckpointer(DetectionCheckpointer):
             return super().load(path, *args, **kwargs)
         except OSError as error:  # a download that fails among them
             raise InputError(
-                f"{path} cannot be loaded: {error}: MODEL.WEIGHTS, or train.init_checkpoint of a "
-                "LazyConfig, names it"
+                f"{path} cannot be loaded: {error}: name a file that is there with MODEL.WEIGHTS, "
+                "or train.init_checkpoint of a LazyConfig; '' starts from random weights"
             ) from error
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        number = len(self.model.state_dict())
+        if len(incompatible.missing_keys) + len(incompatible.incorrect_shapes) >= number:
+            raise InputError(
+                "MODEL.WEIGHTS, or train.init_checkpoint of a LazyConfig: none of the weights in "
+                "that file is one of this model: name another file"
+            )
+        super()._log_incompatible_keys(incompatible)
 
     def _load_file(self, filename: str) -> Any:
         try:
@@ -113,7 +123,10 @@ def load_whole_model(model: Any, weights: str, config: str) -> None:
         other = f"{weights} is not of the model of {config}"
         for name, *shapes in incompatible.incorrect_shapes:
             there, here = map(tuple, shapes)
-            raise InputError(f"{other}: {name} has the shape {there} there and {here} here")
+            raise InputError(
+                f"{other}: {name} has the shape {there} there and {here} here: is the number of "
+                "classes, NUM_CLASSES, that of the checkpoint?"
+            )
         if missing := incompatible.missing_keys:
             raise InputError(f"{other}: it lacks {missing[0]}, of {len(missing)} weights")
         log(incompatible)
@@ -125,4 +138,5 @@ def load_whole_model(model: Any, weights: str, config: str) -> None:
 
 def unreadable(file: Any, error: Exception) -> InputError:
     """The error for a file that is no checkpoint."""
-    return InputError(f"{file} cannot be read as a checkpoint: {' '.join(str(error).split())}")
+    why = textwrap.shorten(str(error), 100)
+    return InputError(f"{file} cannot be read as a checkpoint: {type(error).__name__}: {why}")

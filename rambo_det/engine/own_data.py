@@ -5,15 +5,17 @@ import os
 import shlex
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.register import by_format, register_datasets
+from ..data.register import by_format, classes_of, register_datasets
 from ..errors import InputError
 from .arguments import named_classes, own_names
-from .keys import Keys, names
+from .keys import Keys, names, value
+from .run_data import read_data
 
 #: How many key points COCO's persons have, for which pycocotools brings the tolerances.
 _COCO_KEYPOINTS = 17
@@ -26,35 +28,36 @@ def register_data(
 
     Returns the classes of the latter, None if there are none, and the names of those that are used;
     ``registered`` are the classes if that was done already. Raises InputError for whatever is wrong
-    with the data, or if none of a user's own are trained on and some are not used.
+    with the data, or if some of a user's own are not used and others stand in their place.
     """
     train, test = names(cfg, keys.train), names(cfg, keys.test)
     own = own_names(args)
-    unused = [name for name in own if name not in test]
-    if unused and not args.eval_only and not set(own) & set(train):
-        value = f"\"('{unused[0]}',)\"" if keys.sign == " " else unused[0]
-        raise InputError(
-            f"--register-... name {', '.join(own)}, but {keys.train} is "
-            f"{', '.join(train) or 'empty'}: add {keys.train}{keys.sign}{value}"
-        )
+    unused = [name for name in own if name not in (*train, *test)]
+    for key, named in ((keys.train, train), (keys.test, test)):
+        is_empty = key == keys.test and not named  # a training may have no test set
+        if unused and not args.eval_only and not is_empty and not set(own) & set(named):
+            name = f"\"('{unused[0]}',)\"" if keys.sign == " " else unused[0]
+            raise InputError(
+                f"--register-... name {', '.join(own)}, but {key} is "
+                f"{', '.join(named) or 'empty'}: add {key}{keys.sign}{name}"
+            )
     used = [*((keys.train, name) for name in train), *((keys.test, name) for name in test)]
     for key, name in used:
         if name not in own:
             check_dataset(key, name)
-    classes = registered or (register_own(args, train) if own else None)
-    for option, value in (("--classes", args.classes), ("--split", args.split)):
-        if value is not None and not own:
+    # An evaluation has the classes of the run that it is of.
+    is_named = args.eval_only and keys.named(keys.weights, args.opts)
+    folder = Path(value(cfg, keys.weights)).parent if is_named else Path(value(cfg, keys.folder))
+    noted = read_data(folder).classes if args.eval_only else []
+    classes = registered or (register_own(args, train, noted) if own else None)
+    for option, given in (("--classes", args.classes), ("--split", args.split)):
+        if given is not None and not own:
             raise InputError(f"{option} goes with --register-coco, --register-voc, --register-yolo")
     if not args.eval_only:
         known = [(name, classes_of(name)) for _, name in used if classes_of(name)]
         for key, name in used if known else ():
             check_same_classes(key, name, *known[0])
     return classes, [name for name in [*train, *test] if name in own]
-
-
-def classes_of(name: str) -> list[str]:
-    """The classes of a data set; [] if they are not known before it is read."""
-    return list(MetadataCatalog.get(name).get("thing_classes") or ())
 
 
 def check_same_classes(option: str, name: str, other: str, was: Sequence[str]) -> None:
@@ -68,19 +71,27 @@ def check_same_classes(option: str, name: str, other: str, was: Sequence[str]) -
     for number, (old, new) in pairs:
         if old != new:
             old, new = ("none" if x is None else repr(x) for x in (old, new))
+            # Data of the command line have this mark, and take the classes that are named there.
+            is_own = MetadataCatalog.get(name).get("odd_images") is not None
+            remedy = f"--classes {shlex.quote(','.join(was))}" if is_own else "name other data"
             raise InputError(
                 f"{option}: class {number} is {old} in {other} and {new} in {name}: both need the "
-                f"same classes in the same order, --classes {shlex.quote(','.join(was))}"
+                f"same classes in the same order, {remedy}"
             )
 
 
-def register_own(args: argparse.Namespace, training: Sequence[str] = ()) -> list[str]:
-    """Registers the data sets of the command line; gives their classes."""
+def register_own(
+    args: argparse.Namespace, training: Sequence[str] = (), noted: Sequence[str] = ()
+) -> list[str]:
+    """Registers the data sets of the command line; gives their classes.
+
+    Where none is among the data sets ``training``, they have the classes ``noted`` or, without any,
+    those of ``training``.
+    """
     own, classes = own_names(args), named_classes(args)
     train = [name for name in training if name in own]
     if classes is None and not train:
-        # Evaluation of a model that was trained on a set of Detectron2's own: its classes.
-        classes = next(filter(None, map(classes_of, training)), None)
+        classes = next(filter(None, [noted, *map(classes_of, training)]), None)
     return register_datasets(
         **by_format(args.register), classes=classes, train=train or None, split=args.split
     )

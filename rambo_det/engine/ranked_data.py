@@ -10,12 +10,12 @@ from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from tqdm import tqdm
 
-from ..data.register import by_format, register_datasets
+from ..data.register import by_format, classes_of, register_datasets
 from ..errors import InputError
 from .arguments import named_classes
 from .detector import Detector
-from .folder import SavedData
-from .own_data import check_dataset, check_same_classes, classes_of
+from .own_data import check_dataset, check_same_classes
+from .run_data import SavedData
 from .saved import truth_of
 
 

@@ -13,8 +13,9 @@ from pycocotools.coco import COCO
 
 from ..errors import InputError
 from ..places import find_config
-from .folder import SavedData, earlier_value, last_checkpoint, read_data
+from .folder import earlier_value, last_checkpoint
 from .keys import LAZY
+from .run_data import SavedData, read_data
 
 
 @dataclass

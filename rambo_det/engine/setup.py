@@ -31,6 +31,7 @@ _REGISTRIES = {
     "ANCHOR_GENERATOR.NAME": modeling.ANCHOR_GENERATOR_REGISTRY,
     "ROI_HEADS.NAME": modeling.ROI_HEADS_REGISTRY,
 }
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _DEPTHS = (18, 34, 50, 101, 152)
 _LEAST = {"SOLVER.MAX_ITER": 1, "SOLVER.IMS_PER_BATCH": 1, "SOLVER.CHECKPOINT_PERIOD": 1}
 
@@ -96,6 +97,8 @@ def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
         message = _one_line(error)
         if isinstance(error, (AttributeError, TypeError)):
             message = "it has no keys with values, such as MODEL: ..."
+        if file.endswith(".py"):
+            message = "it is a LazyConfig, for tools/lazyconfig_train_net.py"
         if unknown := re.fullmatch(r"Non-existent config key: (\S+)", message):
             message += _did_you_mean(unknown[1], known)
         raise InputError(f"{file} cannot be used as a config: {message}") from error
@@ -109,7 +112,9 @@ def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
             if message.startswith("Type mismatch"):
                 message = f"it must be of the kind of its default, {known[key]!r}"
                 if isinstance(known[key], tuple):
-                    message = f"it must be a list: write \"('{text}',)\""
+                    words = re.findall(r"[^\s'\"(),\[\]]+", text)
+                    items = [w if re.fullmatch(r"-?[\d.]+", w) else repr(w) for w in words]
+                    message = f'it must be a list: write "({", ".join(items)},)"'
             raise InputError(f"{key} {text}: {message}") from error
     pick_device(cfg, YAML, opts)
     return cfg
@@ -219,8 +224,9 @@ def check_best(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
             )
         task, _, name = name.partition("/")
     # "AP-<class>" can only be told from a mistake once there is an evaluation.
-    if task not in ("bbox", "segm", "keypoints", "voc") or not name.startswith("AP"):
+    is_known = name in _METRICS or name.startswith("AP-")
+    if task not in ("bbox", "segm", "keypoints", "voc") or not is_known:
         raise InputError(
-            f"{keys.metric} {metric!r}: there are bbox/AP, bbox/AP50, bbox/AP75, bbox/AP-<class>, "
-            "voc/AP50, and the same for segm and keypoints"
+            f"{keys.metric} {metric!r}: there are bbox/{', '.join(_METRICS)}, AP-<class>, the same "
+            "of segm and keypoints, and voc/AP50"
         )

@@ -8,12 +8,14 @@ test_criterion.py.
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from rambo_det.cli import train
 
@@ -21,6 +23,9 @@ from ..models import write_coco
 from .processes import QUICKSTART, assert_one_line, ended, started, without_torchs_own
 
 LAZY = "configs/lazy/retinanet_rambo.py"
+_buffer = io.BytesIO()
+torch.save({"model": {"a": torch.zeros(1)}}, _buffer)
+FOREIGN = _buffer.getvalue()
 
 
 Make = Callable[[Path], list[str]]
@@ -122,11 +127,14 @@ KEYS = {
     "RAMBO_TRAIN.PATIENCE -1": "RAMBO_TRAIN.PATIENCE must be >= 0, got -1",
     "TEST.EVAL_PERIOD 1 RAMBO_TRAIN.BEST_METRIC AP": "there are bbox/AP,",
     "TEST.EVAL_PERIOD 1 DATASETS.TEST ('tt_data','rambo_shapes_val')": "write tt_data/bbox/AP",
+    "TEST.EVAL_PERIOD 1 RAMBO_TRAIN.BEST_METRIC bbox/AP60": "there are bbox/AP, AP50,",
     "RAMBO_TRAIN.CLS_WEIGHT 0": "RAMBO_TRAIN.CLS_WEIGHT must be > 0",
     "MODEL.RAMBO.MARGIN wide": "MODEL.RAMBO.MARGIN",
     "SOLVER.MAX_ITER -1": "SOLVER.MAX_ITER",
     "DATASETS.TRAIN ()": "DATASETS.TRAIN",
     "DATASETS.TRAIN tt_data": "it must be a list: write \"('tt_data',)\"",
+    "DATASETS.TRAIN ('tt_data')": "it must be a list: write \"('tt_data',)\"",
+    "SOLVER.STEPS (100)": "it must be a list: write \"(100,)\"",
     "MODEL.ROI_HEADS.NUM_CLASSES 3": "NUM_CLASSES 3: the data have",
     "DATASETS.TRAIN ('trian',)": "trian is not registered",
     "DATASETS.TEST ('coco_2017_val',)": "coco_2017_val needs",
@@ -181,6 +189,21 @@ CASES: dict[str, tuple[Make, str]] = {
         "--register-... name a, b, but DATASETS.TRAIN is rambo_shapes_train: "
         "add DATASETS.TRAIN \"('a',)\"",
     ),
+    "own data that are not tested on": (
+        words(
+            "--config", QUICKSTART, "--register-coco", "a", "no.json", ".", "--register-voc", "b",
+            ".", "val", "DATASETS.TRAIN", "('a',)",
+        ),
+        "DATASETS.TEST is rambo_shapes_val: add DATASETS.TEST \"('b',)\"",
+    ),
+    "own data tested on others": (
+        keys("DATASETS.TEST", "('rambo_shapes_val',)"), "in the same order, name other data",
+    ),
+    "a folder as data.yaml": (
+        words("--config", QUICKSTART, "--register-yolo", "a", "configs", "train",
+              "DATASETS.TRAIN", "('a',)", "DATASETS.TEST", "('a',)"),
+        "configs is a folder: name the data.yaml in it",
+    ),
     "an evaluation of no run": (keys("--eval-only"), "no checkpoint in"),
     # Config files.
     "no such config": (words("--config", "configs/none.yaml"), "configs/none.yaml: no such file"),
@@ -188,7 +211,10 @@ CASES: dict[str, tuple[Make, str]] = {
     "a picture as config": (lambda f: good(f, config=str(f / "train" / "0.png")), "0.png"),
     "an empty config": (config(""), "own.yaml"),
     "a config that is a list": (config("- MODEL\n- SOLVER\n"), "own.yaml"),
-    "a LazyConfig for a yaml": (lambda folder: good(folder, config=LAZY), LAZY),
+    "a LazyConfig for a yaml": (
+        lambda folder: good(folder, config=LAZY),
+        "it is a LazyConfig, for tools/lazyconfig_train_net.py",
+    ),
     "a base that does not exist": (config("_BASE_: none.yaml\n"), "none.yaml"),
     "a base that is the file itself": (config("_BASE_: own.yaml\n"), "own.yaml"),
     "an unknown key in a file": (config("VERSION: 2\nSOLVER:\n  EPOCHS: 5\n"), "EPOCHS"),
@@ -197,6 +223,9 @@ CASES: dict[str, tuple[Make, str]] = {
     # Files and folders.
     "weights that are text": (file("w.pth", b"text", "MODEL.WEIGHTS", "{folder}/w.pth"), "w.pth"),
     "weights that are empty": (file("w.pth", b"", "MODEL.WEIGHTS", "{folder}/w.pth"), "w.pth"),
+    "weights of nothing in the model": (
+        file("w.pth", FOREIGN, "MODEL.WEIGHTS", "{folder}/w.pth"), "none of the weights in that",
+    ),
     "weights that are a folder": (keys("MODEL.WEIGHTS", "{folder}/train"), "MODEL.WEIGHTS"),
     "an output that is a file": (keys("OUTPUT_DIR", "{folder}/train.json"), "train.json"),
     "an output below a file": (keys("OUTPUT_DIR", "{folder}/train.json/out"), "train.json/out"),
