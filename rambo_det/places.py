@@ -11,12 +11,18 @@ def cache_folder() -> Path:
     """The folder RAMBO_DET_CACHE, by default ~/.cache/rambo_det; not created here.
 
     Without a home, as a container's user of an arbitrary id, a folder among the temporary files.
+    InputError if that is another user's: compiled code is loaded from it.
     """
     folder = Path(os.environ.get("RAMBO_DET_CACHE") or "~/.cache/rambo_det")
     try:
         return folder.expanduser().absolute()
     except RuntimeError:
-        return Path(tempfile.gettempdir(), f"rambo_det-{os.getuid()}").absolute()
+        folder = Path(tempfile.gettempdir(), f"rambo_det-{os.getuid()}").absolute()
+        if folder.exists() and folder.stat().st_uid != os.getuid():
+            raise InputError(
+                f"{folder} is another user's: name a folder of yours with RAMBO_DET_CACHE"
+            ) from None
+        return folder
 
 
 def find_config(name: str, option: str = "--config") -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
 from pycocotools.coco import COCO
 
@@ -15,7 +16,7 @@ from rambo_det.cli.calibrate import main
 from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main as train
 from rambo_det.data.drawing import CLASSES
-from rambo_det.engine.calibrated import read_thresholds
+from rambo_det.engine.calibrated import labelled_images, read_thresholds
 from rambo_det.errors import InputError
 from rambo_det.evaluation.calibration import (
     LabelledDetections,
@@ -28,7 +29,7 @@ from rambo_det.modeling.classifier import Classifier, Rescaling
 
 from .architectures import config
 from .command_line import call, refused, registered
-from .forked import run_together
+from .forked import in_processes, run_together
 from .models import CONFIGS, THIN, small_cfg, training_inputs, write_coco
 
 NUM_CLASSES = 4
@@ -162,6 +163,24 @@ def test_detections_are_labelled_as_coco_matches_them(tmp_path, image):
     assert len(more.right) < len(labelled.right)  # what lies in the crowd does not count either
 
 
+def test_an_image_without_proposals(image):
+    for kind in ("faster_rcnn", "cascade"):
+        model = build(kind)
+        model.proposal_generator.min_box_size = 1e9
+        found, outputs = Classifier(model).detect(image)
+        assert len(found) == 0 and outputs.shape[0] == 0 and outputs.shape[2] == NUM_CLASSES + 1
+
+
+def _looked_at(rank, world, file, folder):
+    register_coco_instances("calibrated_on", {}, file, folder)
+    images, _ = labelled_images("calibrated_on", lambda record: record, 3)
+    assert [inputs[0]["image_id"] for inputs in images] == [0, 2, 4]
+
+
+def test_one_of_several_processes_looks_at_all_images(tmp_path):
+    in_processes(2, tmp_path, _looked_at, *map(str, write_coco(tmp_path, 5)))
+
+
 def test_nothing_to_fit_to_is_said(tmp_path, image):
     file, _ = write_coco(tmp_path, 1)
     truth = COCO(file)
@@ -217,6 +236,13 @@ def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, cat
     assert raw["iteration"] == 2 and "trainer" in raw
     config, data = finished_run / "out" / "config.yaml", registered(finished_run)
     command = ["--config", config, *data, "--resume", "OUTPUT_DIR", folder]
+    # One that has ended already is calibrated again from the same weights.
+    final = weights_of(folder / "model_final.pth")
+    assert call(train, *command, "RAMBO_TRAIN.CALIBRATE", "train") == 0
+    for name, value in torch.load(folder / "model_raw.pth", map_location="cpu")["model"].items():
+        assert torch.equal(value, raw["model"][name])
+    assert "trainer" in torch.load(folder / "model_raw.pth", map_location="cpu")
+    assert all(torch.equal(v, final[k]) for k, v in weights_of(folder / "model_final.pth").items())
     again = [*command, "SOLVER.MAX_ITER", 4, "RAMBO_TRAIN.CALIBRATE", "train"]
     assert call(train, *again) == 0
     assert "Calibrated on own_train" in capsys.readouterr().out
@@ -224,15 +250,19 @@ def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, cat
     assert "model_raw.pth" in log and "Starting training from iteration 3" in log
     assert torch.load(folder / "model_raw.pth", map_location="cpu")["iteration"] == 3
     # Without calibration there is one file, as trained.
+    assert (folder / "thresholds.json").exists()
     assert call(train, *command, "SOLVER.MAX_ITER", 5) == 0
-    assert not (folder / "model_raw.pth").exists()
+    assert not (folder / "model_raw.pth").exists() and not (folder / "thresholds.json").exists()
     assert torch.load(folder / "model_final.pth", map_location="cpu")["iteration"] == 4
 
 
 def test_evaluation_shows_raw_and_calibrated(folder, finished_run, catalogs, capsys):
     config, data = finished_run / "out" / "config.yaml", registered(finished_run)
     command = ["--config", config, *data, "--eval-only", "OUTPUT_DIR", folder]
+    found = [folder / x / "inference/coco_instances_results.json" for x in ("", "calibrated")]
+    before = [file.read_text() for file in found]
     assert call(train, *command) == 0
+    assert [file.read_text() for file in found] == before and before[0] != before[1]
     out = capsys.readouterr().out
     assert f"checkpoint: {folder / 'model_raw.pth'}, not calibrated" in out
     assert out.index("not calibrated") < out.index(f"checkpoint: {folder / 'model_final.pth'}")

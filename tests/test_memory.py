@@ -53,6 +53,13 @@ def saved(loss):
 
 
 @pytest.mark.parametrize("length", [0, 3])
+def test_made_without_memory_and_given_it_later(length):
+    with torch.device("meta"):
+        loss = RamboLoss(4, memory_length=length)
+    assert same(state(loss.to_empty(device="cpu")), state(RamboLoss(4, memory_length=length)))
+
+
+@pytest.mark.parametrize("length", [0, 3])
 def test_saved_and_loaded_whole(length):
     """A memory in a deque, or in buffers that grow, is lost on resume."""
     loss, other = fill(RamboLoss(4, memory_length=length), 2), RamboLoss(4, memory_length=length)

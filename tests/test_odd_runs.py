@@ -77,9 +77,22 @@ def test_another_learning_rate_of_a_resumed_run_is_not_taken_in_silence(
     out = tmp_path / "out"
     shutil.copytree(finished_run / "out", out)
     data = [*registered(finished_run), "--resume"]
+    file = out / "config.yaml"
+    file.write_text(file.read_text().replace("BASE_LR: 0.04", "BASE_LR: 4.0e-02"))
+    assert run(finished_run, out, "SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.04, data=data) == 0
+    assert "is not taken" not in (out / "log.txt").read_text()
     assert run(finished_run, out, "SOLVER.MAX_ITER", 4, "SOLVER.BASE_LR", 0.5, data=data) == 0
     log = (out / "log.txt").read_text()
     assert "SOLVER.BASE_LR 0.5 is not taken: the run goes on with its own, 0.04" in log
+
+
+def test_a_model_that_proposes_boxes_alone_ends_with_a_table(
+    finished_run, tmp_path, catalogs, capsys
+):
+    keys = ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]
+    keys += ["MODEL.PROPOSAL_GENERATOR.NAME", "RamboRPN", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"]
+    assert run(finished_run, tmp_path / "out", *keys) == 0
+    assert "AR@100" in capsys.readouterr().out.split("\n\ncheckpoint: ")[-2][-400:]
 
 
 @pytest.mark.parametrize("which", ["train", "val"])

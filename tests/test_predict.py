@@ -265,17 +265,18 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
     for name in ("0.png", "film.mp4"):
         (folder / name).write_bytes(b"nothing of the kind")
     film(folder / "no_frames.avi", [])
+    Image.new("RGB", (2, 2000)).save(folder / "thin.png")  # Detectron2 makes it 0 px wide
     assert cv2.VideoCapture(str(folder / "no_frames.avi")).isOpened()
     assert predict(run, folder, "--output", out) == 1
     text, error = capsys.readouterr()
     *lines, last = error.splitlines()
     wanted = ("0.png is not an image", "film.mp4", "no_frames.avi: OpenCV cannot read a frame")
-    wanted += ("0.jpg cannot be read",)
+    wanted += ("0.jpg cannot be read", "thin.png cannot be looked at")
     assert all(said in line for said, line in zip(wanted, lines, strict=True)), error
-    assert last == "error: 4 of 6 files were skipped, see above" and "2 pictures in" in text
+    assert last == "error: 5 of 7 files were skipped, see above" and "2 pictures in" in text
     files = {Path(item["file_name"]).name for item in results_of(out)[0].imgs.values()}
     assert files == {"1.png", "2.png"}
-    for name in ("0.jpg", "1.png", "2.png"):
+    for name in ("0.jpg", "1.png", "2.png", "thin.png"):
         (folder / name).unlink()
     assert predict(run, folder, "--output", tmp_path / "none") == 2
     assert "0.png is not an image" in capsys.readouterr().err

@@ -41,6 +41,23 @@ def test_a_user_without_a_home_has_a_cache():
     assert printed == "/tmp/rambo_det-54321\n"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="takes on the id of a user without a home")
+def test_no_cache_of_another_user_is_taken():
+    """Compiled code is loaded from it."""
+    folder = Path("/tmp/rambo_det-54322")
+    folder.mkdir()
+    try:
+        printed = printed_by(
+            "import os; from rambo_det.places import cache_folder\n"
+            "del os.environ['HOME']; os.environ.pop('RAMBO_DET_CACHE', None)\n"
+            "os.setuid(54322)\ntry: cache_folder()\nexcept ValueError as error: print(error)",
+            TMPDIR="/tmp", HOME="/",
+        )  # fmt: skip
+    finally:
+        folder.rmdir()
+    assert printed.startswith("/tmp/rambo_det-54322 is another user's: name a folder")
+
+
 def test_an_image_depends_only_on_its_split_and_index():
     image, objects = drawing.draw("train", 5)
     drawing.draw("val", 5)

@@ -85,12 +85,16 @@ def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, t
     assert "cls_score" in error and "(5, " in error and "(8, " in error
 
 
-def test_what_an_earlier_run_forbids(run, capsys, catalogs):
+def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch):
     """To overwrite it, and to go on with it as another model or under other class names."""
     folder, args, keys, _ = run
     before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     error = error_line([*args, *keys], capsys)
     assert "holds another run" in error and "--resume" in error and "--fresh" in error
+    with monkeypatch.context() as there:
+        there.chdir(folder / "inference")
+        error = error_line([*args, "--fresh", *keys], capsys)
+        assert f"--fresh: OUTPUT_DIR {folder} is where you are" in error
     other = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume", *keys]
     assert "MODEL.ROI_HEADS.NAME" in error_line(other, capsys)
     for flag in ("--resume", "--eval-only"):

@@ -97,7 +97,13 @@ class Annotator:
             except Exception as error:  # of whichever decoder
                 self.broken.append(f"{source.place} cannot be read: {error}")
                 return None
-            picture = self._annotated(image, about)
+            try:
+                picture = self._annotated(image, about)
+            except ValueError as error:  # Detectron2 cannot scale one that is long and thin
+                if isinstance(error, InputError):
+                    raise
+                self.broken.append(f"{source.place} cannot be looked at: {error}")
+                return None
             write_picture(target, picture)
             return picture
         video = open_video(source.place)

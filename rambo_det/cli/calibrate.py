@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
     """
     from tabulate import tabulate
 
-    from ..engine.calibrated import BESIDE, labelled_images, write_calibrated
+    from ..engine.calibrated import labelled_images, write_calibrated
+    from ..engine.checkpointer import BESIDE
     from ..engine.detector import Detector
     from ..engine.ranked_data import RankedData
     from ..engine.saved import find_model

@@ -26,7 +26,12 @@ def result_table(results: dict[str, Any]) -> str:
     from tabulate import tabulate
 
     lines = []
-    for name, result in ({"": results} if "bbox" in results else results).items():
+    is_nested = any(isinstance(found, dict) for task in results.values() for found in task.values())
+    for name, result in (results if is_nested else {"": results}).items():
+        lines += [name] if name else []
+        if "bbox" not in result:  # of a model that proposes boxes alone
+            lines += [tabulate([v], headers="keys", tablefmt="github") for v in result.values()]
+            continue
         bbox = result["bbox"]
         head = {key: bbox[key] for key in ("AP", "AP50", "AP75")}
         labels = [key.removeprefix("AP-") for key in bbox if key.startswith("AP-")]
@@ -39,7 +44,6 @@ def result_table(results: dict[str, Any]) -> str:
                 if key in found:  # Detectron2 has none of each class's key points
                     row[title] = found[key]
         tables = [[head], rows] if rows else [[head]]
-        lines += [name] if name else []
         lines += [tabulate(t, headers="keys", floatfmt=".3f", tablefmt="github") for t in tables]
         if head["AP"] != head["AP"]:
             lines.append("nan: nothing was detected, or the data have no object")
@@ -117,6 +121,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if os.path.basename(weights) == "model_final.pth" and os.path.isfile(raw):
             results = kind.evaluate_checkpoint(cfg, raw, args.config_file)
             tell(results, f"{raw}, not calibrated")
+            set_value(cfg, keys.folder, str(folder / CALIBRATED))
         results = kind.evaluate_checkpoint(cfg, weights, args.config_file)
         tell(results, weights)
         return results

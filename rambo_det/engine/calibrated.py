@@ -9,19 +9,17 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from pycocotools.coco import COCO
 from torch import nn
+from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
 from ..errors import InputError
 from ..evaluation.calibration import Calibration, calibrate, draw_reliability
 from ..modeling.classifier import Classifier
-from .checkpointer import RAW
+from .checkpointer import BESIDE, RAW
 from .files import whole_file
 from .saved import truth_of
 
-_THRESHOLDS = "thresholds.json"
-_PICTURE = "reliability.png"
-#: What lies beside a calibrated checkpoint, and is of the last one that was written there.
-BESIDE = (_THRESHOLDS, _PICTURE)
+_THRESHOLDS, _PICTURE = BESIDE
 #: The folder of a run in which the evaluation of its calibrated scores lies.
 CALIBRATED = "calibrated"
 #: Images that a calibration is fitted to, at most.
@@ -73,7 +71,10 @@ def labelled_images(name: str, mapper: Any, most: int) -> tuple[Any, COCO]:
     """Inputs of a model, an image at a time, evenly over a data set, and their annotations."""
     records = DatasetCatalog.get(name)  # first, as it may make the annotations
     records = records[:: -(-len(records) // most)]
-    loader = build_detection_test_loader(records, mapper=mapper, num_workers=0)
+    # The default sampler gives each process a part, and one process calibrates.
+    loader = build_detection_test_loader(
+        records, mapper=mapper, sampler=SequentialSampler(records), num_workers=0
+    )
     return tqdm(loader, desc="calibrate", unit="image", disable=None), truth_of(name)
 
 
@@ -94,8 +95,9 @@ def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> s
         return f"The scores are as trained, not calibrated: {error}"
     finally:
         model.train(training)
-    with whole_file(str(raw), "wb") as stream, file.open("rb") as source:
-        shutil.copyfileobj(source, stream)
+    if not raw.is_file():  # a run that had ended is calibrated already
+        with whole_file(str(raw), "wb") as stream, file.open("rb") as source:
+            shutil.copyfileobj(source, stream)
     kept = torch.load(raw, map_location="cpu", mmap=True)
     kept = {key: kept[key] for key in ("iteration", "seed") if key in kept}
     classes = list(MetadataCatalog.get(data).thing_classes)

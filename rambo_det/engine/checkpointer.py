@@ -14,6 +14,9 @@ from .files import AtomicFiles
 BEST = "model_best"
 #: The weights as trained, from which a calibration has made model_final.pth.
 RAW = "model_raw.pth"
+#: What lies beside a calibrated checkpoint, and is of the last one that was written there: the
+#: thresholds, and a picture.
+BESIDE = ("thresholds.json", "reliability.png")
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -47,7 +50,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
             kwargs["seed"] = self._seed
         super().save(name, **kwargs)
         if name == "model_final" and self.save_to_disk:
-            Path(self.save_dir, RAW).unlink(missing_ok=True)
+            raw, *beside = (Path(self.save_dir, name) for name in (RAW, *BESIDE))
+            if raw.is_file():  # these are of the weights that were calibrated before
+                for file in (raw, *beside):
+                    file.unlink(missing_ok=True)
 
     def get_checkpoint_file(self) -> str:
         """As the stock method; the raw weights of a training that has ended and was calibrated."""

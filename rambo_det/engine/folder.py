@@ -77,7 +77,7 @@ def _check_model(folder: Path, cfg: Any) -> None:
         if was is not None and was != str(now):
             raise InputError(f"--resume: {key} is {now!r}, the run in {folder} has {was!r}")
     rate, now = earlier_value(folder, "SOLVER.BASE_LR"), cfg.SOLVER.BASE_LR
-    if rate not in (None, str(now)):
+    if rate is not None and float(rate) != now:
         logger.warning(
             "SOLVER.BASE_LR %g is not taken: the run goes on with its own, %s", now, rate
         )
@@ -100,6 +100,8 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> None
             f"OUTPUT_DIR {folder} holds another run: --resume goes on with it, --fresh sets it "
             f"aside, or name another folder with {remedy}"
         )
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise InputError(f"--fresh: OUTPUT_DIR {folder} is where you are: {remedy}")
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1

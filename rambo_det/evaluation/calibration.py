@@ -1,7 +1,7 @@
 """Scores that are probabilities: detections of labelled images, and a rescaling fitted to them.
 
 A score is calibrated if of the boxes that have it, that share is right. *Right* means matched to an
-object at an IoU of 0.5, as COCO's evaluation matches; crowds and difficult objects do not count.
+object at an IoU of 0.5, as COCO's evaluation matches; crowds do not count.
 """
 
 import contextlib

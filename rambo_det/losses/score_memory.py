@@ -152,7 +152,9 @@ class ScoreMemory(nn.Module):
         super()._apply(fn, recurse)
         for name in _OF_PROCESS:
             value = getattr(self, name)
-            setattr(self, name, value.to(fn(value).device))
+            device = fn(value).device
+            new = torch.full_like(value, EMPTY_KEY, device=device) if value.is_meta else None
+            setattr(self, name, value.to(device) if new is None else new)
         return self
 
     def _warn_of_lost_negatives(self) -> None:

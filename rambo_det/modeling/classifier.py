@@ -94,7 +94,8 @@ class Classifier:
         else:
             (outputs,) = self._seen  # (R, K, 2)
             scores = outputs.sigmoid().prod(dim=-1).sqrt()
-        row = (scores.T[classes] - found.scores[:, None]).abs().argmin(dim=1)
+        distance = (scores.T[classes] - found.scores[:, None]).abs()  # (D, R)
+        row = distance.argmin(dim=1) if len(found) else classes  # there may be no proposal
         return found, outputs[row] if self.is_softmax else outputs[row, classes]
 
     def _see(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
