@@ -41,12 +41,6 @@ def add_rambo_config(cfg: CN) -> None:
     # >= 0: in so many iterations the stock classification loss (cross entropy, focal), at first
     # alone, passes over to this one.
     rambo.CE_WARMUP = 0
-    # True: rank the RPN's anchors by objectness too, object against background, with a memory of
-    # their own; the other keys hold for it as well. For rambo-train and tools/train_net.py. In a
-    # script of your own leave it False and set MODEL.PROPOSAL_GENERATOR.NAME "RamboRPN", which is
-    # all that it does: there this key is an error if a part of this plugin is built, and without
-    # effect if none is (stock ROI heads), as Detectron2 then runs nothing that could read it.
-    rambo.RPN = False
 
     # What RamboTrainer (rambo-train, tools/train_net.py) adds to Detectron2's trainer. A script of
     # your own that trains with DefaultTrainer does not act on these keys.
@@ -65,7 +59,7 @@ def add_rambo_config(cfg: CN) -> None:
     # losses have no weight of their own; to compare losses, tune it for each.
     train.CLS_WEIGHT = 1.0
     # At the end make the scores of model_final.pth probabilities, as rambo-calibrate does: fitted
-    # to 500 images of the training set ("train") or of the data set of that name. The raw weights
+    # to 500 images of the first training set ("train") or of the set of that name. The raw weights
     # are then in model_raw.pth, the thresholds of the classes in thresholds.json. "off": not.
     train.CALIBRATE = "off"
 
@@ -74,6 +68,7 @@ def add_rambo_config(cfg: CN) -> None:
         "MODEL.RAMBO.CE_WEIGHT",
         "MODEL.RAMBO.IOU_THRESHOLDS",
         "MODEL.RAMBO.LIFT",
+        "MODEL.RAMBO.RPN",
         "RAMBO_TRAIN.IMAGES",
     ):
         if not cfg.key_is_deprecated(key):  # this may be called again

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from rambo_det.modeling.config_checks import check_architecture, resolve_rpn
+from rambo_det.modeling.config_checks import check_architecture
 
 from .models import CONFIGS, small_cfg, training_inputs
 
@@ -50,7 +50,6 @@ def config(name: str, stock: bool = False, *opts: object) -> CfgNode:
     architecture = ARCHITECTURES[name]
     cfg = small_cfg(architecture.stock if stock else architecture.rambo, *architecture.opts, *opts)
     check_architecture(cfg)
-    resolve_rpn(cfg)
     return cfg
 
 

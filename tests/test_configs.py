@@ -15,7 +15,6 @@ from .command_line import refused
 from .models import CONFIGS, small_cfg
 
 RCNN = "configs/quickstart/faster_rcnn_rambo.yaml"
-CE = "configs/quickstart/faster_rcnn_ce.yaml"
 META = "MODEL.META_ARCHITECTURE"
 
 TWINS = {
@@ -68,10 +67,8 @@ def test_the_papers_constants_begin_with_cross_entropy():
         *((RCNN, [META, name], f"MODEL.ROI_HEADS.NAME RamboROIHeads: {META} {name} has no ROI heads"
            ": set that to GeneralizedRCNN or RamboRetinaNet")
           for name in ("RetinaNet", "ProposalNetwork", "SemanticSegmentor")),
-        (CE, [META, "RetinaNet", "MODEL.RAMBO.RPN", "True"], "MODEL.RAMBO.RPN: "
-         "MODEL.META_ARCHITECTURE RetinaNet has no RPN: set it to False"),
-        (CE, ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.RAMBO.RPN", "True"],
-         "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals has no objectness"),
+        ("configs/quickstart/retinanet_rambo.yaml",
+         ["MODEL.PROPOSAL_GENERATOR.NAME", "RamboRPN"], f"{META} RamboRetinaNet has no RPN"),
     ],
 )  # fmt: skip
 def test_an_architecture_without_the_loss(config, keys, message, capsys, catalogs):
@@ -126,11 +123,3 @@ def test_only_the_nodes_are_added():
         rambo_det.add_rambo_config(ours)
     del ours.MODEL["RAMBO"], ours["RAMBO_TRAIN"]
     assert ours.dump() == stock.dump()
-
-
-def test_the_rpn_key_is_not_ignored_by_a_stock_script():
-    """Where anything of ours is built; with stock heads nothing is, see rambo_det/config.py."""
-    with pytest.raises(InputError, match="MODEL.PROPOSAL_GENERATOR.NAME RamboRPN in its place"):
-        build_model(small_cfg("quickstart/faster_rcnn_rambo.yaml", "MODEL.RAMBO.RPN", True))
-    with pytest.raises(InputError, match="MODEL.RAMBO.RPN: .* RamboRetinaNet has no RPN"):
-        build_model(small_cfg("quickstart/retinanet_rambo.yaml", "MODEL.RAMBO.RPN", True))

@@ -79,7 +79,8 @@ def test_a_memory_that_was_saved_unsorted_is_sorted_when_loaded():
     kept = state._metadata["memory"]["memory"]
     kept.update({name: kept[name].flip(1) for name in ("positives", "negatives")})
     other.load_state_dict(state)
-    for got, want in zip(other.memory.contents(), loss.memory.contents(), strict=True):
+    for name in ("positives", "negatives"):
+        got, want = (getattr(each.memory, name) for each in (other, loss))
         assert torch.equal(got, want) and (got.diff() >= 0).all()
 
 
@@ -106,10 +107,9 @@ def test_a_batch_larger_than_the_memory_keeps_its_highest():
     gt = torch.ones(100, dtype=torch.int64)
     gt[50:60] = 0
     write(memory, scores, gt)
-    contents = memory.contents()
-    assert scores_of(contents.positives).tolist() == [[50.0, 52.0, 55.0, 57.0]]
-    assert scores_of(contents.negatives).tolist() == [list(range(84, 100))]
-    assert not segments_of(contents.negatives).any()
+    assert scores_of(memory.positives).tolist() == [[50.0, 52.0, 55.0, 57.0]]
+    assert scores_of(memory.negatives).tolist() == [list(range(84, 100))]
+    assert not segments_of(memory.negatives).any()
     kept = memory.tensors().values()
     assert sum(b.numel() * b.element_size() for b in kept) == 8 * (16 + 4 + 1 + 1)
 
@@ -188,12 +188,3 @@ def test_a_loss_remembers_what_lies_highest_above_its_class():
     loss = RamboLoss(2, memory_length=1, memory_size=8)
     loss(scores.requires_grad_(), gt)
     assert segments_of(loss.memory.negatives[0]).tolist() == [1] * 8
-
-
-def test_an_empty_memory_of_one_of_two_processes_has_lost_nothing(caplog):
-    state = RamboLoss(4, memory_length=2).state_dict()
-    state._metadata["memory"]["processes"] = 2
-    other = RamboLoss(4, memory_length=2)
-    other.load_state_dict(state)
-    fill(other)
-    assert "of 2 processes" not in caplog.text

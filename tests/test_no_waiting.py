@@ -113,7 +113,7 @@ def test_a_gpu_is_not_waited_for(rule):
         inputs = prepare_inputs(scores, gt, alone)
         torch.cuda.set_sync_debug_mode("error" if _ else "default")
         try:
-            result = rank(inputs, spec(True, 0.5, **rule), alone, loss.memory.contents())
+            result = rank(inputs, spec(True, 0.5, **rule), alone, loss.memory)
             loss.memory.write(inputs, result.lowest[:-1])
             result.gradient.write(inputs.scores, scores.new_ones(()), scores.dtype)
         finally:

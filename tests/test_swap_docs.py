@@ -48,11 +48,11 @@ def test_yaml_row(name):
     model = build_model(cfg)
     assert len(list(memories(model))) == (3 if "Cascade" in name else 1)
     _, scalars = training_losses(model, training_inputs(1))
-    assert any(key.startswith("rambo/") for key in scalars)
+    assert any("rambo/" in key for key in scalars)
     # The config beside it says the same.
     key, value = re.fullmatch(r'cfg\.(\S+) = "(\S+)"', change).groups()
     text = file.read_text() + (CONFIGS / "faster_rcnn_rambo.yaml").read_text()
-    assert f'{key.rpartition(".")[2]}: "{value}"' in text or "RPN: True" in text
+    assert f'{key.rpartition(".")[2]}: "{value}"' in text
 
 
 @pytest.mark.parametrize("name", LAZY)

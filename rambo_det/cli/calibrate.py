@@ -1,7 +1,6 @@
 """``rambo-calibrate``: make a detector's scores probabilities; the main of tools/calibrate.py."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,3 @@ def _measure(detector: Any, data: Any) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit status: 2 after a user's mistake."""
     return status_of(lambda: run(parse_args(argv)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -139,7 +139,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status_of(lambda: run(parse_args(argv), command), "the same command goes on")
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

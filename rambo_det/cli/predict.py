@@ -115,7 +115,3 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit status: 2 after a user's mistake."""
     return status_of(lambda: run(parse_args(argv)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

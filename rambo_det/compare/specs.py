@@ -49,10 +49,8 @@ def loss_opts(cfg: CfgNode, loss: str) -> dict[str, str]:
     if "focal" in names:
         # The AP loss learns no natural zero of the scores, and all are measured alike.
         opts["MODEL.RETINANET.SCORE_THRESH_TEST"] = "0.0"
-    elif loss != "rambo":
-        opts["MODEL.RAMBO.RPN"] = "False"
-        if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RamboRPN":
-            opts["MODEL.PROPOSAL_GENERATOR.NAME"] = "RPN"
+    elif loss != "rambo" and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RamboRPN":
+        opts["MODEL.PROPOSAL_GENERATOR.NAME"] = "RPN"
     return opts
 
 

@@ -16,7 +16,6 @@ from PIL import Image
 
 from ..data.shapes import register_shapes
 from ..errors import InputError
-from ..modeling.config_checks import resolve_rpn
 from .checkpointer import load_whole_model
 from .keys import LAZY, YAML, names
 from .lazy import read_lazy_config
@@ -55,7 +54,6 @@ class Detector:
         else:
             keys, cfg = YAML, read_config(saved.config, opts)
             check_model(cfg)
-            resolve_rpn(cfg)
             self.model = build_model(cfg)
             self.mapper = DatasetMapper(cfg, is_train=False)
         if getattr(self.model, "proposal_generator", self.model) is None:

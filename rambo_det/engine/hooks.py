@@ -107,7 +107,7 @@ class Evaluations(hooks.EvalHook):
         latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
         latest = comm.all_gather(latest)[0]  # evaluators give their numbers to the main process
         if self._metric not in latest:
-            there = ", ".join(sorted(k for k in latest if "/AP" in k and k[:5] != "rambo"))
+            there = ", ".join(sorted(k for k in latest if "/AP" in k and "rambo/" not in k))
             raise InputError(f"{self._key} {self._metric!r}: the evaluation has {there}")
         found = float(latest[self._metric])
         self._values[iteration] = found if found == found else None

@@ -54,19 +54,11 @@ def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespac
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if gpu else "gloo")
-    create_local_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    # Detectron2 v0.6 has no function for it.
+    comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
         comm.synchronize()
         process(args)
     finally:
         dist.destroy_process_group()
         comm._LOCAL_PROCESS_GROUP = None
-
-
-def create_local_group(local_size: int) -> None:
-    """Tells Detectron2 which processes share a machine, ``local_size`` each; a collective."""
-    # Detectron2 v0.6 has no function for it. Every process has to make every group.
-    for first in range(0, comm.get_world_size(), local_size):
-        group = dist.new_group(list(range(first, first + local_size)))
-        if first <= comm.get_rank() < first + local_size:
-            comm._LOCAL_PROCESS_GROUP = group

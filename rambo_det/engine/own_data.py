@@ -41,14 +41,17 @@ def register_data(
                 f"--register-... name {', '.join(own)}, but {key} is "
                 f"{', '.join(named) or 'empty'}: add {key}{keys.sign}{name}"
             )
-    used = [*((keys.train, name) for name in train), *((keys.test, name) for name in test)]
+    trained = [] if args.eval_only else train
+    used = [*((keys.train, name) for name in trained), *((keys.test, name) for name in test)]
     for key, name in used:
         if name not in own:
             check_dataset(key, name)
-    # An evaluation has the classes of the run that it is of.
-    is_named = args.eval_only and keys.named(keys.weights, args.opts)
-    folder = Path(value(cfg, keys.weights)).parent if is_named else Path(value(cfg, keys.folder))
-    noted = read_data(folder).classes if args.eval_only else []
+    noted: list[str] = []
+    if args.eval_only:  # it has the classes of the run that the weights are of
+        weights = value(cfg, keys.weights) if keys.named(keys.weights, args.opts) else ""
+        noted = read_data(
+            Path(weights).parent if weights else Path(value(cfg, keys.folder))
+        ).classes
     classes = registered or (register_own(args, train, noted) if own else None)
     for option, given in (("--classes", args.classes), ("--split", args.split)):
         if given is not None and not own:

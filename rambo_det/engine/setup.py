@@ -16,7 +16,7 @@ from torch import nn
 from ..data.register import hold_out
 from ..data.shapes import register_shapes
 from ..errors import InputError
-from ..modeling.config_checks import check_architecture, resolve_rpn
+from ..modeling.config_checks import check_architecture
 from ..modeling.criterion import RamboCriterion
 from ..modeling.scores import score_function
 from ..places import find_config
@@ -59,7 +59,6 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
         train = cfg.DATASETS.TRAIN
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(train, args.hold_out)
     check_architecture(cfg)
-    resolve_rpn(cfg)
     # What the model would find wrong with MODEL.RAMBO, before the run has a folder.
     RamboCriterion.from_cfg(cfg, num_classes=1, class_names=None)
     score_function(cfg.MODEL.RAMBO.SCORE)

@@ -63,10 +63,6 @@ class ListedPositives:
         by_segment = self.segment.index_select(0, order).argsort(stable=True)
         return order.index_select(0, by_segment)
 
-    def sort(self, values: Tensor) -> Tensor:
-        """``(T,)`` values in the order of the keys, sorted."""
-        return values.index_select(0, self._order)
-
     def unsort(self, values: Tensor) -> Tensor:
-        """``(T,)`` sorted values, in the order of the keys."""
+        """``(T,)`` values of the places, in the order of the keys."""
         return torch.empty_like(values).index_copy_(0, self._order, values)

@@ -118,7 +118,7 @@ class RamboLoss(nn.Module):
             to_rank = scores.new_zeros((0, self.num_classes))
         elif scores.dim() != 2 or scores.shape[1] != self.num_classes:
             raise InputError(f"scores must be (N, {self.num_classes}), got {tuple(scores.shape)}")
-        memory = self.memory.contents()
+        memory = self.memory if self.memory.length else None
         if memory is not None and memory.positives.device != scores.device:
             raise InputError(
                 f"scores are on {scores.device}, the memory of RamboLoss on "

@@ -48,7 +48,7 @@ from .gradient import Gradient
 from .inputs import RankingInputs
 from .listed_positives import ListedPositives
 from .objectives import Objective, average_precision
-from .score_memory import MemoryContents
+from .score_memory import ScoreMemory
 from .sort_keys import count_at_or_above, segments_of
 
 
@@ -95,7 +95,7 @@ def rank(
     inputs: RankingInputs,
     spec: RankingSpec,
     processes: Processes,
-    memory: MemoryContents | None = None,
+    memory: ScoreMemory | None = None,
 ) -> RankingResult:
     """Losses of all lists, and the gradient of what they add up to.
 

@@ -1,25 +1,17 @@
 """Scores of the last τ batches, kept to make the AP of each class less biased."""
 
-import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .distributed import Processes
 from .inputs import RankingInputs
-from .sort_keys import EMPTY_KEY, make_keys, scores_of, sort
+from .sort_keys import EMPTY_KEY, make_keys, scores_of
 
 #: What differs from process to process, and all that a checkpoint has.
 _OF_PROCESS = ("positives", "negatives")
 _SAVED = (*_OF_PROCESS, "written", "num_classes")
-
-
-class MemoryContents(NamedTuple):
-    """The tensors of a memory, until the next batch is written: keys, ``EMPTY_KEY`` for none."""
-
-    positives: Tensor  # (τ, size // 4) int64, rising in each row
-    negatives: Tensor  # (τ, size) int64, rising in each row
 
 
 class ScoreMemory(nn.Module):
@@ -45,8 +37,8 @@ class ScoreMemory(nn.Module):
     memory then starts empty.
     """
 
-    positives: Tensor
-    negatives: Tensor
+    positives: Tensor  # (τ, size // 4) int64 keys, rising in each row, EMPTY_KEY for none
+    negatives: Tensor  # (τ, size) likewise
     written: Tensor
     num_classes: Tensor
 
@@ -54,7 +46,6 @@ class ScoreMemory(nn.Module):
         super().__init__()
         self.length = length
         self._gathered: tuple[int, dict[str, Tensor]] | None = None
-        self._num_lost = 0
         self._is_loaded = False
         self.positives = torch.full((length, size // 4), EMPTY_KEY)
         self.negatives = torch.full((length, size), EMPTY_KEY)
@@ -71,17 +62,13 @@ class ScoreMemory(nn.Module):
         """The fraction of the τ batches that are filled; 0 where τ is 0."""
         return min(int(self.written), self.length) / self.length if self.length else 0.0
 
-    def contents(self) -> MemoryContents | None:
-        """All that is remembered; None where τ is 0."""
-        return MemoryContents(self.positives, self.negatives) if self.length else None
-
     def start_anew(self) -> None:
         """Empties a memory that was loaded, if no batch was written since: that of another run."""
         if self._is_loaded:
             self.positives.fill_(EMPTY_KEY)
             self.negatives.fill_(EMPTY_KEY)
             self.written.zero_()
-            self._is_loaded, self._num_lost = False, 0
+            self._is_loaded = False
 
     @torch.no_grad()
     def write(self, inputs: RankingInputs, lowest: Tensor) -> None:
@@ -92,17 +79,15 @@ class ScoreMemory(nn.Module):
         """
         if self.length == 0:
             return
-        if self._num_lost:
-            self._warn_of_lost_negatives()
         slot = int(self.written) % self.length
         number, room = inputs.keys.shape[0], self.positives.shape[1]
         # Evenly over the batch: the highest alone would have too good a precision.
         kept = torch.arange(min(number, room), device=inputs.keys.device)
         kept = kept * number // room if number > room else kept
-        self.positives[slot].fill_(EMPTY_KEY)[: len(kept)] = sort(inputs.keys[kept])
+        self.positives[slot].fill_(EMPTY_KEY)[: len(kept)] = inputs.keys[kept].sort().values
         of_others = lowest.min().nan_to_num(posinf=0.0)
         lowest = torch.where(lowest.isfinite(), lowest, of_others)
-        negatives = sort(highest_negatives(inputs, lowest, self.negatives.shape[1]))
+        negatives = highest_negatives(inputs, lowest, self.negatives.shape[1]).sort().values
         self.negatives[slot].fill_(EMPTY_KEY)[: len(negatives)] = negatives
         self.written.add_(1)
         self._is_loaded = False
@@ -124,8 +109,6 @@ class ScoreMemory(nn.Module):
         saved = {name: value.clone() for name, value in self.tensors().items()}
         if self._gathered and self._gathered[0] == int(self.written):
             saved.update(self._gathered[1])
-        elif self.length:
-            metadata[prefix[:-1]]["processes"] = Processes().size
         metadata[prefix[:-1]]["memory"] = saved
 
     def _load_from_state_dict(
@@ -140,7 +123,6 @@ class ScoreMemory(nn.Module):
             for name, own in self.tensors().items():
                 own.copy_(saved[name])
             self._is_loaded = True
-            self._num_lost = local_metadata.get("processes", 1) - 1 if self.written else 0
 
     def _fits(self, saved: dict[str, Tensor]) -> bool:
         own = self.tensors()
@@ -156,17 +138,6 @@ class ScoreMemory(nn.Module):
             new = torch.full_like(value, EMPTY_KEY, device=device) if value.is_meta else None
             setattr(self, name, value.to(device) if new is None else new)
         return self
-
-    def _warn_of_lost_negatives(self) -> None:
-        if Processes().rank == 0:
-            logging.getLogger(__name__).warning(
-                "The checkpoint has the remembered negatives of 1 of %d processes. The losses of "
-                "the next %d iterations differ from those of the run that was interrupted. To save "
-                "all of them, call ScoreMemory.all_gather_for_checkpoint() in every process before "
-                "each checkpoint",
-                self._num_lost + 1, self.length,
-            )  # fmt: skip
-        self._num_lost = 0
 
 
 def highest_negatives(inputs: RankingInputs, lowest: Tensor, size: int) -> Tensor:

@@ -7,7 +7,6 @@ A key is ``segment << 32 | code``: the code orders as the float32 score does, th
 class, or C for the scores of all classes together.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,13 +57,6 @@ def segment_offsets(sorted_keys: Tensor, num_segments: int) -> Tensor:
     first_keys = torch.arange(num_segments + 1, device=sorted_keys.device) << 32
     of_rows = first_keys.expand(*sorted_keys.shape[:-1], -1).contiguous()
     return torch.searchsorted(sorted_keys, of_rows)
-
-
-def sort(keys: Tensor) -> Tensor:
-    """``(K,)`` keys, rising."""
-    if keys.device.type == "cpu":
-        return torch.from_numpy(np.sort(keys.numpy()))  # several times as fast as torch
-    return keys.sort().values
 
 
 def count_at_or_above(sorted_keys: Tensor, edges: Tensor, num_segments: int) -> Tensor:

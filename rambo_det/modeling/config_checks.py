@@ -14,22 +14,6 @@ def rambo_node(cfg: CfgNode) -> CfgNode:
     return cfg.MODEL.RAMBO
 
 
-def resolve_rpn(cfg: CfgNode) -> None:
-    """Turns ``MODEL.RAMBO.RPN: True`` into the proposal generator that ranks anchors.
-
-    Raises InputError if the architecture has no RPN, or one of another kind.
-    """
-    if not rambo_node(cfg).RPN:
-        return
-    generator = cfg.MODEL.PROPOSAL_GENERATOR
-    if generator.NAME not in ("RPN", "RamboRPN"):
-        raise InputError(
-            f"MODEL.RAMBO.RPN: MODEL.PROPOSAL_GENERATOR.NAME {generator.NAME} has no objectness "
-            "to rank: set that to RPN, or MODEL.RAMBO.RPN to False"
-        )
-    generator.NAME = "RamboRPN"
-
-
 def check_architecture(cfg: CfgNode) -> None:
     """Raises InputError if a key asks for RaMBO in a part that the architecture does not have.
 
@@ -37,16 +21,17 @@ def check_architecture(cfg: CfgNode) -> None:
     """
     name, heads = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME
     model = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else object
-    without_rpn = issubclass(model, (RetinaNet, SemanticSegmentor))
-    if heads.startswith("Rambo") and (without_rpn or issubclass(model, ProposalNetwork)):
+    without_heads = (RetinaNet, SemanticSegmentor, ProposalNetwork)
+    if heads.startswith("Rambo") and issubclass(model, without_heads):
         raise InputError(
             f"MODEL.ROI_HEADS.NAME {heads}: MODEL.META_ARCHITECTURE {name} has no ROI heads: set "
             "that to GeneralizedRCNN or RamboRetinaNet, or MODEL.ROI_HEADS.NAME to a stock name"
         )
-    if rambo_node(cfg).RPN and without_rpn:
+    generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if generator == "RamboRPN" and issubclass(model, without_heads[:2]):
         raise InputError(
-            f"MODEL.RAMBO.RPN: MODEL.META_ARCHITECTURE {name} has no RPN: set it to False, or use "
-            "GeneralizedRCNN or ProposalNetwork"
+            f"MODEL.PROPOSAL_GENERATOR.NAME {generator}: MODEL.META_ARCHITECTURE {name} has no "
+            "RPN: set it to RPN, or use GeneralizedRCNN or ProposalNetwork"
         )
 
 
@@ -56,11 +41,6 @@ def check_roi_heads(cfg: CfgNode, shared_boxes: bool) -> None:
     ``shared_boxes``: whether the heads predict one box for all classes anyway (Cascade).
     """
     refuse_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
-    if rambo_node(cfg).RPN and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RamboRPN":
-        raise InputError(
-            "MODEL.RAMBO.RPN True is resolved by rambo-train: in a script of your own set "
-            "MODEL.PROPOSAL_GENERATOR.NAME RamboRPN in its place"
-        )
     if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG and not shared_boxes:
         raise InputError(
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG cannot be combined with "

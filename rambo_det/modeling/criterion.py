@@ -44,7 +44,7 @@ class RamboCriterion(RamboLoss):
         weight: > 0, weight of the loss.
         memory_length: τ, as RamboLoss's.
         class_names: C names for the training scalars; None: their indices.
-        prefix: of the training scalars, see :meth:`log`; "": whoever calls the loss calls that too.
+        prefix: of the training scalars, see :meth:`_log`.
         name: of the loss, for the error if scores are not finite.
         ce_warmup: >= 0, iterations in which the stock loss passes over to this one.
         checkpoint_period, max_iter: when a trainer saves, which saves its model in the main process
@@ -134,8 +134,7 @@ class RamboCriterion(RamboLoss):
             loss = super().forward(scores, gt_classes)
         if self.stats is not None and not self.stats.finite:
             raise self._not_finite(*logits, scores)
-        if self.prefix:
-            self.log(self.prefix)
+        self._log()
         if self.training and torch.is_grad_enabled():
             self._gather_for_checkpoint()
         return loss * self.weight
@@ -183,7 +182,7 @@ class RamboCriterion(RamboLoss):
             self.memory.all_gather_for_checkpoint()
 
     @torch.jit.unused
-    def log(self, prefix: str) -> None:
+    def _log(self) -> None:
         """Puts what the last call saw under ``prefix/`` in Detectron2's storage, if there is one.
 
         ``AP`` (mean over the classes present), ``AP-<class>`` where present, ``zero_gradient``,
@@ -191,7 +190,7 @@ class RamboCriterion(RamboLoss):
         ``bytes_sent``,
         see :class:`rambo_det.losses.rambo_loss.LossStats`.
         """
-        stats, storage = self.stats, current_storage()
+        stats, storage, prefix = self.stats, current_storage(), self.prefix
         if stats is None or storage is None:
             return
         if stats.present.is_cuda and (storage.iter + 1) % _GPU_PERIOD:

@@ -12,8 +12,6 @@ from detectron2.modeling.roi_heads import (
     Res5ROIHeads,
     StandardROIHeads,
 )
-from detectron2.structures import Instances
-from torch import Tensor
 
 from .config_checks import check_roi_heads
 from .criterion import RamboCriterion
@@ -46,7 +44,7 @@ class _RamboPredictors:
         with torch.random.fork_rng(devices=[]):
             if "box_predictors" in args:
                 args["box_predictors"] = [
-                    swapped(stock, prefix="", name=f"loss_cls_stage{stage}")
+                    swapped(stock, name=f"loss_cls_stage{stage}")
                     for stage, stock in enumerate(args["box_predictors"])
                 ]
             else:
@@ -68,19 +66,6 @@ class RamboRes5ROIHeads(_RamboPredictors, Res5ROIHeads):
 
 class RamboCascadeROIHeads(_RamboPredictors, CascadeROIHeads):
     """CascadeROIHeads with a :class:`RamboFastRCNNOutputLayers`, hence a memory, for each stage."""
-
-    def _forward_box(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
-    ) -> Any:
-        result = super()._forward_box(features, proposals, targets)
-        if self.training:
-            # Not where super() calls the losses: it would put its own prefix before "rambo/".
-            for stage, predictor in enumerate(self.box_predictor):
-                predictor.rambo_loss.log(f"rambo/stage{stage}")
-        return result
 
 
 for _heads in (RamboROIHeads, RamboRes5ROIHeads, RamboCascadeROIHeads):
