@@ -98,7 +98,7 @@ PROTOCOL = {
         "Does cross entropy with repeat-factor sampling gain on chess what RaMBO gains? All else "
         "is as in pretrained. The rarest piece is in 0.3 of the images, so the threshold is 0.5.",
         "AP",
-        f"{_TIMM} {_CHESS} {_JOBS} --seeds 5 --variant 'ce_repeat=ce DATALOADER.SAMPLER_TRAIN "
+        f"{_TIMM} {_CHESS} {_JOBS} --seeds 3 --variant 'ce_repeat=ce DATALOADER.SAMPLER_TRAIN "
         "RepeatFactorTrainingSampler DATALOADER.REPEAT_THRESHOLD 0.5' SOLVER.MAX_ITER 600",
     ),
     "retinanet_tuning": (
