@@ -108,7 +108,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def tell(results: dict[str, Any], checkpoint: Any, *more: str | None) -> None:
         if main:
-            lines = [f"\n{result_table(results)}\n\ncheckpoint: {checkpoint}", *filter(None, more)]
+            table = f"in percent:\n\n{result_table(results)}"
+            lines = [f"\n{table}\n\ncheckpoint: {checkpoint}", *filter(None, more)]
             print("\n".join(lines))
 
     with held_until_set_up():
