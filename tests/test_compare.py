@@ -277,7 +277,8 @@ def test_what_is_said(finds, about, in_both, in_report, in_none, tmp_path, catal
 
 
 def test_a_picture_shows_the_seed_in_which_the_losses_differ(tmp_path, catalogs):
-    *_, said = evaluated(tmp_path, {"ce": [True, False], "rambo": [True, True]}, images=4)
+    finds = {"ce": [True, False], "rambo": [True, True]}
+    *_, said = evaluated(tmp_path, finds, ("a", "$$ b_"), images=4)  # it is no formula
     (heading, *_) = re.findall(r"AP50 is (\d+) higher with (\w+), seed (\d): (\w+\.png)", said)
     assert int(heading[0]) > 50 and heading[1:3] == ("RaMBO", "1")
     numbers = re.findall(r"AP50 is (\S+) higher", said)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
@@ -130,6 +132,21 @@ def test_data_sets_with_keys_of_their_own(tmp_path, catalogs):
     assert len(classes) == 3  # both losses of a data set have as many
     assert found.runs[0].folder.parts[-4:] == ("runs", "c", "ce", "seed0")
     assert "data c_val" in found.runs[0].settings and "data x" not in found.runs[-1].settings
+
+
+def test_data_of_a_users_own_code_are_told_apart(tmp_path, catalogs):
+    register_coco_instances("imp_train", {}, *write_coco(tmp_path, 8))
+    DatasetCatalog.get("imp_train")
+    words = ["--losses", "ce", "--seeds", 1, "DATASETS.TRAIN", "('imp_train',)"]
+    runs = [plan("faster_rcnn_ce.yaml", "--hold-out", n, *words).runs[0] for n in (2, 4, 4)]
+    digests = [run.settings["data imp_train_fit"] for run in runs]
+    assert digests[0] != digests[1] == digests[2]
+
+
+def test_all_losses_are_measured_on_the_same_data(catalogs):
+    other = "b=rambo DATASETS.TEST \"('rambo_shapes_train',)\""
+    with pytest.raises(InputError, match="b: DATASETS.TEST is rambo_shapes_train, that of the"):
+        plan("faster_rcnn_ce.yaml", "--losses", "ce", "--variant", other)
 
 
 def test_images_that_are_trained_and_tested_on_are_counted(tmp_path, catalogs):

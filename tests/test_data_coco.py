@@ -393,6 +393,7 @@ REFUSED = [
     (of("images 1", width=...), r"images\[1\].*'width' is missing"),
     (of("images 0", width="40"), r"images\[0\].*'width' cannot be '40'"),
     (of("images 0", id=4), r"images\[1\]: image id 4 is there twice"),
+    (of("images 0", id=2**63), r"images\[0\]: the id 9223372036854775808 has more than 63 bits"),
     (of("images 1", id="4"), r"images\[1\]: not all ids are numbers"),
     (of("images 1", file_name="c.jpg"), r"set\.json: .*c\.jpg is missing"),
     (of("images 0", file_name="x\\a.png"), "backslashes, write /"),

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import struct
 from itertools import islice
 from pathlib import Path
 
@@ -359,7 +360,11 @@ def test_boxes_that_may_be_of_the_image_before_it_was_turned_are_said(tmp_path, 
     exif = Image.Exif()
     exif[0x0112] = 6
     image(tmp_path / "x/b.jpg", exif=exif)
-    plain(tmp_path, {"x/a.txt": LINE, "x/b.txt": LINE}, images=["x/a.jpg"])
+    # As text, which is not what the tag holds, the orientation is passed over as Detectron2 does.
+    entry = struct.pack("<4sIHHHI4sI", b"II*\0", 8, 1, 0x0112, 2, 2, b"6\0\0\0", 0)
+    image(tmp_path / "x/c.jpg", exif=b"Exif\0\0" + entry)
+    assert Image.open(tmp_path / "x/c.jpg").getexif()[0x0112] == "6"
+    plain(tmp_path, {f"x/{name}.txt": LINE for name in "abc"}, images=["x/a.jpg"])
     (line,) = warnings()
     assert "1 image(s) are turned as their EXIF orientation says" in line and "x/b.jpg" in line
 

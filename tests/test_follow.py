@@ -74,6 +74,13 @@ def test_the_log_file_has_more_and_the_best_is_kept(arguments, tmp_path, capsys,
     saved = "model_final" if best == 7 else f"model_{best:07d}"
     assert same_weights(out / "model_best.pth", out / f"{saved}.pth")
     assert (out / "last_checkpoint").read_text() == "model_final.pth"
+    # A checkpoint beyond the end that is asked for now is no evaluation of that end.
+    keys[1] = "2"
+    assert call(main, "--resume", *arguments, *keys, "OUTPUT_DIR", out) == 0
+    assert list(best_of(out)["evaluations"]) == ["1", "3", "5", "7"]
+    assert best_of(out)["best"] == state["best"]
+    for key, found in best_of(out)["evaluations"].items():
+        assert found == pytest.approx(state["evaluations"][key], abs=1e-4)
 
 
 def stopped_run(arguments, out, *more):

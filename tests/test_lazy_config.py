@@ -14,13 +14,14 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.env import seed_all_rng
 
 import rambo_det
+from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main as train
 from rambo_det.engine.arguments import parse_args
 from rambo_det.engine.lazy import LazyRun, load_lazy_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
-from .command_line import own_data, refused
+from .command_line import call, own_data, refused
 from .forked import python
 from .models import CONFIGS, write_coco
 
@@ -119,6 +120,40 @@ def test_what_a_run_of_a_lazyconfig_leaves_alone(tmp_path, arguments, capsys):
         error = refused(capsys, main, flag, "--classes", "star,triangle,square,circle", *words)
         assert error.startswith(f"error: {flag}: class 1 is 'circle' in the run in {tmp_path}/out")
         assert error.endswith("--classes circle,square,triangle,star\n")
+
+
+OWN_LOADER = """
+from detectron2.config import LazyCall as L, LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, build_detection_train_loader
+cfg = LazyConfig.load("{base}")
+model, optimizer, lr_multiplier, train = cfg.model, cfg.optimizer, cfg.lr_multiplier, cfg.train
+dataloader = cfg.dataloader
+mapper = dataloader.train.mapper
+def own_loader(name, mapper):
+    data = DatasetCatalog.get(name)
+    return build_detection_train_loader(data, mapper=mapper, total_batch_size=2, num_workers=0)
+dataloader.train = L(own_loader)(name="lz_train", mapper=mapper)
+"""
+
+
+def test_a_loader_and_functions_of_ones_own(tmp_path, arguments, capsys):
+    """Also a list of one test set, and arguments that the config does not name."""
+    data, keys = arguments
+    config = tmp_path / "own.py"
+    config.write_text(OWN_LOADER.replace("{base}", str(CONFIGS.parent / FCOS)))
+    keys = [keys[-1], "dataloader.test.dataset.names=[lz_val]", "optimizer.nesterov=True"]
+    words = ["--config", config, *data, *keys, "train.max_iter=1"]
+    assert call(main, *words) == 0
+    text = capsys.readouterr().out
+    assert "--resume will start it anew" in text and "| AP50 " in text.replace("|   AP50", "| AP50")
+    assert call(predict, "--run", tmp_path / "out", "--output", tmp_path / "found",
+                tmp_path / "data" / "val") == 0  # fmt: skip
+    for wrong, message in (
+        ("optimizer.nestrov=True", "unknown config key optimizer.nestrov"),
+        ("dataloader.test.dataset.names=[lz_val,lz_train]", "is evaluated on one data set, not"),
+        ("train.calibrate=train", "names no data set: name one here"),
+    ):
+        assert message in refused(capsys, main, *words, wrong)
 
 
 def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):

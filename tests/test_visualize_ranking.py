@@ -119,6 +119,7 @@ def test_the_picture_shows_true_and_false():
     assert pixels(mixed, TRUE) > 1000 and pixels(mixed, FALSE) > 1000
     assert pixels(perfect, TRUE) > 1000 and pixels(perfect, FALSE) == 0
     draw_class(ranked_class([], 2), 0.5, look)
+    draw_class(replace(ranked_class([False], 2), name="$$ x_"), 0.5, look)  # no formula
 
 
 def test_each_class_has_a_picture_of_its_own(tmp_path, capsys):

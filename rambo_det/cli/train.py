@@ -67,6 +67,8 @@ def load_config(args: argparse.Namespace) -> Any:
             "reach SOLVER.BASE_LR", cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER,
         )  # fmt: skip
     calibrate = value(cfg, keys.calibrate)
+    if calibrate == "train" and not names(cfg, keys.train) and not args.eval_only:
+        raise InputError(f"{keys.calibrate} train: {keys.train} names no data set: name one here")
     if calibrate not in ("off", "train") and not args.eval_only:
         train = names(cfg, keys.train)[0]
         check_dataset(keys.calibrate, calibrate)

@@ -11,7 +11,7 @@ from scipy.special import logit
 
 from ..evaluation.calibration import draw_reliability
 from ..evaluation.matches import RECALLS
-from ..evaluation.pictures import missing_glyphs
+from ..evaluation.pictures import missing_glyphs, plain
 from .results import Cells
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -73,7 +73,7 @@ def precision_recall(cells: Cells) -> bytes:
         for colour, (title, runs) in enumerate(cells.items()):
             curves = np.array([run.matches.curves[k] for run in runs])
             _band(axis, RECALLS, curves, colour, title)
-        axis.set_title(f"{one.classes[k]} ({objects[k]} objects)")
+        axis.set_title(plain(f"{one.classes[k]} ({objects[k]} objects)"))
         axis.set(xlim=(0, 1), ylim=(0, 1.02))
     figure.supxlabel("recall: share of the objects that are found", fontsize=9)
     figure.supylabel("precision: share that is right", fontsize=9)

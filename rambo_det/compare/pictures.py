@@ -11,7 +11,7 @@ from detectron2.utils.visualizer import Visualizer
 from pycocotools.coco import COCO
 
 from ..evaluation.matches import Matches, average_precisions
-from ..evaluation.pictures import missing_glyphs
+from ..evaluation.pictures import missing_glyphs, plain
 from ..evaluation.ranking import best_f1
 from .results import Measured
 
@@ -95,5 +95,6 @@ def _draw(image: np.ndarray, boxes: np.ndarray, labels: list[str], colours: list
     corners = boxes.reshape(-1, 4) @ np.array([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0],
                                                [0, 0, 0, 1]])  # fmt: skip
     drawer = Visualizer(image[:, :, ::-1], scale=_PX / max(image.shape[:2]))
+    labels = [plain(label) for label in labels]
     output = drawer.overlay_instances(boxes=corners, labels=labels, assigned_colors=colours)
     return bytes(cv2.imencode(".jpg", output.get_image()[:, :, ::-1])[1])

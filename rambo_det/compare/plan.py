@@ -1,8 +1,6 @@
 """What a comparison will run: every loss on every data set with every seed, checked beforehand."""
 
-import argparse
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -91,7 +89,12 @@ def make_plan(
                 plan.test_sets[name] = cfg.DATASETS.TEST[0]
                 plan.trained_on[name] = _trained_on(cfg)
                 classes = next(map(classes_of, own_names(args)), None)
-            cells.append((name, variant.name, words, _settings(cfg, args)))
+            elif cfg.DATASETS.TEST[0] != plan.test_sets[name]:
+                raise InputError(
+                    f"{variant.name}: DATASETS.TEST is {cfg.DATASETS.TEST[0]}, that of the others "
+                    f"{plan.test_sets[name]}: all losses are measured on the same data"
+                )
+            cells.append((name, variant.name, words, _settings(cfg)))
     for seed in seeds:
         for name, of, words, settings in cells:
             folder = out / "runs" / name / of / f"seed{seed}"
@@ -111,16 +114,15 @@ def _own_opts(given: list[str], variant: Variant) -> list[str]:
     return [*opts, *variant.opts]
 
 
-def _settings(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+def _settings(cfg: CfgNode) -> dict[str, Any]:
     settings = _flat(cfg)
     for key in _NO_SETTINGS:
         settings.pop(key)
-    if own_names(args):
-        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-            content = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
-            content.pop("info", None)  # where the data lie
-            text = json.dumps(content, sort_keys=True)
-            settings[f"data {name}"] = hashlib.sha256(text.encode()).hexdigest()[:12]
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        file = MetadataCatalog.get(name).get("json_file")
+        if file and os.path.isfile(file):  # shapes may not be drawn yet
+            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            settings[f"data {name}"] = digest[:12]
     return settings
 
 

@@ -183,7 +183,8 @@ def _check_same_run(run: Run) -> None:
     # A key that is new since then had no other value than its default.
     was = {**default_settings(), **record.get("settings", run.settings)}
     for key in sorted(run.settings):
-        if was.get(key) != run.settings[key]:
+        # Not every set had a digest in earlier records, nor has one that is not made yet.
+        if was.get(key) != run.settings[key] and (key in was or not key.startswith("data ")):
             raise InputError(
                 f"{run.folder} was made with {key} {was.get(key)!r}, now it is "
                 f"{run.settings[key]!r}: name another folder with --out, or remove this one"

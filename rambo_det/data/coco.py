@@ -45,6 +45,9 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
             raise InputError(f"{json_file}: {place}: image id {number!r} is there twice")
         if type(number) is not type(next(iter(source.images), number)):  # they have to be sorted
             raise InputError(f"{json_file}: {place}: not all ids are numbers, or text: {number!r}")
+        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+            # pycocotools makes floats of them, and then does not find their annotations
+            raise InputError(f"{json_file}: {place}: the id {number} has more than 63 bits")
         source.add_image(image, json_file)
     for annotation, place in _entries(content, "annotations", json_file):
         _add_annotation(source, annotation, place)

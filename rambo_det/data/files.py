@@ -100,7 +100,9 @@ def check_image(
                 width, height = image.size
                 # Detectron2 turns images upright when it reads them: 5 to 8 swap width and height.
                 orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-                if image.format == "TIFF" and orientation in range(2, 9):
+                if orientation not in range(2, 9):  # Detectron2 passes over text and bytes too
+                    orientation = 1
+                if image.format == "TIFF" and orientation > 1:
                     raise InputError(
                         f"{named_in}: the image {name} is a TIFF with orientation {orientation}, "
                         "which would be turned twice: save it upright"

@@ -180,7 +180,7 @@ class DataSource:
             for item in self.annotations
         ]
         return {
-            "info": {"description": f"made from {self.file}"},
+            "info": {},  # nothing of where the data lie: rambo-compare tells data by this file
             "images": list(self.images.values()),
             "annotations": annotations,
             "categories": [{"id": number, "name": name} for name, number in ids.items()],

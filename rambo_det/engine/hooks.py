@@ -99,7 +99,9 @@ class Evaluations(hooks.EvalHook):
         for writer in self._writers:
             writer.write()
         if self._seeks:
-            iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
+            # A checkpoint that is resumed may be beyond max_iter.
+            end = max(self.trainer.max_iter, self.trainer.start_iter)
+            iteration = min(self.trainer.iter, end - 1)
             self._note(iteration)
             self._end_if_it_is_time(iteration)
 

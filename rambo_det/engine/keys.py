@@ -51,5 +51,8 @@ def set_value(cfg: Any, key: str, new: Any) -> None:
 
 def names(cfg: Any, key: str) -> list[str]:
     """The data sets under a key: a LazyConfig may have one name in place of a list."""
-    found = value(cfg, key)
+    try:
+        found = value(cfg, key)
+    except (KeyError, AttributeError):  # of a LazyConfig with a loader of the user's own
+        return []
     return [found] if isinstance(found, str) else list(found)

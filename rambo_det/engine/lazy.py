@@ -1,6 +1,7 @@
 """Training and evaluation of a model that a LazyConfig describes."""
 
 import argparse
+import inspect
 import logging
 import os
 import pydoc
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import cloudpickle
 import detectron2.utils.comm as comm
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import build_detection_train_loader
@@ -26,7 +28,7 @@ from ..places import find_config
 from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
 from .hooks import SeededSteps, StoppedEarly, training_hooks
-from .keys import LAZY, names
+from .keys import LAZY, names, set_value
 from .loader import train_loader
 from .own_data import check_parts, register_data
 from .seeds import ORDER, run_seed, seeded
@@ -44,6 +46,11 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     needed = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
     cfg = read_lazy_config(find_config(args.config_file), args.opts, needed)
     check_amp("train.amp.enabled=True", cfg.train.amp.enabled, LAZY.device, cfg.train.device)
+    tests = names(cfg, LAZY.test)
+    if len(tests) > 1:
+        raise InputError(f"{LAZY.test}: a LazyConfig is evaluated on one data set, not {tests}")
+    if tests:  # COCOEvaluator takes no list
+        set_value(cfg, LAZY.test, tests[0])
     classes, own = register_data(cfg, LAZY, args)
     heads = cfg.model.get("roi_heads", {})
     why = [f"model.roi_heads.{head} is there" * (heads.get(head) is not None)
@@ -69,7 +76,14 @@ def read_lazy_config(
         with warnings.catch_warnings():
             # Detectron2's model zoo, which the configs build on, imports it.
             warnings.filterwarnings("ignore", "pkg_resources is deprecated")
-            cfg = LazyConfig.load(file)
+            try:
+                cfg = LazyConfig.load(file)
+            except Exception:
+                # Of a run whose config has functions of its own, Detectron2 writes this as well.
+                if not os.path.isfile(f"{file}.pkl"):
+                    raise
+                with open(f"{file}.pkl", "rb") as stream:
+                    cfg = cloudpickle.load(stream)
     except Exception as error:  # a LazyConfig is a program, which can fail in any way
         steps = traceback.extract_tb(error.__traceback__)
         line = next((f", line {s.lineno}" for s in reversed(steps) if s.filename == file), "")
@@ -102,8 +116,10 @@ def _override(cfg: Any, opt: str) -> None:
         raise InputError(f"config keys come as KEY=VALUE, got {opt!r}")
     parent, _, leaf = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else None
-    # A model takes arguments that its config does not name; everything else is listed there.
-    if not OmegaConf.is_config(node) or (leaf not in node and not key.startswith("model.")):
+    # What is called may take arguments that its config does not name.
+    if not OmegaConf.is_config(node) or not (
+        key.startswith("model.") or leaf in node or leaf in _arguments(node)
+    ):
         raise InputError(f"unknown config key {key}")
     before = OmegaConf.select(cfg, key)
     try:
@@ -113,6 +129,13 @@ def _override(cfg: Any, opt: str) -> None:
     number = (int, float)
     if isinstance(before, number) and not isinstance(OmegaConf.select(cfg, key), number):
         raise InputError(f"{key} must be a number or a truth value, as {before!r}, got {opt!r}")
+
+
+def _arguments(node: Any) -> list[str]:
+    """The names of the arguments of what a node of a LazyConfig calls; none if it calls nothing."""
+    target = node.get("_target_") if OmegaConf.is_dict(node) else None
+    target = pydoc.locate(target) if isinstance(target, str) else target
+    return [*inspect.signature(target).parameters] if callable(target) else []
 
 
 class LazyRun:

@@ -34,14 +34,14 @@ def register_data(
     own = own_names(args)
     unused = [name for name in own if name not in (*train, *test)]
     for key, named in ((keys.train, train), (keys.test, test)):
-        is_empty = key == keys.test and not named  # a training may have no test set
-        if unused and not args.eval_only and not is_empty and not set(own) & set(named):
+        # A training may have no test set, and a loader of the user's own names its data itself.
+        if unused and named and not args.eval_only and not set(own) & set(named):
             name = f"\"('{unused[0]}',)\"" if keys.sign == " " else unused[0]
             raise InputError(
-                f"--register-... name {', '.join(own)}, but {key} is "
-                f"{', '.join(named) or 'empty'}: add {key}{keys.sign}{name}"
+                f"--register-... name {', '.join(own)}, but {key} is {', '.join(named)}: "
+                f"add {key}{keys.sign}{name}"
             )
-    trained = [] if args.eval_only else train
+    trained = [] if args.eval_only and args.hold_out is None else train
     used = [*((keys.train, name) for name in trained), *((keys.test, name) for name in test)]
     for key, name in used:
         if name not in own:

@@ -40,7 +40,7 @@ def write_data(
     register = [_located(*item) for item in args.register] if args.split is None else []
     files = {name: MetadataCatalog.get(name).get("json_file") for name in test}
     data = SavedData(
-        classes_of(train[0]),
+        classes_of([*train, *test][0]) if train or test else [],
         [os.path.abspath(x) if x.endswith(".py") else x for x in args.imports],
         register + [["coco", p.name, p.json_file, p.image_root] for p in parts],
         {p.name: _image_files(p.json_file) for p in parts},

@@ -67,6 +67,11 @@ def missing_glyphs() -> Iterator[None]:
         yield
 
 
+def plain(text: str) -> str:
+    """For Matplotlib, in which dollar signs would enclose a formula."""
+    return text.replace("$", r"\$")
+
+
 @missing_glyphs()
 def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> np.ndarray:
     """The image with boxes, masks and keypoints, labelled with class and score in percent.
@@ -78,8 +83,7 @@ def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> 
     classes, names = found.pred_classes.tolist(), metadata.get("thing_classes") or ()
     # Always the same for a class: the data set's own, if any.
     palette = np.asarray(metadata.get("thing_colors") or colormap(rgb=True)) / 255
-    # A dollar sign would begin a formula.
-    labels = [names[k].replace("$", r"\$") if k < len(names) else f"class {k}" for k in classes]
+    labels = [plain(names[k]) if k < len(names) else f"class {k}" for k in classes]
     if found.has("scores"):
         labels = [f"{x} {s:.0%}" for x, s in zip(labels, found.scores.tolist(), strict=True)]
     drawer = Visualizer(image, metadata, scale=max(1, round(_LEAST_PX / max(image.shape[:2]))))
@@ -128,7 +132,7 @@ def draw_class(ranked: RankedClass, iou: float, look: Look) -> np.ndarray:
         f"{(1 - ranked.ap_ideal) * 100:.1f} lost to objects that were not found "
         f"({ranked.num_objects - found} of {ranked.num_objects})."
     )
-    figure.text(0.035, 0.92, ranked.name, fontsize=15, weight="bold", va="center")
+    figure.text(0.035, 0.92, plain(ranked.name), fontsize=15, weight="bold", va="center")
     figure.text(0.25, 0.92, words, fontsize=11, va="center")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
@@ -210,4 +214,4 @@ def _crop(axis: Axes, ranked: RankedClass, index: int, look: Look) -> None:
     digits = 3 if score < 0.9995 else math.ceil(-math.log10(max(1 - score, 1e-8))) + 1
     axis.set_title(f"#{index + 1}  {score:.{digits}f}", fontsize=9, pad=4)
     words = f"{ranked.reasons[index] or 'true'}\nIoU {ranked.iou[index]:.2f}"
-    axis.set_xlabel(words, fontsize=8.5, color=color, labelpad=4)
+    axis.set_xlabel(plain(words), fontsize=8.5, color=color, labelpad=4)

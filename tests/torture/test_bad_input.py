@@ -205,6 +205,10 @@ CASES: dict[str, tuple[Make, str]] = {
         "configs is a folder: name the data.yaml in it",
     ),
     "an evaluation of no run": (keys("--eval-only"), "no checkpoint in"),
+    "that, on images held out of no data": (
+        keys("--eval-only", "--hold-out=2", "DATASETS.TRAIN", "('trian',)"),
+        "trian is not registered",
+    ),
     # Config files.
     "no such config": (words("--config", "configs/none.yaml"), "configs/none.yaml: no such file"),
     "a folder as config": (words("--config", "configs"), "configs"),
