@@ -11,6 +11,7 @@ from rambo_det.cli.compare import parse_args as parse_compare
 from rambo_det.cli.compare import plan_of
 from rambo_det.cli.train import main, parse_args
 from rambo_det.data import register_datasets
+from rambo_det.engine.lazy import load_lazy_config
 from rambo_det.engine.setup import build_config
 from rambo_det.errors import InputError
 
@@ -52,12 +53,20 @@ def config(file, images, *opts, name="points"):
 
 
 def test_names_number_and_mirror_images_are_those_of_the_json(tmp_path):
-    cfg = config(*with_points(tmp_path), *SIGMAS)
+    places = with_points(tmp_path)
+    cfg = config(*places, *SIGMAS)
     assert cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 4
     metadata = MetadataCatalog.get("points")
     assert metadata.keypoint_names == POINTS
     # The left tail has no right one.
     assert list(create_keypoint_hflip_indices(["points"])) == [0, 2, 1, 3]
+    DatasetCatalog.remove("points")
+    words = ["--config", "configs/lazy/retinanet_rambo.py", "--register-coco", "points"]
+    words += [*map(str, places), "dataloader.train.mapper.use_keypoint=True"]
+    words += [f"dataloader.{split}.dataset.names=points" for split in ("train", "test")]
+    words += ["dataloader.train.mapper.keypoint_hflip_indices=[0,1]"]
+    mapper = load_lazy_config(parse_args(words, lazy=True)).dataloader.train.mapper
+    assert list(mapper.keypoint_hflip_indices) == [0, 2, 1, 3]
     counted = read(metadata.json_file)["annotations"]
     assert counted and all(annotation["num_keypoints"] == 3 for annotation in counted)
 

@@ -14,7 +14,8 @@ from typing import Any
 import cloudpickle
 import detectron2.utils.comm as comm
 from detectron2.config import CfgNode, LazyConfig, instantiate
-from detectron2.data import build_detection_train_loader
+from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import inference_on_dataset
@@ -60,6 +61,11 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     if classes is not None:
         node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
         node.num_classes = len(classes)
+    mapper, trained = cfg.dataloader.train.get("mapper") or {}, names(cfg, LAZY.train)
+    known = all(MetadataCatalog.get(name).get("keypoint_names") for name in trained)
+    if "keypoint_hflip_indices" in mapper and set(trained) <= set(own) and known:
+        # Those of the config are of COCO's persons.
+        mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(trained)
     if not args.eval_only:
         check_best(cfg, LAZY, names(cfg, LAZY.test)[:1])  # they are evaluated as one
     return cfg

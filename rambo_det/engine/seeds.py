@@ -9,6 +9,8 @@ import detectron2.utils.comm as comm
 import numpy as np
 import torch
 
+from ..errors import InputError
+
 #: What is drawn for: keys of the three must never be equal.
 STEP, IMAGE, ORDER = range(3)
 
@@ -18,6 +20,8 @@ def run_seed(given: int, earlier: int | None = None) -> int:
 
     It is that of the ``earlier`` run that goes on, else the ``given`` one; below 0 one is drawn.
     """
+    if given >= 2**32:
+        raise InputError(f"SEED {given}: it must be below 2**32, for numpy")
     choices = (-1 if earlier is None else earlier, given, comm.shared_random_seed())
     seed = int(next(choice for choice in choices if choice >= 0))
     return int(comm.all_gather(seed)[0])  # the main process may be the only one that sees files

@@ -129,6 +129,7 @@ KEYS = {
     "TEST.EVAL_PERIOD 1 DATASETS.TEST ('tt_data','rambo_shapes_val')": "write tt_data/bbox/AP",
     "TEST.EVAL_PERIOD 1 RAMBO_TRAIN.BEST_METRIC bbox/AP60": "there are bbox/AP, AP50,",
     "RAMBO_TRAIN.CLS_WEIGHT 0": "RAMBO_TRAIN.CLS_WEIGHT must be > 0",
+    "SEED 4294967296": "SEED 4294967296: it must be below 2**32",
     "MODEL.RAMBO.MARGIN wide": "MODEL.RAMBO.MARGIN",
     "SOLVER.MAX_ITER -1": "SOLVER.MAX_ITER",
     "DATASETS.TRAIN ()": "DATASETS.TRAIN",
