@@ -14,7 +14,6 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
-import rambo_det
 from rambo_det.modeling import RamboCriterion
 from rambo_det.modeling.classifier import Classifier, Rescaling
 from rambo_det.modeling.scores import SCORE_FUNCTIONS
@@ -148,11 +147,6 @@ def test_the_ap_of_a_class_is_logged_under_its_name():
         criterion(spread(torch.zeros(30, 4)), torch.tensor([1, 3, 4] * 10))
         names = {key for key in storage.latest() if key.startswith("rambo/AP-")}
     assert names == {"rambo/AP-b", "rambo/AP-d"}
-
-
-def test_importing_again_does_no_harm():
-    importlib.reload(rambo_det.modeling.roi_heads)
-    importlib.reload(rambo_det)
 
 
 # Detectron2 has it for R-CNNs alone.

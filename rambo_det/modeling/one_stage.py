@@ -46,6 +46,7 @@ class _RankedAnchors:
         return one_stage_losses(self, stock, self._loss_name, *inputs)
 
 
+@META_ARCH_REGISTRY.register()
 class RamboRetinaNet(_RankedAnchors, RetinaNet):
     """RetinaNet whose ``loss_cls`` is the batch-wide AP loss of all anchors' logits.
 
@@ -128,7 +129,3 @@ def flatten_levels(pred_logits: list[Tensor], gt_labels: list[Tensor]) -> tuple[
         ``(N * R, K)`` and ``(N * R,)``.
     """
     return cat(pred_logits, dim=1).flatten(0, 1), torch.stack(gt_labels).flatten()
-
-
-if "RamboRetinaNet" not in META_ARCH_REGISTRY:  # the package may be imported a second time
-    META_ARCH_REGISTRY.register(RamboRetinaNet)

@@ -52,6 +52,7 @@ class _RamboPredictors:
         return args
 
 
+@ROI_HEADS_REGISTRY.register()
 class RamboROIHeads(_RamboPredictors, StandardROIHeads):
     """StandardROIHeads with :class:`RamboFastRCNNOutputLayers`; masks and key points as before."""
 
@@ -60,14 +61,11 @@ class RamboROIHeads(_RamboPredictors, StandardROIHeads):
     keypoint_on: torch.jit.Final[bool]
 
 
+@ROI_HEADS_REGISTRY.register()
 class RamboRes5ROIHeads(_RamboPredictors, Res5ROIHeads):
     """Res5ROIHeads, the heads of C4 models, with :class:`RamboFastRCNNOutputLayers`."""
 
 
+@ROI_HEADS_REGISTRY.register()
 class RamboCascadeROIHeads(_RamboPredictors, CascadeROIHeads):
     """CascadeROIHeads with a :class:`RamboFastRCNNOutputLayers`, hence a memory, for each stage."""
-
-
-for _heads in (RamboROIHeads, RamboRes5ROIHeads, RamboCascadeROIHeads):
-    if _heads.__name__ not in ROI_HEADS_REGISTRY:  # the package may be imported a second time
-        ROI_HEADS_REGISTRY.register(_heads)

@@ -17,6 +17,7 @@ _NAMES: dict[str, Any] = {
 }  # fmt: skip
 
 
+@PROPOSAL_GENERATOR_REGISTRY.register()
 class RamboRPN(RPN):
     """RPN whose ``loss_rpn_cls`` is the AP loss of the sampled anchors' objectness.
 
@@ -60,7 +61,3 @@ class RamboRPN(RPN):
         scores, scale = cat(logits, dim=1).reshape(-1, 1), self.loss_weight.get("loss_rpn_cls", 1.0)
         inputs = scores, classes
         return self.rambo_loss.in_place_of("loss_rpn_cls", stock, *inputs, scale=scale)
-
-
-if "RamboRPN" not in PROPOSAL_GENERATOR_REGISTRY:  # the package may be imported a second time
-    PROPOSAL_GENERATOR_REGISTRY.register(RamboRPN)
