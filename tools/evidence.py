@@ -145,6 +145,11 @@ PROTOCOL = {
         "AP",
         f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3 --losses rambo {_GN} {_GIOU} 1000",
     ),
+    "voc07_retinanet_seeds_today": (
+        "Two more seeds of both, added after the interval of three had held 0.",
+        "AP",
+        f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3,4 --losses focal,rambo {_GN} {_GIOU} 1000",
+    ),
     "retinanet_long": (
         "What is left of the lead on chess after three times the schedule? The learning rates are "
         "those of retinanet_pretrained.",
@@ -238,12 +243,26 @@ _PLACE_RETINANET = dict.fromkeys(("place_retinanet", "place_retinanet_seeds"), "
 DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]] = {
     "default": (("cross entropy", {"main": "ce"}), ("RaMBO", _EACH)),
     "pretrained_default": (
-        ("cross entropy", {"pretrained": "ce"}),
-        ("RaMBO", {"pretrained_today": "rambo"}),
+        ("cross entropy", {"voc07": "ce", "pretrained": "ce"}),
+        ("RaMBO", {"voc07_today": "rambo", "pretrained_today": "rambo"}),
     ),
     "pretrained_retinanet": (
-        ("focal loss", {"retinanet_pretrained": "focal_lr0.02", "voc07_retinanet": "focal"}),
-        ("RaMBO", {"retinanet_pretrained_today": "rambo_lr0.04", "voc07_retinanet_today": "rambo"}),
+        (
+            "focal loss",
+            {
+                "retinanet_pretrained": "focal_lr0.02",
+                "voc07_retinanet": "focal",
+                "voc07_retinanet_seeds_today": "focal",
+            },
+        ),
+        (
+            "RaMBO",
+            {
+                "retinanet_pretrained_today": "rambo_lr0.04",
+                "voc07_retinanet_today": "rambo",
+                "voc07_retinanet_seeds_today": "rambo",
+            },
+        ),
     ),
     "default_retinanet": (
         ("focal loss", dict.fromkeys(_EACH_RETINANET, "focal")),
@@ -335,6 +354,7 @@ def derive(rows: Rows, name: str) -> Rows:
             for title, part in zip(titles, parts, strict=True)
         ]
         unknown = [metric for metric in METRICS if any(metric not in row for row in made)]
+        unknown += [f"{metric} of seeds" for metric in unknown]
         made = [{k: v for k, v in row.items() if k not in unknown} for row in made]
         difference = {"of": name, "data": data, "loss": titles[1], "less": titles[0]}
         difference["seeds"] = seeds
@@ -342,7 +362,7 @@ def derive(rows: Rows, name: str) -> Rows:
             if all(f"{metric} of seeds" in row for row in made):
                 found = np.subtract(*(row[f"{metric} of seeds"] for row in made[::-1]))
                 difference[metric] = around_seeds(found)
-            else:  # older rows have the mean alone
+            else:
                 less, more = (row[metric][0] for row in made)
                 difference[metric] = [round(more - less, 4), None, None]
         new["losses"] += made
@@ -355,23 +375,25 @@ def _of_seeds(part: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
     made: dict[str, Any] = {"seeds": seeds}
     for metric in METRICS[:3]:
         key = f"{metric} of seeds"
-        if any(key not in row for row in part):
+        if any(key not in row for row in part):  # older rows have the mean of their seeds alone
+            numbers = [len(row["seeds"]) for row in part]
+            if all(metric in row for row in part) and sum(numbers) == len(seeds):
+                mean = np.average([row[metric][0] for row in part], weights=numbers)
+                made[metric] = [round(mean, 4), None]
             continue
         found = {s: v for row in part for s, v in zip(row["seeds"], row[key], strict=True)}
         values = [found[seed] for seed in seeds]
         deviation = round(np.std(values, ddof=1), 4) if len(values) > 1 else None
         made |= {metric: [round(np.mean(values), 4), deviation], key: values}
-    if len(part) > 1:
-        return made
-    (row,) = part
-    if "classes" in row:
-        places = [row["seeds"].index(seed) for seed in seeds]
-        made["classes"] = {
-            kind: [boxes, *(each[place] for place in places)]
-            for kind, (boxes, *each) in row["classes"].items()
-        }
-    own = {metric: row[metric] for metric in METRICS if metric in row}
-    return {**own, **made} if seeds == row["seeds"] else made
+    if all("classes" in row for row in part):
+        made["classes"] = {}
+        for kind, (boxes, *_) in part[0]["classes"].items():
+            pairs = [
+                pair for r in part for pair in zip(r["seeds"], r["classes"][kind][1:], strict=True)
+            ]
+            made["classes"][kind] = [boxes, *(dict(pairs)[seed] for seed in seeds)]
+    own = {metric: part[0][metric] for metric in METRICS if metric in part[0]}
+    return {**made, **own} if seeds == part[0]["seeds"] else made
 
 
 def around_seeds(found: np.ndarray) -> list[float | None]:
