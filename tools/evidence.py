@@ -81,9 +81,8 @@ PROTOCOL = {
         "AP",
         f"{_VOC07.format(4000)} --seeds 3 --losses ce,rambo TEST.EVAL_PERIOD 1000",
     ),
-    "voc07_seeds": (
-        "Two more seeds of voc07, added after its three were looked at: their interval just held "
-        "0. Without the evaluations on the way, of which the training does not depend.",
+    "voc07_seeds_today": (
+        "Two more seeds, added after the interval of three had held 0.",
         "AP",
         f"{_VOC07.format(4000)} --seeds 3,4 --losses ce,rambo",
     ),
