@@ -17,6 +17,7 @@ from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main as train
 from rambo_det.data.drawing import CLASSES
 from rambo_det.engine.calibrated import labelled_images, read_thresholds
+from rambo_det.engine.checkpointer import AtomicCheckpointer
 from rambo_det.errors import InputError
 from rambo_det.evaluation.calibration import (
     LabelledDetections,
@@ -169,6 +170,15 @@ def test_an_image_without_proposals(image):
         model.proposal_generator.min_box_size = 1e9
         found, outputs = Classifier(model).detect(image)
         assert len(found) == 0 and outputs.shape[0] == 0 and outputs.shape[2] == NUM_CLASSES + 1
+
+
+@pytest.mark.parametrize("weights", ["model_final.pth", "model_calibrated.pth"])
+def test_new_weights_take_away_the_thresholds_of_the_old_ones_alone(weights, tmp_path):
+    files = [tmp_path / name for name in ("thresholds.json", "reliability.png")]
+    files[0].write_text(json.dumps({"weights": weights}, indent=1))
+    files[1].touch()
+    AtomicCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)).save("model_final")
+    assert [file.exists() for file in files] == [weights != "model_final.pth"] * 2
 
 
 def _looked_at(rank, world, file, folder):

@@ -83,6 +83,7 @@ def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, t
     error = error_line([*words, "MODEL.ROI_HEADS.NUM_CLASSES", 7], capsys)
     assert "is not of the model of" in error
     assert "cls_score" in error and "(5, " in error and "(8, " in error
+    assert error.endswith("is NUM_CLASSES that of the checkpoint?")
 
 
 def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch):

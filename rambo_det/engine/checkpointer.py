@@ -50,9 +50,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
             kwargs["seed"] = self._seed
         super().save(name, **kwargs)
         if name == "model_final" and self.save_to_disk:
-            raw, *beside = (Path(self.save_dir, name) for name in (RAW, *BESIDE))
-            if raw.is_file():  # these are of the weights that were calibrated before
-                for file in (raw, *beside):
+            Path(self.save_dir, RAW).unlink(missing_ok=True)
+            beside = [Path(self.save_dir, file) for file in BESIDE]
+            # Thresholds of the weights that were there before; rambo-calibrate's name others.
+            if beside[0].is_file() and '"weights": "model_final.pth"' in beside[0].read_text():
+                for file in beside:
                     file.unlink(missing_ok=True)
 
     def get_checkpoint_file(self) -> str:
@@ -129,10 +131,8 @@ def load_whole_model(model: Any, weights: str, config: str) -> None:
         other = f"{weights} is not of the model of {config}"
         for name, *shapes in incompatible.incorrect_shapes:
             there, here = map(tuple, shapes)
-            raise InputError(
-                f"{other}: {name} has the shape {there} there and {here} here: is the number of "
-                "classes, NUM_CLASSES, that of the checkpoint?"
-            )
+            remedy = ": is NUM_CLASSES that of the checkpoint?" if "cls_score" in name else ""
+            raise InputError(f"{other}: {name} has the shape {there} there and {here} here{remedy}")
         if missing := incompatible.missing_keys:
             raise InputError(f"{other}: it lacks {missing[0]}, of {len(missing)} weights")
         log(incompatible)
