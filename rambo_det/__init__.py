@@ -1,7 +1,7 @@
 """rambo_det: train Detectron2 detectors directly for Average Precision.
 
-``import rambo_det`` registers the heads in Detectron2. Without Detectron2 the loss itself,
-``from rambo_det import RamboLoss``, is there all the same.
+``import rambo_det`` registers the models and heads in Detectron2. Without Detectron2 only the loss
+is available: ``from rambo_det import RamboLoss``.
 """
 
 import warnings
@@ -14,7 +14,7 @@ __all__ = ["RamboLoss", "__version__"]
 
 if find_spec("detectron2") is not None:
     with warnings.catch_warnings():
-        # Detectron2 scripts a few functions at import, which current torch calls deprecated.
+        # Detectron2 calls torch.jit.script at import, which current torch reports as deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         from . import modeling
         from .config import add_rambo_config  # noqa: F401

@@ -6,64 +6,66 @@ from detectron2.config import CfgNode as CN
 
 
 def add_rambo_config(cfg: CN) -> None:
-    """Adds the nodes ``MODEL.RAMBO``, the loss, and ``RAMBO_TRAIN``; no other node is touched.
+    """Adds the nodes ``MODEL.RAMBO`` (the loss) and ``RAMBO_TRAIN`` (the trainer) to a config.
 
-    Call it on ``get_cfg()`` before a yaml that has such keys is merged.
+    Call it on ``get_cfg()``, before you merge a yaml file with these keys. No other node changes.
     """
     cfg.MODEL.RAMBO = CN()
     rambo = cfg.MODEL.RAMBO
-    # What is ranked. "log_odds": log(p / (1 - p)) of the softmax probability p, which orders boxes
-    # as the stock head's softmax scores do without their saturation; "softmax": p itself;
-    # "logits": the class outputs, scored by a sigmoid at inference.
+    # The score that is ranked. "log_odds": log(p / (1 - p)) of the softmax probability p; it orders
+    # boxes as the softmax of the stock head does, but does not saturate. "softmax": p itself.
+    # "logits": the logit of each class; at inference a sigmoid turns it into the box score.
     rambo.SCORE = "log_odds"
-    # Margin α >= 0, in units of score: a positive has to beat a negative by more than it.
+    # Margin α >= 0, in units of the score: a positive must exceed a negative by more than α.
     rambo.MARGIN = 0.5
-    # How λ, the strength of the blackbox interpolation, is chosen. "each": for every positive, such
-    # that it moves above all negatives and its gradient is its share of the loss. "fixed": LAMBDA,
-    # as in the paper.
+    # How λ, the interpolation strength of the blackbox gradient, is chosen. "each": every positive
+    # has its own λ. This λ moves the positive above all negatives and makes the size of its
+    # gradient its share of the loss. "fixed": λ is LAMBDA for all positives, as in the paper.
     rambo.LAMBDA_RULE = "each"
-    # λ > 0 for LAMBDA_RULE "fixed"; it acts on ranks that are not divided by their number.
+    # λ > 0 for LAMBDA_RULE "fixed". It applies to ranks that are not divided by the list's length.
     rambo.LAMBDA = 1000.0
-    # β in [0, 1]: the loss is (1 - β) · (mean AP loss of the classes) + β · (AP loss of the scores
-    # of all classes in one list).
+    # β in [0, 1]. The loss is (1 - β) · (mean of the AP losses of the classes) + β · (AP loss of a
+    # list that has the scores of all classes).
     rambo.BETA = 0.5
-    # τ >= 0: the scores of that many past batches count in the ranks of each class's list, as in
-    # the paper. In our trainings that gained nothing.
+    # τ >= 0: number of past batches whose scores count in the ranks of each class's list, as in the
+    # paper. In our trainings such a memory gained nothing.
     rambo.MEMORY_LENGTH = 0
-    # >= 8: how many negatives of each past batch are kept (those highest above the lowest positive
-    # of their class), and a quarter as many positives. Memory takes
-    # 10 · MEMORY_LENGTH · MEMORY_SIZE bytes.
+    # >= 8: number of negatives that a process keeps of each past batch: those highest above the
+    # lowest positive of their class. It keeps up to a quarter as many positives. The memory takes
+    # 10 · MEMORY_LENGTH · MEMORY_SIZE bytes per process.
     rambo.MEMORY_SIZE = 8192
-    # Where several processes train, rank their batches as one. False: each ranks its own images.
+    # With several processes: True ranks all their batches as one, False ranks each on its own.
     rambo.GLOBAL_RANKING = True
-    # > 0: weight of the loss, for it to stand beside the other losses of the detector.
+    # > 0: weight of the loss, which balances it against the other losses of the detector.
     rambo.LOSS_WEIGHT = 0.2
-    # >= 0: in so many iterations the stock classification loss (cross entropy, focal), at first
-    # alone, passes over to this one.
+    # >= 0: number of warm-up iterations. The training starts with the stock classification loss
+    # (cross entropy, focal loss) alone and changes linearly to the AP loss.
     rambo.CE_WARMUP = 0
 
-    # What RamboTrainer (rambo-train, tools/train_net.py) adds to Detectron2's trainer. A script of
-    # your own that trains with DefaultTrainer does not act on these keys.
+    # The options of RamboTrainer (rambo-train, tools/train_net.py). Detectron2's DefaultTrainer,
+    # for example in your own script, ignores these keys.
     cfg.RAMBO_TRAIN = CN()
     train = cfg.RAMBO_TRAIN
-    # With TEST.EVAL_PERIOD > 0, keep the weights of the best evaluation so far in model_best.pth;
-    # best.json tells all evaluations and which one that was.
+    # With TEST.EVAL_PERIOD > 0: keep the weights of the best evaluation so far in model_best.pth.
+    # best.json lists the metric of every evaluation and names the best one.
     train.KEEP_BEST = True
-    # The higher, the better; as metrics.json names it: "bbox/AP", "bbox/AP50", "bbox/AP-<class>",
-    # "voc/AP50", "segm/AP"; with several test sets "<data set>/bbox/AP".
+    # The metric of the best evaluation (higher is better), named as in metrics.json: "bbox/AP",
+    # "bbox/AP50", "bbox/AP-<class>", "voc/AP50", "segm/AP"; with several test datasets
+    # "<dataset>/bbox/AP".
     train.BEST_METRIC = "bbox/AP"
-    # > 0: end the training when that many evaluations in a row were not better than the best one
-    # before them. 0: train to the end.
+    # > 0: end the training after this many evaluations in a row that were not better than the best
+    # evaluation before them. 0: train to the end.
     train.PATIENCE = 0
-    # > 0: multiplies the classification loss of the detector (loss_cls), whichever it is. Stock
-    # losses have no weight of their own; to compare losses, tune it for each.
+    # > 0: multiplies the classification loss of the detector (loss_cls), a stock loss or the AP
+    # loss. Stock losses have no key for a weight; to compare losses, tune this weight for each.
     train.CLS_WEIGHT = 1.0
-    # At the end make the scores of model_final.pth probabilities, as rambo-calibrate does: fitted
-    # to 500 images of the first training set ("train") or of the set of that name. The raw weights
-    # are then in model_raw.pth, the thresholds of the classes in thresholds.json. "off": not.
+    # Calibration at the end of the training, as rambo-calibrate does it: the scores of
+    # model_final.pth become probabilities. They are fitted to at most 500 images of the first
+    # training dataset ("train") or of the named dataset. model_raw.pth then has the raw weights,
+    # thresholds.json a score threshold for each class. "off": no calibration.
     train.CALIBRATE = "off"
 
-    # Configs of earlier versions have them.
+    # Configs of earlier versions may have these keys.
     for key in (
         "MODEL.RAMBO.CE_WEIGHT",
         "MODEL.RAMBO.IOU_THRESHOLDS",
@@ -71,5 +73,5 @@ def add_rambo_config(cfg: CN) -> None:
         "MODEL.RAMBO.RPN",
         "RAMBO_TRAIN.IMAGES",
     ):
-        if not cfg.key_is_deprecated(key):  # this may be called again
+        if not cfg.key_is_deprecated(key):  # the function may be called twice
             cfg.register_deprecated_key(key)

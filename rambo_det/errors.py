@@ -1,10 +1,10 @@
-"""The one exception that stands for a user's mistake."""
+"""The exception that reports a user's mistake."""
 
 
 class InputError(ValueError):
     """A configuration, a file or data that cannot be used as given.
 
-    The message is one line that names the key, file or class and says what would be right. Command
-    line tools print it as ``error: <message>`` and exit with status 2; any other exception is a bug
-    and keeps its traceback.
+    The message is one line. It names the key, file or class and says what would be valid. Command
+    line tools print ``error: <message>`` and exit with status 2. Any other exception is a bug and
+    keeps its traceback.
     """

@@ -1,4 +1,4 @@
-"""Where the package keeps what it makes, and where its config files lie."""
+"""The paths of the package: its cache folder and its config files."""
 
 import os
 import tempfile
@@ -8,10 +8,10 @@ from .errors import InputError
 
 
 def cache_folder() -> Path:
-    """The folder RAMBO_DET_CACHE, by default ~/.cache/rambo_det; not created here.
+    """Returns the cache folder, $RAMBO_DET_CACHE or ~/.cache/rambo_det; does not create it.
 
-    Without a home, as a container's user of an arbitrary id, a folder among the temporary files.
-    InputError if that is another user's: compiled code is loaded from it.
+    Without a home directory, as in some containers, the folder is in the temporary directory.
+    Raises InputError if another user owns that folder: compiled code is loaded from it.
     """
     folder = Path(os.environ.get("RAMBO_DET_CACHE") or "~/.cache/rambo_det")
     try:
@@ -26,9 +26,9 @@ def cache_folder() -> Path:
 
 
 def find_config(name: str, option: str = "--config") -> str:
-    """Path of a config file: ``name`` itself, or ``configs/…`` as shipped with the package.
+    """Returns the path of a config file: ``name`` itself, or the shipped file ``configs/name``.
 
-    InputError, with the option of the command line, if there is no such file.
+    Raises InputError, which names the command line option, if neither exists.
     """
     package = Path(__file__).parent
     shipped = Path("configs", name.removeprefix("configs/"))

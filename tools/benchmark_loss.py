@@ -3,10 +3,10 @@
 
     python tools/benchmark_loss.py --output output/benchmark_loss [--quick] [--device cuda]
 
-One process, the methods in alternation, so that a busy machine slows all of them alike. Writes
+The methods run alternately in one process, so that a busy machine slows all of them alike. Writes
 ``benchmark.json`` and ``benchmark.png`` to the output folder and prints a table. Times are
-medians, the spread is the range from the first to the third quartile; peak memory is what the
-allocator hands out above what was there before (torch.profiler), gradients kept.
+medians; the spread is the range from the first to the third quartile. Peak memory is what a call
+allocates at its peak, gradients included (torch.profiler, or CUDA's counters).
 """
 
 import argparse
@@ -41,8 +41,8 @@ SUMMARIZED = ("RamboLoss", "RamboLoss τ=4", "cross entropy", "bucketed AP", "do
 
 
 def make_case(n: int, c: int, rate: float, regime: str, device: str) -> tuple[Tensor, Tensor]:
-    """Scores ``(n // c, c)`` and classes; a row has one class, so at most half of the rows are
-    positive whatever the rate."""
+    """Returns scores ``(n // c, c)`` and classes. A row has one class; at most half of the rows are
+    positive, whatever the rate."""
     g = torch.Generator().manual_seed(0)
     rows = max(n // c, 1)
     num = min(max(round(n * rate), 1), max(rows // 2, 1))
@@ -59,18 +59,18 @@ def make_case(n: int, c: int, rate: float, regime: str, device: str) -> tuple[Te
 
 
 def one_hot(gt: Tensor, scores: Tensor) -> Tensor:
-    """The classes as 0 and 1, of the shape and dtype of the scores; background is all 0."""
+    """Returns the classes as 0 and 1, in the scores' shape and dtype; background is all 0."""
     return F.one_hot(gt, scores.shape[1] + 1)[:, :-1].to(scores.dtype)
 
 
 def moving_lambda(scores: Tensor) -> float:
-    """A λ that moves positives past negatives: slopes fall with the square of a list's length."""
+    """Returns a λ that moves positives past negatives; slopes fall as 1 / (length of a list)²."""
     return float(scores.shape[0]) ** 2
 
 
 def methods_for(gt: Tensor, scores: Tensor, limit: float) -> dict[str, Method]:
-    """Everything that is affordable here; ``limit``: the most P * N of the O(P N) loss, and the
-    most P² of the bucketed one."""
+    """Returns the methods that are affordable here. ``limit`` bounds P * N for the O(P N) loss and
+    P² for the bucketed loss."""
     c = scores.shape[1]
     target, num = one_hot(gt, scores), int((gt < c).sum())
     full, memory, lambda_ = RamboLoss(c), RamboLoss(c, memory_length=4), moving_lambda(scores)
@@ -93,7 +93,7 @@ def methods_for(gt: Tensor, scores: Tensor, limit: float) -> dict[str, Method]:
 
 
 def timed(function: Callable[..., Any], *args: Any) -> float:
-    """Milliseconds that a call takes, with all that it starts on a GPU."""
+    """Returns the milliseconds that a call takes, including the GPU work that it starts."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
     synchronize()
     start = time.perf_counter()
@@ -110,7 +110,7 @@ def run_once(method: Method, leaf: Tensor) -> None:
 
 
 def peak_on_gpu(function: Callable[..., Any], *args: Any) -> int:
-    """Bytes that a call takes on a GPU, above what was taken before."""
+    """Returns the peak GPU memory of a call, in bytes above what was allocated before the call."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     function(*args)
@@ -118,7 +118,7 @@ def peak_on_gpu(function: Callable[..., Any], *args: Any) -> int:
 
 
 def peak_memory(method: Method, leaf: Tensor) -> int:
-    """Bytes above those before the call, the gradient of the scores included."""
+    """Returns a call's peak memory in bytes above that before it, with the scores' gradient."""
     leaf.grad = None
     if leaf.is_cuda:
         return peak_on_gpu(run_once, method, leaf)
@@ -130,7 +130,7 @@ def peak_memory(method: Method, leaf: Tensor) -> int:
 
 
 def measure(case: dict, device: str, seconds: float, limit: float) -> dict:
-    """One line of the table for each method, with ``case`` in it."""
+    """Times all methods on a case; returns the case with the results of each method."""
     scores, gt = make_case(**case, device=device)
     leaf = scores.requires_grad_()
     methods = methods_for(gt, scores, limit)
@@ -171,7 +171,7 @@ def print_result(result: dict) -> None:
 
 
 def plot(results: list[dict], path: Path) -> None:
-    """Time against N, a panel for each P/N and regime; medians over C."""
+    """Plots time over N, with a panel for each P/N and regime; medians over C."""
     rates = sorted({r["rate"] for r in results})
     shape = {"figsize": (10, 3.2 * len(rates)), "squeeze": False, "layout": "constrained"}
     figure, axes = plt.subplots(len(rates), 2, sharex=True, sharey=True, **shape)
@@ -187,14 +187,14 @@ def plot(results: list[dict], path: Path) -> None:
         axis.set_title(f"{regime}, P/N = {rate:g}", fontsize="medium")
     figure.supxlabel("number of scores N")
     figure.supylabel("forward + backward [ms]")
-    # The methods differ from panel to panel, their order does not: the fullest panel names all.
+    # Panels may lack methods but keep their order: the fullest panel names all methods.
     handles = max((axis.get_legend_handles_labels() for axis in axes.flat), key=lambda h: len(h[1]))
     figure.legend(*handles, loc="outside right center", fontsize="small")
     figure.savefig(path, dpi=120)
 
 
 def summary(results: list[dict]) -> str:
-    """Time as a multiple of focal loss's, of each number of classes; a row a size and regime."""
+    """Returns a table of times in multiples of focal loss's; each cell has a number for every C."""
     counts = sorted({r["c"] for r in results})
     rows: dict[tuple, dict[str, str]] = {}
     for result in results:

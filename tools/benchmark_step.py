@@ -3,11 +3,11 @@
 
     python tools/benchmark_step.py [--quick] [--device cuda] [--images 16 --size 800 1333]
 
-Faster R-CNN and RetinaNet, each with a ResNet-50 FPN. Both models of a pair are in one process and
-take their steps in alternation, each from the same initial weights on the same drawn images and
-boxes with the same random numbers; the ratio is taken pair by pair. Beside the step it times, on
-the outputs of that very step, forward and backward, all losses of the head and the classification
-loss alone: only there do the two differ, and what their time cannot explain is noise.
+Times Faster R-CNN and RetinaNet, each with a ResNet-50 FPN. Both models of a pair run in one
+process and step alternately, from the same initial weights, on the same random images and boxes,
+with the same random numbers. The ratio is taken pair by pair. On the outputs of each step, the tool
+also times (forward and backward) all losses of the head, and the classification loss alone. Only
+these differ between the two models: a difference that their time does not explain is noise.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from rambo_det.modeling.one_stage import flatten_levels  # noqa: E402
 from rambo_det.modeling.scores import score_function  # noqa: E402
 from rambo_det.places import find_config  # noqa: E402
 
-# Model: its config with the stock loss, with RaMBO.
+# Model -> its config with the stock loss and its config with RaMBO.
 MODELS = {
     "Faster R-CNN": ("configs/faster_rcnn_ce.yaml", "configs/faster_rcnn_rambo.yaml"),
     "RetinaNet": ("configs/retinanet_focal.yaml", "configs/retinanet_rambo.yaml"),
@@ -46,7 +46,7 @@ LOSSES = ("stock", "RaMBO")
 
 
 class Contender:
-    """One model with its optimizer; ``inputs`` are what its head was last asked the losses of."""
+    """A model with its optimizer; ``inputs`` are the last arguments of the head's ``losses``."""
 
     def __init__(self, config: str, device: str, proposals: int, amp: bool = False) -> None:
         cfg = _config(config, device, proposals)
@@ -54,7 +54,7 @@ class Contender:
         self.model = build_model(cfg).train()
         _tame(self.model)
         self._optimizer = build_optimizer(cfg, self.model)
-        # As Detectron2's AMPTrainer has them.
+        # The same autocast and scaler as in Detectron2's AMPTrainer.
         self._autocast = lambda: torch.autocast(device.partition(":")[0], enabled=amp)
         self._scaler = torch.amp.GradScaler(enabled=amp)
         self._initial = [p.detach().clone() for p in self.model.parameters()]
@@ -71,8 +71,8 @@ class Contender:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """The initial weights, no gradients; a score memory and the optimizer's state stay."""
-        self.inputs = ()  # or a step would free them
+        """Restores the initial weights, drops gradients; keeps score memory and optimizer state."""
+        self.inputs = ()  # else the timed step would free them
         self._optimizer.zero_grad()
         for parameter, value in zip(self.model.parameters(), self._initial, strict=True):
             parameter.copy_(value)
@@ -90,7 +90,7 @@ class Contender:
         loss.backward()
 
     def classify(self) -> None:
-        """The classification loss of the inputs alone, forward and backward."""
+        """Runs forward and backward of the classification loss alone, on ``inputs``."""
         with self._autocast():
             loss = self._classify()
         loss.backward()
@@ -126,8 +126,8 @@ def _config(file: str, device: str, proposals: int) -> CfgNode:
 def _tame(model: nn.Module) -> None:
     """Keeps a random ResNet's activations small, as pretrained weights do, at the same cost.
 
-    Its frozen batch norms hold no statistics: with them as they are each block doubles the variance
-    and the detector's first scores are far from those of any real start.
+    The frozen batch norms of a random ResNet hold no statistics. Without this change each block
+    doubles the variance, and the detector's first scores are far from those of any real start.
     """
     for module in model.modules():
         if isinstance(module, BottleneckBlock) and isinstance(module.conv3.norm, FrozenBatchNorm2d):
@@ -135,14 +135,14 @@ def _tame(model: nn.Module) -> None:
 
 
 def _leaves(value: Any) -> Any:
-    """Tensors with a graph, also in tuples and lists, as leaves without one."""
+    """Replaces tensors that have a graph, also in tuples and lists, by leaves without a graph."""
     if isinstance(value, Tensor) and value.requires_grad:
         return value.detach().requires_grad_()
     return type(value)(_leaves(x) for x in value) if type(value) in (tuple, list) else value
 
 
 def make_batch(num: int, size: tuple[int, int], boxes: int) -> list[dict[str, Any]]:
-    """``num`` images of noise, ``size`` (height, width), with ``boxes`` random boxes each."""
+    """Returns ``num`` noise images of ``size`` (height, width) with ``boxes`` random boxes each."""
     g = torch.Generator().manual_seed(0)
     height, width = size
     batch = []
@@ -158,16 +158,16 @@ def make_batch(num: int, size: tuple[int, int], boxes: int) -> list[dict[str, An
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Times of one model: of each part the two medians, and the quartiles of the paired ratio."""
+    """Times a model with both losses: for each part the medians and quartiles of the ratio."""
     pair = [Contender(c, args.device, args.proposals, args.amp) for c in MODELS[name]]
     for a, b in zip(*(c.model.parameters() for c in pair), strict=True):
         assert torch.equal(a, b), "the two models differ at the start"
     batch = make_batch(args.images, tuple(args.size), args.boxes)
     times: dict[str, list[list[float]]] = {part: [[], []] for part in PARTS}
-    warm_up = 2  # each round asks for the loss three times, which fills the score memory
+    warm_up = 2  # each round computes the loss three times, which fills the score memory
     with EventStorage(0):
         for number in range(warm_up + args.pairs):
-            for which in (0, 1) if number % 2 else (1, 0):  # neither is always the first
+            for which in (0, 1) if number % 2 else (1, 0):  # the first of a pair alternates
                 contender = pair[which]
                 contender.reset()
                 torch.manual_seed(number)
@@ -188,7 +188,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _size_of_head(contender: Contender) -> dict[str, int]:
-    """How many scores the classification loss is of, and of how many positive boxes or anchors."""
+    """Returns the numbers of boxes or anchors, scores and positives in the classification loss."""
     first, second, *rest = contender.inputs
     if rest:
         scores, classes = flatten_levels(second, rest[0])
@@ -199,7 +199,7 @@ def _size_of_head(contender: Contender) -> dict[str, int]:
 
 
 def summarize(times: dict[str, list[list[float]]]) -> dict[str, dict[str, float]]:
-    """Medians, and quartiles of the paired ratio, from times ``[stock, RaMBO]`` of each part."""
+    """Returns medians and quartiles of the paired ratio from each part's times [stock, RaMBO]."""
     result = {}
     for part, (stock, rambo) in times.items():
         ratios = [b / a for a, b in zip(stock, rambo, strict=True)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make scores probabilities: ``python tools/calibrate.py --run FOLDER [--help for more]``."""
+"""Calibrates a detector: ``python tools/calibrate.py --run FOLDER [--help for more]``."""
 
 import sys
 from pathlib import Path

@@ -5,9 +5,9 @@
         --detectron2 v0.6
 
 makes a virtual environment in build/versions, installs torch, Detectron2 and the wheel that is
-built from this clone, and runs tools/smoke_test.py there. What came of it is kept in
-results/versions.json, from which --table makes the table of docs/versions.md. An environment takes
-3 to 6 GB, and it is removed afterwards unless --keep is given. Standard library only.
+built from this clone, and runs tools/smoke_test.py there. The result goes to results/versions.json,
+from which --table prints the table of docs/versions.md. An environment takes 3 to 6 GB, and it is
+removed afterwards unless --keep is given. The tool needs only the standard library.
 """
 
 import argparse
@@ -24,22 +24,22 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "versions.json"
 VERSION = "import platform; print('.'.join(platform.python_version_tuple()[:2]))"
 NAMES = ("python", "torch", "torchvision", "detectron2", "date", "result")
-# What torch itself pins: it differs from torch to torch.
+# Packages whose versions depend on that of torch.
 UNPINNED = ("torch", "torchvision", "sympy", "networkx", "filelock", "fsspec", "setuptools")
-# What the wheel and Detectron2 ask for, but OpenCV without its windows.
+# What the wheel and Detectron2 require, with OpenCV in its headless version.
 NEEDED = ("fvcore", "pycocotools", "opencv-python-headless", "iopath", "omegaconf", "hydra-core")
 NEEDED += ("cloudpickle", "tabulate", "termcolor", "tqdm", "scipy", "matplotlib", "tensorboard")
 NEEDED += ("black", "packaging")
 
 
 def constraints(text: str) -> str:
-    """The lines of requirements.txt but those that go with the torch that is pinned there."""
+    """Returns the pins of requirements.txt without those that depend on its version of torch."""
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return "".join(f"{line}\n" for line in lines if line and line.split("==")[0] not in UNPINNED)
 
 
 def install(folder: Path, row: dict[str, str], python: str, source: str) -> Path:
-    """Makes the environment of a row; returns its Python."""
+    """Makes the environment of a row; returns the path of its Python."""
     subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
     own = folder / "bin" / "python"
     pins = folder / "constraints.txt"
@@ -49,7 +49,7 @@ def install(folder: Path, row: dict[str, str], python: str, source: str) -> Path
     def pip(command: str, *args: str | Path) -> None:
         subprocess.run([own, "-m", "pip", command, "-q", *args], check=True)
 
-    pip("install", "-c", pins, "pip")  # the pinned pip knows how to get v0.6
+    pip("install", "-c", pins, "pip")  # the pinned pip can download v0.6
     pip("install", "-c", pins, "setuptools<81", "wheel", *torch, *NEEDED)
     pip("wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
     (built,) = folder.glob("rambo_det-*.whl")
@@ -63,7 +63,7 @@ def install(folder: Path, row: dict[str, str], python: str, source: str) -> Path
 
 
 def keep(row: dict[str, str]) -> None:
-    """Puts the row in the place of the one with the same versions; the oldest Python is first."""
+    """Stores a row; it replaces the row with the same versions. The oldest Python comes first."""
     key = ("python", "torch", "detectron2")
     rows = [old for old in load() if any(old[name] != row[name] for name in key)] + [row]
     rows.sort(key=lambda one: [[int(n) for n in one[name].split(".")] for name in key[:2]])
@@ -75,13 +75,13 @@ def load() -> list[dict[str, str]]:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The table of docs/versions.md."""
+    """Returns the table of docs/versions.md."""
     lines = ["| Python | torch | torchvision | Detectron2 | checked | result |", "|---" * 6 + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row[n] for n in NAMES)} |" for row in rows)])
 
 
 def main() -> int:
-    """Command line entry."""
+    """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--python", default=sys.executable, help="Python that the row is of")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare losses: ``python tools/compare.py --config FILE --losses ce,rambo --seeds 5``."""
+"""Compares losses: ``python tools/compare.py --config FILE --losses ce,rambo --seeds 5``."""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Hook of mkdocs.yml: in the site every page lies where it lies in the repository.
+"""Hook of mkdocs.yml that gives each page the same path in the site as in the repository.
 
-So the links between pages, and those to configs and results, hold in both. The page of all keys is
-added: it shows ``rambo_det/config.py``, where each key has its comment.
+So links between pages, and links to configs and results, work in both. The hook also adds the page
+of all config keys, which shows ``rambo_det/config.py`` with a comment on each key.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ Look up any key here. Set keys in a yaml, or at the end of a command line: `MODE
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Puts the files of the repository in the place of those of docs/."""
+    """Replaces the files of docs/ by files of the repository; adds the page of all config keys."""
     for file in [file for file in files if file.src_dir == config.docs_dir]:
         files.remove(file)
     paths = {path for pattern in IN_THE_SITE for path in ROOT.glob(pattern) if path.is_file()}

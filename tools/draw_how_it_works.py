@@ -3,8 +3,8 @@
 
     python tools/draw_how_it_works.py --out docs/how-it-works.png
 
-All numbers in it come from the package: ranks and moved ranks by blackbox_rank, the gradient by
-ap_loss. It stops if the two do not agree.
+All numbers in the figure come from the package: the ranks and moved ranks from blackbox_rank, the
+gradient from ap_loss. The tool stops if the two do not agree.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COLOURS = {True: "#d1495b", False: "#30638e"}
 
 
 def ranked() -> dict[str, Any]:
-    """Everything that the figure shows, by the names of docs/how-it-works.md."""
+    """Returns everything that the figure shows, by its name in docs/how-it-works.md."""
     scores = (SCORES - MARGIN * POSITIVE).requires_grad_()
     ranks = blackbox_rank(scores, 1.0).detach()
     among = blackbox_rank(scores[POSITIVE], 1.0).detach()
@@ -51,7 +51,7 @@ def ranked() -> dict[str, Any]:
 
 
 def draw_line(axis: Any, scores: Tensor, ranks: Tensor, title: str) -> None:
-    """A line of scores with their ranks above."""
+    """Draws scores on a line, with their ranks above."""
     axis.axhline(0, color="0.7", lw=1, zorder=0)
     for x, rank, positive in zip(scores.tolist(), ranks.tolist(), POSITIVE.tolist(), strict=True):
         axis.plot(x, 0, "o" if positive else "s", ms=11, color=COLOURS[positive])
@@ -61,7 +61,7 @@ def draw_line(axis: Any, scores: Tensor, ranks: Tensor, title: str) -> None:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """The figure."""
+    """Draws the figure and returns it."""
     figure, axes = plt.subplots(
         3, 1, figsize=(9, 5.6), sharex=True, height_ratios=(1, 1, 1.3), layout="constrained"
     )
@@ -91,7 +91,7 @@ def draw(found: dict[str, Any]) -> Any:
 
 
 def main() -> int:
-    """Command line entry."""
+    """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     args = parser.parse_args()

@@ -5,11 +5,11 @@
     python tools/evidence.py --add main=output/compare/results.json
     python tools/evidence.py
 
---run makes a comparison in output/NAME: one of PROTOCOL, or a stored one again. The trainings that
-are done are kept, so that it can be interrupted. --add keeps what rambo-compare found otherwise.
-Either leaves a row for each loss and each difference on each data set. The tables of the page below
-<!-- table: KIND COMPARISON ... -->, where KIND is one of TABLES, are then written anew, and
-docs/evidence/NAME.png for each NAME of FIGURES.
+--run makes a comparison of PROTOCOL, or repeats a stored one, in output/NAME. Finished trainings
+stay, so that the command can be interrupted and repeated. --add stores any other results.json of
+rambo-compare. Both store a row for each loss and each difference on each dataset. The command
+then rewrites the tables of the page below <!-- table: KIND COMPARISON ... -->, where KIND is one
+of TABLES, and draws docs/evidence/NAME.png for each NAME of FIGURES.
 """
 
 import argparse
@@ -50,7 +50,7 @@ _GIOU = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou SOLVER.MAX_ITER"
 
 
 def _rates(*settings: tuple[str, float]) -> str:
-    """The arguments of losses with learning rates of their own."""
+    """Returns a ``--variant`` argument for each loss with a learning rate."""
     return " ".join(
         f"--variant '{loss}_lr{rate}={loss} SOLVER.BASE_LR {rate}'" for loss, rate in settings
     )
@@ -73,7 +73,7 @@ _WEIGHTS = "--hold-out 5 --seeds 1 " + " ".join(
     for weight in (0.1, 0.2, 0.4)
 )
 # Written before the first training: name -> the question, the metric that decides, the arguments
-# of rambo-compare. Every loss has as many settings.
+# of rambo-compare. Each loss is tuned over the same number of settings.
 PROTOCOL = {
     "voc07": (
         "Does the lead on a pretrained backbone last until cross entropy has converged? The weight "
@@ -189,6 +189,16 @@ PROTOCOL = {
         f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} {_MEMORY} "
         "SOLVER.MAX_ITER 600",
     ),
+    "margin_today": (
+        "Which margin is best with today's defaults? Measured on held-out training images.",
+        "AP",
+        f"{_VOC07.format(800)} {_CHESS[:-1]} SOLVER.MAX_ITER 600' --hold-out 5 --seeds 1 "
+        "--losses rambo "
+        + " ".join(
+            f"--variant 'margin{margin}=rambo MODEL.RAMBO.MARGIN {margin}'"
+            for margin in (0.25, 1.0)
+        ),
+    ),
     "paper_today": (
         "Does the loss of configs/paper_voc.yaml still learn, now that its gradient is not divided "
         "by the length of the memory? On chess, from random weights; cross entropy fades out in "
@@ -233,7 +243,7 @@ PROTOCOL = {
     ),
 }
 # Differences between comparisons with the same data, seeds and schedule: name -> the loss that is
-# taken off and the other one, each as title, comparison -> variant.
+# subtracted, then the loss from which it is subtracted, each as (title, {comparison: variant}).
 _EACH = dict.fromkeys(("lambda_each", "lambda_each_seeds"), "each_x10")
 _EACH_RETINANET = {"retinanet_calibrated": "rambo", "retinanet_quickstart_seeds": "each_x10"}
 _LIFT_RETINANET = dict.fromkeys(("retinanet", "retinanet_quickstart"), "rambo")
@@ -296,7 +306,7 @@ Lines = list[list[str]]
 
 
 def summary(name: str, results: dict[str, Any]) -> Rows:
-    """The rows of what compare.py wrote to results.json; KeyError if it is none."""
+    """Returns the rows for a results.json of compare.py; KeyError if it is another json."""
     about = {key: results["versions"][key] for key in ("torch", "detectron2", "device")}
     about["command"] = re.sub(r"--out \S+", f"--out output/{name}", results["command"])
     runs = {(r["data"], r["variant"], r["seed"]): r["metrics"] for r in results["runs"]}
@@ -336,7 +346,7 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
 
 
 def derive(rows: Rows, name: str) -> Rows:
-    """The rows of DERIVED. Intervals are of the seeds alone (Student's t)."""
+    """Returns the rows for one of DERIVED; intervals cover only the seeds (Student's t)."""
     sides: list[Rows] = []
     for _, variants in DERIVED[name]:
         sides.append({})
@@ -370,11 +380,12 @@ def derive(rows: Rows, name: str) -> Rows:
 
 
 def _of_seeds(part: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
-    """What is known of some seeds of a loss: all that a row has, if they are its own."""
+    """Returns the metrics of a loss over ``seeds``. If its first row has exactly these seeds, all
+    metrics of this row are included."""
     made: dict[str, Any] = {"seeds": seeds}
     for metric in METRICS[:3]:
         key = f"{metric} of seeds"
-        if any(key not in row for row in part):  # older rows have the mean of their seeds alone
+        if any(key not in row for row in part):  # older rows have only the mean over their seeds
             numbers = [len(row["seeds"]) for row in part]
             if all(metric in row for row in part) and sum(numbers) == len(seeds):
                 mean = np.average([row[metric][0] for row in part], weights=numbers)
@@ -396,7 +407,7 @@ def _of_seeds(part: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
 
 
 def around_seeds(found: np.ndarray) -> list[float | None]:
-    """The mean of a difference that each seed has, and its 95 % interval (Student's t)."""
+    """Returns the mean over the seeds of a difference, with its 95 % interval (Student's t)."""
     around: Sequence[float | None] = [None, None]
     if len(found) > 1:
         around = stats.t.interval(0.95, len(found) - 1, found.mean(), stats.sem(found))
@@ -404,13 +415,13 @@ def around_seeds(found: np.ndarray) -> list[float | None]:
 
 
 def _text(row: dict[str, Any], metric: str = "AP") -> str:
-    """``mean ± deviation`` of a loss, ``mean (low … high)`` of a difference."""
+    """Formats ``mean ± deviation`` of a loss, or ``mean (low … high)`` of a difference."""
     names = ("mean", "low", "high") if "less" in row else ("mean", "std")
     return cell(dict(zip(names, row[metric], strict=True)) if metric in row else None)
 
 
 def _of(rows: Rows, kind: str, names: Iterable[str]) -> Rows:
-    """Data set -> the rows of some comparisons on it."""
+    """Returns dataset -> the rows of the comparisons ``names`` on it."""
     found: Rows = {}
     for row in (row for name in names for row in rows[kind] if row["of"] == name):
         found.setdefault(row["data"], []).append(row)
@@ -418,7 +429,7 @@ def _of(rows: Rows, kind: str, names: Iterable[str]) -> Rows:
 
 
 def results_table(rows: Rows, names: list[str], metrics: Sequence[str] = METRICS[:3]) -> Lines:
-    """On each data set the losses, then their differences from the first."""
+    """Tabulates, for each dataset, the losses and then their differences from the first."""
     told = [row for kind in ("losses", "differences") for row in rows[kind] if row["of"] in names]
     metrics = [metric for metric in metrics if any(metric in row for row in told)]
     lines = [["data", "loss", "seeds", *metrics]]
@@ -434,7 +445,7 @@ def results_table(rows: Rows, names: list[str], metrics: Sequence[str] = METRICS
 
 
 def grid_table(rows: Rows, names: list[str]) -> Lines:
-    """AP of variants called LOSS_SETTING, as ce_lr0.04: a line a setting, a column a loss."""
+    """Tabulates AP of variants LOSS_SETTING, as ce_lr0.04: a row per setting, a column per loss."""
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for data, found in _of(rows, "losses", names).items():
         for row in found:
@@ -444,15 +455,15 @@ def grid_table(rows: Rows, names: list[str]) -> Lines:
 
 
 def classes_table(rows: Rows, names: list[str]) -> Lines:
-    """The difference of each loss from the first in thirds of the classes; intervals of the seeds.
+    """Tabulates each loss's difference from the first in thirds of the classes, over the seeds.
 
-    Classes are ordered by their boxes, then by the mean AP that they have over all losses: chance
-    in one loss does not put a class among those where it gains.
+    The thirds are made by the number of boxes, then by the mean AP over all losses, so that chance
+    in one loss does not put a class among those where this loss gains.
     """
     thirds = [f"{third} {of}" for of in ("boxes", "AP") for third in ("least", "middle", "most")]
     lines = [["data", "difference in AP", "classes", *thirds]]
     for data, losses in _of(rows, "losses", names).items():
-        # Each row has of each class its boxes, then AP of each seed: (losses, K, 1 + S)
+        # (losses, K, 1 + S): for each class the number of its boxes, then its AP with each seed.
         table = np.array([list(row["classes"].values()) for row in losses])
         assert all(row["seeds"] == losses[0]["seeds"] for row in losses), names
         boxes, aps = table[0, :, 0], table[:, :, 1:]
@@ -467,7 +478,7 @@ def classes_table(rows: Rows, names: list[str]) -> Lines:
 
 
 def differences_table(rows: Rows, names: list[str]) -> Lines:
-    """A line a difference, a column a data set; behind a semicolon the number of seeds."""
+    """Tabulates a row per difference, a column per dataset; a semicolon precedes the seed count."""
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for data, found in _of(rows, "differences", names).items():
         for row in found:
@@ -493,7 +504,7 @@ TABLES = {
 
 
 def page(rows: Rows, text: str) -> str:
-    """The text of the page with its tables written anew."""
+    """Returns the text of the page with updated tables."""
 
     def table(match: re.Match[str]) -> str:
         kind, *names = match[2].split()
@@ -505,8 +516,8 @@ def page(rows: Rows, text: str) -> str:
 
 
 def draw(rows: Rows, names: list[str], file: Path) -> None:
-    """The differences in AP of some comparisons, each with its interval; or AP on the way, where
-    the rows have it."""
+    """Draws the differences in AP of some comparisons with their intervals, or AP over the
+    iterations if the rows have it."""
     losses = [row for row in rows["losses"] if row["of"] in names and "AP at" in row]
     if losses:
         curves = {r["title"]: {int(i): aps for i, aps in r["AP at"].items()} for r in losses}
@@ -522,14 +533,14 @@ def draw(rows: Rows, names: list[str], file: Path) -> None:
 
 
 def as_json(rows: Rows) -> str:
-    """A line a row."""
+    """Returns the rows as json, one row per line."""
     lines = {k: [json.dumps(row, ensure_ascii=False) for row in part] for k, part in rows.items()}
     parts = [f'"{kind}": [\n' + ",\n".join(part) + "\n]" for kind, part in lines.items()]
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def make(name: str, rows: Rows) -> str:
-    """Makes a comparison in output/NAME; gives the file of its results."""
+    """Makes a comparison in output/NAME; returns the path of its results.json."""
     known = {row["name"]: ("", "", row["command"].partition(" ")[2]) for row in rows["comparisons"]}
     if name not in (known := known | PROTOCOL):
         raise InputError(f"--run {name}: no such comparison, but {', '.join(known)}")
@@ -547,7 +558,7 @@ def make(name: str, rows: Rows) -> str:
 
 
 def run(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--run", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--add", nargs="*", default=[], metavar="NAME=RESULTS.json")

@@ -1,7 +1,7 @@
-"""Install Detectron2 into the Python that runs this file, and say in one line which and why.
+"""Install Detectron2 into the Python that runs this file; print which version it is and why.
 
-In this order: the one that is already there; the official repository at a pinned commit; where
-that cannot be reached or built, the v0.6 release from the package index, repaired for current
+Keeps a Detectron2 that is installed. Else installs the official repository at a pinned commit or,
+if that cannot be reached or built, the v0.6 release from the package index, repaired for current
 releases of torch, Pillow and NumPy. requirements.txt must be installed. Standard library only.
 """
 
@@ -22,17 +22,17 @@ SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 V06 = f"v0.6 sources from the package index ({SDIST}, sha256 checked, repaired)"
 REACH_TIMEOUT = 15  # seconds
 
-# (pattern, replacement) over the Python files of v0.6, whose C++ operators stay out
+# (pattern, replacement) for the Python files of v0.6, which are installed without C++ operators
 REPAIRS = (
     (r"\bImage\.LINEAR\b", "Image.BILINEAR"),  # removed in Pillow 10
     (r"\bnp\.(bool|int|float|object|str)\b", r"\1"),  # removed in NumPy 1.24
-    (  # the C++ evaluation
+    (  # replaces the C++ evaluation
         r"from detectron2\.evaluation\.fast_eval_api import COCOeval_opt",
         "from pycocotools.cocoeval import COCOeval as COCOeval_opt",
     ),
-    # as Detectron2 main has it: 32 groups cannot have 1 channel, which torch now checks
+    # as in Detectron2 main: torch now checks that 1 channel cannot be split into 32 groups
     (r"\bget_norm\(norm, 1\)", "get_norm(norm, 32)"),
-    # as main without caffe2, which no current torch has: tracing and scripting need none of it
+    # as in main without caffe2, which current torch lacks; tracing and scripting do not need it
     (r"(?m)^from \.api import \*$", ""),
 )
 OPERATORS = '''"""Stands in for the compiled operators, which most detectors do without."""
@@ -48,7 +48,7 @@ get_cuda_version = get_compiler_version
 def has_cuda():
     return False
 '''
-# The release's own compiles the C++ files that its archive lacks.
+# Replaces the setup.py of the release, which compiles C++ files that its archive lacks.
 SETUP = f"""from setuptools import find_packages, setup
 
 setup(
@@ -60,13 +60,13 @@ setup(
 
 
 def pip(*args: str | Path) -> None:
-    """Run pip of this Python; its output, with the progress of downloads, goes to the terminal."""
+    """Runs pip of this Python; its output, with download progress, goes to the terminal."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, args)]
     subprocess.run(command, check=True)
 
 
 def installed() -> str | None:
-    """What the Detectron2 of this Python is, without importing it; None where there is none."""
+    """Returns version and path of the installed Detectron2, without importing it; None if none."""
     spec = util.find_spec("detectron2")
     if spec is None:
         return None
@@ -80,7 +80,7 @@ def installed() -> str | None:
 
 
 def unreachable() -> str | None:
-    """Why the official repository cannot be reached; None where it can."""
+    """Returns the reason why the official repository cannot be reached; None if it can."""
     env = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     command = ["git", "ls-remote", REPOSITORY, "HEAD"]
     options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
@@ -95,7 +95,7 @@ def unreachable() -> str | None:
 
 
 def repair(package: Path) -> None:
-    """Apply the repairs to the unpacked v0.6 package; RuntimeError if one has nothing to repair."""
+    """Repairs the unpacked v0.6 package; RuntimeError if one of the patterns has no match."""
     for pattern, replacement in REPAIRS:
         count = 0
         for path in sorted(package.rglob("*.py")):
@@ -111,12 +111,12 @@ def repair(package: Path) -> None:
 
 
 def install_v06() -> None:
-    """Download, check, unpack, repair and install the v0.6 sources."""
+    """Downloads, checks, unpacks, repairs and installs the v0.6 sources."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pinned = folder / "sdist.txt"
         pinned.write_text(f"{SDIST} --hash=sha256:{SHA256}\n", encoding="utf-8")
-        # pip checks the hash before it runs anything of the archive
+        # pip checks the hash before it runs any code of the archive
         source = ("--no-deps", "--no-binary", ":all:", "--no-build-isolation", "-r", pinned)
         pip("download", *source, "--dest", folder)
         (archive,) = folder.glob("*.tar.gz")
@@ -130,7 +130,7 @@ def install_v06() -> None:
 
 
 def install() -> str:
-    """Install Detectron2 if it is not there; returns the line that says which one and why."""
+    """Installs Detectron2 if none is installed; returns a line that says which one and why."""
     present = installed()
     if present is not None:
         return f"Detectron2: {present}, because it is already installed"

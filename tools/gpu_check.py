@@ -3,10 +3,10 @@
 
     python tools/gpu_check.py --out output/gpu_check
 
-Each part runs in a process of its own, for the seconds that ``PARTS`` gives it at most: 20 minutes
-in all. What it finds is FOLDER/PART.json, which is there only if the part ended well. A part whose
-file is there is not run again: the same command goes on where an earlier one was killed or failed.
-FOLDER/gpu_check.json has everything, the errors too. Without a GPU the parts run in small.
+Each part runs in a process of its own, with the time limit in ``PARTS``: 20 minutes in all. A part
+that succeeds leaves its results in FOLDER/PART.json. A part whose file exists is not run again, so
+the same command continues where an earlier one was killed or failed. FOLDER/gpu_check.json has all
+results and errors. Without a GPU the parts run on small inputs.
 """
 
 import argparse
@@ -32,17 +32,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/test_binning.py", "tests/test_cuda.py", "tests/test_no_waiting.py")
 TINY = ("--images", "1", "--size", "64", "64", "--proposals", "32", "--pairs", "2")
-Found = dict[str, Any]  # its "summary" goes into the table
+Found = dict[str, Any]  # results of a part; the printed table shows "summary"
 
 
 def run_python(*command: Any) -> None:
-    """Ends this process if that one fails, whose last line says why."""
+    """Runs Python; if that fails, ends this process, and the last line of output is the error."""
     if code := subprocess.call([sys.executable, *map(str, command)], cwd=ROOT):
         sys.exit(code)
 
 
 def about(args: argparse.Namespace) -> Found:
-    """The machine, the versions, how much is run: the same for all numbers of a folder."""
+    """Returns device, versions and --quick, which must be the same for all results in a folder."""
     import detectron2
     import torch
 
@@ -51,7 +51,7 @@ def about(args: argparse.Namespace) -> Found:
     found |= {"torch": torch.__version__, "triton": None}
     with contextlib.suppress(ImportError):
         found["triton"] = __import__("triton").__version__
-    # Both call themselves 0.6; the release has no ViT.
+    # Both the release and main have version 0.6; only main has a ViT.
     is_main = (Path(detectron2.__file__).parent / "modeling/backbone/vit.py").is_file()
     found["detectron2"] = "main" if is_main else "v0.6"
     if device == "cuda":
@@ -63,7 +63,7 @@ def about(args: argparse.Namespace) -> Found:
 
 
 def tests(args: argparse.Namespace) -> Found:
-    """The tests that use a GPU. One that fails is an error, which names it."""
+    """Runs the tests that use a GPU; ends with an error that names the failed tests, if any."""
     words = [sys.executable, "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider"]
     words += TESTS[1:] if args.quick else TESTS
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -78,7 +78,7 @@ def tests(args: argparse.Namespace) -> Found:
 
 
 def exact(args: argparse.Namespace) -> Found:
-    """The Triton kernel against plain PyTorch, on the scores of a RetinaNet at its start."""
+    """Compares the Triton kernel with plain PyTorch on the scores of an untrained RetinaNet."""
     on_gpu, interpreted = args.device == "cuda", os.environ.get("TRITON_INTERPRET") == "1"
     if not (on_gpu or (interpreted and util.find_spec("triton"))):
         return {"summary": "no triton: it needs a GPU, or TRITON_INTERPRET=1"}
@@ -89,7 +89,7 @@ def exact(args: argparse.Namespace) -> Found:
     model = Contender(MODELS["RetinaNet"][1], args.device, 512)
     with EventStorage(0), torch.no_grad():
         model.model(make_batch(number, size, 32))
-    every = 1 if on_gpu else 60  # the interpreter takes its time
+    every = 1 if on_gpu else 60  # the interpreter is slow
     rows = [values[::every] for values in flatten_levels(*model.inputs[1:3])]
     torch.save([values.contiguous() for values in rows], args.out / "scores.pt")
     both, cases = [], {}
@@ -112,11 +112,11 @@ def exact(args: argparse.Namespace) -> Found:
 
 
 def gradients(args: argparse.Namespace) -> Found:
-    """Writes loss and gradient of ``scores.pt``, found in the way that the environment asks for."""
+    """Writes loss and gradient of ``scores.pt``, computed as the environment variables say."""
     import torch
     from benchmark_loss import RamboLoss
 
-    handler = logging.Handler()  # the package warns where its kernel does not run
+    handler = logging.Handler()  # the package warns if its kernel does not run
     handler.emit = lambda record: sys.exit(record.getMessage())
     logging.getLogger("rambo_det").addHandler(handler)
     if args.device == "cpu" and os.environ["RAMBO_DET_TRITON"] == "1":
@@ -126,7 +126,7 @@ def gradients(args: argparse.Namespace) -> Found:
         binning.bin_negatives = triton_kernel.bin_negatives
     scores, gt_classes = torch.load(args.out / "scores.pt", map_location=args.device)
     found = {}
-    # Triton's interpreter does not round to bfloat16, it cuts.
+    # Triton's interpreter truncates to bfloat16 instead of rounding.
     for dtype in ("float32", "float16", "bfloat16")[: 3 if args.device == "cuda" else 2]:
         for order, laid in (("rows", scores), ("columns", scores.t().contiguous().t())):
             leaf = laid.to(getattr(torch, dtype), copy=True).requires_grad_()
@@ -138,7 +138,7 @@ def gradients(args: argparse.Namespace) -> Found:
 
 
 def loss(args: argparse.Namespace) -> Found:
-    """The loss beside others, by benchmark_loss.py."""
+    """Times the loss and other losses with benchmark_loss.py."""
     few = ["--quick"] if args.quick or args.device == "cpu" else []
     few += ["--sizes", "1e4", "--seconds", "0.05"] if args.quick else []
     run_python("tools/benchmark_loss.py", "--device", args.device, "--output", args.out, *few)
@@ -150,7 +150,7 @@ def loss(args: argparse.Namespace) -> Found:
 
 
 def step(args: argparse.Namespace) -> Found:
-    """Training steps with the stock loss and with this one, by benchmark_step.py."""
+    """Times training steps with the stock loss and with RaMBO, using benchmark_step.py."""
     few = TINY if args.quick else ("--pairs", "10") if args.device == "cuda" else ("--quick",)
     found, said = {}, "times the stock step:"
     for name in ("float32", "amp") if args.device == "cuda" else ("float32",):
@@ -163,7 +163,7 @@ def step(args: argparse.Namespace) -> Found:
 
 
 def one_loss(args: argparse.Namespace, n: float) -> tuple[Any, Callable[[Any], Any]]:
-    """``n`` scores of 80 classes, fewer in small, and the loss as a function of them."""
+    """Returns ``n`` scores of 80 classes, fewer in small runs, and the loss as their function."""
     from benchmark_loss import RamboLoss, make_case
 
     n = 1e5 if args.quick else n if args.device == "cuda" else n / 10
@@ -173,7 +173,7 @@ def one_loss(args: argparse.Namespace, n: float) -> tuple[Any, Callable[[Any], A
 
 
 def bandwidth(args: argparse.Namespace) -> Found:
-    """How near to a copy a call is, in bytes a second, and where its time goes."""
+    """Compares the bytes per second of a call with those of a copy, and profiles the call."""
     from benchmark_loss import run_once, timed
     from torch.profiler import profile
 
@@ -181,7 +181,7 @@ def bandwidth(args: argparse.Namespace) -> Found:
     source, target, found = leaf.detach(), leaf.detach().clone(), {}
     for name, moved, way in (
         ("copy", 2, lambda: target.copy_(source)),
-        # The scores have to be read to count and to push, and their gradient written.
+        # Forward reads the scores; backward reads them again and writes their gradient.
         ("forward", 1, lambda: call(leaf)),
         ("forward and backward", 3, lambda: run_once(call, leaf)),
     ):
@@ -205,14 +205,14 @@ def bandwidth(args: argparse.Namespace) -> Found:
 
 
 def graph(args: argparse.Namespace) -> Found:
-    """Whether a call can be captured in a CUDA graph, and whether its replay is right."""
+    """Checks whether a call can be captured in a CUDA graph and whether its replay is right."""
     if args.device == "cpu":
         return {"works": None, "summary": "no CUDA graph without a GPU"}
     import torch
     from benchmark_loss import run_once
 
     leaf, call = one_loss(args, 1e6)
-    with torch.cuda.stream(torch.cuda.Stream()):  # warm up as torch's documentation has it
+    with torch.cuda.stream(torch.cuda.Stream()):  # warm-up, as in torch's documentation
         for _ in range(3):
             run_once(call, leaf)
     leaf.grad, captured = None, torch.cuda.CUDAGraph()
@@ -220,7 +220,7 @@ def graph(args: argparse.Namespace) -> Found:
         with torch.cuda.graph(captured):
             call(leaf).backward()
     except Exception as error:
-        while error.__context__ is not None:  # the end of a capture fails because of what failed
+        while error.__context__ is not None:  # the first error made the capture's end fail
             error = error.__context__
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return {"works": False, "summary": f"cannot be captured: {why}"}
@@ -238,13 +238,13 @@ WORKERS = {worker.__name__: worker for worker in (about, gradients, *PARTS)}
 
 
 def write(file: Path, value: Any) -> None:
-    """All of it or nothing."""
+    """Writes a value as json; the file gets its name only once it is complete."""
     file.with_suffix(".tmp").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(file.with_suffix(".tmp"), file)
 
 
 def work(args: argparse.Namespace) -> None:
-    """A worker in its own process; it and what it has started end with the check."""
+    """Runs a worker in this process; kills it and its children when the check ends."""
 
     def watch() -> None:
         os.read(0, 1)
@@ -255,7 +255,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def in_process(name: str, args: argparse.Namespace, limit: float) -> Found:
-    """What a worker finds, or its ``error`` and the end of its ``log``."""
+    """Runs a worker in a new process; returns its results, or its ``error`` and end of ``log``."""
     scratch = args.out / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -283,7 +283,7 @@ def in_process(name: str, args: argparse.Namespace, limit: float) -> Found:
 
 
 def main() -> int:
-    """Command line entry."""
+    """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("output/gpu_check"), metavar="FOLDER")

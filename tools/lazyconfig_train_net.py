@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train and evaluate: ``python tools/lazyconfig_train_net.py --config FILE.py KEY=VALUE``."""
+"""Trains with a LazyConfig: ``python tools/lazyconfig_train_net.py --config FILE.py KEY=VALUE``."""
 
 import sys
 from pathlib import Path

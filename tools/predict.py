@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Detect in images or videos: ``python tools/predict.py --run FOLDER INPUT… [--help for more]``."""
+"""Detects in images, videos: ``python tools/predict.py --run FOLDER INPUT… [--help for more]``."""
 
 import sys
 from pathlib import Path

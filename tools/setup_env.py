@@ -1,10 +1,10 @@
 """Make the environment that `make train` and `make test` run in. Standard library only.
 
-Without arguments: the virtual environment .venv in the clone, with the pins of requirements.txt,
-Detectron2 (get_detectron2.py) and rambo_det itself. It is made once, brought up to date when what
-it was made from changes, and made again when a run was broken off in the middle.
-With --existing: check the Python that runs this file and install nothing. What only the tests need
-is asked for with --tests.
+Without arguments, makes the virtual environment .venv in the clone, with the pins of
+requirements.txt, Detectron2 (get_detectron2.py) and rambo_det itself. Another run updates .venv if
+the files that it was made from have changed, and makes it again if a run was interrupted.
+With --existing, checks the Python that runs this file and installs nothing; with --tests, checks
+for the tests' packages too.
 """
 
 import argparse
@@ -23,8 +23,8 @@ import get_detectron2
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-# Written first, with no stamp, and last, with it: a .venv without a stamp is half made, and one
-# without this file is somebody else's.
+# Written first without a stamp, and last with the stamp. A .venv without a stamp is incomplete. A
+# .venv without this file was not made by this tool.
 STATE = VENV / "rambo_det.json"
 MADE_FROM = ("requirements.txt", "setup.py", "pyproject.toml", "rambo_det/version.py")
 MADE_FROM += ("tools/setup_env.py", "tools/get_detectron2.py")
@@ -34,7 +34,7 @@ NEEDED_BY_TESTS = ("pytest", "hypothesis")
 
 
 def stamp() -> str:
-    """Hash of everything the environment is made from, and of where the clone lies."""
+    """Returns a hash of the files that the environment is made from, and of the clone's path."""
     digest = hashlib.sha256(str(ROOT).encode())
     for name in MADE_FROM:
         digest.update((ROOT / name).read_bytes())
@@ -48,7 +48,7 @@ def write_state(state: dict[str, str]) -> None:
 
 
 def runs() -> bool:
-    """Whether the Python of .venv still starts: the one that it links to may be gone."""
+    """Returns whether the Python of .venv still starts: the Python that it links to may be gone."""
     try:
         return subprocess.run([PYTHON, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
     except OSError:
@@ -61,10 +61,10 @@ def step(title: str, *command: str | Path) -> None:
 
 
 def make_venv() -> None:
-    """A new virtual environment with pip, also where Python comes without ensurepip."""
+    """Makes a new virtual environment with pip, even if this Python has no ensurepip."""
     VENV.mkdir(exist_ok=True)
     write_state({})
-    for path in VENV.iterdir():  # STATE stays: what a kill leaves here is known as ours
+    for path in VENV.iterdir():  # STATE stays: after a kill it marks .venv as ours
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path != STATE:
@@ -73,7 +73,7 @@ def make_venv() -> None:
     command = [sys.executable, "-m", "venv", str(VENV)]
     if subprocess.run(command, capture_output=True).returncode == 0:
         return
-    # Debian packs ensurepip apart: take pip from the pip that is there
+    # Debian packages ensurepip separately: this Python's pip installs pip into .venv
     subprocess.run([*command, "--without-pip"], check=True)
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([PYTHON, "-c", where], check=True, capture_output=True, text=True).stdout
@@ -82,7 +82,7 @@ def make_venv() -> None:
 
 
 def install() -> str:
-    """Fill .venv; returns the line about Detectron2."""
+    """Installs everything into .venv; returns the line about Detectron2."""
     pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install")
     step("requirements.txt (about 5 GB on disk, most of it torch)", *pip, "-r", "requirements.txt")
     print("[set-up] Detectron2", flush=True)
@@ -98,7 +98,7 @@ def install() -> str:
 
 
 def own() -> None:
-    """Bring .venv up to date; does nothing where it is."""
+    """Brings .venv up to date, or does nothing if it is up to date."""
     state = json.loads(STATE.read_text(encoding="utf-8")) if STATE.is_file() else None
     if state is None and VENV.exists() and any(VENV.iterdir()):
         raise RuntimeError(
@@ -117,7 +117,7 @@ def own() -> None:
 
 
 def existing(tests: bool) -> None:
-    """Say which Python and Detectron2 are used; RuntimeError if something is missing."""
+    """Prints which Python and Detectron2 are used; RuntimeError if a package is missing."""
     needed = NEEDED + NEEDED_BY_TESTS if tests else NEEDED
     missing = [name for name in needed if find_spec(name) is None]
     if missing:

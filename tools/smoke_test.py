@@ -3,8 +3,8 @@
 
     python /path/to/tools/smoke_test.py
 
-Run it with the Python that rambo_det is installed in, outside of the clone: it fails if the package
-that is imported is that of the clone. Without Detectron2 it tries the loss alone and says so.
+Run this file with the Python that rambo_det is installed in, outside of the clone: the test fails
+if it imports the clone's package. Without Detectron2 it tries the loss alone and says so.
 """
 
 import argparse
@@ -24,13 +24,13 @@ SHORT += ["DATASETS.TRAIN", "('smoke',)", "DATASETS.TEST", "('smoke',)"]
 
 
 def check(holds: object, what: str) -> None:
-    """Ends the program with a line that says what is wrong, unless it holds."""
+    """Ends the program with the error line ``what`` unless ``holds`` is true."""
     if not holds:
         sys.exit(f"error: smoke test: {what}")
 
 
 def try_loss() -> None:
-    """Scores that are drawn at random are sorted by the gradient: three of them positive."""
+    """Checks that the loss's gradient sorts random scores, of which three are positive."""
     import torch
 
     from rambo_det import RamboLoss
@@ -50,7 +50,7 @@ def try_loss() -> None:
 
 
 def train(folder: Path) -> None:
-    """Two iterations and an evaluation through the console command, from the shipped configs."""
+    """Trains two iterations, resumes and evaluates with ``rambo-train`` and a shipped config."""
     from rambo_det.data.shapes import write_split
 
     write_split(folder, "train", 3)
@@ -68,7 +68,7 @@ def train(folder: Path) -> None:
 
 
 def main() -> int:
-    """Command line entry."""
+    """Runs the command; returns the exit status."""
     argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     import torch
 

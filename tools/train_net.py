@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train and evaluate: ``python tools/train_net.py --config FILE [--help for the rest]``."""
+"""Trains and evaluates: ``python tools/train_net.py --config FILE [--help for the rest]``."""
 
 import sys
 from pathlib import Path

@@ -3,9 +3,9 @@
 
     python tools/visualize_ranking.py --run output/quickstart
 
-Writes a picture for each class (precision over recall, all ranks, the false detections that cost
-most AP with the true ones below them), ranking.png with those that lose most to the order,
-ranking.json with the numbers and index.html, one file that has them all.
+Writes a picture for each of the --shown classes that lose most AP to the order (precision over
+recall, all ranks, the false detections that cost most AP with the true ones below them), all these
+pictures as ranking.png, the numbers as ranking.json, and all in one file, index.html.
 """
 
 import argparse
@@ -55,7 +55,7 @@ the objects. The classes that lose most to the order come first{% if left_out %}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of the command line."""
+    """Parses the command line; raises InputError for a wrong argument."""
     from rambo_det.cli.predict import add_model_arguments
     from rambo_det.engine.arguments import add_data_arguments
 
@@ -77,7 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Detects, ranks, draws; InputError for whatever is wrong with model, data or output."""
+    """Detects, ranks and draws; InputError if the model, the data or the output is wrong."""
     from rambo_det.cli.predict import quiet
     from rambo_det.engine.detector import Detector
     from rambo_det.engine.ranked_data import RankedData
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, title: str) -> None:
-    """Writes pictures, numbers and page; prints the numbers."""
+    """Writes the pictures, the numbers and the html page; prints the numbers."""
     import jinja2
     import numpy as np
     from PIL import Image
@@ -140,7 +140,7 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line entry; returns the exit status: 2 after a user's mistake."""
+    """Runs the command; returns the exit status, which is 2 after a user's mistake."""
     return status_of(lambda: run(parse_args(argv)))
 
 

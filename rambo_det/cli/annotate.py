@@ -1,4 +1,4 @@
-"""Writes what a detector finds: pictures, videos and COCO results."""
+"""Writes the detections of a detector as annotated pictures and videos, and as COCO results."""
 
 import json
 import os
@@ -21,19 +21,19 @@ from ..errors import InputError
 from ..evaluation.pictures import draw_detections, grid, interrupts_noted
 from .sources import OVERVIEW, Source, open_video
 
-_AT_A_GLANCE = 12  # pictures at most
-_FRAMES_PER_SECOND = 25.0  # of a camera that does not tell
+_AT_A_GLANCE = 12  # number of pictures in the overview, at most
+_FRAMES_PER_SECOND = 25.0  # for a camera that reports no frame rate
 
 
 class Annotator:
-    """Annotated copies of sources in a folder, and all detections in ``results.json``.
+    """Writer of annotated copies of sources, and of ``results.json`` with all detections.
 
-    Of several images the first ones are in ``overview.jpg`` too. ``images.json``, a COCO json
-    without annotations, tells which image, or frame of a video, an image id of the results means,
-    and which class a category id.
+    With several images, ``overview.jpg`` shows the first ones. ``images.json``, a COCO json without
+    annotations, has the image or video frame of each image id in the results, and the class of each
+    category id.
 
-    Raises InputError if something would be overwritten: an input, or, without ``overwrite``, a file
-    of the output. ``broken`` tells of images that could not be read, a line each.
+    Raises InputError if the output would overwrite an input or, without ``overwrite``, an existing
+    file. ``broken`` has a line for each image that could not be read.
     """
 
     def __init__(self, output: Path, sources: Sequence[Source], overwrite: bool) -> None:
@@ -58,10 +58,10 @@ class Annotator:
     def annotate(
         self, detector: Detector, threshold: float | Sequence[float], most: int | None = None
     ) -> None:
-        """Annotates all sources; when interrupted by Ctrl-C, the output is whole up to there.
+        """Annotates all sources; after Ctrl-C, the output is complete for the images done so far.
 
-        ``threshold`` is the least score that is drawn, of all classes or of each, ``most`` how many
-        frames of each video are looked at; None: all.
+        ``threshold`` is the lowest score that is drawn, one for all classes or one for each class.
+        ``most`` is the number of frames to read from each video; None reads all.
         """
         for source in self._sources:
             make_folder((self._output / source.output).parent, "--output")
@@ -89,17 +89,17 @@ class Annotator:
                 write_picture(self._output / OVERVIEW, grid(shown, min(4, len(shown))), 80)
 
     def _annotate_source(self, source: Source, most: int | None) -> np.ndarray | None:
-        """Writes the annotated copy; returns that of an image."""
+        """Writes the annotated copy of a source; returns the picture if the source is an image."""
         target, about = self._output / source.output, {"file_name": source.place}
         if not source.is_video:
             try:
                 image = read_image(source.place, format="BGR")
-            except Exception as error:  # of whichever decoder
+            except Exception as error:  # each decoder has errors of its own
                 self.broken.append(f"{source.place} cannot be read: {error}")
                 return None
             try:
                 picture = self._annotated(image, about)
-            except ValueError as error:  # Detectron2 cannot scale one that is long and thin
+            except ValueError as error:  # Detectron2 cannot resize long, thin images
                 if isinstance(error, InputError):
                     raise
                 self.broken.append(f"{source.place} cannot be looked at: {error}")
@@ -135,7 +135,7 @@ class Annotator:
         return draw_detections(rgb, shown, self._detector.metadata)[:, :, ::-1]
 
     def summary(self, why: str) -> str:
-        """What was done, and what a picture does not show; ``why`` tells of the threshold."""
+        """Returns a text on the output and hidden detections; ``why``: the threshold's origin."""
         low, high = float(self._threshold.min()), float(self._threshold.max())
         threshold = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
         pictures = self._num_pictures - len(self.broken)
@@ -151,9 +151,9 @@ class Annotator:
 
 
 def write_video(target: Path, pictures: Iterable[np.ndarray], rate: float) -> None:
-    """Writes pictures, ``(H, W, 3)`` uint8 BGR, as mp4, which appears under its name once whole.
+    """Writes pictures, ``(H, W, 3)`` uint8 BGR, as an mp4, which gets its name once it is complete.
 
-    InputError if there are none, or OpenCV cannot write videos.
+    Raises InputError if there are no pictures or OpenCV cannot write videos.
     """
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     writer = cv2.VideoWriter()

@@ -1,4 +1,4 @@
-"""``rambo-calibrate``: make a detector's scores probabilities; the main of tools/calibrate.py."""
+"""``rambo-calibrate`` (tools/calibrate.py): turns a detector's scores into probabilities."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .predict import quiet
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of the command line."""
+    """Parses the command line; raises InputError for a wrong argument."""
     parser = argparse.ArgumentParser(
         prog="rambo-calibrate",
         description="Fit a scale of the scores to labelled images and write it into the weights: "
@@ -38,9 +38,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Calibrates a detector, measures and prints what has changed.
+    """Calibrates a detector; prints its metrics before and after.
 
-    Raises InputError for whatever is wrong with model, data or output.
+    Raises InputError if the model, the data or the output is wrong.
     """
     from tabulate import tabulate
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dataset is None and not detector.train_sets:
         raise InputError("DATASETS.TRAIN is empty: name labelled images with --dataset")
     data = RankedData(args.dataset or detector.train_sets[0], detector, saved.data, args)
-    args.register = []  # they are now
+    args.register = []  # the datasets are registered now
     test = detector.datasets[0] if args.test is None and detector.datasets else args.test
     measured = RankedData(test, detector, saved.data, args) if test else None
     found = calibrate(detector.model, *labelled_images(data.name, detector.mapper, args.images))
@@ -89,9 +89,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _measure(detector: Any, data: Any) -> dict[str, float]:
-    """Calibration error, AP and the AP of each class on a data set, in percent.
+    """Returns calibration error, AP and the AP of each class on a dataset, in percent.
 
-    AP twice: of the detections that the model keeps of an image, and of 300.
+    AP is measured twice: on the detections that the model keeps per image, and on 300 per image.
     """
     import numpy as np
 
@@ -111,5 +111,5 @@ def _measure(detector: Any, data: Any) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit status: 2 after a user's mistake."""
+    """Runs the command; returns the exit status, which is 2 after a user's mistake."""
     return status_of(lambda: run(parse_args(argv)))

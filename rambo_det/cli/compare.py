@@ -1,5 +1,4 @@
-"""``rambo-compare``: train with several losses and seeds and say how they differ; the main of
-tools/compare.py."""
+"""``rambo-compare`` (tools/compare.py): trains with several losses and seeds and compares them."""
 
 import argparse
 import logging
@@ -25,7 +24,7 @@ line, of --data, and of --variant. A comparison that was interrupted goes on wit
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; InputError for what is wrong with it."""
+    """Parses the command line; raises InputError for a wrong argument."""
     parser = argparse.ArgumentParser(
         prog="rambo-compare", description="Train with several losses and seeds and compare.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -85,7 +84,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def plan_of(args: argparse.Namespace) -> Any:
-    """The :class:`..compare.plan.Plan` of the command line."""
+    """Returns the :class:`..compare.plan.Plan` of a command line."""
     from ..compare.plan import make_plan
     from ..compare.specs import Data, default_losses, parse_data, parse_variants
     from ..engine.setup import merged_config
@@ -100,7 +99,7 @@ def plan_of(args: argparse.Namespace) -> Any:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Trains what is left, measures and reports; 1 if a run failed."""
+    """Trains the unfinished runs, measures all and writes the report; returns 1 if a run failed."""
     from ..compare.report import write_report
     from ..compare.results import collect, compare, save
     from ..compare.run import alone_in, run_all
@@ -131,7 +130,7 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit status: 2 after a user's mistake, 1 if a run failed."""
+    """Runs the command; returns the exit status: 2 after a user's mistake, 1 if a run failed."""
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     command = shlex.join(["rambo-compare", *(sys.argv[1:] if argv is None else argv)])
     before = signal.signal(signal.SIGTERM, _stop)

@@ -1,4 +1,4 @@
-"""What a user reads when a run ends early: one line, unless it is a bug."""
+"""Turns the errors that end a command into one line for the user, unless they are bugs."""
 
 import errno
 import sys
@@ -19,10 +19,10 @@ _NO_DETECTRON2 = (
 
 
 def status_of(tool: Callable[[], Any], advice: str = "") -> int:
-    """Runs a tool; the exit status, after a line on standard error if it failed.
+    """Runs a tool and returns the exit status; prints a line on standard error if the tool failed.
 
-    What the tool returns, None as 0; 2 for a user's mistake, 1 for what went wrong on the way, 130
-    for Ctrl-C. A bug is raised. ``advice`` is how a user goes on with what was cut off.
+    The status is what the tool returns (None is 0), 2 for a user's mistake, 1 for a failure of the
+    machine or another process, 130 for Ctrl-C. Bugs are raised. ``advice``: how a user can go on.
     """
     more = f"; {advice}" if advice else ""
     with mock.patch("threading.excepthook", _quiet_thread):
@@ -41,10 +41,10 @@ def status_of(tool: Callable[[], Any], advice: str = "") -> int:
 
 
 def _mistake(error: Exception) -> str | None:
-    """The line about a user's mistake; None: it is none."""
+    """Returns the line about a user's mistake; None if the error is not a user's mistake."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "detectron2":
         return _NO_DETECTRON2
-    # What was raised in another process comes with its traceback in the message.
+    # An error from another process has its traceback in the message.
     last = (str(error).strip().splitlines() or [""])[-1]
     if isinstance(error, InputError) or last.startswith(_IN_ANOTHER_PROCESS):
         return last.removeprefix(_IN_ANOTHER_PROCESS)
@@ -52,7 +52,7 @@ def _mistake(error: Exception) -> str | None:
 
 
 def _on_the_way(error: BaseException | None) -> str | None:
-    """The line about what the machine or another process did to a run; None: it is a bug."""
+    """Returns the line about a failure of the machine or another process; None for a bug."""
     if error is None:
         return None
     text = " ".join(str(error).split())
@@ -65,7 +65,7 @@ def _on_the_way(error: BaseException | None) -> str | None:
             f"a data worker died, perhaps for want of memory ({text}): DATALOADER.NUM_WORKERS sets "
             "how many there are"
         )
-    # A collective fails because another process of the run is gone.
+    # A collective operation fails if another process of the run has ended.
     if isinstance(error, RuntimeError) and ("gloo/transport" in text or "ncclRemoteError" in text):
         reason = text.split(". ")[0]
         return f"another process of the run has ended, and may have said why ({reason})"
@@ -77,9 +77,9 @@ def _is_of_a_full_disk(error: BaseException | None) -> bool:
 
 
 def _is_of_a_worker(error: BaseException) -> bool:
-    """Whether a data worker died: torch may say so itself, or find its pipe closed."""
+    """Returns whether a data worker died: torch reports its death or finds its pipe closed."""
     if isinstance(error, RuntimeError):
-        # "Caught KeyError in DataLoader worker process 0" is an error of the code there.
+        # "Caught KeyError in DataLoader worker process 0" is a bug in the worker's code.
         return "DataLoader worker (pid" in str(error)
     files = [step.filename for step in traceback.extract_tb(error.__traceback__)]
     in_loader = any(file.endswith("torch/utils/data/dataloader.py") for file in files)
@@ -89,7 +89,7 @@ def _is_of_a_worker(error: BaseException) -> bool:
 def _quiet_thread(
     args: threading.ExceptHookArgs, otherwise: Callable[..., Any] = threading.excepthook
 ) -> None:
-    """A thread that a full disk ends prints nothing: TensorBoard's hands its error on to the main
-    thread, and printed a traceback into the one line about it."""
+    """Prints no traceback for a thread that a full disk ended: TensorBoard's thread passes its
+    error to the main thread, and a traceback would interrupt the one line about the error."""
     if not _is_of_a_full_disk(args.exc_value):
         otherwise(args)

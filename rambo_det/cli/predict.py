@@ -1,4 +1,4 @@
-"""``rambo-predict``: detect in images, videos or a camera; the main of tools/predict.py."""
+"""``rambo-predict`` (tools/predict.py): detects in images, videos or a camera's frames."""
 
 import argparse
 import logging
@@ -17,7 +17,7 @@ _FALLBACK = 0.5
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of the command line."""
+    """Parses the command line; raises InputError for a wrong argument."""
     parser = argparse.ArgumentParser(
         prog="rambo-predict",
         description="Detect in images, folders of them, videos or a camera: writes annotated "
@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def default_threshold(saved: Any) -> tuple[float, str]:
-    """A score to draw from, and where it comes from, for a :class:`..engine.saved.SavedModel`."""
+    """Returns the lowest score to draw and its origin, for a :class:`..engine.saved.SavedModel`."""
     import json
 
     from ..engine.saved import load_truth
@@ -56,33 +56,33 @@ def default_threshold(saved: Any) -> tuple[float, str]:
     from ..evaluation.ranking import best_f1
 
     score = name = None
-    # Evaluations of several data sets overwrite each other's results.
+    # The evaluations of several datasets overwrite each other's results.
     if saved.results is not None and len(saved.data.annotations) == 1:
         ((name, file),) = saved.data.annotations.items()
         try:
             matches = find_matches(load_truth(file), json.loads(saved.results.read_text()), [0.5])
             score = best_f1(*matches.counted, int(matches.positives.sum()))
-        except (OSError, ValueError, KeyError, AssertionError):  # of another data set, or cut off
+        except (OSError, ValueError, KeyError, AssertionError):  # another dataset's, or incomplete
             pass
     return (_FALLBACK, "the default") if score is None else (score, f"the best F1 on {name}")
 
 
 def quiet() -> None:
-    """Keeps from standard error what libraries say there and a user can do nothing about."""
+    """Silences library messages on standard error that a user can do nothing about."""
     import cv2
 
-    # What cannot be opened, which the tool says itself.
+    # OpenCV's messages about files that it cannot open: the tool reports these files itself.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    # That a small data set lacks a class of the detector.
+    # The warning that a small dataset lacks a class of the detector.
     logging.getLogger("rambo_det.data").setLevel(logging.ERROR)
-    # Of Detectron2's use of torch.
+    # Warnings about Detectron2's use of torch.
     warnings.filterwarnings("ignore", "torch.meshgrid")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detects in everything that was named; 1 if a file of a folder could not be read."""
+    """Detects in all inputs; returns 1 if it skipped files that cannot be read, else 0."""
     from ..engine.calibrated import read_thresholds
     from ..engine.detector import Detector
     from ..engine.saved import find_model
@@ -113,5 +113,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit status: 2 after a user's mistake."""
+    """Runs the command; returns the exit status, which is 2 after a user's mistake."""
     return status_of(lambda: run(parse_args(argv)))

@@ -1,4 +1,4 @@
-"""What there is to detect in: image files, folders of them, video files, cameras."""
+"""Finds the inputs of a detector: image files, video files, folders of both, and cameras."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ..data.files import IMAGE_ENDINGS, check_image, files_in
 from ..engine.files import distinct
 from ..errors import InputError
 
-#: The pictures at a glance, in the folder of the output.
+#: The file in the output folder that shows the first pictures side by side.
 OVERVIEW = "overview.jpg"
 
 _VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -18,22 +18,22 @@ _VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
 @dataclass
 class Source:
-    """One image, or one video."""
+    """An image, a video or a camera."""
 
     place: str  # the file, or the camera's number or address
-    output: Path  # what the annotated copy is called, relative to the folder of the output
+    output: Path  # path of the annotated copy, relative to the output folder
     is_video: bool = False
-    length: int | None = 1  # in images; None: nobody knows, as of a camera
+    length: int | None = 1  # number of frames; None: unknown, as for a camera
 
 
 def find_sources(
     inputs: Sequence[str], cameras: Sequence[str], output: Path
 ) -> tuple[list[Source], list[str]]:
-    """The sources that were named, each with a name of its own for its output.
+    """Finds the sources that the user named, and gives each a distinct output path.
 
-    Of a folder all images and videos at any depth, but for what is in ``output``. A file in it that
-    cannot be read is left out; the second list has the reasons, a line each. InputError if
-    something that was named does not exist or cannot be read, or there is nothing.
+    A folder stands for all images and videos in it at any depth, except those in ``output``. Its
+    unreadable files are left out; the second list has the reasons, a line each.
+    Raises InputError if a named input does not exist or cannot be read, or if there is no source.
     """
     sources: list[Source] = []
     broken: list[InputError] = []
@@ -45,7 +45,7 @@ def find_sources(
             sources.append(_of_file(path, Path(path.name)))
             continue
         inside = files_in(path, IMAGE_ENDINGS | _VIDEOS)
-        if output.resolve() != path.resolve():  # earlier results are no input
+        if output.resolve() != path.resolve():  # earlier results are not inputs
             inside = [p for p in inside if output.resolve() not in p.resolve().parents]
         if not inside:
             raise InputError(f"{name}: no images or videos in this folder")
@@ -81,7 +81,7 @@ def _of_file(file: Path, output: Path) -> Source:
 
 
 def open_video(place: str) -> cv2.VideoCapture:
-    """OpenCV's reader of a file, or of a camera's number or address; InputError if it has none."""
+    """Opens a video file, or a camera by its number or address; InputError if OpenCV cannot."""
     video = cv2.VideoCapture(int(place) if place.isdigit() else place)
     if not video.isOpened():
         what = f"--camera {place}" if place.isdigit() or "://" in place else place

@@ -1,4 +1,4 @@
-"""``rambo-train``: train and evaluate a detector; the main of tools/train_net.py."""
+"""``rambo-train`` (tools/train_net.py): trains and evaluates a detector."""
 
 import argparse
 import logging
@@ -12,7 +12,7 @@ from ..engine.arguments import parse_args
 from ..errors import InputError
 from .failures import status_of
 
-#: What is evaluated -> title and metric that the table has of it.
+#: Evaluation task -> its title in the result table, and the metric shown.
 _TASKS = {
     "bbox": ("AP", "AP"),
     "segm": ("mask AP", "AP"),
@@ -22,14 +22,14 @@ _TASKS = {
 
 
 def result_table(results: dict[str, Any]) -> str:
-    """A table of all metrics: a row a data set, first the averages, then AP of each class."""
+    """Returns text tables for each dataset: first the averages, then the AP of each class."""
     from tabulate import tabulate
 
     lines = []
     is_nested = any(isinstance(found, dict) for task in results.values() for found in task.values())
     for name, result in (results if is_nested else {"": results}).items():
         lines += [name] if name else []
-        if "bbox" not in result:  # of a model that proposes boxes alone
+        if "bbox" not in result:  # a model that only proposes boxes
             lines += [tabulate([v], headers="keys", tablefmt="github") for v in result.values()]
             continue
         bbox = result["bbox"]
@@ -41,7 +41,7 @@ def result_table(results: dict[str, Any]) -> str:
             head[title] = found[metric]
             for row in rows:
                 key = f"{metric}-{row['class']}"
-                if key in found:  # Detectron2 has none of each class's key points
+                if key in found:  # Detectron2 has no keypoint AP per class
                     row[title] = found[key]
         tables = [[head], rows] if rows else [[head]]
         lines += [tabulate(t, headers="keys", floatfmt=".3f", tablefmt="github") for t in tables]
@@ -53,7 +53,7 @@ def result_table(results: dict[str, Any]) -> str:
 
 
 def load_config(args: argparse.Namespace) -> Any:
-    """The checked config of the run, yaml or LazyConfig, whose own data sets are registered."""
+    """Registers the user's datasets; returns the checked config of the run, yaml or LazyConfig."""
     from ..data.register import classes_of
     from ..engine.keys import LAZY, YAML, names, value
     from ..engine.lazy import load_lazy_config
@@ -77,7 +77,7 @@ def load_config(args: argparse.Namespace) -> Any:
 
 
 def check_data(args: argparse.Namespace) -> None:
-    """Tells what the data sets of the command line, or of the config, have; trains nothing."""
+    """Summarizes the datasets of the config or command line, in text and pictures; no training."""
     from ..engine.arguments import own_names
     from ..engine.data_pages import write_pages
     from ..engine.keys import LAZY, YAML, names
@@ -93,7 +93,7 @@ def check_data(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """One process of a run: training and evaluation, or evaluation alone."""
+    """Trains and evaluates, or only evaluates, in one process of a run; returns the results."""
     import detectron2.utils.comm as comm
 
     from ..engine.calibrated import CALIBRATED, calibrate_final
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if main and data != "off" and final.is_file():
         data = train[0] if data == "train" else data
         calibrate = calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data)
-    # A process on another machine need not see the file.
+    # All processes follow process 0: a process on another machine may not see the file.
     if comm.all_gather((folder / RAW).is_file())[0]:
         tell(results, f"{folder / RAW}, not calibrated")
         set_value(cfg, keys.folder, str(folder / CALIBRATED))
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:
-    """Command line entry, ``lazy``: for a LazyConfig; exit status 2 after a user's mistake."""
+    """Runs the command (``lazy``: for a LazyConfig); returns the exit status, 2 for a mistake."""
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
 
     def launched() -> None:
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:
             there = torch.cuda.device_count()
             raise InputError(f"--num-gpus {args.num_gpus}: there are {there} here")
         if args.num_gpus * args.num_machines > 1 and not lazy:
-            with held_until_set_up():  # a mistake, before many processes are started to find it
+            with held_until_set_up():  # finds mistakes before many processes start
                 load_config(args)
         launch(run, args)
 

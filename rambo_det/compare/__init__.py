@@ -1,1 +1,1 @@
-"""Compare losses: train each with several seeds on several data sets, and report."""
+"""Compares losses: trains each with several seeds on several datasets and writes a report."""

@@ -1,4 +1,4 @@
-"""The plots of a report, as SVG."""
+"""Plots of a comparison report, returned as the bytes of an SVG or PNG file."""
 
 import io
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 
 
 def _figure(number: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """A figure of so many plots of so many inches."""
+    """Returns a figure and a grid of ``number`` plots, each ``width`` x ``height`` inches large."""
     columns = min(columns, number)
     rows = -(-number // columns)
     with matplotlib.rc_context(_STYLE):
@@ -40,7 +40,7 @@ def _figure(number: int, columns: int, width: float, height: float) -> tuple[Fig
 
 def _save(figure: Figure, form: str = "svg") -> bytes:
     buffer = io.BytesIO()
-    # Else it is another file each day or release.
+    # Leaves out the date and the Matplotlib version, so that equal plots give equal files.
     metadata = {"Date": None} if form == "svg" else {"Software": None}
     with missing_glyphs(), matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format=form, metadata=metadata, dpi=120)
@@ -48,9 +48,9 @@ def _save(figure: Figure, form: str = "svg") -> bytes:
 
 
 def intervals(rows: Sequence[tuple[str, dict[str, float]]], form: str = "svg") -> bytes:
-    """Differences in AP, each with its label, ``mean``, ``low`` and ``high``, below each other.
+    """Draws differences in AP with their intervals, one below the other.
 
-    ``form``: "svg" or "png".
+    Each row is a label and a dict of ``mean``, ``low`` and ``high``; ``form`` is "svg" or "png".
     """
     figure, (axis,) = _figure(1, 1, 6.8, 0.2 + 0.42 * len(rows))
     axis.axvline(0, color="#333a45", linewidth=1)
@@ -64,7 +64,7 @@ def intervals(rows: Sequence[tuple[str, dict[str, float]]], form: str = "svg") -
 
 
 def precision_recall(cells: Cells) -> bytes:
-    """Precision at each recall, at IoU 0.5: a plot for each class, a line for each loss."""
+    """Draws precision over recall at IoU 0.5: a plot per frequent class, with a line per loss."""
     one = next(iter(cells.values()))[0].matches
     objects = one.positives.sum(axis=1)
     chosen = sorted(np.argsort(-objects, kind="stable")[:_MOST_CLASSES])
@@ -82,7 +82,7 @@ def precision_recall(cells: Cells) -> bytes:
 
 
 def score_distributions(cells: Cells) -> bytes:
-    """How often right and wrong detections, at IoU 0.5, have which score, for each loss."""
+    """Draws, for each loss, histograms of the scores of right and wrong detections at IoU 0.5."""
     figure, axes = _figure(len(cells), 3, 3.3, 2.4)
     for axis, (title, runs) in zip(axes, cells.items(), strict=True):
         matches = [run.matches for run in runs]
@@ -92,7 +92,7 @@ def score_distributions(cells: Cells) -> bytes:
             scores = logit(np.clip(np.concatenate(parts), 1e-6, 1 - 1e-6))
             counts, edges = np.histogram(scores, bins=48, range=(-8, 8))
             axis.stairs(counts / images, edges, fill=right, alpha=0.65, label=label)
-        if any(len(m.scores) for m in matches):  # else it warns that there is nothing to scale
+        if any(len(m.scores) for m in matches):  # Matplotlib warns about a log axis without data
             axis.set_yscale("log")
         axis.set_title(title)
         axis.set_xticks(logit(_TICKS), [str(p) for p in _TICKS], rotation=45)
@@ -103,7 +103,7 @@ def score_distributions(cells: Cells) -> bytes:
 
 
 def reliability(cells: Cells) -> bytes:
-    """The share of right detections, at IoU 0.5, over their score: as trained and calibrated."""
+    """Draws the share of right detections at IoU 0.5 over the score, as trained and calibrated."""
     figure, axes = _figure(len(cells), 3, 3.3, 3.3)
     for axis, (title, runs) in zip(axes, cells.items(), strict=True):
         curves = []
@@ -118,7 +118,7 @@ def reliability(cells: Cells) -> bytes:
 
 
 def over_training(cells: Cells) -> bytes | None:
-    """AP at each evaluation that all seeds of a loss have; None if there was but the last."""
+    """Draws AP at each evaluation that all seeds of a loss have; None if that is only the last."""
     found: dict[str, dict[int, list[float]]] = {}
     for title, runs in cells.items():
         curves = [{e["iteration"]: e["AP"] for e in run.result["evaluations"]} for run in runs]
@@ -128,7 +128,7 @@ def over_training(cells: Cells) -> bytes | None:
 
 
 def learning_curves(found: dict[str, dict[int, list[float]]], form: str = "svg") -> bytes:
-    """AP of each seed at each evaluation, of each loss; ``form``: "svg" or "png"."""
+    """Draws ``found``, loss -> iteration -> AP of each seed; ``form`` is "svg" or "png"."""
     figure, (axis,) = _figure(1, 1, 6.8, 2.6)
     for colour, (title, aps) in enumerate(found.items()):
         _band(axis, np.array(list(aps)), np.array(list(aps.values()), float).T, colour, title)
@@ -138,7 +138,7 @@ def learning_curves(found: dict[str, dict[int, list[float]]], form: str = "svg")
 
 
 def _band(axis: Any, x: np.ndarray, values: np.ndarray, colour: int, label: str) -> None:
-    """Mean and standard deviation of (S, X) values."""
+    """Draws the mean of ``values`` (S, X) over ``x`` (X,) in a band of one standard deviation."""
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     shade = _COLOURS[colour % len(_COLOURS)]
     axis.plot(x, mean, color=shade, label=label, linewidth=1.6)

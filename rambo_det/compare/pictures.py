@@ -1,4 +1,4 @@
-"""The images on which two losses differ most, with the boxes of both."""
+"""Pictures of the images on which two losses differ most, with the boxes of both."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,28 +15,28 @@ from ..evaluation.pictures import missing_glyphs, plain
 from ..evaluation.ranking import best_f1
 from .results import Measured
 
-_IMAGES = 64
-_PX = 400  # of the longer side of a picture
-_EACH = 3  # pictures for either loss
-_LEAST = 0.5  # difference in AP50, percent, below which the heading would say 0
+_IMAGES = 64  # number of images in a chunk of ap50_of_images
+_PX = 400  # length of the longer side of a picture
+_EACH = 3  # number of pictures for each of the two losses
+_LEAST = 0.5  # smaller differences in AP50, in percent, would be 0 in the heading
 _RIGHT, _WRONG, _OBJECT = "#1a9850", "#d73027", "#2166ac"
 
 
 def disagreements(
     pairs: list[tuple[Measured, Measured]], titles: tuple[str, str], truth: COCO, test_set: str
 ) -> Iterator[dict[str, Any]]:
-    """The images on which the APs differ most in the mean over the seeds, if their files are there.
+    """Yields the images whose AP50, averaged over the seeds, differs most; skips missing files.
 
     Args:
-        pairs: runs of the first and of the second loss, seed by seed.
-        titles: what the losses are called.
-        truth: annotations of the data set.
-        test_set: its name in Detectron2's catalogs.
+        pairs: for each seed, the runs of the first and of the second loss.
+        titles: names of the two losses.
+        truth: annotations of the test set.
+        test_set: name of the test set in Detectron2's catalogs.
 
     Yields:
-        ``image``, its id, and ``file``, its name; ``seed`` of the pair that differs most there, in
-        the direction of the mean; ``difference``, AP50 in percent of the second loss less the first
-        with that seed; ``panels``, caption -> jpeg of the objects and of what either has found.
+        ``image``, its id; ``file``, its name; ``seed`` of the pair that differs most on it, in the
+        direction of the mean; ``difference``, AP50 (percent) of the second loss minus the first
+        with this seed; ``panels``, caption -> jpeg: ground truth, then detections of each loss.
     """
     each = np.array(
         [ap50_of_images(b.matches) - ap50_of_images(a.matches) for a, b in pairs]
@@ -49,7 +49,7 @@ def disagreements(
         image = cv2.imread(files.get(ids[index], ""))
         if image is None or abs(gains[index]) < _LEAST:
             continue
-        # The largest is at least the mean: what the heading says is to be seen in the boxes.
+        # This seed's difference is at least the mean, so the boxes show what the heading says.
         pair = int(np.argmax(each[:, index] * np.sign(gains[index])))
         objects = truth.loadAnns(truth.getAnnIds(ids[index]))
         names = [truth.cats[item["category_id"]]["name"] for item in objects]
@@ -64,9 +64,9 @@ def disagreements(
 
 
 def ap50_of_images(matches: Matches) -> np.ndarray:
-    """(I,) AP50 in percent of each image alone; 0 where it has no objects."""
+    """Returns the AP50 of each image alone, (I,), in percent; 0 for an image without objects."""
     number = matches.positives.shape[1]
-    # Some at a time: all at once would take a square of their number.
+    # In chunks: for all images at once, memory would grow with the square of their number.
     parts = [
         average_precisions(matches, np.eye(_IMAGES, number, start, int))[:, :, 0]
         for start in range(0, number, _IMAGES)
@@ -76,7 +76,7 @@ def ap50_of_images(matches: Matches) -> np.ndarray:
 
 
 def _detections(image: np.ndarray, matches: Matches, index: int) -> bytes:
-    """What is found at IoU 0.5, from the score on at which the loss does best."""
+    """Draws an image's detections that reach the score of the loss's best F1 at IoU 0.5."""
     lowest = best_f1(*matches.counted, int(matches.positives.sum()))
     least = 1.0 if lowest is None else lowest
     shown = np.flatnonzero((matches.images == index) & (matches.scores >= least))
@@ -91,7 +91,7 @@ def _detections(image: np.ndarray, matches: Matches, index: int) -> bytes:
 
 @missing_glyphs()
 def _draw(image: np.ndarray, boxes: np.ndarray, labels: list[str], colours: list[str]) -> bytes:
-    """The image (H, W, 3) BGR with (N, 4) boxes x, y, width, height, as jpeg."""
+    """Draws ``boxes``, (N, 4) x, y, width, height, in an (H, W, 3) BGR image; returns a jpeg."""
     corners = boxes.reshape(-1, 4) @ np.array([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0],
                                                [0, 0, 0, 1]])  # fmt: skip
     drawer = Visualizer(image[:, :, ::-1], scale=_PX / max(image.shape[:2]))

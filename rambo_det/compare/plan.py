@@ -1,4 +1,4 @@
-"""What a comparison will run: every loss on every data set with every seed, checked beforehand."""
+"""The plan of a comparison: a run for every loss, dataset and seed, with all configs checked."""
 
 import hashlib
 import os
@@ -19,39 +19,39 @@ from ..engine.user_code import new_config
 from ..errors import InputError
 from .specs import Data, Variant, loss_opts
 
-#: Keys that do not make a run another one: where it is, and on what it is computed.
+#: Config keys that do not identify a run: they set its folder and the hardware it uses.
 _NO_SETTINGS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
 
 
-@dataclass(frozen=True, eq=False)  # each is a key of its own
+@dataclass(frozen=True, eq=False)  # hashed by identity, as a dict key
 class Run:
-    """One training."""
+    """One training of a loss variant on a dataset with a seed."""
 
     data: str
     variant: str
     seed: int
     folder: Path  # its OUTPUT_DIR
     command: tuple[str, ...]  # without --resume
-    settings: dict[str, Any]  # config key -> value, and digests of the data: what makes it this run
+    settings: dict[str, Any]  # config key -> value, and data digests; together they identify a run
 
     @property
     def name(self) -> str:
-        """How a person is told of it."""
+        """The name of the run in messages."""
         return f"{self.data}, {self.variant}, seed {self.seed}"
 
     @property
     def iterations(self) -> int:
-        """How many it has."""
+        """The number of training iterations."""
         return int(self.settings["SOLVER.MAX_ITER"])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison."""
+    """All runs of a comparison."""
 
     variants: dict[str, Variant]  # by name; the first is the reference
-    test_sets: dict[str, str]  # name of the data -> the set evaluated on, in Detectron2's catalogs
-    runs: list[Run]  # in the order in which they are done: all losses of a seed, then the next seed
+    test_sets: dict[str, str]  # data name -> name of its test set in Detectron2's catalogs
+    runs: list[Run]  # in execution order: everything with one seed, then the next seed
     trained_on: dict[str, int] = field(default_factory=dict)  # data -> test images trained on too
 
 
@@ -62,10 +62,10 @@ def make_plan(
     opts: Sequence[str],
     out: Path,
 ) -> Plan:
-    """Registers the data sets and checks the config of every run.
+    """Registers the datasets and checks the config of every run.
 
-    ``opts`` are KEY VALUE … of all runs; those of a data set come after them, a variant's last.
-    Raises InputError for whatever is wrong with config, keys or data.
+    ``opts`` are KEY VALUE … of all runs. A dataset's keys override them; a variant's override both.
+    Raises InputError if a config, a key or the data are wrong.
     """
     plan = Plan({variant.name: variant for variant in variants}, {}, [], {})
     cells: list[tuple[str, str, list[str], dict[str, Any]]] = []
@@ -82,7 +82,7 @@ def make_plan(
             cfg = build_config(args, classes)
             if len(cfg.DATASETS.TEST) != 1:
                 raise InputError(f"DATASETS.TEST must be one set, not {cfg.DATASETS.TEST}")
-            if not name:  # all losses have the same sets, and all of these the same classes
+            if not name:  # first variant: the others share its datasets and classes
                 name = item.name or cfg.DATASETS.TEST[0]
                 if name in plan.test_sets:
                     raise InputError(f"two data sets are called {name}: give them different names")
@@ -105,7 +105,7 @@ def make_plan(
 
 
 def _own_opts(given: list[str], variant: Variant) -> list[str]:
-    """The keys of the variant alone: of its loss, unless the user has set them, and its own."""
+    """Returns a variant's KEY VALUE list: its loss's keys, unless set by the user, then its own."""
     args = parse_args(given)
     opts: list[str] = []
     for key, value in loss_opts(merged_config(args), variant.loss).items():
@@ -120,24 +120,24 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
         settings.pop(key)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         file = MetadataCatalog.get(name).get("json_file")
-        if file and os.path.isfile(file):  # shapes may not be drawn yet
+        if file and os.path.isfile(file):  # the file of the shapes may not exist yet
             digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
             settings[f"data {name}"] = digest[:12]
     return settings
 
 
 def default_settings() -> dict[str, Any]:
-    """Config key -> default, as :attr:`Run.settings` has them."""
+    """Returns config key -> default value, in the form of :attr:`Run.settings`."""
     return _flat(new_config())
 
 
 def _flat(cfg: CfgNode) -> dict[str, Any]:
-    # By way of yaml: as it will be read back, e.g. tuples as lists.
+    # Goes through yaml, so that values equal those read back from a record: lists, not tuples.
     return flat_config(yaml.safe_load(cfg.dump()))
 
 
 def _trained_on(cfg: CfgNode) -> int:
-    """How many images of the test set are trained on too."""
+    """Returns how many images of the test set are trained on too."""
     (test,) = cfg.DATASETS.TEST
     if test in cfg.DATASETS.TRAIN:
         return len(DatasetCatalog.get(test))
@@ -145,7 +145,7 @@ def _trained_on(cfg: CfgNode) -> int:
 
 
 def _images(name: str) -> set[str]:
-    """The image files of a data set; none of shapes that are not drawn yet."""
+    """Returns the image files of a dataset; an empty set for shapes that are not drawn yet."""
     file = MetadataCatalog.get(name).get("json_file")
     if file and not os.path.isfile(file):
         return set()

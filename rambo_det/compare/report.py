@@ -1,4 +1,4 @@
-"""A comparison as one html file that needs nothing else."""
+"""Writes the report of a comparison as one self-contained html file."""
 
 import base64
 import shlex
@@ -16,13 +16,13 @@ from .results import Measured, finished, truth_of
 from .specs import TITLES
 from .text import cautions, number, tables, verdict
 
-_MOST_LOSSES = 6  # in a plot
+_MOST_LOSSES = 6  # number of losses in a plot, at most
 
 
 def write_report(
     plan: Plan, measured: Sequence[Measured], results: dict[str, Any], file: Path
 ) -> None:
-    """Writes the report on ``results``, of :func:`.results.compare`."""
+    """Writes the report on ``results``, which :func:`.results.compare` returned, to ``file``."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
@@ -54,7 +54,7 @@ def write_report(
 def _shown(
     plan: Plan, measured: Sequence[Measured], results: dict[str, Any], data: str
 ) -> dict[str, Any]:
-    """Plots and pictures of one data set, and how many losses they leave out."""
+    """Returns plots and pictures for one dataset, and the number of losses that they leave out."""
     losses, runs = results["data"][data]["losses"], finished(plan, measured, data)
     chosen = shown_losses({n: losses[n]["metrics"]["AP"]["mean"] for n in runs if runs[n]})
     titles = {name: plan.variants[name].title for name in plan.variants}
@@ -82,7 +82,7 @@ def _shown(
 
 
 def shown_losses(aps: dict[str, float]) -> list[str]:
-    """The losses in the plots: all, or the first and those of the highest AP, in order."""
+    """Returns the losses to plot, in order: all, or the first and those of the highest AP."""
     first, *others = [*aps] or [""]
     kept = {first, *sorted(others, key=lambda name: -aps[name])[: _MOST_LOSSES - 1]}
     return [name for name in aps if name in kept]

@@ -1,4 +1,4 @@
-"""What the runs of a comparison have come to: each, each loss, and each loss against the first."""
+"""Collects the results of a comparison: of each run, of each loss, and against the first loss."""
 
 import json
 import math
@@ -29,32 +29,32 @@ from .run import damaged, read_metrics, read_record, source_digest
 
 _DETECTIONS = "inference/coco_instances_results.json"
 
-#: Metrics in the order in which they are shown; those of classes follow.
+#: Metrics in display order; the AP of each class follows.
 METRICS = (
     "AP", "AP50", "AP75", "APs", "APm", "APl", "AP calibrated", "ECE", "ECE calibrated",
     "training minutes",
 )  # fmt: skip
 
-Cells = dict[str, list["Measured"]]  # a loss -> its finished runs
+Cells = dict[str, list["Measured"]]  # variant name or title -> its finished runs
 
 
 @dataclass
 class Measured:
-    """A run with what it left."""
+    """A run with its results."""
 
     run: Run
     result: dict[str, Any]  # for json; "metrics" is empty if the run is not finished
-    matches: Matches | None = None  # of its last evaluation; None likewise
-    calibrated: Matches | None = None  # of its calibrated scores; None: it was not calibrated
+    matches: Matches | None = None  # of its last evaluation; None if it is not finished
+    calibrated: Matches | None = None  # with calibrated scores; None if it was not calibrated
 
 
 def truth_of(plan: Plan, data: str) -> COCO:
-    """Annotations of the set that runs on this data are evaluated on.
+    """Returns the annotations of the test set of this data.
 
-    InputError if the set is in another format and no run has been evaluated yet.
+    Raises InputError if the set is not in COCO format and no run has been evaluated yet.
     """
     name = plan.test_sets[data]
-    # Detectron2's evaluator writes one for its sets of other formats.
+    # For a dataset in another format, Detectron2's evaluator writes a COCO json into the folder.
     folders = [run.folder / "inference" for run in plan.runs if run.data == data]
     files = [MetadataCatalog.get(name).get("json_file")]
     files += [file for folder in folders for file in folder.glob(f"{name}_coco_format.json")]
@@ -64,12 +64,12 @@ def truth_of(plan: Plan, data: str) -> COCO:
 
 
 def collect(plan: Plan) -> list[Measured]:
-    """All runs of the plan, in its order; InputError where a finished one lacks what it left."""
+    """Measures all runs of a plan, in order; InputError if a finished run lacks a result file."""
     return [_measure(plan, run) for run in plan.runs]
 
 
 def finished(plan: Plan, measured: Sequence[Measured], data: str) -> Cells:
-    """The finished runs on this data of each variant."""
+    """Returns variant -> its finished runs on this data."""
     there = [item for item in measured if item.run.data == data and item.matches is not None]
     return {name: [x for x in there if x.run.variant == name] for name in plan.variants}
 
@@ -88,14 +88,14 @@ def _measure(plan: Plan, run: Run) -> Measured:
     matches = _matches(plan, run, _DETECTIONS)
     calibrated = _matches(plan, run, f"{CALIBRATED}/{_DETECTIONS}", optional=True)
     once = np.ones((1, matches.positives.shape[1]), int)
-    # Not as the evaluator logs them: it has no AP for a single class, and none without a detection.
+    # Computed anew: the evaluator logs no class AP for a single class, and nan without detections.
     ours = {name: float(ap[0]) for name, ap in _metrics(matches, calibrated, once).items()}
     ours["ECE"] = calibration_error(*matches.counted)
     if calibrated:
         ours["ECE calibrated"] = calibration_error(*calibrated.counted)
     found = {**result["evaluations"][-1], **{name: _known(x) for name, x in ours.items()}}
     times = [line["time"] for line in read_metrics(run.folder) if line.get("time")]
-    # Of the iterations that were done: RAMBO_TRAIN.PATIENCE may have ended it before the last.
+    # Counts only iterations that were done: RAMBO_TRAIN.PATIENCE may have ended the run early.
     minutes = statistics.median(times) * found["iteration"] / 60 if times else None
     found["training minutes"] = minutes
     classes = [name for name in found if name.startswith("AP-")]
@@ -104,7 +104,7 @@ def _measure(plan: Plan, run: Run) -> Measured:
 
 
 def _matches(plan: Plan, run: Run, name: str, optional: bool = False) -> Matches | None:
-    """Those of the detections in a file of the run; None if it is missing and ``optional``."""
+    """Matches the detections in a file of the run; None if ``optional`` and the file is missing."""
     try:
         detections = json.loads((run.folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -126,27 +126,27 @@ def _metrics(
 
 
 def _evaluations(run: Run) -> list[dict[str, Any]]:
-    """Metrics in percent at each iteration that was evaluated."""
+    """Returns the metrics, in percent, of each evaluated iteration."""
     found: dict[int, dict[str, Any]] = {}
     for line in read_metrics(run.folder):
         values = {k[5:]: _known(v) for k, v in line.items() if k.startswith("bbox/")}
         if values:
-            # The last one is written once training has ended, under the number of the next step.
+            # The last evaluation is logged after the training, with the next iteration's number.
             iteration = min(line["iteration"] + 1, run.iterations)
-            aps = {name: values.get(name) or 0.0 for name in METRICS[:3]}  # None: none is detected
+            aps = {name: values.get(name) or 0.0 for name in METRICS[:3]}  # None: no detections
             found[iteration] = {"iteration": iteration, **values, **aps}
     return [found[iteration] for iteration in sorted(found)]
 
 
 def _known(value: float) -> float | None:
-    """For json, which has no word for NaN: a metric that does not apply."""
+    """Returns the value, or None for NaN (a metric that does not apply), which json cannot hold."""
     return value if math.isfinite(value) else None
 
 
 def compare(
     plan: Plan, measured: Sequence[Measured], command: str, resamples: int
 ) -> dict[str, Any]:
-    """All numbers, for json; ``resamples`` of the images are drawn for the intervals."""
+    """Returns all results as json data; the intervals use ``resamples`` resamples of the images."""
     data: dict[str, dict[str, Any]] = {}
     for name, test_set in plan.test_sets.items():
         truth = truth_of(plan, name)
@@ -169,7 +169,7 @@ def compare(
         }
     return {
         "command": command,
-        "versions": {  # what a number may depend on the most; all else is in the environment
+        "versions": {  # what affects the numbers most; "environment" has the rest
             "rambo_det": rambo_det.__version__,
             "rambo_det source": source_digest(),
             "torch": torch.__version__,
@@ -179,7 +179,7 @@ def compare(
         "environment": collect_env_info(),
         "reference": next(iter(plan.variants)),
         "resamples": resamples,
-        # More than one: the runs were made by different versions of the code.
+        # Several digests mean that the runs were made by different versions of the code.
         "sources": sorted({i.result["source"] for i in measured if i.matches is not None}),
         "variants": {
             v.name: {"loss": v.loss, "opts": list(v.opts), "title": v.title}
@@ -191,7 +191,7 @@ def compare(
 
 
 def _spread(cell: Sequence[Measured]) -> dict[str, dict[str, float | None]]:
-    """Metric -> mean and standard deviation over runs; no deviation of one run."""
+    """Returns metric -> mean and standard deviation over runs; the deviation of one run is None."""
     result: dict[str, dict[str, float | None]] = {}
     for name in cell[0].result["metrics"] if cell else ():
         values = [item.result["metrics"].get(name) for item in cell]
@@ -203,8 +203,8 @@ def _spread(cell: Sequence[Measured]) -> dict[str, dict[str, float | None]]:
 
 
 def _differences(cells: Cells, images: int, resamples: int) -> dict[str, Any]:
-    """Variant -> metric -> difference from the first variant, over the seeds that both have."""
-    # First all images as they are; resamples of one image are all the same.
+    """Returns variant -> metric -> difference from the first variant, over their common seeds."""
+    # Row 0 has every image once. One image is not resampled, as all resamples would be equal.
     drawn = image_weights(images, resamples if images > 1 else 0)
     weights = np.vstack([np.ones((1, images), drawn.dtype), drawn])
     reference, *others = (
@@ -218,14 +218,14 @@ def _differences(cells: Cells, images: int, resamples: int) -> dict[str, Any]:
         both = [of[seed].keys() for of in (reference, found) for seed in seeds]
         for name in [n for n in found[seeds[0]] if all(n in x for x in both)] if seeds else ():
             per_seed = np.stack([found[s][name] - reference[s][name] for s in seeds], axis=1)
-            if not np.isnan(per_seed[0]).any():  # (1 + B, S)
+            if not np.isnan(per_seed[0]).any():  # per_seed: (1 + B, S)
                 interval = difference(list(per_seed[0]), per_seed[1:])
                 result[variant]["metrics"][name] = {k: _known(v) for k, v in interval.items()}
     return result
 
 
 def _best(plan: Plan, losses: dict[str, Any]) -> dict[str, str]:
-    """Loss -> its variant of the highest mean AP, where several have one."""
+    """Returns loss -> its variant of highest mean AP, for each loss with several variants."""
     aps: dict[str, dict[str, float]] = {}
     for variant in plan.variants.values():
         if ap := losses[variant.name]["metrics"].get("AP"):
@@ -234,13 +234,13 @@ def _best(plan: Plan, losses: dict[str, Any]) -> dict[str, str]:
 
 
 def save(plan: Plan, results: dict[str, Any], out: Path) -> list[str]:
-    """Writes results.json, and first renames that of a comparison that has runs which this one has
-    not, with its report; the names under which they are kept."""
+    """Writes results.json. First renames an earlier results.json and its report if they have runs
+    that the plan lacks. Returns the new names of the renamed files."""
     files, kept = [out / "results.json", out / "report.html"], []
     try:
         earlier = json.loads(files[0].read_text(encoding="utf-8"))["runs"]
         there = {(run["data"], run["variant"], run["seed"]) for run in earlier}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing that could be kept
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no earlier results to keep
         there = set()
     if there - {(run.data, run.variant, run.seed) for run in plan.runs}:
         number = 1

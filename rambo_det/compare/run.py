@@ -1,4 +1,4 @@
-"""Runs the trainings of a plan as processes, as many at a time as asked for."""
+"""Runs the trainings of a plan as processes, ``jobs`` at a time."""
 
 import fcntl
 import hashlib
@@ -22,9 +22,9 @@ from .plan import Run, default_settings
 
 _POLL = 0.2  # seconds
 _OUTPUT, _RECORD = "output.txt", "compare.json"
-# What a training runs through; the comparison itself changes no number of a run.
+# Subpackages that do not affect the numbers of a training; source_digest leaves them out.
 _NOT_TRAINED_BY = ("cli", "compare")
-# The best checkpoint is there because RAMBO_TRAIN.KEEP_BEST asked for it.
+# Files that ``keep`` leaves. model_best.pth exists only if RAMBO_TRAIN.KEEP_BEST is set.
 _KEPT = {
     "last": ("model_final.pth", "model_raw.pth", "model_best.pth", "last_checkpoint"),
     "none": (),
@@ -34,15 +34,15 @@ _KEPT = {
 def run_all(
     runs: Sequence[Run], jobs: int, threads: int, keep: str = "last", lock: IO[str] | None = None
 ) -> list[Run]:
-    """Does what is left to do, ``jobs`` runs at a time; returns those that failed.
+    """Trains the unfinished runs, ``jobs`` at a time; returns the runs that failed.
 
-    What is finished stays as it is, what was begun goes on from its last checkpoint. The record of
-    a run that failed has its ``error``. Raises InputError before anything is started if the folder
-    of a run holds another one.
+    Finished runs stay unchanged. Runs that were begun resume from their last checkpoint. The record
+    of a failed run has its ``error``. Raises InputError, before it starts anything, if the folder
+    of a run holds a different run.
 
     Args:
-        keep: which checkpoints of a finished run stay: "all", "last", with the best one where that
-            is kept, or "none".
+        keep: which checkpoints of a finished run stay: "all"; "last", which includes the best one
+            if the run has one; or "none".
         lock: an open file that the trainings hold open as long as they live.
     """
     for run in runs:
@@ -87,7 +87,7 @@ def run_all(
             bar.update(sum(done.values()) - bar.n)
     finally:
         for process in active.values():
-            process.terminate()  # it can be gone on with
+            process.terminate()  # the run can be resumed
             process.wait()
         bar.close()
     return failed
@@ -95,9 +95,9 @@ def run_all(
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[IO[str]]:
-    """Within, no other comparison works in the folder: waits until that has ended.
+    """Locks the folder; first waits until no other comparison works in it.
 
-    A comparison that is killed leaves its trainings behind; they hold the lock too.
+    A comparison that is killed leaves its trainings running; they hold the lock too.
     """
     with open(folder / ".lock", "w") as lock:
         try:
@@ -116,7 +116,7 @@ def _start(run: Run, threads: int, lock: IO[str] | None, bar: Any) -> subprocess
     )  # fmt: skip
     begun = any((run.folder / name).exists() for name in ("last_checkpoint", "metrics.json"))
     if begun:
-        command.insert(3, "--resume")  # behind python -m rambo_det.cli.train
+        command.insert(3, "--resume")  # after python -m rambo_det.cli.train
     package = str(Path(rambo_det.__file__).resolve().parents[1])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     cores = {key: str(threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -136,7 +136,7 @@ def _reason(run: Run, status: int) -> str:
 
 
 def source_digest() -> str:
-    """Digest, 12 hex digits, of the code that trains and evaluates."""
+    """Returns a digest, 12 hex digits, of the code that trains and evaluates."""
     package = Path(rambo_det.__file__).parent
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*")):
@@ -147,15 +147,15 @@ def source_digest() -> str:
 
 
 def damaged(folder: Path, what: str) -> InputError:
-    """The error about a run's folder that is not as the run left it."""
+    """Returns the error for a run's folder with a missing or unreadable file."""
     return InputError(f"{folder}: {what}: remove this folder, and the same command trains it again")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record in the folder, empty if there is none; InputError if it is no json.
+    """Returns the record in a run's folder, {} if none exists; InputError if it is not json.
 
-    Keys: ``settings``, ``command``, ``source`` (digest of the code that trained it), ``status``
-    ("started", "finished" or "failed"), ``error`` (the line, where it failed).
+    Keys: ``settings``, ``command``, ``source`` (digest of the code that trained), ``status``
+    ("started", "finished" or "failed"), ``error`` (one line, if the run failed).
     """
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
@@ -167,7 +167,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def write_record(folder: Path, **changes: Any) -> None:
-    """Changes keys of the record; makes folder and file where there are none."""
+    """Changes keys of a run's record; creates the folder and the file if they do not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {**read_record(folder), **changes}
     with whole_file(str(folder / _RECORD), "w", encoding="utf-8") as file:
@@ -175,15 +175,15 @@ def write_record(folder: Path, **changes: Any) -> None:
 
 
 def _check_same_run(run: Run) -> None:
-    """Raises InputError if the folder of the run holds another one."""
+    """Raises InputError if the folder of the run holds a different run or other files."""
     record = read_record(run.folder)
     names = {file.name for file in run.folder.iterdir()} if run.folder.is_dir() else set()
     if not record and names - {_RECORD + PART}:
         raise InputError(f"{run.folder} holds something else: name another folder with --out")
-    # A key that is new since then had no other value than its default.
+    # A config key that is newer than the record had its default value then.
     was = {**default_settings(), **record.get("settings", run.settings)}
     for key in sorted(run.settings):
-        # Not every set had a digest in earlier records, nor has one that is not made yet.
+        # A dataset has no digest in old records or before its file exists; this is no difference.
         if was.get(key) != run.settings[key] and (key in was or not key.startswith("data ")):
             raise InputError(
                 f"{run.folder} was made with {key} {was.get(key)!r}, now it is "
@@ -192,7 +192,7 @@ def _check_same_run(run: Run) -> None:
 
 
 def read_metrics(folder: Path, tail: int = 2**62) -> Iterator[dict[str, Any]]:
-    """The lines in the last bytes of the run's metrics.json; none if it has not begun."""
+    """Yields the lines in the last ``tail`` bytes of metrics.json; none if it does not exist."""
     try:
         with open(folder / "metrics.json", "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - tail))
@@ -202,5 +202,5 @@ def read_metrics(folder: Path, tail: int = 2**62) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             yield json.loads(line)
-        except ValueError:  # cut off, or of a run that was killed, or being written
+        except ValueError:  # incomplete: cut off by ``tail``, by a kill, or still in writing
             continue

@@ -1,4 +1,4 @@
-"""Losses and data sets of a comparison, as a user names them on the command line."""
+"""Parses the losses and datasets of a comparison from the command line."""
 
 import itertools
 import re
@@ -13,10 +13,10 @@ from ..engine.keys import value
 from ..errors import InputError
 from ..places import find_config
 
-#: What a loss is called where it is explained to a reader.
+#: Display names of the losses.
 TITLES = {"ce": "cross entropy", "focal": "focal loss", "rambo": "RaMBO"}
 
-#: The key that tells which loss a model has, and its value with each; the stock one comes first.
+#: The config key that selects a model's loss, and its value for each loss; stock loss first.
 _TWINS = [
     ("MODEL.META_ARCHITECTURE", {"focal": "RetinaNet", "rambo": "RamboRetinaNet"}),
     ("MODEL.ROI_HEADS.NAME", {"ce": "StandardROIHeads", "rambo": "RamboROIHeads"}),
@@ -27,27 +27,27 @@ _TWINS = [
 
 @dataclass(frozen=True)
 class Variant:
-    """A loss, with keys of its own where a user gave some."""
+    """A loss, optionally with config keys of its own."""
 
-    name: str  # how folders and tables call it
+    name: str  # in the names of folders and in tables
     loss: str  # a key of TITLES
-    opts: tuple[str, ...] = ()  # KEY VALUE ... that it has beyond those of all variants
+    opts: tuple[str, ...] = ()  # KEY VALUE ... of this variant alone
 
     @property
     def title(self) -> str:
-        """What a reader is told."""
+        """The display name: the loss's if the variant has the loss's name, else ``name``."""
         return TITLES[self.loss] if self.name == self.loss else self.name
 
 
 def loss_opts(cfg: CfgNode, loss: str) -> dict[str, str]:
-    """Keys that make the model of a config train with that loss; InputError if it cannot."""
+    """Returns the keys that give a config's model this loss; InputError if it cannot have it."""
     key, names = _twins(cfg)
     if loss not in names:
         known = " or ".join(names)
         raise InputError(f"--losses {loss}: {key} {value(cfg, key)} has no such loss: use {known}")
     opts = {key: names[loss]}
     if "focal" in names:
-        # The AP loss learns no natural zero of the scores, and all are measured alike.
+        # The AP loss learns no natural zero of the scores. All losses get the same threshold.
         opts["MODEL.RETINANET.SCORE_THRESH_TEST"] = "0.0"
     elif loss != "rambo" and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RamboRPN":
         opts["MODEL.PROPOSAL_GENERATOR.NAME"] = "RPN"
@@ -55,14 +55,14 @@ def loss_opts(cfg: CfgNode, loss: str) -> dict[str, str]:
 
 
 def default_losses(cfg: CfgNode) -> list[str]:
-    """The stock loss of the config's model and RaMBO; InputError as of :func:`loss_opts`."""
+    """Returns the stock loss of the config's model and RaMBO; InputError if none is known."""
     return list(_twins(cfg)[1])
 
 
 def _twins(cfg: CfgNode) -> tuple[str, dict[str, str]]:
     model = cfg.MODEL
     for key, names in _TWINS:
-        # Other meta-architectures have ROI heads in their configs too, without using them.
+        # The configs of other meta-architectures also name ROI heads, but do not use them.
         if value(cfg, key) in names.values() and (
             key == "MODEL.META_ARCHITECTURE" or model.META_ARCHITECTURE == "GeneralizedRCNN"
         ):
@@ -77,14 +77,14 @@ def _twins(cfg: CfgNode) -> tuple[str, dict[str, str]]:
 def parse_variants(
     losses: str | None, variants: list[str], grids: list[str], default: list[str]
 ) -> list[Variant]:
-    """The variants of the command line in their order; the first is the reference.
+    """Returns the variants of the command line, in order; the first is the reference.
 
     Args:
-        losses: ``ce,rambo``; None: ``default``, unless there are variants or grids.
+        losses: such as ``ce,rambo``; None: ``default``, unless variants or grids are given.
         variants: each ``NAME=LOSS KEY VALUE …``.
-        grids: each ``NAME=LOSS KEY V1,V2 …``: a variant for every combination. Commas in
-            brackets or quotes are part of a value.
-        default: names of losses.
+        grids: each ``NAME=LOSS KEY V1,V2 …``, which makes a variant of every combination. Commas
+            in brackets or quotes are part of a value.
+        default: names of the losses to compare by default.
     """
     names = [] if variants or grids else default
     if losses is not None:
@@ -97,7 +97,7 @@ def parse_variants(
         for values in itertools.product(*map(_values, opts[1::2])):
             pairs = list(zip(opts[::2], values, strict=True))
             label = "_".join([name, *(f"{k.rpartition('.')[2].lower()}-{v}" for k, v in pairs)])
-            label = re.sub(r"[^-+.\w]", "-", label)  # it becomes a folder
+            label = re.sub(r"[^-+.\w]", "-", label)  # the label becomes a folder name
             given.append(("--grid", label, loss, [*itertools.chain(*pairs)]))
     found: list[Variant] = []
     taken: set[str] = set()
@@ -112,7 +112,7 @@ def parse_variants(
 
 
 def _values(text: str) -> list[str]:
-    """The parts between commas that are in no brackets and no quotes."""
+    """Splits a text at the commas outside of brackets and quotes."""
     parts, part = [], ""
     for piece in text.split(","):
         part = f"{part},{piece}" if part else piece
@@ -124,7 +124,7 @@ def _values(text: str) -> list[str]:
 
 
 def _split(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
-    """``NAME=WORD KEY VALUE …`` in its parts; InputError with the ``form`` that it should have."""
+    """Splits ``NAME=WORD KEY VALUE …``; InputError, with the right ``form``, if it is malformed."""
     name, equals, rest = text.partition("=")
     try:
         words = shlex.split(rest)
@@ -148,19 +148,19 @@ _FORM = (
 
 @dataclass(frozen=True)
 class Data:
-    """One data set to compare on, with options of the training command."""
+    """A dataset to compare on, as options of the training command."""
 
-    name: str  # how folders and tables call it; "": as the set that is evaluated on
+    name: str  # in the names of folders and in tables; "": the name of the test set
     config: str
-    register: Sequence[Sequence[str]] = ()  # format, and what --register-FORMAT takes
-    opts: Sequence[str] = ()  # KEY VALUE ... of the runs on it
+    register: Sequence[Sequence[str]] = ()  # each a format and the values of --register-FORMAT
+    opts: Sequence[str] = ()  # KEY VALUE ... of the runs on this dataset
     classes: str | None = None
     split: float | None = None
     hold_out: int | None = None
     imports: Sequence[str] = ()
 
     def words(self) -> list[str]:
-        """The options of the training command, without the keys."""
+        """Returns the options of the training command, without the config keys."""
         words = [word for name in self.imports for word in ("--import", name)]
         words += ["--config", self.config]
         for kind, *one in self.register:
@@ -172,7 +172,7 @@ class Data:
 
 
 def parse_data(text: str, config: str) -> Data:
-    """One ``--data``, see ``_FORM``, for the file of ``--config``; InputError if it is none."""
+    """Parses ``--data`` (see ``_FORM``), for the file of ``--config``; InputError if malformed."""
     name, spec, opts = _split("--data", text, _FORM)
     if spec.endswith((".yaml", ".yml")):
         find_config(spec, f"--data {text!r}:")

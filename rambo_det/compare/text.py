@@ -1,4 +1,4 @@
-"""The results as a person reads them: sentences and tables of text."""
+"""Formats the results of a comparison as sentences and text tables."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from tabulate import tabulate
 from .results import METRICS
 from .specs import TITLES
 
-_FEW_IMAGES = 10  # below, resampling them says too little of others
+_FEW_IMAGES = 10  # resampling fewer test images says too little about other images
 Table = list[dict[str, str]]
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """With a minus that is one; "–" for what there is not."""
+    """Formats a number with a typographic minus, but zero without a sign; None gives "–"."""
     if value is None:
         return "–"
     text = f"{value:.{digits}f}"
@@ -20,7 +20,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def cell(value: dict[str, float | None] | None) -> str:
-    """``mean ± deviation`` of what has a ``std``, else ``difference (low … high)``."""
+    """Formats ``mean ± deviation`` if the value has a ``std``, else ``difference (low … high)``."""
     if value is None:
         return "–"
     mean = number(value["mean"])
@@ -34,8 +34,8 @@ def cell(value: dict[str, float | None] | None) -> str:
 
 
 def verdict(results: dict[str, Any], data: str, variant: str) -> dict[str, str]:
-    """What the comparison says of the AP of one loss against the first: ``text``, a sentence, and
-    ``kind``: "higher", "lower", "none" (cannot be told) or "missing"."""
+    """Compares a variant's AP with the reference's. Returns ``text``, a sentence, and ``kind``:
+    "higher", "lower", "none" (no difference can be shown) or "missing" (no results)."""
     part, names = results["data"][data], (variant, results["reference"])
     title, other = (results["variants"][name]["title"] for name in names)
     begin = title[0].upper() + title[1:] if title in TITLES.values() else title
@@ -63,7 +63,7 @@ def verdict(results: dict[str, Any], data: str, variant: str) -> dict[str, str]:
 
 
 def cautions(results: dict[str, Any], data: str) -> list[str]:
-    """Sentences on what makes the numbers of a data set say less than they seem to."""
+    """Returns sentences that warn of what makes the numbers of a dataset less reliable."""
     images = results["data"][data].get("images")
     found = trained_on(results["data"][data].get("trained_on", 0))
     if images == 1:
@@ -77,7 +77,7 @@ def cautions(results: dict[str, Any], data: str) -> list[str]:
 
 
 def trained_on(images: int) -> list[str]:
-    """The sentence about so many test images that are trained on too; none if there are none."""
+    """Returns a list with a warning that ``images`` test images are trained on too; [] for 0."""
     if not images:
         return []
     return [
@@ -87,7 +87,7 @@ def trained_on(images: int) -> list[str]:
 
 
 def tables(results: dict[str, Any], data: str, form: str = "github") -> dict[str, str]:
-    """Heading -> table in one of tabulate's formats: all metrics, AP of each class, differences."""
+    """Returns heading -> table in a format of tabulate: metrics, AP of each class, differences."""
     part, variants = results["data"][data], results["variants"]
     losses, less = (
         {variants[name]["title"]: found for name, found in part[kind].items()}
@@ -130,7 +130,7 @@ def _by_metric(head: str, names: list[tuple[str, str]], columns: dict[str, Any])
 
 
 def as_text(results: dict[str, Any]) -> str:
-    """Everything that is said of the results on a terminal."""
+    """Returns the text that the terminal shows about the results."""
     parts = []
     for data, part in results["data"].items():
         parts.append(f"== {data}")

@@ -1,4 +1,4 @@
-"""Data sets: a user's own, checked and registered with Detectron2, and the quickstart's shapes."""
+"""Registers datasets with Detectron2: the user's own, after checks, and the quickstart's shapes."""
 
 from .register import hold_out, register_datasets
 from .shapes import register_shapes

@@ -1,4 +1,4 @@
-"""Read and check a user's data set in COCO's json format."""
+"""Reads and checks a user's dataset in COCO's json format."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from .segments import are_numbers, mirrored, read_keypoints, read_mask, read_nam
 from .source import DataSource
 
 _NUMBER = (int, float)
-#: What the entries of each list must have, and of which types.
+#: The fields that the entries of each list must have, and the types of the fields.
 _FIELDS: dict[str, dict[str, Any]] = {
     "categories": {"id": int, "name": str},
     "images": {"id": (int, str), "width": _NUMBER, "height": _NUMBER, "file_name": str},
@@ -23,12 +23,13 @@ _OPTIONAL = ("area",)
 
 
 def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSource:
-    """Read a COCO json and check it and every image that it names.
+    """Reads a COCO json, and checks the json and every image that it names.
 
-    In the metadata, `without_mask` says why there is not a mask for each box, and `mask_format` is
-    `bitmask` if there is RLE to train on: what `INPUT.MASK_FORMAT` then has to be. Of key points
-    there are `keypoint_names` and `keypoint_flip_map`, or `without_keypoints`, why there are none.
-    InputError if it is no COCO json, names an unknown image or category, or an image is not whole.
+    Sets these metadata: `without_mask` says why not every box has a mask. `mask_format` is
+    `bitmask`, the `INPUT.MASK_FORMAT` to train with, if a mask to train on is RLE. `keypoint_names`
+    and `keypoint_flip_map` describe the keypoints; `without_keypoints` says why none can be used.
+    Raises InputError if the file is no COCO json, if it names an unknown image or category, or if
+    an image is incomplete.
     """
     json_file, image_dir = find_coco(json_file, image_dir)
     content = _read_json(json_file)
@@ -43,16 +44,16 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
         number = image["id"]
         if number in source.images:
             raise InputError(f"{json_file}: {place}: image id {number!r} is there twice")
-        if type(number) is not type(next(iter(source.images), number)):  # they have to be sorted
+        if type(number) is not type(next(iter(source.images), number)):  # ids get sorted
             raise InputError(f"{json_file}: {place}: not all ids are numbers, or text: {number!r}")
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
-            # pycocotools makes floats of them, and then does not find their annotations
+            # pycocotools converts larger ids to float, and then does not find their annotations.
             raise InputError(f"{json_file}: {place}: the id {number} has more than 63 bits")
         source.add_image(image, json_file)
     for annotation, place in _entries(content, "annotations", json_file):
         _add_annotation(source, annotation, place)
     used = source.used_classes()
-    if len(set(used)) < len(used):  # Roboflow's own category, without boxes, may have the name too
+    if len(set(used)) < len(used):  # Roboflow adds a category without boxes; its name may repeat
         twice = next(name for name in used if used.count(name) > 1)
         raise InputError(f"{json_file}: two categories with boxes have the name '{shown(twice)}'")
     _finish_keypoints(source)
@@ -60,12 +61,12 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
 
 
 def find_coco(json_file: str | Path, image_dir: str | Path) -> tuple[Path, Path]:
-    """The json and the folder of its images.
+    """Returns the path of the json and the folder of its images.
 
-    Where `json_file` is a folder, `image_dir` names a split of it: `FOLDER/SPLIT/*.json`, as of
-    Roboflow (`.` is the folder itself), or `FOLDER/annotations/*_SPLIT.json`, as of CVAT and COCO.
-    The images lie beside the json or in a folder of the split or of images. InputError if there is
-    not one json there, or not one folder with all its images.
+    If `json_file` is a folder, `image_dir` names a split. The json is then `FOLDER/SPLIT/*.json`,
+    as in exports of Roboflow (`.` is the folder itself), or `FOLDER/annotations/*_SPLIT.json`, as
+    in CVAT and COCO. The images are beside the json, in `images` or in a folder named as the split.
+    Raises InputError if there is not exactly one json, or if several folders have all the images.
     """
     root, split = Path(json_file), str(image_dir)
     if not root.is_dir():
@@ -88,7 +89,7 @@ def find_coco(json_file: str | Path, image_dir: str | Path) -> tuple[Path, Path]
     if len(fit) > 1 and not all(map(os.path.isabs, names)):
         both = " and in ".join(map(str, fit))
         raise InputError(f"{found[0]}: all its images are in {both}: name json file and folder")
-    if not fit:  # the fullest one, whose missing images will be named
+    if not fit:  # take the folder with most images: later checks report the missing ones
         fit = sorted(folders, key=lambda f: -sum(os.path.isfile(f / name) for name in names))
     return found[0], fit[0]
 
@@ -108,7 +109,7 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
 def _entries(
     content: dict[str, list[Any]], key: str, file: str | Path
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """The entries of one list, checked for their fields, and where each is."""
+    """Yields each entry of one list, after a check of its fields, and its place for messages."""
     for index, item in enumerate(content[key]):
         place = f"{key}[{index}]"
         for name, kind in _FIELDS[key].items():
@@ -122,7 +123,7 @@ def _entries(
 
 
 def _is_usable(value: Any) -> bool:
-    if isinstance(value, str):  # half of a surrogate pair cannot be written anywhere
+    if isinstance(value, str):  # a lone surrogate cannot be encoded
         return value.strip() != "" and not any("\ud800" <= c <= "\udfff" for c in value)
     return not isinstance(value, bool) and (not isinstance(value, float) or math.isfinite(value))
 
@@ -133,7 +134,7 @@ def _short(value: Any) -> str:
 
 
 def _add_keypoint_names(source: DataSource, names: Any, place: str) -> None:
-    """Note down the names of a category's key points, or why they cannot be used."""
+    """Records the names of a category's keypoints, or why they cannot be used."""
     try:
         names = read_names(names)
         if names and source.metadata.get("keypoint_names", names) != names:
@@ -147,7 +148,7 @@ def _add_keypoint_names(source: DataSource, names: Any, place: str) -> None:
 
 
 def _finish_keypoints(source: DataSource) -> None:
-    """Leave out the key points of all where those of one cannot be used, or none is seen."""
+    """Removes all keypoints if some cannot be used, and records why there are none to use."""
     metadata = source.metadata
     if "without_keypoints" in metadata:
         why = metadata["without_keypoints"].removeprefix(f"{source.file}: ")
@@ -182,7 +183,7 @@ def _add_annotation(source: DataSource, annotation: dict[str, Any], place: str) 
     crowd = any(flags.values())
     image = source.images[image_id]
     size, place = (image["height"], image["width"]), f"{place} of {shown(image['file_name'])}"
-    # What is null, as some tools write it, is left out.
+    # Some tools write null for a missing value: leave these fields out.
     fields = {k: v for k, v in annotation.items() if k != "ignore" and v is not None}
     why = f"{where} has no mask"
     try:

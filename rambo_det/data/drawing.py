@@ -1,6 +1,6 @@
-"""The quickstart's data set: small drawn images, four strongly imbalanced classes of shapes.
+"""Draws the quickstart's dataset: small images of shapes, in four strongly imbalanced classes.
 
-Every image has a random generator of its own, so an image does not depend on those before it.
+Each image has its own random generator, so an image does not depend on the images before it.
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ from numpy.random import Generator
 
 CLASSES = ("circle", "square", "triangle", "star")
 SPLITS = ("train", "val")
-# Everything that decides what is drawn. A change gives another cache folder; raise `version` when
-# the drawing code itself changes what comes out.
+# Everything that decides what is drawn. The name of the cache folder has a hash of SPEC. Raise
+# `version` if the drawing code itself changes the images.
 SPEC: dict[str, Any] = {
     "version": 9,
     "seed": 1912_03500,
@@ -43,7 +43,7 @@ def _half_ring() -> np.ndarray:
 
 _ARM = [(3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1)]
 _CROSS = np.array(_ARM + [(-x, -y) for x, y in _ARM]) / 3.0
-# Outlines in a circle of radius 1. The distractors belong to no class.
+# Outlines within a circle of radius 1. The distractors belong to no class.
 _OUTLINES = {
     "circle": _star(24, 1.0),
     "square": _star(2, 1.0),
@@ -51,22 +51,22 @@ _OUTLINES = {
     "star": _star(5, 0.42),
 }
 _DISTRACTORS = (_CROSS, _half_ring())
-_PATTERNS = ("plain", "stripes", "checks", "rings")  # of the classes; a distractor has any of them
+_PATTERNS = ("plain", "stripes", "checks", "rings")  # one for each class; distractors get any
 
 
 def _noise(rng: Generator, size: int, amplitudes: dict[int, float]) -> np.ndarray:
-    """(size, size, 3) float noise around 0: a sum of random grids of `cells` x `cells`."""
+    """Returns (size, size, 3) float noise around 0: a sum of random grids of `cells` x `cells`."""
     total = np.zeros((size, size, 3))
     for cells, amplitude in amplitudes.items():
         grid = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-        # The EXACT resize is the one that OpenCV promises to be the same on every machine.
+        # OpenCV promises the same result on every machine only for the EXACT resize.
         smooth = cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR_EXACT)
         total += (smooth.astype(np.float64) - 127.5) * (amplitude / 127.5)
     return total
 
 
 def _background(rng: Generator, size: int) -> np.ndarray:
-    """(size, size, 3) float64 in 0..255: gradient, noise at four frequencies, lines."""
+    """Returns (size, size, 3) float64 in 0..255: gradient, noise at four frequencies, lines."""
     direction = rng.uniform(0, 2 * np.pi)
     ramp = np.linspace(-1, 1, size)
     slope = np.cos(direction) * ramp[None, :, None] + np.sin(direction) * ramp[:, None, None]
@@ -81,7 +81,7 @@ def _background(rng: Generator, size: int) -> np.ndarray:
 
 
 def _mask(rng: Generator, outline: np.ndarray, size: int) -> np.ndarray:
-    """(size, size) float in 0..1: one outline at a random place, scale, angle and aspect."""
+    """Returns (size, size) float in 0..1: an outline at a random place, scale, angle and aspect."""
     low, high = SPEC["object_px"]
     diameter = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     aspect = np.exp(rng.uniform(-0.22, 0.22))
@@ -96,8 +96,8 @@ def _mask(rng: Generator, outline: np.ndarray, size: int) -> np.ndarray:
 
 
 def _pattern(rng: Generator, name: str, mask: np.ndarray) -> np.ndarray:
-    """(size, size, 1) float in -1..1: stripes, checks or rings in a frame that is turned at random
-    around the middle of `mask`; 0 everywhere for "plain"."""
+    """Returns (size, size, 1) float in -1..1: stripes, checks or rings, turned at random around
+    the middle of `mask`; 0 everywhere for "plain"."""
     rows, columns = np.nonzero(mask > 0.5)
     y, x = (
         np.mgrid[: len(mask), : len(mask)] - np.array([rows.mean(), columns.mean()])[:, None, None]
@@ -115,7 +115,7 @@ def _pattern(rng: Generator, name: str, mask: np.ndarray) -> np.ndarray:
 
 
 def _paint(rng: Generator, image: np.ndarray, mask: np.ndarray, pattern: str) -> None:
-    """Fill `mask` in `image` with a noisy, patterned colour that stands out from what it covers."""
+    """Fills `mask` in `image` with a noisy, patterned colour, in contrast to the pixels below."""
     under = image[mask > 0.5].mean(axis=0)
     colour = rng.uniform(20, 235, 3)
     while np.abs(colour - under).max() < SPEC["min_contrast"]:
@@ -126,11 +126,10 @@ def _paint(rng: Generator, image: np.ndarray, mask: np.ndarray, pattern: str) ->
 
 
 def draw(split: str, index: int) -> tuple[np.ndarray, list[tuple[int, list[int], int]]]:
-    """Draw one image.
+    """Draws one image.
 
-    Returns the image, (96, 96, 3) uint8 BGR, and its objects as (class index, box, area): the
-    box is (x, y, width, height) in px around the part of the shape that can be seen, the area is
-    the number of pixels of that part.
+    Returns the image, (96, 96, 3) uint8 BGR, and its objects as (class index, box, area). The box,
+    (x, y, width, height) in px, and the area in pixels are those of the visible part of the shape.
     """
     rng = np.random.default_rng([SPEC["seed"], SPLITS.index(split), index])
     size = SPEC["image_px"]
@@ -151,7 +150,7 @@ def draw(split: str, index: int) -> tuple[np.ndarray, list[tuple[int, list[int],
             after = np.where(mask > 0.5, len(painted), owner)
             areas = [*(area for _, area in painted), int((mask > 0.5).sum())]
             seen = np.bincount(after[after >= 0], minlength=len(areas))
-            # An unlabelled shape in plain sight would be a wrong label, so none gets hidden.
+            # Every painted object gets a label, so enough of each shape must stay visible.
             if areas[-1] and (seen >= SPEC["min_visible"] * np.array(areas)).all():
                 _paint(rng, image, mask, pattern)
                 owner = after

@@ -1,4 +1,4 @@
-"""Files: where the package keeps what it makes, and whether texts and images can be read."""
+"""Creates folders, finds files, reads texts and checks that images can be read."""
 
 import os
 import warnings
@@ -9,18 +9,18 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 
-#: Endings of files that are taken for images where a folder is looked through.
+#: Extensions of the files that count as images when a folder is searched.
 IMAGE_ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# What a complete file of a format ends with. A file that ends otherwise is decoded to be sure.
+# The last bytes of a complete file of each format. Files with another end are decoded to be sure.
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}
 _EXIF_ORIENTATION = 0x0112
-# All that Pillow turns to RGB as it is meant. Other modes hold more than 8 bits.
+# The modes that Pillow converts to RGB correctly. Other modes have more than 8 bits a channel.
 _8_BITS = {"1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa"}
 
 
 def make_folder(folder: Path, option: str = "RAMBO_DET_CACHE") -> None:
-    """Makes a folder where there is none; InputError, with what named it, if it cannot be made or
-    nothing can be written there."""
+    """Creates a folder if it does not exist. Raises InputError, naming ``option``, if the folder
+    cannot be created or is not writable."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option} {folder} is not a folder")
     try:
@@ -32,19 +32,19 @@ def make_folder(folder: Path, option: str = "RAMBO_DET_CACHE") -> None:
 
 
 def shown(name: str | Path) -> str:
-    """A name as a message shows it, in one line whatever is in it."""
+    """Returns a name for use in a message: on one line, with unprintable characters escaped."""
     return str(name) if str(name).isprintable() else repr(str(name))
 
 
 def backslashes(name: str | Path) -> str:
-    """The end of a message about a missing file whose name has those of Windows."""
+    """Returns a hint for a message about a missing file: "" unless its name has backslashes."""
     return ": its name has backslashes, write / for folders" if "\\" in str(name) else ""
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
+    """Returns the text of a UTF-8 file, with or without a byte order mark.
 
-    InputError, which says ``what`` it is, if it cannot be read or is in another coding.
+    Raises InputError, calling the file ``what``, if it cannot be read or has another encoding.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -55,9 +55,9 @@ def read_text(path: Path, what: str) -> str:
 
 
 def files_in(folder: Path, endings: Collection[str]) -> list[Path]:
-    """All files in a folder at any depth that end so, sorted; hidden ones are left out.
+    """Returns all files in a folder, at any depth, that have one of the extensions, sorted.
 
-    Links to folders are followed. ``endings`` are in lower case, with the dot.
+    Follows links to folders and skips hidden names. ``endings`` are in lower case, with the dot.
     """
     found: list[Path] = []
     seen: set[str] = set()
@@ -72,35 +72,35 @@ def files_in(folder: Path, endings: Collection[str]) -> list[Path]:
 
 
 def _is_shown(name: str) -> bool:
-    """Whether a file or folder is none of those that macOS, Jupyter or a NAS add."""
+    """Returns whether a name is not hidden and not one that macOS, Jupyter or a NAS adds."""
     return not name.startswith((".", "__MACOSX", "@eaDir"))
 
 
 def check_image(
     path: Path, named_in: str, size: tuple[int, int] | None = None, whole: bool = False
 ) -> tuple[int, int, int]:
-    """Width and height in px of a complete image, turned upright, and its EXIF orientation, 1 to 8.
+    """Returns width and height in px of an upright image, and its EXIF orientation, 1 to 8.
 
-    Reads the header and the last bytes; the whole image is decoded only where those leave a doubt,
-    or if ``whole``. InputError, which says where it is named, if the image is missing, truncated,
-    not an image, of another ``size``, too large for Pillow, or one that Detectron2's reader would
-    change: of more than 8 bits a channel, which it cuts to 255, or a TIFF with an orientation,
-    after which both turn it.
+    Reads the header and the last bytes. Decodes the whole image only if these leave a doubt or
+    ``whole`` is true. Raises InputError, naming the place ``named_in``, if the image is missing,
+    truncated, not an image, too large for Pillow or not of the given ``size``. Also raises
+    InputError if Detectron2 would change the image: its reader clips values above 255, and turns a
+    TIFF with an orientation a second time, after Pillow.
     """
     name = shown(path)
     if not os.path.isfile(path):
         raise InputError(f"{named_in}: the image {name} is missing{backslashes(path)}")
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it can be read
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but readable
             file.seek(max(0, path.stat().st_size - 16))
             end = file.read()
             file.seek(0)
             with Image.open(file) as image:
                 width, height = image.size
-                # Detectron2 turns images upright when it reads them: 5 to 8 swap width and height.
+                # Detectron2 reads images upright. Orientations 5 to 8 swap width and height.
                 orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-                if orientation not in range(2, 9):  # Detectron2 passes over text and bytes too
+                if orientation not in range(2, 9):  # Detectron2 ignores text and bytes too
                     orientation = 1
                 if image.format == "TIFF" and orientation > 1:
                     raise InputError(
@@ -131,7 +131,7 @@ def check_image(
 
 
 def _check_range(image: Image.Image, name: str) -> None:
-    """Raise InputError unless the image has values that fit in 8 bits."""
+    """Raises InputError unless the values of an image fit in 8 bits."""
     low, high = image.getextrema()
     if not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):
         kind = {"F": "floating point", "I": "32-bit"}.get(image.mode, "16-bit")

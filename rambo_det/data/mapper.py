@@ -1,4 +1,4 @@
-"""Data set mappers that say on which image they failed."""
+"""A dataset mapper whose errors name the image that caused them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,14 +8,14 @@ from .files import check_image
 
 
 class NamingMapper:
-    """A mapper of Detectron2's records like another one, whose errors name image and annotation."""
+    """A wrapper of a Detectron2 dataset mapper, whose errors name image and annotation."""
 
     def __init__(self, mapper: Callable[[Any], Any]) -> None:
         self._mapper = mapper
 
     def __call__(self, record: Mapping[str, Any]) -> Any:
-        """As the mapper; InputError if the image is missing, truncated, or of another size than the
-        record says, RuntimeError for all else."""
+        """Calls the mapper. Raises InputError if the image is missing, truncated or of another size
+        than in the record, and RuntimeError for any other failure of the mapper."""
         try:
             return self._mapper(record)
         except Exception as error:
@@ -28,7 +28,7 @@ class NamingMapper:
             raise RuntimeError(f"the mapper failed on {place}: {reason}") from error
 
     def _bad_annotation(self, record: Mapping[str, Any]) -> str:
-        """The first annotation on which the mapper fails alone; "" if it fails without any too."""
+        """Describes the first annotation that alone makes the mapper fail; "" if none does."""
         for index, annotation in enumerate([None, *(record.get("annotations") or ())], -1):
             try:
                 self._mapper({**record, "annotations": [annotation] if index >= 0 else []})

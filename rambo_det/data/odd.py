@@ -1,4 +1,4 @@
-"""What is odd in data that can be read: one table for all formats, from which a user is told."""
+"""Warnings about data that can be read but look wrong: one table for all formats."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Any
 
 from .files import shown
 
-#: Kind -> what is said of the {n} places where it was found; {of} is the number of all boxes.
+#: Kind of finding -> its warning. {n} is the number of findings, {of} the number of all boxes.
 TABLE = {
     "dropped": "dropped {n} box(es) without area inside their image",
     "beyond": "{n} of {of} boxes reach beyond their image, and are cut to it in training: are "
@@ -40,24 +40,24 @@ _SHOWN = 10
 
 
 class Odd:
-    """What was found odd in a data set: kind -> places, in the order of finding."""
+    """The findings in a dataset: the places of each kind, in the order of finding."""
 
     def __init__(self) -> None:
         self._places: dict[str, list[str]] = defaultdict(list)
-        self.images: dict[Any, None] = {}  # ids of those where something was found
+        self.images: dict[Any, None] = {}  # ids of the images with findings
 
     def add(self, kind: str, place: str, image_id: Any = None) -> None:
-        """Note down one finding; ``place`` is where a user has to look."""
+        """Records one finding. ``place`` tells the user where to look in the data."""
         self._places[kind].append(shown(place))
         if image_id is not None:
             self.images[image_id] = None
 
     def places(self, kind: str) -> list[str]:
-        """Where a kind was found."""
+        """Returns the places where a kind was found."""
         return self._places.get(kind, [])
 
     def lines(self, boxes: int) -> Iterator[str]:
-        """A sentence for each kind, with the first ten places; ``boxes`` are dropped ones too."""
+        """Yields a warning and the first ten places of each kind; ``boxes`` counts dropped ones."""
         for kind, text in TABLE.items():
             if places := self.places(kind):
                 rest = len(places) - _SHOWN

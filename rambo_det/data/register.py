@@ -1,4 +1,4 @@
-"""Put data sets into Detectron2's catalogs, all of a run's own together."""
+"""Checks all datasets of a run together and puts them into Detectron2's catalogs."""
 
 import hashlib
 import json
@@ -21,23 +21,23 @@ from .yolo import read_yolo
 logger = logging.getLogger(__name__)
 
 PathLike = str | Path
-#: Format -> what reads a data set of it, given its name, where it is and which part.
+#: Format -> function that reads a dataset of this format, called with its name, place and part.
 READERS: dict[str, Callable[..., DataSource]] = {
     "coco": read_coco,
     "voc": read_voc,
     "yolo": read_yolo,
 }
-#: What follows the name of a data set in those of the parts that --hold-out makes.
+#: The endings of the names of the two parts that --hold-out makes of a dataset.
 _HELD_OUT = ("_fit", "_heldout")
-#: Metadata of a data set that say where its annotations are: a part of it has others.
+#: Metadata keys that locate the annotations of a dataset. Its parts do not inherit these keys.
 _OF_THE_WHOLE = ("name", "json_file", "image_root", "dirname", "split", "year")
 
 
 class _Ready(NamedTuple):
-    """A data set that can be registered."""
+    """A dataset that can be registered."""
 
     name: str
-    content: dict[str, Any]  # of its COCO json
+    content: dict[str, Any]  # of the COCO json
     image_dir: PathLike
     metadata: dict[str, Any]
 
@@ -50,26 +50,26 @@ def register_datasets(
     yolo: Sequence[tuple[str, PathLike, str]] = (),
     split: float | None = None,
 ) -> list[str]:
-    """Check and register a run's data sets so that all share one list of classes.
+    """Checks and registers a run's datasets with one common list of classes.
 
     Args:
-        coco: (name, json file, image folder) of every set in COCO format, or (name, folder, split)
-            where the json lies in that folder, see :func:`.coco.find_coco`.
-        voc: (name, root folder, split) of every set in VOC layout, or a folder of images with xml
-            files beside them, see :func:`.voc.read_voc`.
-        classes: the class names in the order of the model's outputs. By default those that have a
-            box in the training sets: COCO's in the order of their ids, VOC's sorted.
-        train: names of the training sets. A class that only another set has is an error; a class
-            that only the training sets have is not. Without it all sets count as training sets.
-        yolo: (name, data.yaml, split) of every set in YOLO's format, see :func:`.yolo.read_yolo`.
-        split: the share of each set's images that is set aside for validation: it is registered as
-            `<name>_train` and `<name>_val`, the classes are those of both, and `train` names parts.
+        coco: (name, json file, image folder) of each dataset in COCO format, or (name, folder,
+            split) to search the json in the folder, see :func:`.coco.find_coco`.
+        voc: (name, root folder, split) of each dataset in VOC layout, or of a folder of images with
+            xml files beside them, see :func:`.voc.read_voc`.
+        classes: the class names in the order of the model's outputs. By default the classes with a
+            box in the training datasets: VOC's sorted by name, others in the order of their ids.
+        train: names of the training datasets; None: all. It is an error if another dataset has a
+            class that no training dataset has. A class that only training datasets have is allowed.
+        yolo: (name, data.yaml, split) of each dataset in YOLO format, see :func:`.yolo.read_yolo`.
+        split: the share of each dataset's images to set aside for validation. Each dataset becomes
+            `<name>_train` and `<name>_val`, which `train` names. Both parts define the classes.
 
     Returns:
         The class names; set the config's number of classes to their count.
 
     Raises:
-        InputError: the first thing found wrong, in one line. Nothing is registered then.
+        InputError: the first error found, in one line. No dataset is registered in this case.
     """
     if split is not None and not 0 < split < 1:
         raise InputError(f"--split must be a share between 0 and 1, such as 0.2, not {split}")
@@ -111,7 +111,7 @@ def register_datasets(
 
 
 def _check_names(wanted: Sequence[str]) -> None:
-    """Raises InputError for a name that no data set can have, or that one has."""
+    """Raises InputError for a name that is not allowed for a dataset, or already taken."""
     from detectron2.data import DatasetCatalog
 
     taken = set(DatasetCatalog.list())
@@ -128,10 +128,10 @@ def _check_names(wanted: Sequence[str]) -> None:
 
 
 def _split(whole: _Ready, number: int, endings: Sequence[str], option: str) -> list[_Ready]:
-    """A data set in two: without ``number`` images, and these, see :func:`.source.set_aside`.
+    """Splits a dataset into the images to train on and ``number`` images that are set aside.
 
-    ``endings`` are those of their names. InputError, naming the option, if a part would have no box
-    that counts.
+    Chooses the images by :func:`.source.set_aside` and appends ``endings`` to the dataset's name.
+    Raises InputError, naming ``option``, if a part would have no box other than crowds.
     """
     aside = set_aside(whole.content["images"], number)
     metadata = {key: value for key, value in whole.metadata.items() if key not in _OF_THE_WHOLE}
@@ -148,14 +148,14 @@ def _split(whole: _Ready, number: int, endings: Sequence[str], option: str) -> l
 
 
 def _register(found: Sequence[_Ready]) -> None:
-    """Writes the annotations of all, and then registers them."""
+    """Writes the annotations of all datasets, and only then registers the datasets."""
     files = [write_json(each.name, each.content) for each in found]
     for file, each in zip(files, found, strict=True):
         add_to_catalogs(each.name, file, each.image_dir, each.metadata)
 
 
 def _warn_of_shared_images(trained: Sequence[DataSource], sources: Sequence[DataSource]) -> None:
-    """Says which other sets have images that are trained on too."""
+    """Warns of each other dataset that has images in common with the training datasets."""
     seen = {file: source.name for source in trained for file in source.files()}
     for source in sources:
         if source not in trained and (both := [f for f in source.files() if f in seen]):
@@ -166,9 +166,9 @@ def _warn_of_shared_images(trained: Sequence[DataSource], sources: Sequence[Data
 
 
 def by_format(register: Iterable[Sequence[str]]) -> dict[str, Any]:
-    """The arguments ``coco``, ``voc`` and ``yolo`` of :func:`register_datasets`.
+    """Returns the arguments ``coco``, ``voc`` and ``yolo`` of :func:`register_datasets`.
 
-    Of (format, name, place, part) of each set, as the command line has them.
+    ``register`` has (format, name, place, part) of each dataset, as on the command line.
     """
     register = list(register)
     return {kind: [item for of, *item in register if of == kind] for kind in READERS}
@@ -193,7 +193,7 @@ def _class_names(
 
 
 def write_json(name: str, content: dict[str, Any]) -> Path:
-    """Write the file into the cache, by a name made from its content: it is never out of date."""
+    """Writes a json into the cache. The file name has a content hash, so no file is ever stale."""
     folder = cache_folder() / "annotations"
     make_folder(folder)
     text = json.dumps(content)
@@ -206,14 +206,14 @@ def write_json(name: str, content: dict[str, Any]) -> Path:
 
 
 def classes_of(name: str) -> list[str]:
-    """The classes of a data set; [] if they are not known before it is read."""
+    """Returns the class names of a registered dataset; [] if they are not known before loading."""
     from detectron2.data import MetadataCatalog
 
     return list(MetadataCatalog.get(name).get("thing_classes") or ())
 
 
 def class_metadata(names: Sequence[str]) -> dict[str, Any]:
-    """What the MetadataCatalog holds of classes whose category ids are 1..K, for COCO's metrics."""
+    """Returns MetadataCatalog entries for classes with category ids 1..K and COCO's metrics."""
     numbers = {index + 1: index for index in range(len(names))}
     return {
         "evaluator_type": "coco",
@@ -229,10 +229,10 @@ def add_to_catalogs(
     metadata: dict[str, Any],
     prepare: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Register one data set with Detectron2, by a name that is not taken yet.
+    """Registers one dataset with Detectron2, under a name that is not taken yet.
 
-    VOC's mark of difficult objects in the COCO json gets into the records. ``prepare`` is called
-    before the files are read, each time.
+    The records keep the key ``difficult``, which objects from VOC have in the COCO json.
+    ``prepare`` is called before each reading of the files.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -243,18 +243,18 @@ def add_to_catalogs(
         return load_coco_json(str(json_file), str(image_root), name, ["difficult"])
 
     DatasetCatalog.register(name, load)
-    # What is left of a set that was taken out of the other catalog could not be changed.
+    # Metadata of a dataset that was removed from DatasetCatalog would refuse new values.
     MetadataCatalog.pop(name, None)
     entry = MetadataCatalog.get(name)
     entry.set(json_file=str(json_file), image_root=str(image_root), **metadata)
 
 
 def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
-    """Split registered data sets: one image of every `number` is set aside, the same ones always.
+    """Splits registered datasets: sets aside one image of every `number`, always the same images.
 
-    Returns the names of the parts to train on, then of those set aside, `<name>_fit` and
-    `<name>_heldout`, which are registered with Detectron2. InputError if `number` is below 2, a
-    part would have no box, or a set has no annotations in COCO's format.
+    Registers the parts with Detectron2, and returns the names of the parts to train on,
+    `<name>_fit`, and of the parts set aside, `<name>_heldout`. Raises InputError if `number` is
+    below 2, a part would have no box, or a dataset has no annotations in COCO format.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -262,7 +262,7 @@ def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
         raise InputError(f"--hold-out must be >= 2 (one image of so many), got {number}")
     parts: list[_Ready] = []
     for name in names:
-        DatasetCatalog.get(name)  # draws or reads what is made at first use, the classes among it
+        DatasetCatalog.get(name)  # creates files and metadata that exist only after loading
         metadata = MetadataCatalog.get(name)
         file = metadata.get("json_file")
         if not file:
@@ -272,6 +272,6 @@ def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
         least, option = len(content["images"]) // number, f"--hold-out {number}: of {name},"
         parts += _split(whole, least, _HELD_OUT, option)
     for part in parts:
-        DatasetCatalog.pop(part.name, None)  # of an earlier split in this process
+        DatasetCatalog.pop(part.name, None)  # from an earlier split in this process
     _register(parts)
     return [[name + ending for name in names] for ending in _HELD_OUT]

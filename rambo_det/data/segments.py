@@ -1,7 +1,6 @@
-"""Masks and key points of COCO annotations: decoded once, checked, and kept as they were checked.
+"""Decodes and checks the masks and keypoints of COCO annotations.
 
-What cannot be used is a ValueError that says why: a model without masks, or without key points,
-does not need it.
+A ValueError says why masks or keypoints cannot be used; a model without them can still train.
 """
 
 import math
@@ -15,15 +14,15 @@ import pycocotools.mask
 from .odd import Odd
 from .source import SLACK, Shape
 
-_LARGEST = 1e9  # px; beyond it sums are no longer exact
+_LARGEST = 1e9  # px; sums of larger numbers are not exact
 _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
-# left or right anywhere in a name, or l or r alone: l_eye, eye.R, LEye.
+# Finds left or right anywhere in a name, or l or r as a separate letter: l_eye, eye.R, LEye.
 _SIDE = re.compile(r"left|right|(?<![a-z])[lr](?![a-z])", re.IGNORECASE)
 _CAMEL_SIDE = re.compile(r"(?<![A-Za-z])[LR](?=[A-Z][a-z])|(?<=[a-z])[LR](?![A-Za-z])")
 
 
 def are_numbers(values: Sequence[Any]) -> bool:
-    """Whether all are finite numbers that can be coordinates."""
+    """Returns whether all values are finite numbers and small enough to be coordinates in px."""
     return all(
         isinstance(x, (int, float)) and not isinstance(x, bool) and -_LARGEST <= x <= _LARGEST
         for x in values
@@ -31,18 +30,18 @@ def are_numbers(values: Sequence[Any]) -> bool:
 
 
 def read_mask(value: Any, size: tuple[int, int], odd: Odd, place: str) -> tuple[Any, Shape | None]:
-    """A mask that can be trained on, and its shape; ``([], None)`` where there is none.
+    """Returns a mask that can be trained on, and its shape; ``([], None)`` if nothing is left.
 
-    Of polygons those of three points or more that have an area inside the image: Detectron2 would
-    leave out the whole object where no polygon has three points. What was left out is noted down in
-    ``odd``, with the ``place`` of the annotation.
+    Keeps only polygons of three points or more with area inside the image: Detectron2 would leave
+    out an object if none of its polygons had three points. Records the polygons that are left out
+    in ``odd``, with the ``place`` of the annotation.
 
     Args:
-        value: polygons ``[[x, y, ...], ...]``, or RLE with a list or text of run lengths.
+        value: polygons ``[[x, y, ...], ...]``, or RLE with run lengths as a list or as text.
         size: height and width of the image in px.
 
     Raises:
-        ValueError: it is neither, or RLE that does not fill the image.
+        ValueError: ``value`` is neither polygons nor RLE, or the RLE does not fill the image.
     """
     if isinstance(value, dict):
         return _read_rle(value, size)
@@ -80,7 +79,7 @@ def _wanted(size: tuple[int, int]) -> str:
 
 
 def _read_rle(value: dict[str, Any], size: tuple[int, int]) -> tuple[Any, Shape | None]:
-    """pycocotools reads and writes past the ends of RLE whose counts do not fill its size."""
+    """Decodes RLE after a check: with wrong counts, pycocotools reads and writes out of bounds."""
     counts = value.get("counts")
     runs = run_lengths(counts) if isinstance(counts, str) else counts
     if value.get("size") != list(size) or not isinstance(runs, list) or not runs:
@@ -95,10 +94,10 @@ def _read_rle(value: dict[str, Any], size: tuple[int, int]) -> tuple[Any, Shape 
 
 
 def run_lengths(text: str) -> list[int] | None:
-    """The run lengths of COCO's compressed RLE; None if it is none.
+    """Returns the run lengths of COCO's compressed RLE; None if the text is no such RLE.
 
-    Numbers in base 32, the lowest digit first, a character a digit. From the fourth on each is the
-    difference from the one before the last.
+    The numbers are in base 32, lowest digit first, one character for each digit. From the fourth
+    run length on, the number is the difference from the run length two places before.
     """
     found: list[int] = []
     number = shift = 0
@@ -117,7 +116,7 @@ def run_lengths(text: str) -> list[int] | None:
 
 
 def read_names(names: Any) -> list[str]:
-    """The names of a category's key points; ValueError if they are none."""
+    """Returns the names of a category's keypoints. Raises ValueError if ``names`` is invalid."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"'keypoints' must be a list of names, not {names!r}")
     if len(set(names)) < len(names):
@@ -126,10 +125,10 @@ def read_names(names: Any) -> list[str]:
 
 
 def mirrored(names: Sequence[str], odd: Odd) -> list[tuple[str, str]]:
-    """The pairs of names that are each other's mirror image, by which Detectron2 flips images.
+    """Returns the pairs of keypoints that Detectron2 swaps when it flips an image.
 
-    Their names differ in left and right, or in l and r where these stand alone; upper or lower case
-    does not matter. A name of a side without partner is noted down.
+    The names of a pair differ only in left or right, or in a separate letter l or r; case does not
+    matter. Records in ``odd`` each name with left or right that has no partner.
     """
     by_name = {name.casefold(): name for name in names}
     pairs: list[tuple[str, str]] = []
@@ -153,10 +152,10 @@ def mirrored(names: Sequence[str], odd: Odd) -> list[tuple[str, str]]:
 def read_keypoints(
     annotation: dict[str, Any], number: int, size: tuple[int, int], odd: Odd, place: str
 ) -> dict[str, Any]:
-    """``keypoints`` and ``num_keypoints`` of an annotation, both of which an evaluation needs.
+    """Returns ``keypoints`` and ``num_keypoints`` of an annotation. Evaluation needs both.
 
-    One without key points has zeros, as in COCO's own data. ValueError if there are not ``number``;
-    ``size`` is height and width of the image in px, ``odd`` and ``place`` as of :func:`read_mask`.
+    Without keypoints, both are zeros, as in COCO's own data. Raises ValueError if there are not
+    ``number`` valid points. ``size``, ``odd`` and ``place`` are those of :func:`read_mask`.
     """
     points = annotation.get("keypoints") or [0] * (3 * number)
     if not isinstance(points, list) or len(points) != 3 * number or not are_numbers(points):

@@ -1,4 +1,4 @@
-"""Keep the quickstart's drawn data set in a cache folder and register it with Detectron2."""
+"""Draws the quickstart's dataset into the cache folder and registers it with Detectron2."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_split(folder: Path, split: str, number: int) -> None:
-    """Draws so many images into ``folder/split``, and writes ``folder/split.json``."""
+    """Draws ``number`` images into ``folder/split``, and writes ``folder/split.json``."""
     (folder / split).mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -40,16 +40,16 @@ def write_split(folder: Path, split: str, number: int) -> None:
 
 
 def shapes_folder() -> Path:
-    """Where the set lies (or will lie): under RAMBO_DET_CACHE, by default ~/.cache/rambo_det."""
+    """Returns the dataset's folder in RAMBO_DET_CACHE, default ~/.cache/rambo_det, drawn or not."""
     digest = hashlib.sha256(json.dumps(SPEC, sort_keys=True).encode()).hexdigest()
     return cache_folder() / f"shapes-{digest[:12]}"
 
 
 def prepare_shapes() -> Path:
-    """Draw the set unless it lies in the cache; returns its folder.
+    """Draws the dataset unless the cache has it; returns the dataset's folder.
 
-    It is drawn into a folder of its own and moved in one step: a process that is killed leaves
-    nothing half-done behind, and two that draw at once end with one set.
+    Draws into a temporary folder and renames it in one step. So a killed process leaves no partial
+    dataset, and two processes that draw at the same time end with one dataset.
     """
     folder = shapes_folder()
     if folder.is_dir():
@@ -70,9 +70,9 @@ def prepare_shapes() -> Path:
 
 
 def register_shapes() -> None:
-    """Register `rambo_shapes_train` and `rambo_shapes_val` with Detectron2; again does no harm.
+    """Registers `rambo_shapes_train` and `rambo_shapes_val` with Detectron2, if not done yet.
 
-    The images are drawn when the data set is first used, not here.
+    The images are drawn when a dataset is first loaded, not here.
     """
     from detectron2.data import DatasetCatalog
 

@@ -1,4 +1,4 @@
-"""A data set as it was read, and the checks that hold for every format."""
+"""A dataset as read from its files, and the checks that all formats share."""
 
 import hashlib
 import os
@@ -14,11 +14,11 @@ from ..errors import InputError
 from .files import check_image
 from .odd import Odd
 
-#: What follows the name of a data set in those of its parts.
+#: The endings of the names of the two parts of a split dataset.
 PARTS = ("_train", "_val")
-#: So many px a box may reach beyond its image before it is said: tools round in their own ways.
+#: How many px a box may reach beyond its image without a warning: tools round differently.
 SLACK = 1.5
-# An area without a mask may be that of the object: between these parts of its box's.
+# Limits of a plausible 'area' of an object without a mask, as shares of the area of its box.
 _AREAS = (0.02, 1.25)
 
 
@@ -31,35 +31,35 @@ class Shape(NamedTuple):
 
 @dataclass
 class DataSource:
-    """A data set that was read but not registered yet, in COCO's terms."""
+    """A dataset that was read but not registered yet, in COCO's terms."""
 
     name: str
     file: str  # the json, split file or folder, for messages
-    image_dir: str  # where image file names start from
-    categories: dict[int, str] = field(default_factory=dict)  # id -> class name, as the data has it
+    image_dir: str  # the image file names are relative to this folder
+    categories: dict[int, str] = field(default_factory=dict)  # id -> class name, as in the data
     images: dict[int | str, dict[str, Any]] = field(default_factory=dict)  # by id
-    #: COCO annotation dicts, boxes (x, y, width, height) in px; those without area inside their
-    #: image are not among them, but are noted down in ``odd`` as dropped.
+    #: COCO annotation dicts with boxes (x, y, width, height) in px. Boxes without area inside
+    #: their image are left out, and recorded in ``odd`` as dropped.
     annotations: list[dict[str, Any]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     odd: Odd = field(default_factory=Odd)
     _seen: set[Any] = field(default_factory=set)
     _may_be_corners: bool = True
-    _num_units: int = 0  # boxes of zeros and ones, among fractions as large as their image
+    _num_units: int = 0  # boxes of zeros and ones: the whole image if the numbers are fractions
 
     def add_image(self, image: Mapping[str, Any], named_in: Any, check: bool = True) -> None:
-        """Append an image, a dict with ``id``, ``file_name``, ``width`` and ``height`` in px.
+        """Adds an image, a dict with ``id``, ``file_name``, ``width`` and ``height`` in px.
 
-        A size that is missing or 0 is that of the file; without ``check`` another one is believed.
-        InputError, which says where the file is named, if it is missing, truncated, of another size
-        or of more than 8 bits.
+        Reads the size from the file if the size is missing or 0; otherwise, without ``check``,
+        trusts the size. Raises InputError, naming the place ``named_in``, if :func:`check_image`
+        finds a fault: a file that is missing or truncated, another size, more than 8 bits.
         """
         width, height = int(image.get("width", 0)), int(image.get("height", 0))
         known = (width, height) if width and height else None
         if check or known is None:
             file = Path(self.image_dir, image["file_name"])
             width, height, orientation = check_image(file, str(named_in), known)
-            # From 5 on the sides are swapped: a size tells that the turned image is meant.
+            # Orientations from 5 on swap the sides, so a matching size means the turned image.
             is_meant = orientation > 4 and known is not None and width != height
             if orientation in range(2, 9) and not is_meant:
                 self.odd.add("turned", image["file_name"], image["id"])
@@ -77,10 +77,10 @@ class DataSource:
         place: str,
         mask: Shape | None = None,
     ) -> bool:
-        """Append one annotation, unless its box has no area inside the image; whether it did.
+        """Adds one annotation and returns True, or False if its box has no area in the image.
 
-        ``box`` is x, y, width, height in px, ``fields`` what else the annotation has, ``place``
-        where it is, for messages, ``mask`` that which is among the fields.
+        ``box`` is x, y, width, height in px. ``fields`` are the other keys of the annotation, and
+        ``mask`` is the shape of the mask in them. ``place`` locates the annotation in messages.
         """
         x, y, width, height = box
         image = self.images[image_id]
@@ -106,13 +106,13 @@ class DataSource:
             area = width * height if mask is None else mask.area
         if mask is not None and _overlap(mask.box, box) < 0.25:
             self.odd.add("mask away", place, image_id)
-        number = len(self.annotations) + 1  # pycocotools takes a match with number 0 for no match
+        number = len(self.annotations) + 1  # pycocotools reads a match with id 0 as no match
         required = {"id": number, "image_id": image_id, "category_id": category_id, "bbox": box}
         self.annotations.append({**fields, **required, "area": area})
         return True
 
     def note_fractions(self, numbers: Sequence[float], image_id: int | str, place: str) -> None:
-        """Note down a box whose numbers, as the file has them, look like parts of 1."""
+        """Records a box whose numbers in the file look like fractions of the image size."""
         image = self.images[image_id]
         if max(image["width"], image["height"]) <= 4 or not all(0 <= n <= 1 for n in numbers):
             return
@@ -122,20 +122,20 @@ class DataSource:
             self.odd.add("fraction", place, image_id)
 
     def files(self) -> list[str]:
-        """The image files, without links."""
+        """Returns the paths of the image files, with links resolved."""
         names = (image["file_name"] for image in self.images.values())
         return [os.path.realpath(os.path.join(self.image_dir, name)) for name in names]
 
     @property
     def num_boxes(self) -> int:
-        """How many boxes the files have, dropped ones included."""
+        """The number of boxes in the files, dropped ones included."""
         return len(self.annotations) + len(self.odd.places("dropped"))
 
     def finish(self) -> None:
-        """Judge what only the whole data set shows.
+        """Makes the checks that need the whole dataset.
 
-        InputError if there is no box that can be trained on and counted, all boxes have fractions
-        for coordinates, or most of them can only be corners.
+        Raises InputError if no box can be trained on and counted, if all boxes have fractions as
+        coordinates, or if most boxes reach beyond their image but all fit as x1, y1, x2, y2.
         """
         fractions, lost, beyond = map(self.odd.places, ("fraction", "dropped", "beyond"))
         mistake = ""
@@ -155,12 +155,12 @@ class DataSource:
             raise InputError(f"{self.file}: {mistake}")
 
     def used_classes(self) -> list[str]:
-        """Names of the categories that have a box which is no crowd, in the order of their ids."""
+        """Returns the names of the categories with a box that is no crowd, sorted by id."""
         used = {item["category_id"] for item in self.annotations if not item["iscrowd"]}
         return [self.categories[number] for number in sorted(used)]
 
     def keep_classes(self, names: Sequence[str]) -> None:
-        """Leave out the crowds of other classes."""
+        """Removes the crowds of classes that are not in ``names``, and records them in ``odd``."""
         for item in self.annotations:
             if (label := self.categories[item["category_id"]]) not in names:
                 where = self.images[item["image_id"]]["file_name"]
@@ -169,10 +169,10 @@ class DataSource:
         self.annotations = [item for item in self.annotations if item["category_id"] in kept]
 
     def as_json(self, names: Sequence[str]) -> dict[str, Any]:
-        """The content of a COCO json with exactly the classes `names`, of ids 1..K in that order.
+        """Returns the content of a COCO json with the classes `names`, whose ids are 1..K in order.
 
-        Detectron2's COCOEvaluator takes the class names for those of the sorted category ids: ids
-        in another order would put the APs of classes under each other's names.
+        Detectron2's COCOEvaluator assigns the class names to the sorted category ids. With ids in
+        another order, it would report the AP of one class under the name of another class.
         """
         ids = {name: number for number, name in enumerate(names, 1)}
         annotations = [
@@ -180,7 +180,7 @@ class DataSource:
             for item in self.annotations
         ]
         return {
-            "info": {},  # nothing of where the data lie: rambo-compare tells data by this file
+            "info": {},  # no paths: rambo-compare identifies data by this file's hash
             "images": list(self.images.values()),
             "annotations": annotations,
             "categories": [{"id": number, "name": name} for name, number in ids.items()],
@@ -188,10 +188,10 @@ class DataSource:
 
 
 def set_aside(images: Iterable[dict[str, Any]], number: int) -> set[Any]:
-    """The ids of so many COCO image dicts, or of a few more.
+    """Returns the ids of ``number`` COCO image dicts, or of a few more.
 
-    Which ones depends on file names alone, and looks random. Versions of a photo, which Roboflow
-    calls ``NAME.rf.HASH.jpg``, stay together.
+    The choice depends on the file names alone, and looks random. Versions of one photo, which
+    Roboflow names ``NAME.rf.HASH.jpg``, stay together.
     """
 
     def photo(image: dict[str, Any]) -> str:
@@ -204,13 +204,13 @@ def set_aside(images: Iterable[dict[str, Any]], number: int) -> set[Any]:
 
 
 def _is_far(area: float, box: float, mask: Shape | None) -> bool:
-    """Whether an area cannot be that of the object; 2 px² are nothing."""
+    """Returns whether an area cannot be that of the object; differences up to 2 px² are fine."""
     if mask is None:
         return area <= 0 or not (_AREAS[0] * box - 2 <= area <= _AREAS[1] * box + 2)
     return area <= 0 or not (mask.area / 2 - 2 <= area <= mask.area * 2 + 2)
 
 
 def _overlap(*boxes: list[float]) -> float:
-    """IoU of two boxes x, y, width, height, both made larger by 1 px."""
+    """Returns the IoU of two boxes x, y, width, height after enlarging both by 1 px."""
     one, other = ([[x, y, width + 1, height + 1]] for x, y, width, height in boxes)
     return float(pycocotools.mask.iou(one, other, [0])[0, 0])

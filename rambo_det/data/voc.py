@@ -1,4 +1,4 @@
-"""Read and check a user's data set of Pascal VOC's xml files: a VOC tree, or a folder of images."""
+"""Reads and checks a user's dataset of Pascal VOC xml files: a VOC tree or a folder of images."""
 
 import math
 import operator
@@ -16,19 +16,19 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(name: str, root: str | Path, split: str, check_images: bool = True) -> DataSource:
-    """Read the images of a split of `root`, and the xml files of their objects.
+    """Reads the images of a split of `root`, and the xml files with their objects.
 
-    Of a VOC tree they are those in `ImageSets/Main/<split>.txt`, whose names may have folders.
-    Without such a file `<split>` is a folder of images with an xml beside each, as LabelImg and
-    Roboflow write them; `.` is `root` itself. Image ids are the names without ending. As in
-    Detectron2's own loader, pixels count from 1 and both corners belong to the box: (xmin, ymin,
-    xmax, ymax) spans xmin - 1 to xmax and ymin - 1 to ymax. `difficult` objects are kept, marked.
-    With `check_images` images must be there, complete and of the size that the xml says.
-    InputError if a file is missing or malformed, or it cannot be known which image an xml is of.
+    For a VOC tree, reads the images listed in `ImageSets/Main/<split>.txt`; a name may contain
+    folders. Without this file, `<split>` is a folder of images with an xml beside each, as written
+    by LabelImg and Roboflow; `.` is `root` itself. The image ids are the names without extension.
+    As in Detectron2's own loader, pixels count from 1 and both corners belong to the box: (xmin,
+    ymin, xmax, ymax) spans xmin - 1 to xmax and ymin - 1 to ymax. Keeps `difficult` objects, with
+    a mark. With `check_images`, images must exist, be complete and have the size in the xml. Raises
+    InputError if a file is missing or malformed, or if the image of an xml is ambiguous.
     """
     root = Path(root)
     source, files = _xml_files(name, root, split)
-    # A set that is read by evaluators of VOC's metric needs to be found again.
+    # The evaluators of VOC's metric find the xml files again through these keys.
     source.metadata = {"dirname": str(root), "split": split, "year": 2012}
     source.metadata["without_mask"] = f"{source.file} has no masks"
     source.metadata["without_keypoints"] = f"{name} has no key points"
@@ -52,14 +52,14 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
         about = {"id": stem, "file_name": file_name, "width": width, "height": height}
         source.add_image(about, file, check_images)
         _add_objects(source, stem, tree, file)
-    if os.path.isdir(source.file):  # and no list of images
+    if os.path.isdir(source.file):  # not a list of images
         for left in sorted({name for names in by_stem.values() for name in names} - set(taken)):
             source.odd.add("no xml", left)
     return source
 
 
 def _xml_files(name: str, root: Path, split: str) -> tuple[DataSource, dict[str, Path]]:
-    """The data set, still empty, and the xml file of each image by the image's name."""
+    """Returns the dataset, still empty, and the xml file of each image by the image's name."""
     split_file, folder = root / "ImageSets" / "Main" / f"{split}.txt", root / split
     found = [] if os.path.isfile(split_file) else files_in(folder, {".xml"})
     if not found:
@@ -87,18 +87,18 @@ def _add_objects(source: DataSource, stem: str, tree: ET.Element, file: str) -> 
 
 
 def _image_folder(folder: Path) -> Path:
-    """The folder of images beside one of xml files; the folder itself if there is none."""
+    """Returns the folder of images inside ``folder``; ``folder`` itself if it has none."""
     found = (f for f in sorted(folder.iterdir()) if f.name.lower() in ("jpegimages", "images"))
     return next(filter(os.path.isdir, found), folder)
 
 
 def _image_of(stem: str, tree: ET.Element, file: str, folder: Path, own: list[str]) -> str:
-    """The image that an xml is of, relative to the folder: the one that `<filename>` says, or else
-    the one that is called as the xml, of which there are ``own``. InputError if these are two."""
+    """Returns the image of an xml, relative to ``folder``: the image in `<filename>`, or else the
+    image in ``own``, which have the xml's name. Raises InputError if both exist and differ."""
     said = (tree.findtext("filename") or "").strip()
-    name = Path(said).name  # empty of "."
+    name = Path(said).name  # empty for "."
     beside = Path(stem).with_name(name).as_posix() if name else ""
-    # A name with another folder than the xml's cannot be meant by a bare file name.
+    # A bare file name that equals the xml's name can only mean the image beside the xml.
     inside = said if said and ("/" in said or Path(said).stem != Path(stem).name) else ""
     names = filter(None, dict.fromkeys((beside, inside)))
     there = [name for name in names if os.path.isfile(folder / name)]
@@ -126,8 +126,8 @@ def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise InputError(f"the VOC split file {split_file} names no image")
-    # The files of a class have a flag behind each name. A name may look like that: `frame 0`. Some
-    # tools write the names of the images with their endings.
+    # The split file of a single class has a flag after each name, but a name may look the same:
+    # `frame 0`. Some tools write the image names with extensions.
     folder = split_file.parents[2] / "Annotations"
 
     def are_there(stems: list[str]) -> bool:
@@ -149,7 +149,7 @@ def _parse(xml_file: Path, named_in: str, stem: str) -> ET.Element:
         raise InputError(f"{shown(named_in)} names {shown(stem)!r}, but {missing}")
     try:
         tree = ET.parse(xml_file).getroot()
-    except (ET.ParseError, ValueError, LookupError, OSError) as error:  # two of its encoding
+    except (ET.ParseError, ValueError, LookupError, OSError) as error:  # two are for bad encodings
         raise InputError(f"{shown(xml_file)} is not valid xml: {error}") from None
     if len([*tree.iter("object")]) != len(tree.findall("object")) or (
         tree.tag != "annotation" and tree.find("object") is None
@@ -174,7 +174,7 @@ def _number(tree: ET.Element, key: str, default: float) -> float:
 
 
 def _corners(item: ET.Element, file: str) -> list[float]:
-    """xmin, ymin, xmax, ymax of an object, which has a name."""
+    """Returns xmin, ymin, xmax, ymax. Raises InputError if one or the object's name is missing."""
     if not (label := _label(item)):
         raise InputError(f"{file}: an object has no name")
     corners = [_number(item, f"bndbox/{key}", math.nan) for key in _CORNERS]
@@ -185,9 +185,9 @@ def _corners(item: ET.Element, file: str) -> list[float]:
 
 
 def _box(corners: list[float]) -> list[float]:
-    """x, y, width and height in px."""
+    """Returns x, y, width and height in px."""
     xmin, ymin, xmax, ymax = corners
-    # A box of one pixel would have xmin == xmax; in practice that is a slip of the mouse.
+    # A box one pixel wide has xmin == xmax, but in practice such a box is an accidental click.
     width = xmax - xmin + 1 if xmax > xmin else 0
     height = ymax - ymin + 1 if ymax > ymin else 0
     return [xmin - 1, ymin - 1, width, height]

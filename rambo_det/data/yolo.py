@@ -1,4 +1,4 @@
-"""Read and check a user's data set in YOLO's format, as Ultralytics and Roboflow write it."""
+"""Reads and checks a user's dataset in YOLO format, as written by Ultralytics and Roboflow."""
 
 import os
 from pathlib import Path
@@ -12,21 +12,22 @@ from .files import IMAGE_ENDINGS, backslashes, files_in, read_text, shown
 from .segments import read_mask
 from .source import DataSource
 
-# Tools round; what reaches farther out is not meant as a part of the image.
+# Fractions may lie this far outside 0..1, because tools round. Other numbers are errors.
 _SLACK = 0.01
 _SPLITS = ("train", "val", "valid", "test")
 _ALIASES = {"valid": "val", "validation": "val", "val": "valid"}
 
 
 def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
-    """Read a split that `data_yaml` names, and the label file of each image.
+    """Reads a split that `data_yaml` names, and the label file of each image.
 
-    A split is a folder of images, a text file that lists them, or a list of these; paths count from
-    `path`, the yaml's folder or, in a list, the list's folder. Roboflow's `../train/images` is
-    found beside the yaml too. The label file of `images/x.jpg` is `labels/x.txt`, or one beside the
-    image; without one the image has no objects. A line is `class x y width height`, centre and size
-    as parts of the image, or `class x1 y1 x2 y2 ...`, a polygon, which becomes a box and a mask.
-    InputError if a file is missing or malformed, or no image has a label file.
+    A split is a folder of images, a text file that lists images, or a yaml list of these. Paths are
+    relative to `path` or the yaml's folder; in a text file, also to the text file's folder.
+    Roboflow's `../train/images` is also searched as `train/images`. The label file of
+    `images/x.jpg` is `labels/x.txt` or `images/x.txt`; without a label file, an image has no
+    objects. A line is `class x y width height`, centre and size as fractions of the image size, or
+    a polygon, `class x1 y1 x2 y2 ...`, which becomes a box and a mask. Raises InputError if a file
+    is missing or malformed, or if no image has a label file.
     """
     file = Path(data_yaml)
     content = _read_yaml(file)
@@ -59,7 +60,7 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
         )
     labels = {_label_file(path) for path in paths}
     folders = {label.parent for label in labels} if all(p.is_dir() for p in places) else ()
-    for folder in sorted(folders):  # a list may leave out what it wants
+    for folder in sorted(folders):  # a list may leave out images
         for left in files_in(folder, {".txt"}):
             about = left.name.lower().startswith(("classes", "notes", "readme", "labels"))
             if left.parent == folder and left not in labels and not about:
@@ -77,7 +78,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is a folder: name the data.yaml in it")
     text = read_text(file, "data.yaml of YOLO")
     try:
-        # All values as text: names such as no and 1 are no truth values and numbers.
+        # BaseLoader keeps values as text: class names such as no and 1 must not become bool or int.
         content = yaml.load(text, yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{file} is not a yaml file: {' '.join(str(error).split())}") from None
@@ -103,7 +104,7 @@ def _names(content: dict[str, Any], file: Path) -> dict[int, str]:
 
 
 def _entries_of(content: dict[str, Any], split: str, file: Path) -> list[str]:
-    """The folders and lists of a split."""
+    """Returns the folders and lists of a split, as the yaml has them."""
     value = content.get(split) or content.get(_ALIASES.get(split, split))
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or not all(isinstance(e, str) and e for e in entries):
@@ -113,11 +114,11 @@ def _entries_of(content: dict[str, Any], split: str, file: Path) -> list[str]:
 
 
 def _place(entry: str, content: dict[str, Any], file: Path) -> Path:
-    """The folder or list of a split; InputError if there is none."""
+    """Returns the path of a folder or list of a split. Raises InputError if it does not exist."""
     root = str(content.get("path") or "")
     tails = [entry] + ([entry[3:]] if entry.startswith("../") else [])
     tried = [folder / tail for tail in tails for folder in (file.parent / root, file.parent)]
-    if Path(root).parts:  # as Ultralytics has it; never the current folder itself
+    if Path(root).parts:  # a given `path` may start at the current folder, as in Ultralytics
         tried += [Path(root) / tail for tail in tails]
     for path in tried:
         if os.path.exists(path):
@@ -145,13 +146,13 @@ def _images_of(place: Path, content: dict[str, Any], file: Path) -> list[Path]:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    # ".." behind a link to a folder is that of the folder that it leads to.
+    # After a link to a folder, ".." is the parent of the target: resolve the links first.
     real = os.path.join(os.path.realpath(path.parent), path.name)
     return Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
 
 
 def _label_file(image: Path) -> Path:
-    """The label file of an image: in `labels` beside `images`, or beside the image."""
+    """Returns the label file of an image: in `labels` beside `images`, or beside the image."""
     beside, parts = image.with_suffix(".txt"), list(image.parts)
     folders = [k for k, part in enumerate(parts[:-1]) if part == "images"]
     if not folders:
@@ -173,7 +174,7 @@ def _add_object(
         raise InputError(f"{where}: a line must be numbers, 'class x y width height'")
     if int(label) not in source.categories:
         raise InputError(f"{where}: 'names' has no class {int(label)}")
-    if points:  # key points behind the box
+    if points:  # keypoints follow the box
         source.odd.add("key points", where, image_id)
         source.metadata["without_keypoints"] = f"{where}: key points of YOLO are not read"
         numbers = numbers[:4]

@@ -1,4 +1,4 @@
-"""The command line of a training, and the options that other commands share with it."""
+"""Command line options of the training, and options that other commands share with it."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,21 +12,22 @@ _LAZY_EXAMPLES = "Examples: train.init_checkpoint=weights.pth optimizer.lr=0.001
 
 
 def refuse(message: str) -> NoReturn:
-    """Takes the place of a parser's ``error``, which would print the usage too."""
+    """Raises InputError; replaces ``ArgumentParser.error``, which also prints the usage."""
     raise InputError(message)
 
 
 class _Register(argparse.Action):
-    """Appends (format, name, place, part) to ``register``."""
+    """Action that appends (format, name, place, part) to ``args.register``."""
 
     def __call__(self, _parser: Any, args: argparse.Namespace, values: Any, _: Any = None) -> None:
-        if "/" in values[0] or values[0].endswith((".json", ".yaml")):  # a folder may have its name
+        # Existing paths are not refused: a folder may have the same name as the dataset.
+        if "/" in values[0] or values[0].endswith((".json", ".yaml")):
             refuse(f"--register-{self.const} {' '.join(values)}: the name of the data comes first")
         args.register = [*args.register, (self.const, *values)]
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that register a user's own data, for every tool that reads data sets."""
+    """Adds the options that register a user's own datasets, for every tool that reads datasets."""
     parser.set_defaults(register=[])
     for kind, metavar, text in (
         ("coco", "NAME JSON IMAGE_DIR", "a COCO json, or a folder with it: NAME FOLDER SPLIT"),
@@ -45,7 +46,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
-    """The option that imports a user's own code."""
+    """Adds the option that imports a user's own code."""
     parser.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
         help="code of your own that registers backbones, heads or data sets, imported before the "
@@ -54,24 +55,24 @@ def add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def own_names(args: argparse.Namespace) -> list[str]:
-    """The data sets that the options of :func:`add_data_arguments` make."""
+    """Returns the names of the datasets that the options of :func:`add_data_arguments` register."""
     parts = ("",) if args.split is None else PARTS
     return [name + part for _, name, *_ in args.register for part in parts]
 
 
 def named_classes(args: argparse.Namespace) -> list[str] | None:
-    """What ``--classes`` names; None if it is not there."""
+    """Returns the class names given with ``--classes``; None without that option."""
     return None if args.classes is None else [name.strip() for name in args.classes.split(",")]
 
 
 def add_hold_out(parser: argparse.ArgumentParser) -> None:
-    """The option that sets training images aside."""
+    """Adds the option that sets training images aside for the evaluation."""
     text = "evaluate on one of every N training images, set aside, and not on DATASETS.TEST"
     parser.add_argument("--hold-out", type=int, metavar="N", help=text)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that name a trained detector, for every tool that looks at one."""
+    """Adds the options that name a trained detector, for every tool that uses one."""
     add = parser.add_argument
     add("--run", metavar="OUTPUT_DIR", help="a training: its last checkpoint")
     add("--config", metavar="FILE", help="or a yaml config or a LazyConfig, and")
@@ -82,13 +83,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argparse.Namespace:
-    """The arguments of Detectron2's own train_net.py, and those for a user's own data.
+    """Parses the options of Detectron2's train_net.py and those for a user's own datasets.
 
-    ``lazy``: those of a LazyConfig. Raises InputError for whatever is wrong with them.
+    ``lazy``: the config is a LazyConfig. Raises InputError for any invalid option.
     """
     from detectron2.engine import default_argument_parser
 
-    # Detectron2's examples are of a yaml config.
+    # The examples in Detectron2's default epilog are for a yaml config.
     parser = default_argument_parser(epilog=_LAZY_EXAMPLES if lazy else None)
     parser.error = refuse
     add, config = parser.add_argument, {"dest": "config_file", "default": argparse.SUPPRESS}
@@ -113,6 +114,6 @@ def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argpars
         return args
     if not args.config_file:
         raise InputError("--config FILE is missing, e.g. configs/quickstart/faster_rcnn_rambo.yaml")
-    # Detectron2 reads the file too, and knows nothing of those that are shipped with the package.
+    # Detectron2 opens this file too, but does not search the configs shipped with the package.
     args.config_file = find_config(args.config_file)
     return args

@@ -1,4 +1,4 @@
-"""What a calibration leaves beside the weights: a checkpoint, thresholds and a picture."""
+"""Calibrates a model; writes its checkpoint, class thresholds and a reliability diagram."""
 
 import json
 import shutil
@@ -20,9 +20,9 @@ from .files import whole_file
 from .saved import truth_of
 
 _THRESHOLDS, _PICTURE = BESIDE
-#: The folder of a run in which the evaluation of its calibrated scores lies.
+#: Name of the folder, inside that of the run, for the evaluation of the calibrated scores.
 CALIBRATED = "calibrated"
-#: Images that a calibration is fitted to, at most.
+#: Maximum number of images that a calibration is fitted to.
 IMAGES = 500
 
 
@@ -34,10 +34,10 @@ def write_calibrated(
     data: str,
     kept: dict[str, Any] | None = None,
 ) -> None:
-    """Rescales a model and writes its checkpoint, and beside it thresholds and a diagram.
+    """Rescales a model; writes its checkpoint, and beside it thresholds and a reliability diagram.
 
-    ``data`` is the name of the data set that it was fitted to, ``kept`` what else the checkpoint
-    has.
+    ``file`` is the path of the checkpoint. ``data`` is the name of the dataset that the calibration
+    was fitted to. ``kept`` has further entries for the checkpoint.
     """
     from matplotlib.figure import Figure
 
@@ -68,10 +68,10 @@ def write_calibrated(
 
 
 def labelled_images(name: str, mapper: Any, most: int) -> tuple[Any, COCO]:
-    """Inputs of a model, an image at a time, evenly over a data set, and their annotations."""
-    records = DatasetCatalog.get(name)  # first, as it may make the annotations
+    """Returns a loader of at most ``most`` images, spread over a dataset, and their annotations."""
+    records = DatasetCatalog.get(name)  # first: this call may create the annotation file
     records = records[:: -(-len(records) // most)]
-    # The default sampler gives each process a part, and one process calibrates.
+    # The default sampler gives each process only a part, but a single process calibrates.
     loader = build_detection_test_loader(
         records, mapper=mapper, sampler=SequentialSampler(records), num_workers=0
     )
@@ -79,10 +79,10 @@ def labelled_images(name: str, mapper: Any, most: int) -> tuple[Any, COCO]:
 
 
 def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> str:
-    """Calibrates a model with the weights of ``model_final.pth``; these go to ``model_raw.pth``.
+    """Calibrates ``model_final.pth``, whose raw weights are saved as ``model_raw.pth``.
 
-    Returns what was done, in a line. A training is not ended by it: if nothing could be fitted to
-    the data set of that name, the line says why, and all files stay as they are.
+    ``model`` must have the weights of ``model_final.pth``. Returns a summary in one line. If no
+    calibration fits the dataset ``data``, the line says why, and all files stay unchanged.
     """
     model = getattr(model, "module", model)
     file, raw = folder / "model_final.pth", folder / RAW
@@ -95,7 +95,7 @@ def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> s
         return f"The scores are as trained, not calibrated: {error}"
     finally:
         model.train(training)
-    if not raw.is_file():  # a run that had ended is calibrated already
+    if not raw.is_file():  # raw exists if a finished, calibrated run is resumed
         with whole_file(str(raw), "wb") as stream, file.open("rb") as source:
             shutil.copyfileobj(source, stream)
     kept = torch.load(raw, map_location="cpu", mmap=True)
@@ -111,9 +111,9 @@ def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> s
 
 
 def read_thresholds(weights: str, classes: list[str]) -> list[float] | None:
-    """The threshold of each class for a calibrated checkpoint; None if there are none for it.
+    """Returns the threshold of each class for a calibrated checkpoint; None if it has none.
 
-    Raises InputError if their file cannot be read, or is of other classes.
+    Raises InputError if the file with the thresholds cannot be read or has other classes.
     """
     file = Path(weights).with_name(_THRESHOLDS)
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and from which a run goes on bit for bit."""
+"""A checkpointer that writes complete files or none, and lets a run resume bit for bit."""
 
 import textwrap
 from pathlib import Path
@@ -12,23 +12,22 @@ from ..losses import ScoreMemory
 from .files import AtomicFiles
 
 BEST = "model_best"
-#: The weights as trained, from which a calibration has made model_final.pth.
+#: File of the weights as trained; it exists only if model_final.pth has calibrated weights.
 RAW = "model_raw.pth"
-#: What lies beside a calibrated checkpoint, and is of the last one that was written there: the
-#: thresholds, and a picture.
+#: Files beside the last calibrated checkpoint of a folder: thresholds and reliability diagram.
 BESIDE = ("thresholds.json", "reliability.png")
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """DetectionCheckpointer whose files appear under their names only once they are whole.
+    """DetectionCheckpointer whose files get their final names only once they are complete.
 
-    They also hold what a run needs to go on as the same one and the stock class does not save: the
-    seed, what every process remembers, and the running mean by which RetinaNet and FCOS divide
-    their losses, which each process has for itself. Therefore :meth:`save` is a collective.
+    The checkpoints also hold what an exact resume needs but the stock class does not save: the
+    seed, every process's ScoreMemory, and every process's running mean by which RetinaNet and FCOS
+    divide their losses. Therefore every process must call :meth:`save`.
 
     Args:
-        model, save_dir, **checkpointables: as those of DetectionCheckpointer.
-        seed: of the run, kept in every checkpoint; None: none.
+        model, save_dir, **checkpointables: as in DetectionCheckpointer.
+        seed: seed of the run, saved in every checkpoint; None: no seed is saved.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._seed = seed
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As the stock method, but every process has to call it; the main one writes."""
+        """Saves a checkpoint; every process must call this method, the main process writes."""
         for module in self.model.modules():
             if isinstance(module, ScoreMemory):
                 module.all_gather_for_checkpoint()
@@ -52,24 +51,24 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if name == "model_final" and self.save_to_disk:
             Path(self.save_dir, RAW).unlink(missing_ok=True)
             beside = [Path(self.save_dir, file) for file in BESIDE]
-            # Thresholds of the weights that were there before; rambo-calibrate's name others.
+            # Delete the thresholds of the replaced weights, but not those of another checkpoint.
             if beside[0].is_file() and '"weights": "model_final.pth"' in beside[0].read_text():
                 for file in beside:
                     file.unlink(missing_ok=True)
 
     def get_checkpoint_file(self) -> str:
-        """As the stock method; the raw weights of a training that has ended and was calibrated."""
+        """Returns the last checkpoint; the raw weights instead of a calibrated final checkpoint."""
         file: str = super().get_checkpoint_file()
         raw = Path(self.save_dir, RAW)
         return str(raw) if Path(file).name == "model_final.pth" and raw.is_file() else file
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        # The best evaluation's is not what --resume goes on from.
+        # --resume must not continue from the checkpoint of the best evaluation.
         if last_filename_basename != f"{BEST}.pth":
             super().tag_last_checkpoint(last_filename_basename)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As the stock method; InputError if not every process finds the file, or can read it."""
+        """Loads a checkpoint; InputError if only some processes find it, or it cannot be read."""
         found = comm.all_gather(self.has_checkpoint())
         if resume and len(set(found)) > 1:
             raise InputError(
@@ -99,7 +98,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().load(path, *args, **kwargs)
-        except OSError as error:  # a download that fails among them
+        except OSError as error:  # includes a failed download
             raise InputError(
                 f"{path} cannot be loaded: {error}: name a file that is there with MODEL.WEIGHTS, "
                 "or train.init_checkpoint of a LazyConfig; '' starts from random weights"
@@ -117,14 +116,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> Any:
         try:
             return super()._load_file(filename)
-        except Exception as error:  # the readers of the formats have no type in common
+        except Exception as error:  # the readers of the file formats have no common error type
             raise unreadable(filename, error) from error
 
 
 def load_whole_model(model: Any, weights: str, config: str) -> None:
-    """Loads all weights of the model of a config, whose name is for the message.
+    """Loads a checkpoint that must have all weights of the model; messages name its ``config``.
 
-    InputError if the file cannot be read, a weight is missing or has another shape.
+    Raises InputError if the file cannot be read, or if a weight is missing or has another shape.
     """
 
     def check(incompatible: Any) -> None:
@@ -143,6 +142,6 @@ def load_whole_model(model: Any, weights: str, config: str) -> None:
 
 
 def unreadable(file: Any, error: Exception) -> InputError:
-    """The error for a file that is no checkpoint."""
+    """Returns the InputError for a file that cannot be read as a checkpoint."""
     why = textwrap.shorten(str(error), 100)
     return InputError(f"{file} cannot be read as a checkpoint: {type(error).__name__}: {why}")

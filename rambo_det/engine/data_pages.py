@@ -1,4 +1,4 @@
-"""What --check-data tells of data sets: numbers, and a page of pictures with their boxes."""
+"""The output of --check-data for a dataset: statistics, and a page of images with their boxes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ from ..evaluation.pictures import draw_detections, grid, interrupts_noted
 from .files import write_picture
 
 _PICTURES, _COLUMNS = 24, 6
-#: COCO's limits between small, medium and large, as edges of a square in px.
+#: COCO's limits between small, medium and large boxes, as edges of a square in px.
 _SMALL, _LARGE = 32, 96
 
 
 def write_pages(names: Sequence[str], folder: Path) -> str:
-    """Writes ``NAME.jpg`` for each data set; what is to be printed of them.
+    """Writes a page ``NAME.jpg`` for each dataset; returns the text to print about all of them.
 
-    A page has the images in which something was found odd first, then others from all over the
-    set, at most 24. Raises InputError if the folder cannot be written, or at the first image that
-    cannot be read whole.
+    A page has at most 24 images: first those in which the checks found something odd, then others,
+    evenly spread over the dataset. Raises InputError if the folder cannot be written, or at the
+    first image that cannot be read completely.
     """
     make_folder(folder, "--check-data")
     found = []
@@ -50,7 +50,7 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
 
 
 def summary(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
-    """Images, boxes and classes of a data set in Detectron2's format, in words and a table."""
+    """Describes images, boxes and classes of a dataset in Detectron2's format: text and a table."""
     boxes = [(a, _box(a)) for record in records for a in record["annotations"]]
     edges = [max(0, (x2 - x1) * (y2 - y1)) ** 0.5 for _, (x1, y1, x2, y2) in boxes]
     small, large = sum(e < _SMALL for e in edges), sum(e >= _LARGE for e in edges)
@@ -78,7 +78,7 @@ def summary(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
 
 
 def _box(annotation: dict[str, Any]) -> list[float]:
-    """x1, y1, x2, y2 in px."""
+    """Returns x1, y1, x2, y2 in px."""
     return list(BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS))
 
 

@@ -1,4 +1,4 @@
-"""A trained detector that is given images one by one."""
+"""A trained detector that takes one image at a time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,27 +25,27 @@ from .user_code import import_user_code
 
 
 class Detector:
-    """A model with its weights, of a yaml config or a LazyConfig, and the names of its classes.
+    """A model with its weights, from a yaml config or a LazyConfig, and its class names.
 
     Args:
-        saved: config and weights, of this plugin or of Detectron2's own models.
-        opts: ``KEY VALUE`` pairs that change a yaml config, ``KEY=VALUE`` a LazyConfig.
-        classes: names of the classes; by default those that the training noted down or those of the
-            config's data sets, if Detectron2 knows them.
+        saved: config and weights of a model of this plugin or of Detectron2.
+        opts: changes of the config: ``KEY VALUE`` pairs for yaml, ``KEY=VALUE`` for a LazyConfig.
+        classes: class names; by default those that the training saved, or those of the config's
+            datasets if Detectron2 knows them.
 
     Attributes:
-        model: in evaluation mode.
-        metadata: of the classes.
-        train_sets, datasets: names of the data sets that the config trains and evaluates on.
-        mapper: makes an input of the model from a record of a data set.
+        model: the model, in evaluation mode.
+        metadata: Detectron2's metadata of the classes.
+        train_sets, datasets: names of the datasets that the config trains and evaluates on.
+        mapper: converts a record of a dataset to an input of the model.
 
-    Raises InputError if the model is no detector, needs proposals, or the weights are of another.
+    Raises InputError if the model needs proposals or the weights belong to another model.
     """
 
     def __init__(
         self, saved: SavedModel, opts: Sequence[str] = (), classes: Sequence[str] | None = None
     ) -> None:
-        register_shapes()  # whose classes a run of the quickstart has
+        register_shapes()  # the quickstart's models have the classes of these datasets
         import_user_code(saved.data.imports)
         if saved.is_lazy:
             keys, cfg = LAZY, read_lazy_config(saved.config, opts)
@@ -67,8 +67,8 @@ class Detector:
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
-        """The detections in an image, ``(H, W, 3)`` uint8 BGR as OpenCV reads it: on the CPU, boxes
-        in px of it, the highest score first."""
+        """Returns the detections in an image, ``(H, W, 3)`` uint8 BGR: on the CPU, with boxes in
+        px of the image, the highest score first. Raises InputError if the model is no detector."""
         rgb = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
         seen = AugInput(convert_PIL_to_numpy(rgb, self.mapper.image_format))
         self.mapper.augmentations(seen)
@@ -81,7 +81,7 @@ class Detector:
         return found[found.scores.argsort(descending=True)]
 
     def category_id(self, index: int) -> int:
-        """The category id of a class in COCO's terms: the data set's own, else counted from 1."""
+        """Returns a class's category id in COCO's terms: the dataset's own, else ``index + 1``."""
         own = self.metadata.get("thing_dataset_id_to_contiguous_id") or {}
         return {k: number for number, k in own.items()}.get(index, index + 1)
 

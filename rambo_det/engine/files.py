@@ -1,4 +1,4 @@
-"""Files that a killed process leaves whole."""
+"""Functions that write files so that a killed process leaves no incomplete ones."""
 
 import os
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-#: The end of the name of a file that is being written.
+#: Suffix of the name of a file that is still being written.
 PART = ".part"
 
 
 class AtomicFiles:
-    """iopath's path manager, but a local file appears under its name only once it is whole."""
+    """iopath's path manager, but a local file gets its name only once it is complete."""
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager
@@ -23,7 +23,7 @@ class AtomicFiles:
         return getattr(self._manager, name)
 
     def open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
-        """As iopath's; a file for writing must be used as a context manager."""
+        """Opens a file as iopath does; a file for writing must be used as a context manager."""
         if "w" in mode and "://" not in path:
             return whole_file(path, mode, **kwargs)
         return self._manager.open(path, mode, **kwargs)
@@ -31,13 +31,13 @@ class AtomicFiles:
 
 @contextmanager
 def whole_file(path: str, mode: str, **kwargs: Any) -> Iterator[IO[Any]]:
-    """Inside, a file to write that appears under its name once it is whole, if no error came."""
+    """Yields a file to write; renames it to ``path`` at the end, or deletes it after an error."""
     part = path + PART
     try:
         with open(part, mode, **kwargs) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the name without the content
+            os.fsync(file.fileno())  # else a power cut may leave ``path`` without its content
         os.replace(part, path)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -46,7 +46,7 @@ def whole_file(path: str, mode: str, **kwargs: Any) -> Iterator[IO[Any]]:
 
 
 def write_picture(path: Path, picture: np.ndarray, jpeg_quality: int = 95) -> None:
-    """Writes ``(H, W, 3)`` uint8 BGR in the format that the name ends with."""
+    """Writes a picture, ``(H, W, 3)`` uint8 BGR, in the format of the path's suffix."""
     is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
     options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality] if is_jpeg else []
     with whole_file(str(path), "wb") as file:
@@ -54,7 +54,7 @@ def write_picture(path: Path, picture: np.ndarray, jpeg_quality: int = 95) -> No
 
 
 def distinct(path: Path, taken: set[Path]) -> Path:
-    """The path, with a number at the end of its name if it is ``taken``; now it is."""
+    """Returns ``path``, numbered if it is in ``taken``; adds the returned path to ``taken``."""
     found, number = path, 1
     while found in taken:
         number += 1
@@ -64,6 +64,6 @@ def distinct(path: Path, taken: set[Path]) -> Path:
 
 
 def drop_unfinished_line(file: str) -> None:
-    """Cuts off a last line without an end, which would spoil the next one that is appended."""
+    """Removes a last line without a line break, which would spoil the next appended line."""
     with suppress(FileNotFoundError), open(file, "rb+") as f:
         f.truncate(f.read().rfind(b"\n") + 1)

@@ -1,4 +1,4 @@
-"""The folder of a run: what a training leaves there, and whether another one may go on or begin."""
+"""The folder of a run: reads what a training left there, and checks whether a run may start."""
 
 import argparse
 import logging
@@ -21,7 +21,7 @@ from .seeds import run_seed
 
 logger = logging.getLogger(__name__)
 
-#: Keys that a run may not change once it has begun.
+#: Config keys that may not change when a run is resumed.
 _OF_THE_MODEL = (
     "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME",
     "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.RETINANET.NUM_CLASSES",
@@ -30,10 +30,10 @@ _OF_THE_MODEL = (
 
 
 def enter_folder(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
-    """Settles folder, weights and seed of a run in its config, and makes the folder of a training.
+    """Sets weights and seed of a run in its config; creates the folder of a training.
 
-    A collective. InputError if something is missing, or the folder holds a run that would be
-    overwritten, or that cannot go on with this model and these classes.
+    Every process must call this function. Raises InputError if something is missing, if the folder
+    holds a run that would be overwritten, or if the run to resume has another model or classes.
     """
     if not value(cfg, keys.folder):
         raise InputError(f"{keys.folder} is empty: name a folder")
@@ -55,7 +55,7 @@ def enter_folder(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
     if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"{keys.weights} {weights}: no such file")
     main = comm.is_main_process()
-    # A run that goes on keeps its seed, unless the command line gives another one.
+    # A resumed run keeps its seed unless the command line gives another seed.
     is_given = keys.named(keys.seed, args.opts)
     earlier = earlier_seed(folder) if args.resume and main else None
     set_value(cfg, keys.seed, run_seed(value(cfg, keys.seed), None if is_given else earlier))
@@ -71,7 +71,7 @@ def _check_classes(option: str, folder: Path, data: Sequence[str]) -> None:
 
 
 def _check_model(folder: Path, cfg: Any) -> None:
-    """Raises InputError unless the model is that of the run in the folder."""
+    """Raises InputError unless the config has the same model as the run in the folder."""
     for key in _OF_THE_MODEL:
         was, now = earlier_value(folder, key), value(cfg, key)
         if was is not None and was != str(now):
@@ -84,15 +84,14 @@ def _check_model(folder: Path, cfg: Any) -> None:
 
 
 def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> None:
-    """Makes the folder of a run, and makes sure that no other run is overwritten.
+    """Creates the folder of a run, and makes sure that no other run is overwritten.
 
-    With ``fresh`` an earlier run is moved aside. InputError if the folder holds a run and there is
-    neither flag, or if it cannot be written; ``remedy`` is how the command line names another
-    folder.
+    With ``fresh`` an earlier run is moved aside. Raises InputError if the folder holds a run and no
+    flag is set, or if it cannot be written. Messages name the option ``remedy`` for another folder.
     """
     make_folder(folder, "OUTPUT_DIR")
     files = [folder / name for name in ("last_checkpoint", "metrics.json")]
-    # A run that ended before its first iteration leaves an empty one.
+    # A run that ended before its first iteration leaves an empty metrics.json.
     if resume or not any(file.is_file() and file.stat().st_size for file in files):
         return
     if not fresh:
@@ -110,7 +109,7 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> None
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint that the folder's ``last_checkpoint`` names; None where that file is missing.
+    """Returns the checkpoint that the folder's file ``last_checkpoint`` names; None without it.
 
     Raises InputError if that checkpoint does not exist.
     """
@@ -124,7 +123,7 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
 
 def earlier_seed(folder: str | Path) -> int | None:
-    """The seed of the run's last checkpoint or, before the first, of its config; None if neither.
+    """Returns the seed of the run's last checkpoint, else that of its config; None without both.
 
     Raises InputError if the checkpoint cannot be read.
     """
@@ -133,7 +132,7 @@ def earlier_seed(folder: str | Path) -> int | None:
     if file is not None:
         try:
             seed = torch.load(file, map_location="cpu", mmap=True).get("seed")
-        except Exception as error:  # torch's readers have no type of error in common
+        except Exception as error:  # torch's readers have no common error type
             raise InputError(f"{unreadable(file, error)}: {_remedy(folder)}") from error
     if seed is None:
         seed = earlier_value(folder, "SEED") or earlier_value(folder, "train.seed")
@@ -149,12 +148,12 @@ def _remedy(folder: str | Path) -> str:
 
 
 def earlier_value(folder: str | Path, key: str) -> Any:
-    """What the config.yaml of the run in the folder has under a key with dots, as text.
+    """Returns the value of a dotted key in the config.yaml of the run in the folder, as text.
 
-    None if there is none. As text: a LazyConfig may have objects in it.
+    Returns None if file or key is missing. Values stay text, as a LazyConfig may contain objects.
     """
     try:
         found = yaml.load(Path(folder, "config.yaml").read_text(), yaml.BaseLoader)
         return value(found, key)
-    except (OSError, yaml.YAMLError, KeyError, TypeError):  # a kill may have cut the file off
+    except (OSError, yaml.YAMLError, KeyError, TypeError):  # a killed run may leave half a file
         return None

@@ -1,4 +1,4 @@
-"""What a training does beside its steps: seeds, the best checkpoint, numbers of evaluations."""
+"""Hooks of a training: seeds of the steps, evaluations, the best checkpoint, early stopping."""
 
 import json
 import logging
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 class SeededSteps(HookBase):
-    """Makes what a step draws, and its batch, depend on the seed and the iteration alone.
+    """Hook that makes a step's random numbers and batch depend only on seed, iteration and rank.
 
-    ``loader`` is what the trainer reads; a ResumableLoader is told where to start.
+    ``loader`` is the trainer's data loader. The hook sets where a ResumableLoader starts.
     """
 
     def __init__(self, seed: int, loader: Any) -> None:
@@ -40,20 +40,20 @@ class SeededSteps(HookBase):
 
 
 class StoppedEarly(BaseException):
-    """Ends a training that has stopped improving.
+    """Ends a training that has stopped improving; ``after_train`` hooks still run.
 
-    No Exception, which Detectron2's trainers log as a failure; they do end in good order.
+    This class is no Exception, because Detectron2's trainers log an Exception as a failure.
     """
 
 
 class Evaluations(hooks.EvalHook):
-    """Detectron2's hook, which also keeps the best evaluation, with patience, and is resumable.
+    """EvalHook that also saves the best checkpoint, stops early and supports --resume.
 
-    Every evaluation's numbers are written at once: the event storage keeps the latest alone. Its
-    value is in ``best.json``, apart from the checkpoints: one of the same iteration is written
-    before the evaluation. A run that is resumed goes on with those up to its checkpoint, and makes
-    up for the one that a kill cut off. To be registered in every process, after the hook that
-    saves; ``writers`` of events are in the main one alone.
+    Metrics are written after each evaluation: the event storage has only the latest ones. The value
+    to maximize is in ``best.json``, because the checkpoint of an iteration is written before its
+    evaluation. A resumed run takes over the evaluations up to its checkpoint and repeats one that
+    was killed. Register this hook in every process, after the hook that saves checkpoints. Only the
+    main process has ``writers`` of events.
     """
 
     def __init__(
@@ -65,18 +65,18 @@ class Evaluations(hooks.EvalHook):
         writers: Sequence[EventWriter] = (),
     ) -> None:
         super().__init__(value(cfg, keys.period), evaluate)
-        # What is printed keeps its pace: evaluators print their numbers themselves.
+        # The metric printer is left out: evaluators print their metrics themselves.
         self._writers = [w for w in writers if not isinstance(w, CommonMetricPrinter)]
         self._checkpointer, self._key = checkpointer, keys.metric
         self._metric, self._keep = value(cfg, keys.metric), value(cfg, keys.keep)
         self._patience = value(cfg, keys.patience)
         self._seeks = self._period > 0 and bool(self._keep or self._patience)
         self._file = Path(checkpointer.save_dir) / "best.json"
-        self._values: dict[int, float | None] = {}  # None: not a number
+        self._values: dict[int, float | None] = {}  # iteration -> metric; None: nan
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Iteration, counted from 0, and value of the best evaluation; the first of equal ones."""
+        """Iteration (from 0) and value of the best evaluation, the first of equal ones, or None."""
         values = [(i, v) for i, v in self._values.items() if v is not None]
         return max(values, key=lambda item: (item[1], -item[0]), default=None)
 
@@ -85,7 +85,7 @@ class Evaluations(hooks.EvalHook):
         if not self._seeks or start == 0:
             return
         self._values = comm.all_gather(self._read(start))[0]
-        # What follows expects the state right after the last step of the checkpoint.
+        # The calls below expect the state right after the last step before the checkpoint.
         self.trainer.iter = storage.iter = start - 1
         if start - 1 in self._values:
             self._end_if_it_is_time(start - 1)
@@ -99,7 +99,7 @@ class Evaluations(hooks.EvalHook):
         for writer in self._writers:
             writer.write()
         if self._seeks:
-            # A checkpoint that is resumed may be beyond max_iter.
+            # The run may resume from a checkpoint beyond max_iter.
             end = max(self.trainer.max_iter, self.trainer.start_iter)
             iteration = min(self.trainer.iter, end - 1)
             self._note(iteration)
@@ -107,7 +107,7 @@ class Evaluations(hooks.EvalHook):
 
     def _note(self, iteration: int) -> None:
         latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
-        latest = comm.all_gather(latest)[0]  # evaluators give their numbers to the main process
+        latest = comm.all_gather(latest)[0]  # evaluators return metrics only in the main process
         if self._metric not in latest:
             there = ", ".join(sorted(k for k in latest if "/AP" in k and "rambo/" not in k))
             raise InputError(f"{self._key} {self._metric!r}: the evaluation has {there}")
@@ -115,7 +115,7 @@ class Evaluations(hooks.EvalHook):
         self._values[iteration] = found if found == found else None
         if self._keep and self.best is not None and self.best[0] == iteration:
             self._checkpointer.save(BEST, iteration=iteration)
-        if comm.is_main_process():  # after the weights: a kill in between has it made again
+        if comm.is_main_process():  # last: after a kill before this, the evaluation is repeated
             best = self.best and {"iteration": self.best[0], "value": self.best[1]}
             content = {"metric": self._metric, "best": best, "evaluations": self._values}
             with whole_file(str(self._file), "w") as file:
@@ -131,7 +131,7 @@ class Evaluations(hooks.EvalHook):
         raise StoppedEarly(f"Stopped early, after iteration {iteration}: {why}")
 
     def _read(self, start: int) -> dict[int, float | None]:
-        """The evaluations before iteration ``start`` of the run in the folder."""
+        """Reads the run's evaluations before iteration ``start``; {} if the metric has changed."""
         if not self._file.is_file():
             return {}
         content = json.loads(self._file.read_text())
@@ -139,10 +139,10 @@ class Evaluations(hooks.EvalHook):
         return values if content["metric"] == self._metric else {}
 
     def summary(self) -> str | None:
-        """The best evaluation in one line, with the file that has its weights; None: there is none.
+        """Returns a line about the best evaluation and the file of its weights; None without one.
 
-        A run that was killed and resumed may have no such file: the one that is there can be of an
-        evaluation after the checkpoint, which came out otherwise the second time.
+        The line names no file if model_best.pth is of another evaluation: a killed run may have
+        saved it after its last checkpoint, and the repeated evaluation may give another value.
         """
         if self.best is None:
             return None
@@ -151,7 +151,7 @@ class Evaluations(hooks.EvalHook):
         file = os.path.join(self._checkpointer.save_dir, f"{BEST}.pth")
         if not self._keep or not os.path.isfile(file):
             return line
-        # This run's own file, whatever a user's hooks have put into it.
+        # The run itself wrote this file, and a user's hooks may have put any object into it.
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
         return f"{line}: {file}" if content.get("iteration") == iteration else line
 
@@ -165,12 +165,12 @@ def training_hooks(
     log_period: int = 20,
     **periodic: Any,
 ) -> tuple[HookBase, Evaluations, HookBase]:
-    """What saves, evaluates and writes, for a config of either kind, in the order of Detectron2's.
+    """Returns hooks that save, evaluate and write, in Detectron2's order, for both kinds of config.
 
-    ``log_period`` is that of the writers, in iterations; ``periodic`` are ``period`` and perhaps
-    ``max_to_keep``, as those of PeriodicCheckpointer.
+    ``log_period`` is the period of the writers, in iterations. ``periodic`` has the arguments of
+    PeriodicCheckpointer: ``period`` and optionally ``max_to_keep``.
     """
-    if not comm.is_main_process():  # all take part in a checkpoint, one removes old ones
+    if not comm.is_main_process():  # all processes save checkpoints, one deletes old ones
         periodic.pop("max_to_keep", None)
     return (
         hooks.PeriodicCheckpointer(checkpointer, **periodic),

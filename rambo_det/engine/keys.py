@@ -1,4 +1,4 @@
-"""How the two kinds of config, yaml and LazyConfig, call what a training has to know."""
+"""Names of the settings of a run in the two kinds of config, yaml and LazyConfig."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Keys(NamedTuple):
-    """Keys of a config, with dots; ``sign`` stands between key and value on the command line."""
+    """Dotted keys of a config; ``sign`` separates key and value on the command line."""
 
     folder: str
     weights: str
@@ -22,7 +22,7 @@ class Keys(NamedTuple):
     sign: str
 
     def named(self, key: str, opts: Sequence[str]) -> bool:
-        """Whether the command line gives the key a value."""
+        """Returns whether the command line sets the key."""
         return any(opt.split("=")[0] == key for opt in opts[:: 2 if self.sign == " " else 1])
 
 
@@ -39,20 +39,20 @@ LAZY = Keys(
 
 
 def value(cfg: Any, key: str) -> Any:
-    """What a config of either kind has under a key with dots."""
+    """Returns the value of a dotted key in a config of either kind."""
     return reduce(lambda node, part: node[part], key.split("."), cfg)
 
 
 def set_value(cfg: Any, key: str, new: Any) -> None:
-    """Changes what a config of either kind has under a key with dots."""
+    """Sets the value of a dotted key in a config of either kind."""
     above, _, last = key.rpartition(".")
     (value(cfg, above) if above else cfg)[last] = new
 
 
 def names(cfg: Any, key: str) -> list[str]:
-    """The data sets under a key: a LazyConfig may have one name in place of a list."""
+    """Returns the dataset names under a key; a LazyConfig may have one name instead of a list."""
     try:
         found = value(cfg, key)
-    except (KeyError, AttributeError):  # of a LazyConfig with a loader of the user's own
+    except (KeyError, AttributeError):  # a LazyConfig with a user's own loader
         return []
     return [found] if isinstance(found, str) else list(found)

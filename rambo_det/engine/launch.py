@@ -16,19 +16,19 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """torchrun's variables for a task that SLURM's srun has started; {} if it is none of several.
+    """Returns torchrun's variables for a task of SLURM's srun; {} unless srun started several.
 
-    Raises InputError if there are different numbers of tasks on the nodes.
+    Raises InputError if the nodes have different numbers of tasks.
     """
     size = int(environment.get("SLURM_NTASKS", 1))
-    # A script that is run by hand is one process, also in an allocation of several tasks.
+    # A script started by hand is one process, even in an allocation of several tasks.
     if size < 2 or "SLURM_STEP_ID" not in environment:
         return {}
     nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
     if size % nodes:
         raise InputError(f"SLURM started {size} tasks on {nodes} nodes: set --ntasks-per-node")
     numbers = (environment["SLURM_PROCID"], size, environment["SLURM_LOCALID"], size // nodes)
-    # A port that is the same for all processes of the job, and of another job another.
+    # All processes of a job get the same port; different jobs get different ports.
     meeting = {
         "MASTER_ADDR": environment.get("SLURM_LAUNCH_NODE_IPADDR", ""),
         "MASTER_PORT": str(20000 + int(environment["SLURM_JOB_ID"]) % 20000),
@@ -40,7 +40,7 @@ def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
 def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Runs ``process(args)`` in each process of the run.
 
-    Those of torchrun or SLURM, if there are several; else as Detectron2's own ``launch``.
+    Uses the processes of torchrun or SLURM if there are several, else Detectron2's ``launch``.
     """
     if not all(name in os.environ for name in _TORCHRUN):
         os.environ.update(from_slurm(os.environ))
@@ -54,7 +54,7 @@ def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespac
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if gpu else "gloo")
-    # Detectron2 v0.6 has no function for it.
+    # Detectron2 v0.6 has no function that sets the local process group.
     comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
         comm.synchronize()

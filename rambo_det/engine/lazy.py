@@ -38,11 +38,11 @@ from .user_code import import_user_code
 
 
 def load_lazy_config(args: argparse.Namespace) -> Any:
-    """Registers the data sets of the command line and gives the LazyConfig of the run.
+    """Registers the datasets of the command line; returns the checked LazyConfig of the run.
 
-    Raises InputError for whatever is wrong with config, keys or data.
+    Raises InputError for any error in the config, its keys or the data.
     """
-    register_shapes()  # which the quickstart's configs name
+    register_shapes()  # the quickstart's configs name these datasets
     import_user_code(args.imports)
     needed = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
     cfg = read_lazy_config(find_config(args.config_file), args.opts, needed)
@@ -50,7 +50,7 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     tests = names(cfg, LAZY.test)
     if len(tests) > 1:
         raise InputError(f"{LAZY.test}: a LazyConfig is evaluated on one data set, not {tests}")
-    if tests:  # COCOEvaluator takes no list
+    if tests:  # COCOEvaluator takes a name, not a list
         set_value(cfg, LAZY.test, tests[0])
     classes, own = register_data(cfg, LAZY, args)
     heads = cfg.model.get("roi_heads", {})
@@ -64,33 +64,33 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     mapper, trained = cfg.dataloader.train.get("mapper") or {}, names(cfg, LAZY.train)
     known = all(MetadataCatalog.get(name).get("keypoint_names") for name in trained)
     if "keypoint_hflip_indices" in mapper and set(trained) <= set(own) and known:
-        # Those of the config are of COCO's persons.
+        # The config's own indices are those of COCO's person keypoints.
         mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(trained)
     if not args.eval_only:
-        check_best(cfg, LAZY, names(cfg, LAZY.test)[:1])  # they are evaluated as one
+        check_best(cfg, LAZY, names(cfg, LAZY.test)[:1])  # a LazyConfig has one test dataset
     return cfg
 
 
 def read_lazy_config(
     file: str, opts: Sequence[str] = (), needed: Sequence[str] = ("model", "dataloader", "train")
 ) -> Any:
-    """A LazyConfig, changed by ``KEY=VALUE``, for a device that is there.
+    """Reads a LazyConfig and applies ``KEY=VALUE`` options; uses the CPU if there is no GPU.
 
-    InputError if the file does not run or lacks something that is ``needed``, or a key is wrong.
+    Raises InputError if the file fails to run or lacks a node in ``needed``, or a key is wrong.
     """
     try:
         with warnings.catch_warnings():
-            # Detectron2's model zoo, which the configs build on, imports it.
+            # Detectron2's model zoo, which the configs use, imports pkg_resources.
             warnings.filterwarnings("ignore", "pkg_resources is deprecated")
             try:
                 cfg = LazyConfig.load(file)
             except Exception:
-                # Of a run whose config has functions of its own, Detectron2 writes this as well.
+                # Detectron2 also writes a pickle if a run's config cannot be loaded from yaml.
                 if not os.path.isfile(f"{file}.pkl"):
                     raise
                 with open(f"{file}.pkl", "rb") as stream:
                     cfg = cloudpickle.load(stream)
-    except Exception as error:  # a LazyConfig is a program, which can fail in any way
+    except Exception as error:  # a LazyConfig is a program, which can raise any error
         steps = traceback.extract_tb(error.__traceback__)
         line = next((f", line {s.lineno}" for s in reversed(steps) if s.filename == file), "")
         message = " ".join(str(error).split())
@@ -106,7 +106,7 @@ def read_lazy_config(
 
 
 def _add_own_keys(cfg: Any) -> None:
-    """Sets what ``train`` lacks of the keys that Detectron2's LazyConfigs do not have."""
+    """Adds the keys of this package that ``train`` lacks, with their default values."""
     defaults = CfgNode({"MODEL": CfgNode()})
     add_rambo_config(defaults)
     cfg.train.setdefault("seed", -1)
@@ -122,7 +122,7 @@ def _override(cfg: Any, opt: str) -> None:
         raise InputError(f"config keys come as KEY=VALUE, got {opt!r}")
     parent, _, leaf = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else None
-    # What is called may take arguments that its config does not name.
+    # A callable may accept arguments that the config does not list.
     if not OmegaConf.is_config(node) or not (
         key.startswith("model.") or leaf in node or leaf in _arguments(node)
     ):
@@ -130,7 +130,7 @@ def _override(cfg: Any, opt: str) -> None:
     before = OmegaConf.select(cfg, key)
     try:
         LazyConfig.apply_overrides(cfg, [opt])
-    except Exception as error:  # hydra's parser has errors of its own, of no common type
+    except Exception as error:  # hydra's parser raises errors without a common type
         raise InputError(f"{opt}: {' '.join(str(error).split())}") from error
     number = (int, float)
     if isinstance(before, number) and not isinstance(OmegaConf.select(cfg, key), number):
@@ -138,22 +138,22 @@ def _override(cfg: Any, opt: str) -> None:
 
 
 def _arguments(node: Any) -> list[str]:
-    """The names of the arguments of what a node of a LazyConfig calls; none if it calls nothing."""
+    """Returns the argument names of the callable of a LazyConfig's node; [] without a callable."""
     target = node.get("_target_") if OmegaConf.is_dict(node) else None
     target = pydoc.locate(target) if isinstance(target, str) else target
     return [*inspect.signature(target).parameters] if callable(target) else []
 
 
 class LazyRun:
-    """A run of Detectron2's trainers on what a LazyConfig instantiates.
+    """A run of Detectron2's trainers with the objects that a LazyConfig instantiates.
 
     ``cfg`` has ``model``, ``dataloader.{train,test,evaluator}``, ``optimizer``, ``lr_multiplier``
     and ``train``, as in Detectron2's ``configs/common``.
 
     Attributes:
-        model: what is trained.
-        trainer: Detectron2's trainer, once trained.
-        evaluations: the hook that evaluates and keeps the best evaluation, once trained.
+        model: the model.
+        trainer: Detectron2's trainer, set by :meth:`fit`.
+        evaluations: the hook that evaluates and keeps the best evaluation, set by :meth:`fit`.
     """
 
     keys = LAZY
@@ -165,11 +165,11 @@ class LazyRun:
         self._results: Any = None
 
     def evaluate(self, model: Any = None) -> dict[str, Any]:
-        """Metrics of the model on the test set, by the names of its evaluator."""
+        """Returns the metrics of the model on the test dataset, by the evaluator's names."""
         data = self._cfg.dataloader
         evaluator = instantiate(data.evaluator)
         loader = {key: data.test[key] for key in data.test}
-        if "mapper" in loader:  # a loader of the user's own may have none
+        if "mapper" in loader:  # a user's own loader may have no mapper
             loader["mapper"] = self.test_mapper(self._cfg)
         results = inference_on_dataset(model or self.model, instantiate(loader), evaluator)
         self._results = dict(results or {})
@@ -177,12 +177,12 @@ class LazyRun:
 
     @staticmethod
     def test_mapper(cfg: Any) -> Any:
-        """What makes an input of the model from a record of a data set, without augmentation."""
+        """Returns the test mapper, which makes an unaugmented model input from a record."""
         return NamingMapper(instantiate(cfg.dataloader.test.mapper))
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: Any, file: str, config: str) -> dict[str, Any]:
-        """Metrics of a checkpoint; InputError if it is not of the model of ``config``, a name."""
+        """Evaluates a checkpoint; InputError, naming ``config``, if it belongs to another model."""
         run = cls(cfg)
         load_whole_model(run.model, file, config)
         return run.evaluate()
@@ -190,9 +190,9 @@ class LazyRun:
     def fit(self, resume: bool) -> dict[str, Any]:
         """Trains up to ``train.max_iter``; returns the metrics at the end.
 
-        What is drawn and the order of the data follow from the seed, ``train.seed`` (below 0: any),
-        and the iteration: a run that was killed and is resumed is the one that was not. Only of a
-        loader other than ``build_detection_train_loader`` the data start anew.
+        Random numbers and the order of the data depend only on the seed ``train.seed`` (below 0: a
+        random one) and the iteration. So a killed and resumed run equals an uninterrupted one. Only
+        a loader other than ``build_detection_train_loader`` starts its data anew.
         """
         cfg, train = self._cfg, self._cfg.train
         seed = run_seed(train.seed)
@@ -226,7 +226,7 @@ class LazyRun:
         return evaluate() if self._results is None else self._results
 
     def _loader(self, seed: int) -> Any:
-        """The training batches; those of Detectron2's own loader can be gone on with."""
+        """Returns the training loader; a ResumableLoader in place of Detectron2's own loader."""
         node = self._cfg.dataloader.train
         target = node.get("_target_")
         target = pydoc.locate(target) if isinstance(target, str) else target
@@ -236,5 +236,5 @@ class LazyRun:
             logging.getLogger(__name__).warning(
                 "dataloader.train is not build_detection_train_loader: --resume will start it anew"
             )
-        with seeded(seed, ORDER):  # some samplers draw a seed of their own
+        with seeded(seed, ORDER):  # some samplers draw a seed themselves
             return instantiate(node)

@@ -1,4 +1,4 @@
-"""Training batches that are the same whether a run was interrupted or not."""
+"""A loader whose training batches are the same whether a run was interrupted or not."""
 
 import logging
 import random
@@ -19,32 +19,32 @@ from ..data.mapper import NamingMapper
 from ..errors import InputError
 from .seeds import IMAGE, ORDER, run_seed, seeded
 
-#: An image of the data set, and its place in the stream of all images of all processes.
+#: Index of an image in the dataset, and its position in the stream of images of all processes.
 _Place = tuple[int, int]
 _TRIES = 100
 
 
 class ResumableLoader:
-    """Endless batches of images; batch i is the same in every run of the same seed.
+    """Endless batches of images; batch i is the same in every run with the same seed.
 
-    What Detectron2's loader gives, with two differences: images are grouped to batches before they
-    are read, so that a run can start at any batch, and the augmentation of an image depends on the
-    seed and on its place in the stream, not on the worker that reads it.
+    It works like Detectron2's loader, with two differences. It groups images into batches before it
+    reads them, so that a run can start at any batch. The augmentation of an image depends on the
+    seed and on the image's position in the stream, not on the worker that reads the image.
 
     Args:
-        dataset: a list of dicts, or a map-style dataset of them.
-        mapper: from such a dict to what the model takes; if it gives None, another image is read.
-        sampler: gives this process's share of an endless stream of indices; None: shuffled.
-        total_batch_size: over all processes.
-        aspect_ratio_grouping: a batch is of images that are all wide or all not. For that a
-            dataset that is no list is read once, whole, for the sizes of its images.
-        num_workers, collate_fn: as those of Detectron2's ``build_detection_train_loader``.
-        seed: below 0: any.
+        dataset: a list of dicts, or a map-style dataset of dicts.
+        mapper: converts a dict to a model input; if it returns None, another image is read.
+        sampler: yields this process's share of an endless stream of indices; None: shuffled.
+        total_batch_size: number of images in the batches of all processes together.
+        aspect_ratio_grouping: a batch has only wide images, or only others. To know the sizes of
+            the images, the loader reads a dataset that is not a list once as a whole.
+        num_workers, collate_fn: as in Detectron2's ``build_detection_train_loader``.
+        seed: the seed; below 0: a random one.
         **kwargs: passed to DataLoader.
 
     Attributes:
         seed: the seed, >= 0.
-        start: the number of the first batch; read when that is asked for.
+        start: the number of the first batch; read when the first batch is requested.
     """
 
     def __init__(
@@ -79,18 +79,19 @@ class ResumableLoader:
         self._arguments = {**kwargs, "num_workers": num_workers, "collate_fn": collate_fn}
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator: `start` is read and workers begin when the first batch is asked for. Some
-        # trainers make the iterator before they know where the run starts.
+        # This generator reads `start` and starts its workers when the first batch is requested.
+        # Some trainers create the iterator before they know where the run starts.
         yield from DataLoader(
             self._images,
             batch_sampler=islice(self.batches(), self.start, None),
-            # DataLoader draws a number for its workers, which must not be one of the model's.
+            # DataLoader draws a seed for its workers. That must not change the random numbers of
+            # the model.
             generator=torch.Generator().manual_seed(self.seed),
             **self._arguments,
         )
 
     def batches(self) -> Iterator[list[_Place]]:
-        """The images of each batch of this process, from the first on."""
+        """Yields the images of each batch of this process, from the first batch on."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         places = ((index, rank + i * world_size) for i, index in enumerate(self._sampler))
         if self._wide is None:
@@ -103,9 +104,10 @@ class ResumableLoader:
 
 
 def train_loader(dataset: Any, *, seed: int, **kwargs: Any) -> Any:
-    """A :class:`ResumableLoader`, or Detectron2's own of a stream, which has no order to go on in.
+    """Returns a :class:`ResumableLoader`, or Detectron2's loader for an IterableDataset.
 
-    Arguments as of ``build_detection_train_loader``; ``seed`` is that of the run, >= 0.
+    A run cannot resume in the middle of an IterableDataset. ``seed`` is the run's seed, >= 0. The
+    other arguments are those of ``build_detection_train_loader``.
     """
     if not isinstance(dataset, IterableDataset):
         return ResumableLoader(dataset, seed=seed, **kwargs)
@@ -116,22 +118,22 @@ def train_loader(dataset: Any, *, seed: int, **kwargs: Any) -> Any:
 
 
 def _wide_images(dataset: Any) -> torch.Tensor:
-    """``(N,)`` bool; an image whose dict does not tell its size counts as not wide."""
+    """Returns which images are wide, ``(N,)`` bool; an image of unknown size counts as not wide."""
     if not isinstance(dataset, (list, DatasetFromList)):
         logging.getLogger(__name__).info(
             "Reading the %d items of the training data for the sizes of their images; "
             "aspect_ratio_grouping=False does without",
             len(dataset),
         )
-    records = (dataset[i] for i in range(len(dataset)))  # not all of them can be iterated
+    records = (dataset[i] for i in range(len(dataset)))  # some datasets are not iterable
     return torch.tensor([r.get("width", 0) > r.get("height", 0) for r in records], dtype=torch.bool)
 
 
 class _Images(Dataset):
-    """Mapped images by their :data:`_Place`."""
+    """Dataset of mapped images, indexed by a :data:`_Place`."""
 
     def __init__(self, dataset: Any, mapper: Callable[[Any], Any] | None, seed: int) -> None:
-        # Serialised in a list of Detectron2's, workers share the memory of it.
+        # Detectron2's DatasetFromList serialises the records, so that workers share their memory.
         is_list = isinstance(dataset, list)
         self._records = DatasetFromList(dataset, copy=False) if is_list else dataset
         self._mapper = mapper and PicklableWrapper(NamingMapper(mapper))

@@ -1,4 +1,4 @@
-"""The data sets of a run: a user's own are registered, all are checked, the config follows them."""
+"""Registers a user's own datasets, checks all datasets of a run, and sets the config from them."""
 
 import argparse
 import os
@@ -17,24 +17,24 @@ from .arguments import named_classes, own_names
 from .keys import Keys, names, value
 from .run_data import read_data
 
-#: How many key points COCO's persons have, for which pycocotools brings the tolerances.
+#: Number of keypoints of COCO's persons; pycocotools has the tolerances of these keypoints.
 _COCO_KEYPOINTS = 17
 
 
 def register_data(
     cfg: Any, keys: Keys, args: argparse.Namespace, registered: Sequence[str] | None = None
 ) -> tuple[Sequence[str] | None, list[str]]:
-    """Checks the data sets of a config of either kind and registers those of the command line.
+    """Checks the datasets of a config of either kind; registers those of the command line.
 
-    Returns the classes of the latter, None if there are none, and the names of those that are used;
-    ``registered`` are the classes if that was done already. Raises InputError for whatever is wrong
-    with the data, or if some of a user's own are not used and others stand in their place.
+    Returns the classes of the command line's datasets, None without any, and the names of those
+    that the config uses. ``registered`` are their classes if they are registered already. Raises
+    InputError for invalid data, or if the config names other datasets instead of a user's own.
     """
     train, test = names(cfg, keys.train), names(cfg, keys.test)
     own = own_names(args)
     unused = [name for name in own if name not in (*train, *test)]
     for key, named in ((keys.train, train), (keys.test, test)):
-        # A training may have no test set, and a loader of the user's own names its data itself.
+        # A training may have no test dataset, and a user's own loader names its dataset itself.
         if unused and named and not args.eval_only and not set(own) & set(named):
             name = f"\"('{unused[0]}',)\"" if keys.sign == " " else unused[0]
             raise InputError(
@@ -47,7 +47,7 @@ def register_data(
         if name not in own:
             check_dataset(key, name)
     noted: list[str] = []
-    if args.eval_only:  # it has the classes of the run that the weights are of
+    if args.eval_only:  # the classes are those of the run that trained the weights
         weights = value(cfg, keys.weights) if keys.named(keys.weights, args.opts) else ""
         noted = read_data(
             Path(weights).parent if weights else Path(value(cfg, keys.folder))
@@ -64,17 +64,17 @@ def register_data(
 
 
 def check_same_classes(option: str, name: str, other: str, was: Sequence[str]) -> None:
-    """Raises InputError unless a data set has the classes ``was`` of another one, in its order.
+    """Raises InputError unless dataset ``name`` has the classes ``was`` of ``other`` in that order.
 
-    A model numbers its classes: under another order they would be taken for each other without a
-    word. Unknown classes are not looked at.
+    A model numbers its classes: another order would exchange classes without an error. If the
+    classes of one of the two are unknown, nothing is checked.
     """
     now = classes_of(name)
     pairs = enumerate(zip_longest(was, now), 1) if was and now else ()
     for number, (old, new) in pairs:
         if old != new:
             old, new = ("none" if x is None else repr(x) for x in (old, new))
-            # Data of the command line have this mark, and take the classes that are named there.
+            # Only datasets that this package registers have this key; --classes sets their classes.
             is_own = MetadataCatalog.get(name).get("odd_images") is not None
             remedy = f"--classes {shlex.quote(','.join(was))}" if is_own else "name other data"
             raise InputError(
@@ -86,10 +86,10 @@ def check_same_classes(option: str, name: str, other: str, was: Sequence[str]) -
 def register_own(
     args: argparse.Namespace, training: Sequence[str] = (), noted: Sequence[str] = ()
 ) -> list[str]:
-    """Registers the data sets of the command line; gives their classes.
+    """Registers the datasets of the command line; returns their classes.
 
-    Where none is among the data sets ``training``, they have the classes ``noted`` or, without any,
-    those of ``training``.
+    Without --classes and without a dataset in ``training``, the datasets get the classes ``noted``
+    or, if these are empty, the classes of the datasets ``training``.
     """
     own, classes = own_names(args), named_classes(args)
     train = [name for name in training if name in own]
@@ -101,12 +101,12 @@ def register_own(
 
 
 def check_dataset(key: str, name: str) -> None:
-    """Raises InputError, naming ``key``, unless the data set is registered and its files exist."""
+    """Raises InputError, naming ``key``, unless the dataset is registered and its files exist."""
     if name not in DatasetCatalog.list():
         raise InputError(
             f"{key}: data set {name} is not registered: use --register-coco or its like"
         )
-    # Detectron2 registers its sets whether their files are there or not; the package's own shapes
+    # Detectron2 registers its datasets even if their files are missing. The package's own shapes
     # are drawn at first use.
     metadata = MetadataCatalog.get(name)
     file = metadata.get("json_file") or metadata.get("dirname")
@@ -118,9 +118,9 @@ def check_dataset(key: str, name: str) -> None:
 
 
 def check_parts(name: str, masks: str = "", keypoints: str = "") -> None:
-    """Raises InputError if one's own data set lacks what a model is trained on beside boxes.
+    """Raises InputError if a user's own dataset lacks masks or keypoints that the model needs.
 
-    ``masks`` and ``keypoints`` say why the model has them; empty: it has not.
+    ``masks`` and ``keypoints`` say why the model needs them; empty: the model does not need them.
     """
     metadata = MetadataCatalog.get(name)
     if masks and (why := metadata.get("without_mask")):
@@ -133,9 +133,9 @@ def check_parts(name: str, masks: str = "", keypoints: str = "") -> None:
 
 
 def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> None:
-    """Sets number of classes, format of masks and number of key points as one's own data have them.
+    """Sets number of classes, mask format and number of keypoints from a user's own datasets.
 
-    InputError if the data lack what the model needs, or have different numbers of key points.
+    Raises InputError if the datasets lack what the model needs or differ in number of keypoints.
     """
     for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
         node.NUM_CLASSES = len(classes)

@@ -1,4 +1,4 @@
-"""A data set on which a detector's ranking is looked at."""
+"""A dataset on which a detector's ranking is examined."""
 
 import argparse
 from collections.abc import Callable
@@ -20,19 +20,19 @@ from .saved import truth_of
 
 
 class RankedData:
-    """Images and objects of a data set, which must have the classes of the detector.
+    """Images and annotations of a dataset, which must have the classes of the detector.
 
     Args:
-        name: of the data set; None: the first that the detector's config evaluates on.
-        saved: where the data of the detector's training are, if they were its own.
-        args: ``register``, ``split``, ``classes``: data that the command line names.
+        name: name of the dataset; None: the first one that the detector's config evaluates on.
+        saved: locations of the user's own datasets that the detector was trained with.
+        args: ``register``, ``split``, ``classes``: the datasets of the command line.
 
     Attributes:
-        name, classes: of the data set.
+        name, classes: name and class names of the dataset.
         records: its images, in Detectron2's format.
-        truth: their annotations, as pycocotools reads them.
+        truth: its annotations, as pycocotools reads them.
 
-    Raises InputError if there is no such data set, or it is not usable.
+    Raises InputError if the dataset does not exist or is not usable.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RankedData:
         self._files = {record["image_id"]: record["file_name"] for record in self.records}
 
     def detect(self, detector: Detector) -> list[dict[str, Any]]:
-        """The detections in all images, in COCO's result format."""
+        """Returns the detections in all images, in COCO's result format."""
         results: list[dict[str, Any]] = []
         for record in tqdm(self.records, desc="detect", unit="image", disable=None):
             found = detector(read_image(record["file_name"], format="BGR"))
@@ -69,7 +69,7 @@ class RankedData:
         return results
 
     def look(self, name: str) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
-        """What shows an image, ``(H, W, 3)`` uint8 RGB, and the boxes of the class in it."""
+        """Returns a function: image id -> ``(H, W, 3)`` uint8 RGB, boxes of the class ``name``."""
         (number,) = self.truth.getCatIds(catNms=[name])
 
         def look(image_id: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""data.json in the folder of a run: its classes, and where its data are."""
+"""Writes and reads data.json in a run's folder: the run's classes and where its datasets are."""
 
 import argparse
 import json
@@ -19,22 +19,22 @@ _DATA = "data.json"
 
 @dataclass
 class SavedData:
-    """What :func:`write_data` wrote; empty where it did not."""
+    """The content of data.json, see :func:`write_data`; empty without that file."""
 
     classes: list[str] = field(default_factory=list)  # in the order of the model's outputs
-    imports: list[str] = field(default_factory=list)  # as the option of the command line
-    #: Format, name, place and part of the data of the command line, and of the parts that --split
-    #: and --hold-out made of them.
+    imports: list[str] = field(default_factory=list)  # values of the option --import
+    #: Format, name, place and part of the datasets of the command line, and of the datasets that
+    #: --split and --hold-out made.
     register: list[list[str]] = field(default_factory=list)
-    parts: dict[str, list[str]] = field(default_factory=dict)  # of such a part: its image files
-    annotations: dict[str, str] = field(default_factory=dict)  # of each test set: its COCO json
+    parts: dict[str, list[str]] = field(default_factory=dict)  # dataset of a split -> image files
+    annotations: dict[str, str] = field(default_factory=dict)  # test dataset -> COCO json
 
 
 def write_data(
     folder: str | Path, args: argparse.Namespace, train: Sequence[str], test: Sequence[str]
 ) -> None:
-    """Notes down class names and where the registered data ``train`` and ``test`` are."""
-    # What --split and --hold-out made of the data: nobody else could register it again.
+    """Writes class names and the locations of the datasets ``train`` and ``test`` to data.json."""
+    # Without this entry, no later command could register the datasets of --split and --hold-out.
     used = map(MetadataCatalog.get, dict.fromkeys([*own_names(args), *train, *test]))
     parts = [metadata for metadata in used if metadata.get("part_of")]
     register = [_located(*item) for item in args.register] if args.split is None else []
@@ -51,7 +51,7 @@ def write_data(
 
 
 def _located(kind: str, name: str, place: str, part: str) -> list[str]:
-    """A data set of the command line, wherever one is later."""
+    """Returns a dataset of the command line with absolute paths."""
     if kind == "coco":
         return [kind, name, *(os.path.abspath(path) for path in find_coco(place, part))]
     return [kind, name, os.path.abspath(place), part]
@@ -63,7 +63,7 @@ def _image_files(json_file: str) -> list[str]:
 
 
 def read_data(folder: Path) -> SavedData:
-    """The data of the run in the folder."""
+    """Reads data.json of the run in the folder; an empty SavedData without that file."""
     try:
         content = json.loads((folder / _DATA).read_text())
     except FileNotFoundError:

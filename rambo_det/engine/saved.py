@@ -1,4 +1,4 @@
-"""A trained detector as files, and the annotations that its detections are compared with."""
+"""The files of a trained detector, and the annotations that its detections are compared with."""
 
 import contextlib
 import io
@@ -20,12 +20,12 @@ from .run_data import SavedData, read_data
 
 @dataclass
 class SavedModel:
-    """A detector as files."""
+    """The files of a trained detector."""
 
-    config: str  # file of a yaml config or a LazyConfig
-    weights: str  # a file or an address
-    data: SavedData  # of the run that the weights are of
-    results: Path | None = None  # what its last evaluation detected, if it was of these weights
+    config: str  # path of a yaml config or a LazyConfig
+    weights: str  # a path or a URL
+    data: SavedData  # data of the run that trained the weights
+    results: Path | None = None  # detections of the last evaluation, if it used these weights
 
     @property
     def is_lazy(self) -> bool:
@@ -38,11 +38,11 @@ class SavedModel:
 def find_model(
     run: str | None, config: str | None, weights: str | None, imports: Sequence[str] = ()
 ) -> SavedModel:
-    """The model that was named: that of a run, or of a config and a checkpoint.
+    """Returns the model of a run, or of a config and a checkpoint.
 
-    Of a run, an OUTPUT_DIR, it is the last checkpoint unless ``weights`` names another. ``imports``
-    are more of a user's own code that it needs. InputError if too little or too much was named, or
-    something does not exist.
+    ``run`` is an OUTPUT_DIR; its last checkpoint is taken unless ``weights`` names another one.
+    ``imports`` are further modules of the user that the model needs. Raises InputError if too few
+    or too many of the arguments are given, or something does not exist.
     """
     if weights is not None and "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"--weights {weights}: no such file")
@@ -67,7 +67,7 @@ def find_model(
 
 
 def truth_of(name: str) -> COCO:
-    """The annotations of a registered data set; InputError if it has none in COCO's format."""
+    """Returns the annotations of a registered dataset; InputError if it has no COCO json."""
     file = MetadataCatalog.get(name).get("json_file")
     if not file:
         raise InputError(f"{name} has no COCO annotations: register its folder with --register-voc")
@@ -76,6 +76,6 @@ def truth_of(name: str) -> COCO:
 
 @lru_cache(maxsize=8)
 def load_truth(file: str) -> COCO:
-    """Annotations in COCO's format, read once."""
+    """Reads annotations in COCO's format; caches those of the last files."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         return COCO(file)

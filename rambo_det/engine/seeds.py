@@ -1,4 +1,4 @@
-"""A run's randomness as a function of its seed and of where it stands, so that none is saved."""
+"""Seeds random generators from a run's seed and progress, so that no generator state is saved."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -11,24 +11,24 @@ import torch
 
 from ..errors import InputError
 
-#: What is drawn for: keys of the three must never be equal.
+#: Purposes of random numbers. A key contains its purpose, so that keys of two purposes differ.
 STEP, IMAGE, ORDER = range(3)
 
 
 def run_seed(given: int, earlier: int | None = None) -> int:
-    """The seed of a run, the same in all of its processes, all of which must call this.
+    """Returns the seed of a run, the same in all processes; every process must call this function.
 
-    It is that of the ``earlier`` run that goes on, else the ``given`` one; below 0 one is drawn.
+    A resumed run has the ``earlier`` seed. Others have the ``given`` seed; below 0, one is drawn.
     """
     if given >= 2**32:
         raise InputError(f"SEED {given}: it must be below 2**32, for numpy")
     choices = (-1 if earlier is None else earlier, given, comm.shared_random_seed())
     seed = int(next(choice for choice in choices if choice >= 0))
-    return int(comm.all_gather(seed)[0])  # the main process may be the only one that sees files
+    return int(comm.all_gather(seed)[0])  # perhaps only the main process knows ``earlier``
 
 
 def seed_generators(*key: int, seed_torch: Callable[[int], Any] = torch.manual_seed) -> None:
-    """Seeds torch, numpy and random by the key."""
+    """Seeds the generators of torch, numpy and random with the key."""
     seeds = [int(x) for x in np.random.SeedSequence(key).generate_state(3)]
     seed_torch(seeds[0])
     np.random.seed(seeds[1])
@@ -37,7 +37,7 @@ def seed_generators(*key: int, seed_torch: Callable[[int], Any] = torch.manual_s
 
 @contextmanager
 def seeded(seed: int, *key: int) -> Iterator[None]:
-    """Inside, what is drawn on the CPU depends on the arguments alone; outside, nothing changes."""
+    """Seeds the CPU generators with the arguments; restores their states when the context ends."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which seeds the GPUs too.

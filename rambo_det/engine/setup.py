@@ -1,4 +1,4 @@
-"""From command line arguments to a checked yaml config."""
+"""Builds a checked yaml config from the command line arguments."""
 
 import argparse
 import difflib
@@ -37,12 +37,12 @@ _LEAST = {"SOLVER.MAX_ITER": 1, "SOLVER.IMS_PER_BATCH": 1, "SOLVER.CHECKPOINT_PE
 
 
 def build_config(args: argparse.Namespace, registered: Sequence[str] | None = None) -> CfgNode:
-    """Registers the data sets of the command line and gives the config of the run.
+    """Registers the datasets of the command line; returns the checked config of the run.
 
-    ``registered`` are the classes of these data sets if they are registered already. Raises
-    InputError for whatever is wrong with config, keys or data.
+    ``registered`` are the classes of these datasets if they are registered already. Raises
+    InputError for any error in the config, its keys or the data.
     """
-    register_shapes()  # which the quickstart's configs name
+    register_shapes()  # the quickstart's configs name these datasets
     cfg = merged_config(args)
     check_model(cfg)
     if not args.eval_only:
@@ -59,29 +59,29 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
         train = cfg.DATASETS.TRAIN
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(train, args.hold_out)
     check_architecture(cfg)
-    # What the model would find wrong with MODEL.RAMBO, before the run has a folder.
+    # Check MODEL.RAMBO before the run has a folder; the model would find its errors only later.
     RamboCriterion.from_cfg(cfg, num_classes=1, class_names=None)
     score_function(cfg.MODEL.RAMBO.SCORE)
     return cfg
 
 
 def merged_config(args: argparse.Namespace) -> CfgNode:
-    """``args.config_file`` and ``args.opts``, merged; InputError if the file or a key is wrong."""
+    """Merges ``args.config_file`` and ``args.opts``; InputError if the file or a key is wrong."""
     import_user_code(args.imports)
     return read_config(find_config(args.config_file), args.opts)
 
 
 def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """The defaults, changed by a file and by ``KEY VALUE`` pairs, for a device that is there.
+    """Merges a file and ``KEY VALUE`` pairs into the defaults; uses the CPU if there is no GPU.
 
-    InputError for what does not fit.
+    Raises InputError for an invalid file, key or value.
     """
     cfg = new_config()
     known = flat_config(cfg)
     for word in opts[::2]:
         if word.startswith("--"):
             raise InputError(f"options come before the config keys: {word}")
-        # A word too many or too few makes keys of the values behind it.
+        # After one word too many or too few, the values stand in the positions of the keys.
         if word not in known:
             what = f"config keys come as KEY VALUE pairs, {word!r} is no config key"
             what = what if len(opts) % 2 else f"unknown config key {word}"
@@ -92,7 +92,7 @@ def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
         cfg.merge_from_file(file)
     except RecursionError:
         raise InputError(f"{file}: _BASE_: the file builds on itself") from None
-    except Exception as error:  # a file may be no yaml, no config, or one with other keys
+    except Exception as error:  # the file may not be yaml or a config, or have unknown keys
         message = _one_line(error)
         if isinstance(error, (AttributeError, TypeError)):
             message = "it has no keys with values, such as MODEL: ..."
@@ -102,7 +102,7 @@ def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
             message += _did_you_mean(unknown[1], known)
         raise InputError(f"{file} cannot be used as a config: {message}") from error
     for key, text in zip(opts[::2], opts[1::2], strict=True):
-        # yacs refuses an integer for a key that holds a float.
+        # yacs refuses an integer for a key whose default is a float.
         is_integer = isinstance(known[key], float) and text.lstrip("+-").isdigit()
         try:
             cfg.merge_from_list([key, f"{text}.0" if is_integer else text])
@@ -120,10 +120,10 @@ def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def flat_config(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Each key of a config, as the command line names it, and its value."""
+    """Returns the values of a nested config by their dotted keys, as on the command line."""
     found: dict[str, Any] = {}
     for key, held in cfg.items():
-        if isinstance(held, dict):  # a CfgNode too
+        if isinstance(held, dict):  # true for a CfgNode too
             found.update(flat_config(held, f"{prefix}{key}."))
         else:
             found[f"{prefix}{key}"] = held
@@ -141,9 +141,9 @@ def _one_line(error: Exception) -> str:
 
 
 def pick_device(cfg: Any, keys: Keys, opts: Sequence[str]) -> None:
-    """The CPU, where a config of either kind asks for a GPU and there is none.
+    """Sets the CPU as device if a config of either kind asks for a GPU but torch finds none.
 
-    InputError if the command line asks for it.
+    Raises InputError if the command line asks for the GPU.
     """
     device = value(cfg, keys.device)
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -153,7 +153,7 @@ def pick_device(cfg: Any, keys: Keys, opts: Sequence[str]) -> None:
 
 
 def check_model(cfg: CfgNode) -> None:
-    """Raises InputError for a part of the model, or a device, that does not exist."""
+    """Raises InputError for an unknown part of the model or an invalid device name."""
     for key, registry in _REGISTRIES.items():
         name = value(cfg.MODEL, key)
         if name not in registry and name != "PrecomputedProposals":
@@ -168,7 +168,7 @@ def check_model(cfg: CfgNode) -> None:
 
 
 def check_training(cfg: CfgNode) -> None:
-    """Raises InputError if nothing can be trained with these data and this solver."""
+    """Raises InputError if the config's datasets and solver do not allow a training."""
     if not cfg.DATASETS.TRAIN:
         raise InputError("DATASETS.TRAIN is empty: name a data set to train on, ('NAME',)")
     for key, least in _LEAST.items():
@@ -182,7 +182,7 @@ def check_training(cfg: CfgNode) -> None:
         raise InputError("TEST.AUG.ENABLED True: Detectron2 augments in tests for R-CNNs alone")
     check_best(cfg, YAML, cfg.DATASETS.TEST)
     disabled = logging.root.manager.disable
-    logging.disable(max(disabled, logging.WARNING))  # they come again when the run builds its own
+    logging.disable(max(disabled, logging.WARNING))  # the run logs these warnings again
     try:
         build_lr_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
     except (ValueError, AssertionError) as error:
@@ -193,19 +193,18 @@ def check_training(cfg: CfgNode) -> None:
 
 
 def check_amp(asked: str, enabled: bool, key: str, device: str) -> None:
-    """Raises InputError for mixed precision without a GPU, where ``asked`` asks for it."""
+    """Raises InputError, naming the setting ``asked``, for mixed precision without a GPU."""
     if enabled and not device.startswith("cuda"):
         raise InputError(f"{asked} needs a GPU, and {key} is {device}: set it to False")
 
 
 def check_best(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
-    """Raises InputError if a config of either kind, which is evaluated on the data sets ``tests``,
-    does not tell which evaluation is the best."""
+    """Raises InputError if the keys of the best evaluation on datasets ``tests`` are invalid."""
     keep, metric, patience, period = (
         value(cfg, key) for key in (keys.keep, keys.metric, keys.patience, keys.period)
     )
     for key, given in ((keys.patience, patience), (keys.period, period)):
-        if not isinstance(given, int):  # a LazyConfig may hold anything
+        if not isinstance(given, int):  # a LazyConfig does not check types
             raise InputError(f"{key} must be an integer, got {given!r}")
     if patience < 0:
         raise InputError(f"{keys.patience} must be >= 0, got {patience}")
@@ -222,7 +221,7 @@ def check_best(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
                 f"{keys.metric} {metric!r}: on which data set? write {tests[0]}/bbox/AP"
             )
         task, _, name = name.partition("/")
-    # "AP-<class>" can only be told from a mistake once there is an evaluation.
+    # Whether the class of "AP-<class>" exists is known only after an evaluation.
     is_known = name in _METRICS or name.startswith("AP-")
     if task not in ("bbox", "segm", "keypoints", "voc") or not is_known:
         raise InputError(

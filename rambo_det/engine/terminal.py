@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: less than its log file has."""
+"""The terminal output of a run, which is shorter than its log file."""
 
 import argparse
 import copy
@@ -17,24 +17,24 @@ from detectron2.utils.logger import setup_logger
 
 from .keys import Keys, set_value, value
 
-#: How the messages begin in which Detectron2 logs config and model, hundreds of lines.
+#: Beginnings of the messages of hundreds of lines in which Detectron2 logs config and model.
 _DUMPS = ("Contents of args.config_file=", "Running with full config:", "Model:\n")
 _held = MemoryHandler(sys.maxsize, sys.maxsize)
 
 
 def set_up(cfg: Any, keys: Keys, args: argparse.Namespace) -> None:
-    """Detectron2's ``default_setup``, with config and model in the log file alone.
+    """Runs Detectron2's ``default_setup``; config and model appear only in the log file.
 
-    In the terminal they would drown the warnings. Of an evaluation (``args.eval_only``) log and
-    config go beside the detections, as the folder's own are those of the training. The logger of
-    this package then writes where Detectron2's does.
+    In the terminal they would hide the warnings. An evaluation (``args.eval_only``) writes log and
+    config beside its detections, because those in the run's folder belong to the training. The
+    logger of this package writes to the same places as Detectron2's.
     """
     folder = value(cfg, keys.folder)
     if args.eval_only:
         folder, cfg = os.path.join(folder, "inference"), copy.deepcopy(cfg)
         set_value(cfg, keys.folder, folder)
     rank = comm.get_rank()
-    # default_setup's own call: Detectron2 remembers it and makes no second handler there.
+    # default_setup makes the same call. Detectron2 caches the result and adds no second handler.
     for handler in setup_logger(folder, distributed_rank=rank).handlers:
         if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
             handler.addFilter(lambda record: not str(record.msg).startswith(_DUMPS))
@@ -49,10 +49,10 @@ def set_up(cfg: Any, keys: Keys, args: argparse.Namespace) -> None:
 
 @contextmanager
 def held_until_set_up() -> Iterator[None]:
-    """Keeps what the package logs for :func:`set_up`, so that the run's log file has it too.
+    """Buffers the package's log records until :func:`set_up`, so that the log file has them too.
 
-    Data are read, and warned of, before it is known in which folder the run is. After an error it
-    is shown at once.
+    The package reads the data, and warns of problems, before it knows the run's folder. After an
+    error, the records are shown at once.
     """
     logger = logging.getLogger("rambo_det")
     logger.setLevel(logging.INFO)
@@ -67,5 +67,5 @@ def held_until_set_up() -> Iterator[None]:
 
 
 def _give_held_to(logger: logging.Logger) -> None:
-    _held.setTarget(logger)  # type: ignore[arg-type]  # which has handle() as a handler does
+    _held.setTarget(logger)  # type: ignore[arg-type]  # a Logger has handle(), like a Handler
     _held.flush()

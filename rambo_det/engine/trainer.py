@@ -1,4 +1,4 @@
-"""DefaultTrainer that can be killed and followed, with the evaluators that a data set calls for."""
+"""A DefaultTrainer that can resume exactly and chooses the evaluators that a dataset needs."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from unittest import mock
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
 
-# What build_detection_train_loader makes of a config: the only way to its parts.
+# Returns the arguments that build_detection_train_loader gets from a config.
 from detectron2.data.build import _train_loader_from_config
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
@@ -29,12 +29,12 @@ from .seeds import ORDER, run_seed, seeded
 
 
 class RamboTrainer(DefaultTrainer):
-    """Detectron2's DefaultTrainer; evaluates with COCO's metrics, VOC data with VOC's AP50 too.
+    """DefaultTrainer with exact resume; computes COCO's metrics, and VOC's AP50 for VOC data.
 
-    A run that was killed, at whatever moment, and is resumed is the run that was not: what it draws
-    and the order of its data follow from ``cfg.SEED`` and the iteration. A run whose SEED is below
-    0 draws one: to go on with it, give the seed that it drew, as ``rambo-train --resume`` does; a
-    warning says if another is given. ``evaluations`` is the hook that keeps the best evaluation.
+    A run that is killed at any moment and resumed equals an uninterrupted run: random numbers and
+    the order of the data depend only on ``cfg.SEED`` and the iteration. A run with SEED below 0
+    draws a seed. To resume that run, set SEED to the drawn seed, as ``rambo-train --resume`` does.
+    Another seed logs a warning. ``evaluations`` is the hook that keeps the best evaluation.
     """
 
     keys = YAML
@@ -42,7 +42,7 @@ class RamboTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         ddp = create_ddp_model
         if not cfg.MODEL.DEVICE.startswith("cuda"):
-            # DefaultTrainer gives DistributedDataParallel the number of a GPU, which that refuses.
+            # DefaultTrainer passes a GPU's number, which DistributedDataParallel refuses on a CPU.
             ddp = partial(create_ddp_model, device_ids=None)
         with mock.patch.object(defaults, "create_ddp_model", ddp):
             super().__init__(cfg)
@@ -57,7 +57,7 @@ class RamboTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         seed = run_seed(cfg.SEED)
-        with seeded(seed, ORDER):  # some samplers draw a seed of their own
+        with seeded(seed, ORDER):  # some samplers draw a seed themselves
             parts = _train_loader_from_config(cfg)
         return train_loader(parts.pop("dataset"), seed=seed, **parts)
 
@@ -67,19 +67,19 @@ class RamboTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
-        """As the stock method; on augmented images too where ``TEST.AUG.ENABLED`` says so."""
+        """Evaluates as the stock method; with test-time augmentation if ``TEST.AUG.ENABLED``."""
         if cfg.TEST.AUG.ENABLED:
             model = GeneralizedRCNNWithTTA(cfg, model)
         return super().test(cfg, model, evaluators)
 
     @staticmethod
     def test_mapper(cfg: CfgNode) -> Any:
-        """What makes an input of the model from a record of a data set, without augmentation."""
+        """Returns the test mapper, which makes an unaugmented model input from a record."""
         return NamingMapper(DatasetMapper(cfg, is_train=False))
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg, loader = self.cfg, self.data_loader
-        # A subclass may read its data through a loader of its own.
+        # A subclass may use another loader.
         seed = loader.seed if isinstance(loader, ResumableLoader) else run_seed(cfg.SEED)
         self.checkpointer = AtomicCheckpointer(
             self.model, cfg.OUTPUT_DIR, seed=seed, trainer=weakref.proxy(self)
@@ -87,7 +87,7 @@ class RamboTrainer(DefaultTrainer):
         stock = super().build_hooks()
         writing = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
         writers = [writer for hook in writing for writer in hook._writers]
-        # In place of the stock ones: a checkpoint is made by all processes together.
+        # Our hooks replace these stock hooks: every process must take part in a checkpoint.
         replaced = (hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter)
         stock = [hook for hook in stock if not isinstance(hook, replaced)]
         period = cfg.SOLVER.CHECKPOINT_PERIOD
@@ -96,15 +96,15 @@ class RamboTrainer(DefaultTrainer):
         return [SeededSteps(seed, loader), *stock, *ours]
 
     def evaluate(self) -> Any:
-        """Metrics of the model as it is now on ``DATASETS.TEST``, in the main process.
+        """Evaluates the current model on ``DATASETS.TEST``; returns metrics in the main process.
 
-        A collective.
+        Every process must call this method.
         """
         self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
     def train(self) -> Any:
-        """As the stock method; ends early if ``RAMBO_TRAIN.PATIENCE`` says so."""
+        """Trains as the stock method; stops early according to ``RAMBO_TRAIN.PATIENCE``."""
         try:
             return super().train()
         except StoppedEarly as stopped:
@@ -112,7 +112,7 @@ class RamboTrainer(DefaultTrainer):
             return None
 
     def fit(self, resume: bool) -> dict[str, Any]:
-        """Loads, trains, and returns the metrics at the end; {} but in the main process."""
+        """Loads weights, trains, and returns the final metrics; {} except in the main process."""
         self.resume_or_load(resume=resume)
         self.train()
         results = getattr(self, "_last_eval_results", None)
@@ -120,13 +120,13 @@ class RamboTrainer(DefaultTrainer):
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: CfgNode, file: str, config: str) -> dict[str, Any]:
-        """Metrics of a checkpoint; InputError if it is not of the model of ``config``, a name."""
+        """Evaluates a checkpoint; InputError, naming ``config``, if it belongs to another model."""
         model = cls.build_model(cfg)
         load_whole_model(model, file, config)
         return dict(cls.test(cfg, model))
 
     def state_dict(self) -> dict[str, Any]:
-        # v0.6 saves nothing of its inner trainer: momentum and the GradScaler's scale are lost.
+        # v0.6 does not save its inner trainer: momentum and GradScaler's scale would be lost.
         return {"_trainer": self._trainer.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

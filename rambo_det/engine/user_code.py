@@ -1,4 +1,4 @@
-"""A user's own modules: backbones, heads, data sets and config keys that they register."""
+"""Imports a user's own modules, which register backbones, heads, datasets and config keys."""
 
 import importlib
 import importlib.util
@@ -17,9 +17,9 @@ _imported: dict[str, ModuleType] = {}
 
 
 def import_user_code(names: Iterable[str]) -> None:
-    """Imports modules, and Python files by their path, once each.
+    """Imports modules by name and Python files by path, each of them once.
 
-    Raises InputError, naming the module, if one is not there or raises an error itself.
+    Raises InputError, naming the module, if a module does not exist or raises an error.
     """
     for name in names:
         is_file = name.endswith(".py")
@@ -30,7 +30,7 @@ def import_user_code(names: Iterable[str]) -> None:
             raise InputError(f"--import {name}: no such file")
         try:
             if is_file:
-                # Under a name of its own: the file may be called as another module is.
+                # A unique module name, because the file may be named like another module.
                 own = f"_rambo_det_import_{len(_imported)}_{os.path.basename(key)[:-3]}"
                 spec: Any = importlib.util.spec_from_file_location(own, key)
                 sys.modules[own] = module = importlib.util.module_from_spec(spec)
@@ -44,9 +44,9 @@ def import_user_code(names: Iterable[str]) -> None:
 
 
 def new_config() -> CfgNode:
-    """Detectron2's defaults, with the keys of this package and of what was imported.
+    """Returns Detectron2's defaults with the keys of this package and of the imported modules.
 
-    An imported module adds its keys by a function ``add_config(cfg)``.
+    An imported module adds its keys in a function ``add_config(cfg)``.
     """
     cfg = get_cfg()
     add_rambo_config(cfg)

@@ -1,6 +1,6 @@
-"""Scores that are probabilities: detections of labelled images, and a rescaling fitted to them.
+"""Calibrates a detector: rescales its scores to be the probabilities that detections are right.
 
-A score is calibrated if of the boxes that have it, that share is right. *Right* means matched to an
+With calibrated scores, 70 % of the boxes with a score of 0.7 are right. *Right* means matched to an
 object at an IoU of 0.5, as COCO's evaluation matches; crowds do not count.
 """
 
@@ -21,12 +21,12 @@ from ..modeling.classifier import Classifier, Rescaling
 from .matches import find_matches
 from .ranking import best_f1
 
-#: Detections of an image that are looked at: more than are kept, for a class may have none of the
-#: best 100 because its scores are low as a whole.
+#: Number of detections of an image to use. This is more than the usual 100, because a class may
+#: have none of the best 100 if all its scores are low.
 PER_IMAGE = 300
-#: Standard deviation of the shifts of the classes around that of all of them, in logits.
+#: Prior standard deviation of the shifts of the classes around their common shift, in logits.
 _DEVIATION = 0.5
-#: Largest and smallest factor, as logarithm.
+#: Largest absolute value of the logarithm of the factor.
 _MOST = 12.0
 _BINS = 15
 _FEW_RIGHT = 10
@@ -34,17 +34,17 @@ _FEW_RIGHT = 10
 
 @dataclass
 class LabelledDetections:
-    """D detections that count, and whether each is right."""
+    """The D detections that count, and whether each is right."""
 
     outputs: Tensor  # see Classifier.detect
     classes: Tensor  # (D,) int64
     right: Tensor  # (D,) bool
-    objects: Tensor  # (K,) int64, the objects that count
+    objects: Tensor  # (K,) int64, number of objects that count
 
 
 @contextlib.contextmanager
 def all_detections(model: Any) -> Iterator[None]:
-    """Lets a model keep 300 detections of an image, of any score."""
+    """Within the context, the model returns up to 300 detections of an image, with any score."""
     heads = getattr(getattr(model, "roi_heads", None), "box_predictor", model)
     with contextlib.ExitStack() as stack:
         for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
@@ -63,14 +63,14 @@ def all_detections(model: Any) -> Iterator[None]:
 def label_detections(
     model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: COCO
 ) -> LabelledDetections:
-    """Detects in labelled images, and looks up which detections are right.
+    """Runs the detector on labelled images, and determines which detections are right.
 
     Args:
         model: the detector, in evaluation mode.
-        images: batches of inputs, as a test loader of Detectron2 gives.
-        truth: their annotations, whose sorted category ids are the K classes.
+        images: batches of inputs, as from a test loader of Detectron2.
+        truth: the annotations of the images. The sorted category ids are the K classes.
 
-    Raises InputError if nothing that counts is labelled, or nothing is detected.
+    Raises InputError if the images have no object that counts, or no detection.
     """
     classifier = Classifier(model)
     results: list[dict[str, Any]] = []
@@ -99,17 +99,17 @@ def label_detections(
 
 
 def identity(num_classes: int) -> Rescaling:
-    """The rescaling that changes nothing."""
+    """Returns the rescaling that changes nothing."""
     return Rescaling(torch.tensor(1.0).double(), torch.zeros(num_classes).double())
 
 
 def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
-    """The rescaling under which what is right is most probable (Platt 1999; Guo et al. 2017).
+    """Fits the rescaling that best predicts what is right (Platt 1999; Guo et al. 2017).
 
-    All classes have one factor. Scored by a sigmoid, each has a shift of its own, drawn towards
-    that of all by a normal prior: a class of few detections takes over the common one. Scored by a
-    softmax, all have one shift, against background: shifts of their own would change which class of
-    a box is the highest. Raises InputError if no rescaling fits.
+    All classes share one factor. With a sigmoid, each class has its own shift. A normal prior pulls
+    these shifts towards a common shift, so a class with few detections gets about the common one.
+    With a softmax, all classes share one shift against background: separate shifts would change
+    which class of a box scores highest. Raises InputError if no rescaling fits.
     """
     log_factor, common = (
         torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2)
@@ -122,7 +122,7 @@ def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
     optimizer = torch.optim.LBFGS(parameters, max_iter=500, line_search_fn="strong_wolfe")
 
     def rescaling() -> Rescaling:
-        # The search for a step may look so far away that the factor would be infinite.
+        # The line search may try values at which the factor would be infinite.
         return Rescaling(log_factor.clamp(-_MOST, _MOST).exp(), common + own)
 
     def loss() -> Tensor:
@@ -131,7 +131,7 @@ def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
         scores = scores.clamp(1e-12, 1 - 1e-12)
         value = torch.nn.functional.binary_cross_entropy(scores, right, reduction="sum")
         value = value + (own / _DEVIATION).square().sum() / 2
-        # Bounds the two where the scores alone tell what is right.
+        # Keeps factor and common shift finite if scores separate right from wrong perfectly.
         value = value + 1e-3 * (log_factor.square() + common.square())
         value.backward()
         return value
@@ -146,23 +146,22 @@ def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
 
 @dataclass
 class Calibration:
-    """A rescaling and what it does to the D detections that it was fitted to."""
+    """A rescaling, and its effect on the D detections to which it was fitted."""
 
     rescaling: Rescaling
-    threshold: float  # the score from which on all detections together have the best F1
-    #: The same for each class; that of all for one of which fewer than ten detections are right.
+    threshold: float  # minimum score that gives all detections together the best F1
+    #: The same for each class; ``threshold`` for a class with fewer than ten right detections.
     thresholds: list[float]
-    raw: np.ndarray  # (D,) float64 scores before
-    scores: np.ndarray  # and after
+    raw: np.ndarray  # (D,) float64 scores before the rescaling
+    scores: np.ndarray  # (D,) float64 scores after the rescaling
     right: np.ndarray  # (D,) bool
-
     errors: tuple[float, float]  # calibration errors in percent, before and after
 
 
 def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: COCO) -> Calibration:
-    """Fits a rescaling to labelled images, and chooses thresholds; the model stays as it is.
+    """Fits a rescaling to labelled images, and chooses thresholds; does not change the model.
 
-    Arguments and errors are those of :func:`label_detections` and :func:`fit`.
+    The arguments and errors are those of :func:`label_detections` and :func:`fit`.
     """
     labelled = label_detections(model, images, truth)
     classifier = Classifier(model)
@@ -187,15 +186,15 @@ def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: C
 
 def _threshold(scores: np.ndarray, right: np.ndarray, objects: int) -> float | None:
     best = best_f1(scores, right, objects) if right.any() else None
-    # Three digits are enough, and Detectron2 keeps what is above a threshold, not at it.
+    # Three digits are enough. Rounds down, as Detectron2 drops a score equal to the threshold.
     return None if best is None else math.floor(best * 1000) / 1000
 
 
 def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error (Guo et al. 2017) in percent; nan without detections.
+    """Returns the expected calibration error (Guo et al. 2017) in percent; nan without detections.
 
-    The mean, over the N detections, of |share that is right − mean score| in each of 15 bins of
-    equal width.
+    The error is the mean over the N detections of |share of right detections − mean score| of the
+    detection's bin. The 15 bins have equal width.
     """
     if not len(scores):
         return float("nan")
@@ -205,13 +204,13 @@ def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
 
 
 def draw_reliability(axis: Any, curves: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
-    """Draws, for each label with (N,) scores and whether they are right, the share that is right
-    over the mean score, in the bins of the error."""
+    """Draws the share of right detections over the mean score, in the bins of the calibration
+    error. Each curve is a label, (N,) scores, and (N,) bool, whether each detection is right."""
     axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for label, scores, right in curves:
         bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
         number = np.bincount(bins, minlength=_BINS)
-        used = number >= 5  # of fewer, the share says nothing
+        used = number >= 5  # the share of fewer detections says nothing
         mean, share = (
             np.bincount(bins, weights=x, minlength=_BINS)[used] / number[used]
             for x in (scores, right.astype(float))

@@ -1,4 +1,4 @@
-"""Which detections of a data set are right, and the AP of many resamples of its images.
+"""Finds which detections are right, and computes the AP of many resamples of a dataset's images.
 
 Shapes: B resamples, I images, K classes, T IoU thresholds, N detections.
 """
@@ -16,24 +16,24 @@ from pycocotools.cocoeval import COCOeval
 
 #: The recalls at which COCO's evaluation reads the precision.
 RECALLS = np.linspace(0.0, 1.0, 101)
-_CHUNK = 64  # resamples at a time: bounds the memory
+_CHUNK = 64  # resamples at a time, to limit the memory
 
 
 @dataclass
 class Matches:
-    """The N detections of a detector: class by class, the highest score first."""
+    """The N detections of a detector, sorted by class and then by descending score."""
 
     classes: list[str]  # names of the K classes, in the order of their category ids
     scores: np.ndarray  # (N,) float64
-    places: np.ndarray  # (N,) int, where the detection was among those that were given
-    images: np.ndarray  # (N,) int, index of its image in COCO's order of their ids
+    places: np.ndarray  # (N,) int, index of the detection in the list that was given
+    images: np.ndarray  # (N,) int, index of the detection's image among the sorted ids
     offsets: np.ndarray  # (K + 1,) int: detections of class k are offsets[k]:offsets[k + 1]
     right: np.ndarray  # (T, N) bool, matched to an object that counts
     ignored: np.ndarray  # (T, N) bool, neither right nor wrong: matched to a crowd
-    overlaps: np.ndarray  # (N,) the largest IoU with an object of the class
-    positives: np.ndarray  # (K, I) int, objects that count
-    boxes: np.ndarray  # (N, 4) x, y, width, height in px
-    curves: np.ndarray  # (K, 101) precision at RECALLS, at the first IoU; nan without objects
+    overlaps: np.ndarray  # (N,) float, the largest IoU with an object of the class
+    positives: np.ndarray  # (K, I) int, number of objects that count
+    boxes: np.ndarray  # (N, 4) float x, y, width, height in px
+    curves: np.ndarray  # (K, 101) precision at RECALLS and the first IoU; nan without objects
 
     @property
     def counted(self) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +43,7 @@ class Matches:
 
 
 def class_names(truth: COCO) -> list[str]:
-    """The classes of annotations, in the order of their category ids."""
+    """Returns the names of the classes, in the order of their category ids."""
     return [item["name"] for item in truth.loadCats(sorted(truth.getCatIds()))]
 
 
@@ -54,14 +54,14 @@ def find_matches(
     most: int = 100,
     image_ids: Sequence[Any] | None = None,
 ) -> Matches:
-    """Matches detections with the objects of a data set as COCO's evaluation does.
+    """Matches detections with the objects of a dataset as COCO's evaluation does.
 
     Args:
         truth: the annotations.
         detections: in COCO's result format.
-        ious: the T IoUs from which on a detection can be right; None: COCO's ten.
-        most: detections of a class that count in an image.
-        image_ids: the images that are looked at; None: all.
+        ious: the T IoU thresholds for a right detection; None: COCO's ten.
+        most: how many detections of a class count in an image: the highest scores.
+        image_ids: the images to evaluate; None: all.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         found = truth.loadRes([{**item} for item in detections]) if detections else COCO()
@@ -109,18 +109,18 @@ def find_matches(
 
 
 def average_precisions(matches: Matches, weights: np.ndarray) -> np.ndarray:
-    """AP in 0..1, as COCOeval gives it for a data set in which images occur several times.
+    """Returns the AP in 0..1, as COCOeval gives it for a dataset in which images occur repeatedly.
 
-    An image that occurs w times has its detections w times in the list, at one score: their true
-    positives count w in recall and precision, and the 101-point AP, which is read off the envelope
-    of precision, is that of the list with every copy written out.
+    An image that occurs w times contributes each of its detections w times, with equal scores. A
+    true positive of the image counts w times in recall and precision. The 101-point AP, read off
+    the envelope of precision, equals the AP of a list with all copies written out.
 
     Args:
-        matches: of one detector.
+        matches: the matches of one detector.
         weights: (B, I) int, how often each image occurs.
 
     Returns:
-        (B, K, T) float; nan where a class has no objects.
+        (B, K, T) float; nan for a class without objects.
     """
     result = np.full((len(weights), len(matches.positives), len(matches.right)), np.nan)
     for first in range(0, len(weights), _CHUNK):
@@ -128,7 +128,7 @@ def average_precisions(matches: Matches, weights: np.ndarray) -> np.ndarray:
         objects = weights[chunk] @ matches.positives.T
         for k, (start, end) in enumerate(zip(matches.offsets, matches.offsets[1:], strict=False)):
             right, known = matches.right[:, start:end], objects[:, k] > 0
-            # Behind the last that is right at any threshold, nothing changes the AP.
+            # Detections after the last one that is right at any IoU do not change the AP.
             end = int(np.flatnonzero(right.any(axis=0)).max(initial=-1)) + 1
             copies = weights[chunk][:, matches.images[start : start + end]]
             all_seen = np.cumsum(copies, axis=1)
@@ -141,30 +141,30 @@ def average_precisions(matches: Matches, weights: np.ndarray) -> np.ndarray:
 
 
 def area(copies: np.ndarray, seen: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """101-point AP of B lists.
+    """Returns the 101-point AP of B lists of detections, (B,).
 
     Args:
         copies: (B, P) how often each of the P right detections occurs, the highest score first.
-        seen: (B, P) how many detections there are so far.
-        objects: (B,) how many there are to find.
+        seen: (B, P) number of detections down to and including each right detection.
+        objects: (B,) number of objects to find.
     """
     found = np.cumsum(copies, axis=1)
     precision = found / np.maximum(seen, 1)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = found / np.maximum(objects, 1)[:, None]
-    # How many of the recalls each detection is the first to reach.
+    # The number of RECALLS that each detection is the first to reach.
     reached = np.diff(np.searchsorted(RECALLS, recall, side="right"), axis=1, prepend=0)
     return (envelope * reached).sum(axis=1) / len(RECALLS)
 
 
 def metrics(matches: Matches, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """``AP``, ``AP50``, ``AP75`` and ``AP-<class>`` in percent, each (B,), at COCO's ten IoUs.
+    """Returns ``AP``, ``AP50``, ``AP75`` and ``AP-<class>`` in percent, each (B,).
 
-    Arguments as of :func:`average_precisions`; nan where there are no objects.
+    Arguments are those of :func:`average_precisions`, at COCO's ten IoUs. Nan: no objects.
     """
     ap = 100 * average_precisions(matches, weights)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of the mean of no class
+        warnings.simplefilter("ignore", RuntimeWarning)  # for a mean of no class
         mean = np.nanmean(ap, axis=1)
     found = {"AP": mean.mean(axis=1), "AP50": mean[:, 0], "AP75": mean[:, 5]}
     return found | {f"AP-{name}": ap[:, k].mean(axis=1) for k, name in enumerate(matches.classes)}

@@ -1,4 +1,4 @@
-"""Pictures of detections, by Detectron2's Visualizer, and of how they rank, by Matplotlib."""
+"""Draws detections with Detectron2's Visualizer, and their ranking with Matplotlib."""
 
 import contextlib
 import math
@@ -22,22 +22,23 @@ from PIL import Image, ImageOps
 
 from .ranking import RankedClass
 
-_LEAST_PX = 512  # of the longer side; labels would cover a smaller picture
-TRUE, FALSE = "#2166ac", "#d6604d"  # told apart by colour-blind people too
+_LEAST_PX = 512  # minimum of the longer side; labels would cover a smaller picture
+TRUE, FALSE = "#2166ac", "#d6604d"  # colours that colour-blind people can distinguish
 _CROPS = 10
 _LEAST_CROP_PX = 24
-_AROUND = 0.35  # of the box's longer side, shown on each side
+_AROUND = 0.35  # margin on each side, as a share of the box's longer side
 
-#: From an image id to the image, ``(H, W, 3)`` uint8 RGB, and the objects of the class in it,
-#: ``(G, 4)`` x, y, width, height.
+#: A function from an image id to the image, ``(H, W, 3)`` uint8 RGB, and the boxes of the class's
+#: objects in the image, ``(G, 4)`` x, y, width, height in px.
 Look = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
 
 @contextlib.contextmanager
 def interrupts_noted() -> Iterator[list[int]]:
-    """Within, the first Ctrl-C is noted down in the list, and raised at the end; a second at once.
+    """Delays the first Ctrl-C: appends it to the yielded list and raises it after the context.
 
-    Matplotlib's C++ would make a ValueError of it. Only the main thread hears of Ctrl-C.
+    Matplotlib's C++ code would turn a KeyboardInterrupt into a ValueError. A second Ctrl-C is
+    raised at once. Only the main thread receives Ctrl-C.
     """
     noted: list[int] = []
 
@@ -60,7 +61,7 @@ def interrupts_noted() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def missing_glyphs() -> Iterator[None]:
-    """Within, Matplotlib does not warn, for every label, of letters that its font has not."""
+    """Silences Matplotlib's warnings, one for each label, about letters missing in its font."""
     with warnings.catch_warnings():
         for message in (r"Glyph \d+ .*missing", "Matplotlib currently does not support"):
             warnings.filterwarnings("ignore", message, UserWarning)
@@ -68,20 +69,20 @@ def missing_glyphs() -> Iterator[None]:
 
 
 def plain(text: str) -> str:
-    """For Matplotlib, in which dollar signs would enclose a formula."""
+    """Escapes dollar signs, between which Matplotlib would expect a formula."""
     return text.replace("$", r"\$")
 
 
 @missing_glyphs()
 def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> np.ndarray:
-    """The image with boxes, masks and keypoints, labelled with class and score in percent.
+    """Draws boxes, masks and keypoints into an image, labelled with class and score in percent.
 
-    From ``(H, W, 3)`` to ``(H', W', 3)`` uint8 RGB: a small image is enlarged by a whole number.
-    ``found`` has ``pred_boxes`` in px of the image, ``pred_classes`` and perhaps ``scores``.
+    Turns ``(H, W, 3)`` into ``(H', W', 3)`` uint8 RGB: enlarges a small image by a whole number.
+    ``found`` has ``pred_boxes`` in px of the image, ``pred_classes`` and optionally ``scores``.
     """
     found = found.to("cpu")
     classes, names = found.pred_classes.tolist(), metadata.get("thing_classes") or ()
-    # Always the same for a class: the data set's own, if any.
+    # A class always has the same colour. The dataset's own colours take precedence.
     palette = np.asarray(metadata.get("thing_colors") or colormap(rgb=True)) / 255
     labels = [plain(names[k]) if k < len(names) else f"class {k}" for k in classes]
     if found.has("scores"):
@@ -99,7 +100,7 @@ def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> 
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int, cell_px: int = 384) -> np.ndarray:
-    """The pictures side by side, each fitted into a square of ``cell_px``; ``(H, W, 3)`` uint8."""
+    """Arranges pictures in rows, each fitted into a ``cell_px`` square; ``(H, W, 3)`` uint8."""
     cells = [
         np.asarray(ImageOps.pad(Image.fromarray(p), (cell_px, cell_px), color="white",
                                 centering=(0, 0)))
@@ -111,7 +112,7 @@ def grid(pictures: Sequence[np.ndarray], columns: int, cell_px: int = 384) -> np
 
 
 def draw_class(ranked: RankedClass, iou: float, look: Look) -> np.ndarray:
-    """One class as a picture, ``(H, W, 3)`` uint8 RGB."""
+    """Draws the ranking of one class as a picture, ``(H, W, 3)`` uint8 RGB."""
     figure = Figure(figsize=(15, 3.5), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     _curve(figure.add_axes((0.035, 0.15, 0.19, 0.68)), ranked)
@@ -122,7 +123,7 @@ def draw_class(ranked: RankedClass, iou: float, look: Look) -> np.ndarray:
     for place, index in enumerate(chosen):
         axis = figure.add_axes((0.25 + place * width + 0.003, 0.14, width - 0.006, 0.36))
         _crop(axis, ranked, index, look)
-        # From its place in the ranking to its crop.
+        # A line from the detection's rank to its crop.
         ends = (index + 1, 0), (0.5, 1.2), ranks.transData, axis.transAxes
         figure.add_artist(ConnectionPatch(*ends, color="0.55", lw=0.8))
     lost, found = ranked.ap_ideal - ranked.ap, ranked.true.sum()
@@ -139,10 +140,10 @@ def draw_class(ranked: RankedClass, iou: float, look: Look) -> np.ndarray:
 
 
 def choose_crops(ranked: RankedClass) -> list[int]:
-    """Which detections to show, by their places in the ranking, ascending.
+    """Chooses the detections to show, and returns their indices in the ranking, ascending.
 
-    The false ones that cost most AP and, below each, the next true one that it outranks; a ranking
-    without a flaw shows its top.
+    Chooses the false detections that cost most AP, each with the next true detection below. Fills
+    the remaining places with the top of the ranking.
     """
     costs = ranked.costs()
     chosen: set[int] = set()
@@ -193,7 +194,7 @@ def _ranks(axis: Axes, ranked: RankedClass, chosen: list[int]) -> None:
 
 
 def _crop(axis: Axes, ranked: RankedClass, index: int, look: Look) -> None:
-    """A square around the detection, grey where it leaves the image."""
+    """Draws a square crop around a detection, grey outside the image."""
     image, objects = look(ranked.image_ids[index])
     color = TRUE if ranked.true[index] else FALSE
     x, y, width, height = box = ranked.boxes[index]
@@ -209,7 +210,7 @@ def _crop(axis: Axes, ranked: RankedClass, index: int, look: Look) -> None:
     axis.add_patch(Rectangle(box[:2], *box[2:], fill=False, ec=color, lw=2))
     axis.set(xlim=(left, left + side), ylim=(top + side, top), xticks=[], yticks=[])
     axis.spines[:].set(color=color, lw=3)
-    # With as many digits as tell scores near 1 apart.
+    # Scores near 1 get enough digits to differ.
     score = ranked.scores[index]
     digits = 3 if score < 0.9995 else math.ceil(-math.log10(max(1 - score, 1e-8))) + 1
     axis.set_title(f"#{index + 1}  {score:.{digits}f}", fontsize=9, pad=4)

@@ -1,4 +1,4 @@
-"""How a detector ranks: which detections are true, and what AP the false ones above them cost."""
+"""Ranks detections: which are true, and how much AP the false ones above the true ones cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,51 +10,51 @@ from pycocotools.coco import COCO
 
 from .matches import area, find_matches
 
-_TOUCHES = 0.1  # the least IoU at which a detection is a badly placed one rather than background
+_TOUCHES = 0.1  # minimum IoU of a badly placed detection; below it, a false detection is background
 
 
 @dataclass
 class RankedClass:
-    """The D detections of one class in a data set, the highest score first."""
+    """The D detections of one class in a dataset, sorted by descending score."""
 
     name: str
-    num_objects: int  # how many there are to find; crowds and ignored ones are none
+    num_objects: int  # number of objects to find, without crowds and ignored objects
     scores: np.ndarray  # (D,) descending
     true: np.ndarray  # (D,) bool: matched to an object, as COCO's evaluation matches
     iou: np.ndarray  # (D,) the largest IoU with an object of the class
     image_ids: np.ndarray  # (D,)
     boxes: np.ndarray  # (D, 4) x, y, width, height in px
-    reasons: np.ndarray  # (D,) text: what is wrong with a false one; empty for a true one
+    reasons: np.ndarray  # (D,) str: what is wrong with a false detection; empty for a true one
 
     @property
     def ap(self) -> float:
-        """COCO's AP at the IoU of the matching, 0..1; NaN where there is nothing to find."""
+        """COCO's AP at the IoU of the matching, 0..1; NaN without objects to find."""
         return average_precision(self.true, self.num_objects)
 
     @property
     def ap_ideal(self) -> float:
-        """The AP of the same detections with every true one above every false one."""
+        """The AP of the same detections if every true one ranked above every false one."""
         return average_precision(np.sort(self.true)[::-1], self.num_objects)
 
     @property
     def outranked(self) -> int:
-        """How many true detections have a false one above them."""
+        """The number of true detections with a false one above them."""
         above = np.cumsum(~self.true)
         return int((self.true & (above > 0)).sum())
 
     def costs(self) -> np.ndarray:
-        """``(D,)``: by how much the AP, not interpolated, would rise without each false one."""
+        """Returns ``(D,)``: how much the non-interpolated AP would rise without each false one."""
         ranks = np.arange(1, len(self.true) + 1)
-        # Without a detection above it, a true one at rank r has precision tp / (r - 1), not tp / r.
+        # With one false detection less above, precision at rank r is tp / (r - 1), not tp / r.
         gain = np.where(self.true, np.cumsum(self.true) / (ranks * np.maximum(ranks - 1, 1)), 0)
         below = np.cumsum(gain[::-1])[::-1]
         return np.where(self.true, 0, below / max(self.num_objects, 1))
 
 
 def average_precision(true: np.ndarray, num_objects: int) -> float:
-    """COCO's AP: the highest precision at or beyond each of 101 recalls, averaged.
+    """Returns COCO's AP: the highest precision at or beyond each of 101 recalls, averaged.
 
-    ``true`` is ``(D,)`` bool, the highest score first; with no object to find the AP is NaN.
+    ``true`` is ``(D,)`` bool, sorted by descending score. Without objects the AP is NaN.
     """
     ranks = np.flatnonzero(true)[None] + 1
     ap = area(np.ones_like(ranks), ranks, np.array([num_objects]))
@@ -64,10 +64,10 @@ def average_precision(true: np.ndarray, num_objects: int) -> float:
 def rank_detections(
     truth: COCO, results: Sequence[dict[str, Any]], iou: float = 0.5
 ) -> list[RankedClass]:
-    """Ranks the detections of each class, in the order of their category ids, over all images.
+    """Ranks the detections of each class over all images; sorts the classes by category id.
 
-    ``results`` are in COCO's result format, boxes x, y, width, height in px; ``iou`` is that from
-    which on a detection can be true.
+    ``results`` are in COCO's result format, with boxes x, y, width, height in px. ``iou`` is the
+    minimum IoU of a true detection.
     """
     matches, ids = find_matches(truth, results, [iou]), np.array(sorted(truth.getImgIds()))
     ranked = []
@@ -92,7 +92,7 @@ def rank_detections(
 def _reason(
     truth: COCO, image: Any, number: int, box: np.ndarray, overlap: float, iou: float
 ) -> str:
-    """What a false detection of category ``number`` shows instead of an object that is left."""
+    """Returns why a detection of category ``number`` is false, in a few words."""
     if overlap >= iou:
         return "found twice"
     there = [x for x in truth.imgToAnns.get(image, ()) if x["category_id"] != number]
@@ -107,14 +107,14 @@ def _reason(
 
 
 def best_f1(scores: np.ndarray, true: np.ndarray, num_objects: int) -> float | None:
-    """The score at which the detections above it have the highest F1; None: there is nothing.
+    """Returns the minimum score that gives the highest F1; None without detections or objects.
 
-    ``scores`` and ``true``, bool, are ``(D,)`` in any order.
+    ``scores`` and ``true`` (bool) are ``(D,)``, in any order.
     """
     if not len(scores) or not num_objects:
         return None
     order = np.argsort(-scores, kind="mergesort")
     f1 = 2 * np.cumsum(true[order]) / (np.arange(1, len(scores) + 1) + num_objects)
-    # Only the last of equal scores is a place where a threshold can be.
+    # A threshold cannot separate equal scores: only the last of them can be the minimum.
     f1[:-1][np.diff(scores[order]) == 0] = 0
     return float(scores[order][f1.argmax()])

@@ -1,4 +1,4 @@
-"""Pascal VOC's average precision at IoU 0.5, per class, at the full precision of the scores."""
+"""Pascal VOC's average precision at IoU 0.5, per class, from scores that are not rounded."""
 
 from collections import defaultdict
 from typing import Any
@@ -13,26 +13,26 @@ from detectron2.utils import comm
 
 from ..data.voc import read_voc
 
-_IOU = 0.5  # above, a detection can be right
+_IOU = 0.5  # a right detection has a larger IoU
 
 
 def has_voc_annotations(dataset_name: str) -> bool:
-    """Whether `VOCDetectionEvaluator` can evaluate this registered data set."""
+    """Returns whether `VOCDetectionEvaluator` can evaluate a registered dataset."""
     metadata = MetadataCatalog.get(dataset_name)
     return metadata.get("dirname") is not None and metadata.get("split") is not None
 
 
 class VOCDetectionEvaluator(DatasetEvaluator):
-    """VOC's AP50 of a data set in VOC layout, for all processes.
+    """An evaluator of VOC's AP50 for a dataset in VOC layout, over all processes.
 
-    Detectron2's own PascalVOCDetectionEvaluator rounds scores to 3 decimals, which makes ties of
-    most of them, reports no class by itself and cannot read the xml files of many tools. Here
-    detections of equal score enter together, so that their order cannot change the result.
+    Detectron2's own PascalVOCDetectionEvaluator rounds scores to 3 decimals, which makes most of
+    them equal. It reports no AP of single classes, and cannot read the xml files of many tools.
+    This evaluator counts detections of equal score together: their order does not matter.
 
     Args:
-        dataset_name: a data set whose metadata has `dirname`, `split` and `thing_classes`: one
-            in VOC layout from `register_datasets` or Detectron2's `register_pascal_voc`. If its
-            `year` is 2007, AP is that year's mean of 11 points.
+        dataset_name: a dataset whose metadata has `dirname`, `split` and `thing_classes`. VOC
+            datasets from `register_datasets` and Detectron2's `register_pascal_voc` have them. If
+            the metadata's `year` is 2007, the AP is the 11-point mean of VOC2007.
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -40,7 +40,7 @@ class VOCDetectionEvaluator(DatasetEvaluator):
         self._classes: list[str] = list(metadata.thing_classes)
         self._is_2007 = metadata.get("year") == 2007
         source = read_voc(dataset_name, metadata.dirname, metadata.split, check_images=False)
-        # By class and image.
+        # Class name -> image id -> objects.
         self._objects: dict[str, Any] = {name: defaultdict(list) for name in self._classes}
         for item in source.annotations:
             name = source.categories[item["category_id"]]
@@ -59,9 +59,9 @@ class VOCDetectionEvaluator(DatasetEvaluator):
                 self._found.append((label, score, image["image_id"], box))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """AP in percent: `{"voc": {"AP50": mean, "AP50-<class>": …}}`; `{}` but on process 0.
+        """Returns `{"voc": {"AP50": mean, "AP50-<class>": …}}` in percent; `{}` on processes > 0.
 
-        A class without objects has nan and does not count in the mean.
+        The AP of a class without objects is nan and does not count in the mean.
         """
         gathered = comm.gather(self._found, dst=0)
         if not comm.is_main_process():
@@ -77,7 +77,7 @@ class VOCDetectionEvaluator(DatasetEvaluator):
         return {"voc": {"AP50": mean, **{f"AP50-{name}": ap for name, ap in aps.items()}}}
 
     def _ap(self, objects: dict[Any, Any], found: list[tuple[float, Any, list[float]]]) -> float:
-        """Of one class, whose objects are by image."""
+        """Returns the AP of one class in percent. ``objects`` maps image ids to objects."""
         number = sum(not item["difficult"] for items in objects.values() for item in items)
         if not number:
             return float("nan")

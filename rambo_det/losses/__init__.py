@@ -1,4 +1,4 @@
-"""The loss in plain PyTorch: nothing here knows Detectron2."""
+"""The losses in plain PyTorch, without any import of Detectron2."""
 
 from .blackbox_rank import blackbox_rank
 from .functional import ap_loss, class_ap_loss, interclass_ap_loss, recall_loss

@@ -1,6 +1,6 @@
-"""Ranking as a differentiable function, for rank-based losses of your own.
+"""Ranking as a differentiable function, for your own rank-based losses.
 
-The losses of this package get the same gradient by counting, without sorting (:mod:`.ranking`).
+With a fixed λ, this package's losses have the same gradient, found by counting (:mod:`.ranking`).
 """
 
 from typing import Any
@@ -11,13 +11,13 @@ from torch.autograd.function import once_differentiable
 
 
 def blackbox_rank(scores: Tensor, lambda_: float) -> Tensor:
-    """Ranks of ``scores`` along the last dimension, 1 = highest, with the blackbox gradient.
+    """Returns the ranks of ``scores`` along the last dimension, 1 = highest.
 
-    Backward, with ``g`` the gradient of the ranks: ``(rk(scores + λ g) - rk(scores)) / λ``
+    The gradient is ``(rk(scores + λ g) - rk(scores)) / λ``, with ``g`` the gradient of the ranks
     (Vlastelica et al., ICLR 2020; Rolínek et al., CVPR 2020, Eq. 3). It is *not* linear in ``g``.
 
     Args:
-        scores: ``(..., N)``, float32 or float64 (half precision would tie distinct scores).
+        scores: ``(..., N)``, float32 or float64 (half precision could make distinct scores equal).
         lambda_: interpolation strength λ > 0, in units of score per unit of ``g``.
 
     Returns:

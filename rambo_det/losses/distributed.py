@@ -1,8 +1,8 @@
-"""The processes that share a batch, and the little that travels between them.
+"""Collectives of the processes that rank their batches as one.
 
-To rank a batch that is spread over processes, each of them needs the scores of all positives and,
-for each positive, the negatives above it summed over the processes: O(P) numbers. The negatives
-stay where they are.
+To rank a batch that is spread over processes, each process needs the scores of all P positives. For
+each positive it also needs the number of negatives above, summed over the processes. So the
+processes exchange O(P) numbers. Negatives are not exchanged.
 """
 
 import torch
@@ -13,16 +13,16 @@ from torch import Tensor
 class Processes:
     """The processes whose batches are ranked as one.
 
-    The methods are collectives: each process calls them, also one whose batch is empty. Tensors are
-    exchanged on the device that they are on.
+    The methods are collectives: every process calls them, even if its batch is empty. Tensors stay
+    on their device.
 
     Args:
-        together: whether to rank with the other processes of ``torch.distributed``, if there are
-            any; else this process alone.
+        together: whether to rank with the other processes of ``torch.distributed``, if it is
+            initialized. False: this process ranks alone.
 
     Attributes:
-        size, rank: number of processes, and which of them this is.
-        bytes_sent: what this process has handed to collectives so far.
+        size, rank: number of processes, and the index of this process.
+        bytes_sent: number of bytes that this process has passed to collectives so far.
     """
 
     def __init__(self, together: bool = True) -> None:
@@ -32,7 +32,7 @@ class Processes:
         self.bytes_sent = 0
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """``(size, ...)``: the tensors of all processes, which have one shape."""
+        """Returns ``(size, ...)``: the tensors of all processes, which must have the same shape."""
         if self.size == 1:
             return tensor[None]
         self.bytes_sent += tensor.nbytes
@@ -41,7 +41,7 @@ class Processes:
         return torch.stack(gathered)
 
     def all_gather_uneven(self, tensor: Tensor, lengths: list[int]) -> Tensor:
-        """The tensors of all processes, one after the other, of ``lengths`` along dimension 0."""
+        """Concatenates the 1-D tensors of all processes, whose lengths are ``lengths``."""
         if self.size == 1 or max(lengths) == 0:
             return tensor
         padded = torch.nn.functional.pad(tensor, (0, max(lengths) - tensor.shape[0]))
@@ -49,7 +49,7 @@ class Processes:
         return torch.cat([part[:n] for part, n in zip(gathered, lengths, strict=True)])
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes."""
+        """Returns the sum of the tensor over the processes; may overwrite ``tensor``."""
         if self.size > 1 and tensor.numel():
             self.bytes_sent += tensor.nbytes
             tensor = tensor.contiguous()

@@ -1,9 +1,8 @@
-"""The losses as functions, without a memory. All of them rank in float32 and count in integers.
+"""The losses as functions, without a memory. All losses rank in float32 and count in integers.
 
-Their keyword arguments are those of :class:`.rambo_loss.RamboLoss`.
-
-They return a scalar float32, >= 0 and for AP < 1. Without a positive it is 0, still connected to
-the scores. They raise InputError, a ValueError, for values, shapes and devices that do not fit.
+The keyword arguments are those of :class:`.rambo_loss.RamboLoss`. Every loss returns a float32
+scalar >= 0; an AP loss is < 1. Without a positive the loss is 0, still connected to the scores.
+Invalid values, shapes and devices raise InputError, which is a ValueError.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ _RECALL: dict[str, Objective] = {"log": recall_log, "loglog": recall_loglog}
 
 
 class Ranking(TypedDict, total=False):
-    """Keyword arguments of the losses, see above."""
+    """Keyword arguments of the losses, see :class:`.rambo_loss.RamboLoss`."""
 
     margin: float
     lambda_: float | None
 
 
-@torch.compiler.disable  # C++ and Triton cannot be compiled
+@torch.compiler.disable  # torch.compile cannot compile C++ and Triton
 def _loss(scores: Tensor, gt_classes: Tensor, spec: RankingSpec) -> Tensor:
     alone = Processes(together=False)
     inputs = prepare_inputs(scores, gt_classes, alone)
@@ -42,7 +41,7 @@ def _loss(scores: Tensor, gt_classes: Tensor, spec: RankingSpec) -> Tensor:
 
 
 def class_ap_loss(scores: Tensor, gt_classes: Tensor, **ranking: Unpack[Ranking]) -> Tensor:
-    """L_APC: the mean of L_AP over the classes that have a positive, one list a class.
+    """Returns L_APC: the mean of L_AP over the classes with a positive, one list per class.
 
     Args:
         scores: ``(N, C)``, any floating dtype.
@@ -61,16 +60,16 @@ def class_ap_loss(scores: Tensor, gt_classes: Tensor, **ranking: Unpack[Ranking]
 
 
 def interclass_ap_loss(scores: Tensor, gt_classes: Tensor, **ranking: Unpack[Ranking]) -> Tensor:
-    """L_AP of the scores of all classes in one list; arguments and example: class_ap_loss."""
+    """Returns L_AP of one list with the scores of all classes; arguments: see class_ap_loss."""
     return _loss(scores, gt_classes, RankingSpec(per_class=False, beta=1.0, **ranking))
 
 
 def ap_loss(scores: Tensor, targets: Tensor, **ranking: Unpack[Ranking]) -> Tensor:
-    """L_AP = 1 - (1/P) Σ_{i positive} r⁺_i / r_i of one list (RaMBO, Eq. 6).
+    """Returns L_AP = 1 - (1/P) Σ_{i positive} r⁺_i / r_i of one list (RaMBO, Eq. 6).
 
     Args:
         scores: ``(N,)``, any floating dtype.
-        targets: ``(N,)``, bool or number; not 0 is positive.
+        targets: ``(N,)``, bool or number; every value except 0 is positive.
 
     Example:
         >>> scores = torch.tensor([3.0, 2.0, -1.0], requires_grad=True)
@@ -85,10 +84,10 @@ def ap_loss(scores: Tensor, targets: Tensor, **ranking: Unpack[Ranking]) -> Tens
 def recall_loss(
     scores: Tensor, targets: Tensor, *, weighting: str = "log", **ranking: Unpack[Ranking]
 ) -> Tensor:
-    """Recall loss of one list: the mean over positives of ``w(r - r⁺)`` (RaMBO, Eq. 9).
+    """Returns the recall loss of one list: the positives' mean of ``w(r - r⁺)`` (RaMBO, Eq. 9).
 
     Args:
-        scores, targets: as :func:`ap_loss`.
+        scores, targets: as in :func:`ap_loss`.
         weighting: ``"log"``: w(k) = log(1 + k); ``"loglog"``: w(k) = log(1 + log(1 + k)).
 
     Example:

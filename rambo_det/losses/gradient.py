@@ -1,4 +1,4 @@
-"""The gradient of a loss on the ranking, on its way back."""
+"""The gradient of a ranking loss: found in the forward pass, written in the backward pass."""
 
 import math
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from .inputs import RankingInputs
 
 @dataclass
 class Gradient:
-    """What :func:`.ranking.rank` finds of the gradient: all but the N·C values themselves.
+    """The gradient as :func:`.ranking.rank` finds it: without its N·C values.
 
-    They are written in the backward, once. So they take no memory before, and a loss scale
-    multiplies them before they are rounded to half precision.
+    The backward pass writes the N·C values, once. So they take no memory before the backward, and a
+    loss scale multiplies them before they are rounded to half precision.
     """
 
     inputs: RankingInputs  # without the scores
-    edges: Tensor  # (E,) int64 keys, and the gradient of a negative by the highest one at or below
-    values: Tensor  # (E,) float64, see binning
-    of_positives: Tensor  # (Q,) float64, of this process's own
+    edges: Tensor  # (E,) int64, rising keys
+    values: Tensor  # (E,) float64, gradient of a negative from its edge up to the next; see binning
+    of_positives: Tensor  # (Q,) float64, gradient of this process's positives
 
     def write(self, scores: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-        """``(N, C)``, the gradient of the scores that were ranked, times a scalar."""
+        """Returns the gradient ``(N, C)`` of the ranked scores, multiplied by ``factor``."""
         of, factor = self.inputs, factor.double()
         _, grad = binning.bin_negatives(
             scores, of.gt_classes, self.edges, self.values * factor, dtype, of.max_score
@@ -38,17 +38,17 @@ class Gradient:
 
 
 class _RankingLoss(torch.autograd.Function):
-    """A loss with a gradient that was found at unit upstream gradient.
+    """A loss whose gradient was computed for an upstream gradient of 1.
 
-    The blackbox rule is not linear in the gradient that arrives; this is, so loss weights and AMP
-    scales keep their meaning.
+    The blackbox rule is not linear in the upstream gradient. This function is linear, so loss
+    weights and AMP scales keep their meaning.
     """
 
     @staticmethod
     def forward(
         ctx: Any, scores: Tensor, ranked: Tensor, loss: Tensor, gradient: Gradient, size: int
     ) -> Tensor:
-        # Freed after the backward, and an error if they are changed before it.
+        # Autograd frees saved tensors after the backward, and raises if they changed before it.
         ctx.save_for_backward(ranked)
         ctx.gradient, ctx.size = gradient, size
         ctx.shape, ctx.dtype = scores.shape, scores.dtype
@@ -62,18 +62,18 @@ class _RankingLoss(torch.autograd.Function):
             grad = ctx.gradient.write(ranked, upstream * ctx.size, ctx.dtype)
         else:
             grad = torch.full_like(ranked, math.nan, dtype=ctx.dtype)
-        # Scores without a row may have another width.
+        # Scores without rows may have another number of columns.
         return grad.view(ctx.shape), None, None, None, None
 
 
 def attach_gradient(
     scores: Tensor, ranked: Tensor, loss: Tensor, gradient: Gradient, processes: Processes
 ) -> Tensor:
-    """``loss`` as a float32 scalar that hands its gradient to ``scores`` in the backward.
+    """Returns the scalar ``loss`` in float32; its backward gives ``gradient`` to ``scores``.
 
-    NaN, with a gradient of NaN, if a score is not finite: a ranking would hide it. The gradient is
-    that of the sum over the processes, as DistributedDataParallel then takes the mean. ``scores``
-    are connected to the model, ``ranked`` are those of the inputs; ``loss`` is a scalar.
+    If a score is not finite, loss and gradient are NaN: a ranking would hide such a score. The
+    gradient is multiplied by the number of processes, as DistributedDataParallel takes the mean.
+    ``scores`` are connected to the model; ``ranked`` are the detached scores of the inputs.
     """
     attached: Tensor = _RankingLoss.apply(scores, ranked, loss, gradient, processes.size)
     return attached

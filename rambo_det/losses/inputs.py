@@ -1,4 +1,4 @@
-"""A batch's scores on their way into a ranking."""
+"""The scores and the positives of a batch, prepared for ranking."""
 
 import math
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ class RankingInputs:
     scores: Tensor  # (N, C) float32 or half precision, without gradient; contiguous or strided
     gt_classes: Tensor  # (N,) int64; C is background, below 0 is ignored
     min_score: float  # the lowest of the scores
-    max_score: float
-    rows: Tensor  # (Q,) int64, where this process's own positives are
-    columns: Tensor  # (Q,) int64, their classes
-    keys: Tensor  # (P,) int64, see sort_keys.py: the positives of all processes, by process
-    first: int  # where this process's own positives begin in keys
-    finite: bool  # whether all scores of all processes are
+    max_score: float  # the highest of the scores
+    rows: Tensor  # (Q,) int64, the rows of this process's positives
+    columns: Tensor  # (Q,) int64, the columns of this process's positives: their classes
+    keys: Tensor  # (P,) int64, see sort_keys.py: the positives of process 0, 1, ...
+    first: int  # the index in keys of this process's first positive
+    finite: bool  # whether all scores of all processes are finite
 
 
 @torch.no_grad()
 def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> RankingInputs:
-    """Finds the positives; a collective of ``processes``. It waits for the device, once.
+    """Finds the positives of a batch. A collective of ``processes``; waits for the device once.
 
     ``scores`` are ``(N, C)`` of any floating dtype, ``gt_classes`` ``(N,)`` integers. Raises
-    InputError if shapes, devices or labels do not fit.
+    InputError for invalid shapes, devices or labels.
     """
     if torch._C._functorch.is_functorch_wrapped_tensor(scores):
         raise InputError("a ranking has no torch.func transform (grad, vmap): call backward()")
@@ -48,10 +48,10 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
     ranked = scores.detach()
     if ranked.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         ranked = ranked.float()
-    # A copy: the backward reads them too, and whose they are may have changed them by then.
+    # A copy: the backward reads gt_classes too, and the caller may change them before then.
     gt_classes = gt_classes.to(torch.int64, copy=True).contiguous()
     is_positive = (gt_classes >= 0) & (gt_classes < scores.shape[1])
-    lowest, highest = ranked.aminmax() if ranked.numel() else ranked.new_zeros(2)  # or NaN
+    lowest, highest = ranked.aminmax() if ranked.numel() else ranked.new_zeros(2)  # may be NaN
     top_class = gt_classes.max() if gt_classes.numel() else gt_classes.new_zeros(())
     header = torch.stack([x.double() for x in (is_positive.sum(), lowest, highest, top_class)])
     headers = processes.all_gather(header).tolist()  # waits for the device
@@ -73,9 +73,9 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
 
 
 def positions(mask: Tensor, number: int = 0) -> Tensor:
-    """``(K,)`` int64, where the K true entries of a mask are; on a GPU the first ``number``."""
+    """Returns ``(K,)`` int64 indices of a mask's true entries; on a GPU the first ``number``."""
     if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times as fast as torch
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times as fast as in torch
     # nonzero() would wait for the device.
     wanted = torch.arange(1, number + 1, device=mask.device)
     return torch.searchsorted(mask.cumsum(0), wanted)

@@ -1,4 +1,4 @@
-"""The positives, sorted within the lists in which they are ranked."""
+"""The positives, sorted within the lists that are ranked."""
 
 import torch
 from torch import Tensor
@@ -8,21 +8,21 @@ from .sort_keys import make_keys_ceil, scores_of, segment_offsets, segments_of
 
 
 class ListedPositives:
-    """T positives, sorted by segment, then by rising score; of equal ones the earlier is higher.
+    """The T positives of all lists, sorted by segment, then by rising score.
 
-    Each segment is a list that is ranked.
+    Each segment is one list that is ranked. A *place* is an index in the sorted order.
 
     Args:
-        keys: ``(T,)`` int64 keys of the positives, in the order in which equal ones rank.
+        keys: ``(T,)`` int64 keys of the positives. Among equal keys, the first ranks highest.
         num_segments: G.
         margin: α >= 0, subtracted from the scores.
 
     Attributes:
         keys: ``(T,)`` int64, rising.
         segment: ``(T,)`` int64, rising.
-        start: ``(T,)`` float64, score less margin: a negative at or above it ranks above.
+        start: ``(T,)`` float64, score minus margin. A negative >= start ranks above the positive.
         rank_pos: ``(T,)`` int64, r⁺, the rank among the positives of the list, 1 = highest.
-        num_pos: ``(G,)`` int64, positives of each segment.
+        num_pos: ``(G,)`` int64, number of positives in each segment.
     """
 
     def __init__(self, keys: Tensor, num_segments: int, margin: float) -> None:
@@ -36,33 +36,33 @@ class ListedPositives:
         self.rank_pos = self.per_place(ends) - torch.arange(len(keys), device=keys.device)
 
     def threshold_keys(self, thresholds: Tensor) -> Tensor:
-        """``(T,)`` int64 keys of ``(T,)`` float64 thresholds."""
+        """Returns the ``(T,)`` int64 keys of ``(T,)`` float64 thresholds, one for each place."""
         return make_keys_ceil(self.segment, thresholds)
 
     def per_place(self, values: Tensor) -> Tensor:
-        """``(T,)`` values of each place's segment, from ``(G,)``."""
+        """Returns ``(T,)``: for each place the value of its segment, from ``(G,)`` values."""
         return values.index_select(0, self.segment)
 
     def lowest(self) -> Tensor:
-        """``(G,)`` float32, the lowest start of each segment; infinite where it has none."""
+        """Returns ``(G,)`` float32: the lowest start of each segment; infinite for an empty one."""
         starts = pad(self.start.float(), (0, 1))[self._first]
         return starts.masked_fill_(self.num_pos == 0, torch.inf)
 
     def sum_by_segment(self, values: Tensor) -> Tensor:
-        """``(G,)`` float64: sums over each segment of ``(T,)`` values."""
+        """Returns ``(G,)`` float64: the sum of ``(T,)`` values over each segment."""
         return values.new_zeros(len(self.num_pos)).index_add_(0, self.segment, values)
 
     def cumsum(self, values: Tensor) -> Tensor:
-        """``(T,)``: sums of ``(T,)`` values over each segment, from its lowest place up to each."""
+        """Returns ``(T,)``: the cumulative sum of ``(T,)`` values in each segment, lowest first."""
         sums = pad(values.cumsum(0), (1, 0))
         return sums[1:] - self.per_place(sums.index_select(0, self._first))
 
     def argsort(self, values: Tensor) -> Tensor:
-        """``(T,)`` int64: the stable order by segment, then by rising value."""
+        """Returns ``(T,)`` int64: the stable order by segment, then by rising value."""
         order = values.argsort(stable=True)
         by_segment = self.segment.index_select(0, order).argsort(stable=True)
         return order.index_select(0, by_segment)
 
     def unsort(self, values: Tensor) -> Tensor:
-        """``(T,)`` values of the places, in the order of the keys."""
+        """Returns ``(T,)`` values of the places, in the order of the argument ``keys``."""
         return torch.empty_like(values).index_copy_(0, self._order, values)

@@ -18,20 +18,20 @@ def _is_integer(value: object, lowest: int) -> bool:
 
 
 class LossStats:
-    """What the last call of :class:`RamboLoss` saw; tensors on the device of the scores.
+    """Statistics of the last call of :class:`RamboLoss`; tensors on the device of the scores.
 
     Attributes:
         class_ap: ``(C,)`` float64, batch AP of each class, margin and memory included.
         present: ``(C,)`` bool, the classes that have a positive.
-        zero_gradient: scalar, the fraction of this batch's positives with zero gradient.
-        starved: scalar, the fraction with zero gradient *and* a negative above.
-        score_range: the highest of this process's scores less the lowest, in units of score.
-        bytes_sent: what this process has sent to the others.
+        zero_gradient: scalar, fraction of the positives with zero gradient in their class's list.
+        starved: scalar, fraction with zero gradient there *and* a negative above.
+        score_range: highest minus lowest score of this process, in units of score.
+        bytes_sent: number of bytes that this process has sent to the others.
         finite: whether all scores, of all processes, were finite.
     """
 
     def __init__(self, result: RankingResult, inputs: RankingInputs, bytes_sent: int) -> None:
-        # Not all of the result, which is of no use later.
+        # Keeps only these tensors; the rest of the result is not used later.
         self.class_ap, self.present = 1 - result.segment_losses[:-1], result.present[:-1]
         is_zero = result.positive_grad == 0
         self.zero_gradient = is_zero.double().mean()
@@ -41,27 +41,28 @@ class LossStats:
 
 
 class RamboLoss(nn.Module):
-    """(1-β)·L_APC + β·L_AP of a batch (Rolínek et al., CVPR 2020, Sec. 4.3).
+    """The AP loss (1-β)·L_APC + β·L_AP of a batch (Rolínek et al., CVPR 2020, Sec. 4.3).
 
     Args:
         num_classes: C.
         margin: α >= 0, in units of score.
-        lambda_: λ > 0, fixed as in the paper, on ranks that are not divided by the list's length
-            (the authors divide: their λ is ours divided by N). None: every positive has a λ of its
-            own, such that it moves above all negatives and its gradient is its own part of the
-            loss (:mod:`.ranking`).
-        beta: β in [0, 1], the share of the interclass term.
+        lambda_: λ > 0, one constant as in the paper. Ranks are not divided by the list's length N
+            (the authors divide them, so their λ is ours divided by N). None: every positive has its
+            own λ. This λ moves the positive above all negatives and makes the size of its gradient
+            its part of the loss (:mod:`.ranking`).
+        beta: β in [0, 1], the share of the interclass term L_AP.
         memory_length: τ >= 0, the number of past batches whose scores count in the ranks of L_APC.
-        memory_size: >= 8, negatives kept of a batch, see :class:`.score_memory.ScoreMemory`.
-        global_ranking: rank the batches of several processes (``torch.distributed``) as one. Each
-            gives the loss of all, and after DistributedDataParallel's mean the parameters have its
-            gradient. Every process has to call the loss at every step, be its batch empty.
+        memory_size: >= 8, negatives kept per batch, see :class:`.score_memory.ScoreMemory`.
+        global_ranking: whether to rank the batches of all processes (``torch.distributed``) as one.
+            Each process then returns the loss of the global batch, and DistributedDataParallel's
+            mean gives its gradient. Every process must call the loss at every step, even if its
+            batch is empty.
 
-    The memory is saved and loaded with ``state_dict``, in its metadata. With several processes each
-    calls ``memory.all_gather_for_checkpoint()`` before one of them saves.
+    The memory is saved and loaded in the metadata of ``state_dict``. With several processes, every
+    process must call ``memory.all_gather_for_checkpoint()`` before one of them saves.
 
     Raises:
-        InputError: a parameter out of its range.
+        InputError: a parameter is out of its range.
 
     Example:
         >>> scores = torch.randn(100, 3, requires_grad=True)  # 100 boxes, 3 classes
@@ -94,24 +95,24 @@ class RamboLoss(nn.Module):
                 raise InputError(f"{name} must be {right}, got {value}")
         self.num_classes, self.margin, self.beta = num_classes, margin, beta
         self.global_ranking = global_ranking
-        # With one class and no memory, the list of all classes is that of the class.
+        # With one class and no memory, the list of all classes equals the list of that class.
         is_other_list = num_classes > 1 or memory_length > 0
         interclass = bool(beta > 0 and is_other_list)
         self._spec = RankingSpec(margin, lambda_, beta, interclass=interclass)
         self.memory = ScoreMemory(memory_length, memory_size, num_classes)
         self.stats: LossStats | None = None
 
-    @torch.compiler.disable  # counts in C++ or Triton: nothing in it that could be compiled
+    @torch.compiler.disable  # torch.compile cannot compile C++ and Triton
     def forward(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
-        """The loss of a batch. In training, with gradients on, the batch enters the memory.
+        """Returns the loss of a batch; in training, with gradients on, remembers the batch.
 
         Args:
-            scores: ``(N, C)``, any floating dtype; ranked in float32. Without rows, any C.
+            scores: ``(N, C)``, any floating dtype; ranked in float32. If N is 0, C may differ.
             gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
 
         Returns:
-            Scalar float32 in [0, 1); 0, still connected to ``scores``, if nothing is positive; NaN
-            if a score is not finite.
+            Scalar float32 in [0, 1). Without a positive the loss is 0, still connected to
+            ``scores``. If a score is not finite, the loss is NaN.
         """
         to_rank = scores
         if scores.dim() == 2 and len(scores) == 0:
@@ -130,7 +131,7 @@ class RamboLoss(nn.Module):
                 "RamboLoss is computed anew during backward(), which would put the batch into its "
                 "memory twice: leave the loss out of torch.utils.checkpoint"
             )
-        # Only in training can each process be expected to call this.
+        # Only in training is every process sure to call the loss.
         processes = Processes(self.global_ranking and training)
         inputs = prepare_inputs(to_rank, gt_classes, processes)
         result = rank(inputs, self._spec, processes, memory)

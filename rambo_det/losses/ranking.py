@@ -1,7 +1,7 @@
-"""The gradient of a rank-based loss, by counting (Rolínek et al., CVPR 2020).
+"""The gradient of a rank-based loss, computed by counting (Rolínek et al., CVPR 2020).
 
 Only the ranks of the positives enter the loss. So the N·C scores are not sorted: they are counted
-between thresholds, one for each positive. With α the margin and g the slope of the loss by a rank,
+between thresholds, one per positive. With the margin α and the slope g_k = ∂L/∂rank_k of the loss:
 
     t_k     = score_k - α                   threshold: a negative b with b >= t_k ranks above k
     rank_k  = r⁺_k + #{b >= t_k}            r⁺ is the rank among the positives alone
@@ -11,28 +11,28 @@ between thresholds, one for each positive. With α the margin and g the slope of
     ∂L/∂score_k = (rank'_k - rank_k) / λ
     ∂L/∂b       = #{k: t_k <= b < t'_k} / λ
 
-That is ``(rk(y + λ ∂L/∂rk) - rk(y)) / λ`` of all scores y, Eq. 3, to the last digit. Without a λ
-given, each positive moves alone, above all negatives, with the λ_k that makes its gradient its own
-summand L_k of the loss; for AP, ``(1 - r⁺/r) / P``. That is the error-driven update of AP-Loss
-(Chen et al., CVPR 2019), which never lacks a gradient where there is a loss:
+This equals ``(rk(y + λ ∂L/∂rk) - rk(y)) / λ`` of all scores y, Eq. 3, to the last digit. If no λ is
+given, each positive moves alone, above all negatives. Its λ_k makes the size of its gradient equal
+to its summand L_k of the loss; for AP, L_k is ``(1 - r⁺/r) / P``. This is the error-driven update
+of AP-Loss (Chen et al., CVPR 2019), which has a gradient wherever there is a loss:
 
     ∂L/∂score_k = -L_k
     ∂L/∂b       = Σ L_k / #{b >= t_k} over the k with t_k <= b
 
-Remembered scores are counted in the ranks of the batch's positives, so in L_k and g_k. P is the
-number of the batch's positives, so the size of the gradient does not depend on how many scores are
-remembered. What a positive passes, and what is pushed down for it, is found in the batch alone. So
-the gradient of a list sums up to 0. Were negatives pushed down by remembered positives too, which
-nothing pushes up, the scores of rare classes would fall without end.
+Remembered scores count in the ranks of the batch's positives, so in L_k and g_k. P is the number of
+the batch's positives, so the size of the gradient does not depend on the number of remembered
+scores. A positive passes and pushes down only scores of the batch. So the gradient of a list sums
+to 0. If remembered positives pushed negatives down too, no positive would be pushed up in return,
+and the scores of rare classes would fall without end.
 
-The gradient of a negative is the same for all between two neighbouring thresholds. So a pass of
-:func:`.binning.bin_negatives` gives the ranks, another one the new ranks if there is one λ, and one
-in the backward the gradient.
+All negatives between two neighbouring thresholds have the same gradient. So one pass of
+:func:`.binning.bin_negatives` counts the ranks. With a fixed λ, a second pass counts the new ranks.
+One pass in the backward writes the gradient.
 
-A negative that ties with a positive ranks above it. Positives that tie keep their order, before and
-after the step; a remembered one ranks above those of the batch.
+A negative with the score of a threshold ranks above the positive. Positives with equal scores keep
+their order, before and after the step. A remembered positive ranks above an equal one of the batch.
 
-Every class has a segment of its own, and one more segment has the scores of all classes.
+Each class is one segment. One more segment, C, has the scores of all classes.
 """
 
 import math
@@ -54,14 +54,14 @@ from .sort_keys import count_at_or_above, segments_of
 
 @dataclass(frozen=True)
 class RankingSpec:
-    """What is ranked, and how: arguments of :class:`.rambo_loss.RamboLoss`, and three more."""
+    """Settings of a ranking: arguments of :class:`.rambo_loss.RamboLoss`, and three more."""
 
     margin: float = 0.5
     lambda_: float | None = None
     beta: float = 0.5
-    per_class: bool = True  # rank the scores of each class
-    interclass: bool = True  # rank those of all classes together; β is its share in the loss
-    objective: Objective = average_precision  # value and slope of the loss for each positive
+    per_class: bool = True  # rank the scores of each class in its own list
+    interclass: bool = True  # rank all classes' scores in one list; β is its share of the loss
+    objective: Objective = average_precision  # loss and slope of each positive
 
     def __post_init__(self) -> None:
         lambda_ = self.lambda_
@@ -76,18 +76,19 @@ class RankingSpec:
 
 @dataclass
 class RankingResult:
-    """What :func:`rank` gives, on the device of the scores; segment C is that of all classes.
+    """The result of :func:`rank`, on the device of the scores; segment C has all classes.
 
-    The tensors of the P positives of all processes are of the list of their class, if there is one.
+    The values of the P positives of all processes come from the list of the positive's class, or
+    from the list of all classes if the classes are not ranked.
     """
 
-    loss: Tensor  # scalar float64, (1-β) · mean over the classes present + β · that of all classes
-    segment_losses: Tensor  # (C + 1,) float64; 0 for one that is not ranked or has no positive
+    loss: Tensor  # scalar float64, (1-β) · mean over the present classes + β · segment C
+    segment_losses: Tensor  # (C + 1,) float64; 0 for a segment not ranked or without positives
     present: Tensor  # (C + 1,) bool, the segments that are ranked and have a positive
-    num_above: Tensor  # (P,) int64, negatives of the batch above, those within the margin too
-    positive_grad: Tensor  # (P,) float64, of the loss of that list alone
-    lowest: Tensor  # (C + 1,) float32, the lowest threshold of each segment; infinite for none
-    gradient: Gradient  # of the loss by the scores of this process
+    num_above: Tensor  # (P,) int64, negatives of the batch above, also within the margin
+    positive_grad: Tensor  # (P,) float64, gradient of the loss of that list alone
+    lowest: Tensor  # (C + 1,) float32, lowest threshold of each segment; infinite if empty
+    gradient: Gradient  # of the loss, with respect to the scores of this process
 
 
 @torch.inference_mode()
@@ -97,14 +98,14 @@ def rank(
     processes: Processes,
     memory: ScoreMemory | None = None,
 ) -> RankingResult:
-    """Losses of all lists, and the gradient of what they add up to.
+    """Computes the losses of all lists, and the gradient of their weighted sum.
 
-    A collective of ``processes``. It never waits for the device that the scores are on.
+    A collective of ``processes``. It never waits for the device of the scores.
 
     Args:
-        inputs: the scores of this process and the positives of all.
-        memory: counted in the ranks of the classes' lists: remembered positives, the same in all
-            processes, and this process's remembered negatives.
+        inputs: the scores of this process and the positives of all processes.
+        memory: its scores count in the ranks of the classes' lists. Its positives are the same in
+            all processes; its negatives are those of this process.
     """
     num_classes = inputs.scores.shape[1]
     keys = inputs.keys if spec.per_class else inputs.keys[:0]
@@ -114,7 +115,7 @@ def rank(
     lists = ListedPositives(keys, num_classes + 1, spec.margin)
 
     def count(edges: Tensor) -> Tensor:
-        """``(E,)`` int64, negatives of this process at or above each of the sorted edges."""
+        """Returns ``(E,)`` int64: negatives of this process at or above each sorted edge."""
         counts, _ = binning.bin_negatives(
             inputs.scores, inputs.gt_classes, edges, max_score=inputs.max_score
         )
@@ -137,7 +138,7 @@ def rank(
     losses = lists.sum_by_segment(per_positive_loss)
     present, of_segment = _weigh(lists, spec)
     weight = lists.per_place(of_segment)
-    # From here on only the batch: what is remembered is passed by nothing and has no gradient.
+    # From here on only the batch counts: no positive passes a remembered score.
     if spec.lambda_ is None:
         pull = per_positive_loss * (num_above > 0)
         positive_grad = -pull
@@ -148,11 +149,11 @@ def rank(
         moved_keys, by_key = lists.threshold_keys(moved).sort(stable=True)
         num_at_moved = processes.all_reduce_sum(count(moved_keys))
         num_at_moved = torch.empty_like(ranks).index_copy_(0, by_key, num_at_moved)
-        # The ranks among the positives of a list stay the same, but go to other positives.
+        # After the step, the positives of a list have the same ranks r⁺, but in another order.
         by_moved = lists.argsort(moved)
         moved_rank_pos = torch.empty_like(ranks).index_copy_(0, by_moved, lists.rank_pos)
         positive_grad = (num_at_moved + moved_rank_pos - ranks).double() / spec.lambda_
-        # Whole numbers are summed and divided once: equal to the rule to the last digit.
+        # Sums integers and divides once, which equals the blackbox rule to the last digit.
         edges, order = torch.cat([edges, moved_keys]).sort(stable=True)
         num_pushing = ((order < len(ranks)) * 2 - 1).cumsum(0)
         values = num_pushing.double() / spec.lambda_ * torch.cat([weight, weight[by_key]])[order]
@@ -169,7 +170,7 @@ def rank(
 
 
 def _own(of_positive: Tensor, inputs: RankingInputs, spec: RankingSpec) -> Tensor:
-    """``(Q,)``, the gradient of this process's own positives, from ``(T,)`` of all lists."""
+    """Returns the ``(Q,)`` gradient of this process's positives, from ``(T,)`` of all lists."""
     own = slice(inputs.first, inputs.first + len(inputs.rows))
     if spec.per_class and spec.interclass:
         return of_positive[own] + of_positive[len(of_positive) - len(inputs.keys) :][own]
@@ -177,7 +178,7 @@ def _own(of_positive: Tensor, inputs: RankingInputs, spec: RankingSpec) -> Tenso
 
 
 def _weigh(lists: ListedPositives, spec: RankingSpec) -> tuple[Tensor, Tensor]:
-    """Segments present ``(C + 1,)`` bool; weight of each in the loss ``(C + 1,)`` float64."""
+    """Returns ``(C + 1,)`` bool, the segments with a positive, and ``(C + 1,)`` float64 weights."""
     present, beta = lists.num_pos > 0, spec.beta * spec.interclass
     weight = present.double()
     weight[:-1] *= (1 - beta) / weight[:-1].sum().clamp(min=1)

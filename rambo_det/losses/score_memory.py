@@ -1,4 +1,4 @@
-"""Scores of the last τ batches, kept to make the AP of each class less biased."""
+"""A memory of the scores of the last τ batches, which makes the AP of each class less biased."""
 
 from typing import Any
 
@@ -9,36 +9,36 @@ from .distributed import Processes
 from .inputs import RankingInputs
 from .sort_keys import EMPTY_KEY, make_keys, scores_of
 
-#: What differs from process to process, and all that a checkpoint has.
+#: The tensors that can differ between processes, and all tensors of a checkpoint.
 _OF_PROCESS = ("positives", "negatives")
 _SAVED = (*_OF_PROCESS, "written", "num_classes")
 
 
 class ScoreMemory(nn.Module):
-    """A ring of the last τ batches' scores, without gradient (RaMBO, Sec. 4.3).
+    """A ring buffer of the scores of the last τ batches, without gradient (RaMBO, Sec. 4.3).
 
-    Of each batch it keeps up to ``size // 4`` positives and ``size`` negatives, those that lie
-    highest above the lowest positive of their class: ``10 τ size`` bytes.
+    It keeps up to ``size // 4`` positives and ``size`` negatives of each batch. These negatives are
+    the highest above the lowest positive of their class. The memory takes ``10 τ size`` bytes.
 
-    Its tensors move with the module, but are no buffers: DistributedDataParallel would overwrite
-    them with those of process 0 before each step. They travel in the metadata of ``state_dict``
-    (``state_dict()._metadata``): saved and loaded with it, whole, but no unexpected key for a model
-    without a memory.
+    The tensors move with the module, but are not buffers: DistributedDataParallel would overwrite
+    buffers with those of process 0 before each step. The tensors are saved and loaded in the
+    metadata of the state dict (``state_dict()._metadata``), whole. So a model without a memory
+    finds no unexpected keys.
 
-    Where processes rank their batches as one, all remember the same positives, and each the
-    negatives of its own batches.
+    If the processes rank their batches as one, all processes remember the same positives. Each
+    process remembers the negatives of its own batches.
 
     Args:
         length: τ >= 0, the number of batches; 0 keeps nothing.
-        size: the number of negatives kept of one batch.
+        size: the number of negatives kept per batch.
         num_classes: C.
 
     A state saved with another length, size or number of classes, or by version 0.1, is ignored: the
     memory then starts empty.
     """
 
-    positives: Tensor  # (τ, size // 4) int64 keys, rising in each row, EMPTY_KEY for none
-    negatives: Tensor  # (τ, size) likewise
+    positives: Tensor  # (τ, size // 4) int64 keys, rising in each row; EMPTY_KEY: unused
+    negatives: Tensor  # (τ, size) int64 keys, likewise
     written: Tensor
     num_classes: Tensor
 
@@ -49,21 +49,21 @@ class ScoreMemory(nn.Module):
         self._is_loaded = False
         self.positives = torch.full((length, size // 4), EMPTY_KEY)
         self.negatives = torch.full((length, size), EMPTY_KEY)
-        # These stay on the CPU: they are read at every step, and a GPU would be waited for.
+        # These two stay on the CPU: every step reads them, which would wait for a GPU.
         self.written = torch.zeros((), dtype=torch.int64, device="cpu")
         self.num_classes = torch.tensor(num_classes, device="cpu")
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint has, by name, as it is."""
+        """Returns the tensors of a checkpoint by name, not copied."""
         return {name: getattr(self, name) for name in _SAVED}
 
     @property
     def fill(self) -> float:
-        """The fraction of the τ batches that are filled; 0 where τ is 0."""
+        """The filled fraction of the τ batches; 0 if τ is 0."""
         return min(int(self.written), self.length) / self.length if self.length else 0.0
 
     def start_anew(self) -> None:
-        """Empties a memory that was loaded, if no batch was written since: that of another run."""
+        """Empties the memory if it was loaded and not written since; for the start of a new run."""
         if self._is_loaded:
             self.positives.fill_(EMPTY_KEY)
             self.negatives.fill_(EMPTY_KEY)
@@ -72,16 +72,16 @@ class ScoreMemory(nn.Module):
 
     @torch.no_grad()
     def write(self, inputs: RankingInputs, lowest: Tensor) -> None:
-        """Puts a batch in the place of the oldest one.
+        """Replaces the oldest batch by a new one.
 
-        ``lowest`` is the lowest threshold of each class, ``(C,)`` float32; infinite for none, which
-        stands for the lowest of the others, or 0.
+        ``lowest`` is the lowest threshold of each class, ``(C,)`` float32. It is infinite for a
+        class without one; the lowest threshold of the others, or 0, then replaces it.
         """
         if self.length == 0:
             return
         slot = int(self.written) % self.length
         number, room = inputs.keys.shape[0], self.positives.shape[1]
-        # Evenly over the batch: the highest alone would have too good a precision.
+        # Takes positives evenly from the batch: the highest alone would make precision too high.
         kept = torch.arange(min(number, room), device=inputs.keys.device)
         kept = kept * number // room if number > room else kept
         self.positives[slot].fill_(EMPTY_KEY)[: len(kept)] = inputs.keys[kept].sort().values
@@ -93,9 +93,9 @@ class ScoreMemory(nn.Module):
         self._is_loaded = False
 
     def all_gather_for_checkpoint(self) -> None:
-        """Puts what all processes remember into the state dict that is taken next.
+        """Gathers the memories of all processes for a ``state_dict()`` before the next batch.
 
-        A collective. Without it a state dict has the negatives of the process that takes it.
+        A collective. Without it the state dict has only the negatives of its own process.
         """
         processes = Processes()
         if self.length and processes.size > 1:
@@ -119,7 +119,7 @@ class ScoreMemory(nn.Module):
             processes = Processes()
             saved = {**saved, **_share(saved, processes.rank, processes.size)}
             for name in _OF_PROCESS:
-                saved[name] = saved[name].sort().values  # another version may not have
+                saved[name] = saved[name].sort().values  # other versions may not sort
             for name, own in self.tensors().items():
                 own.copy_(saved[name])
             self._is_loaded = True
@@ -141,13 +141,13 @@ class ScoreMemory(nn.Module):
 
 
 def highest_negatives(inputs: RankingInputs, lowest: Tensor, size: int) -> Tensor:
-    """``(K,)`` int64, K <= size: keys of the negatives highest above ``lowest`` of their class.
+    """Returns ``(K,)`` int64 keys, K <= size, of the negatives highest above ``lowest``.
 
-    ``lowest`` is ``(C,)`` float32; a key is ``EMPTY_KEY`` where there are fewer negatives.
+    ``lowest`` is ``(C,)`` float32, by class. With fewer negatives, some keys are ``EMPTY_KEY``.
     """
     heights = inputs.scores - lowest
     heights.masked_fill_((inputs.gt_classes < 0)[:, None], -torch.inf)
-    # A Python value would be copied to a GPU, which would have to be waited for.
+    # Assigning a Python number would copy it to the GPU and wait for the GPU.
     heights[inputs.rows, inputs.columns] = heights.new_full((), -torch.inf)
     highest, places = heights.flatten().topk(min(size, heights.numel()), sorted=False)
     num_classes = max(inputs.scores.shape[1], 1)
@@ -157,10 +157,10 @@ def highest_negatives(inputs: RankingInputs, lowest: Tensor, size: int) -> Tenso
 
 
 def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
-    """What process ``rank`` of ``size`` takes over from the W processes that saved their memories.
+    """Returns what process ``rank`` of ``size`` loads from the memories that W processes saved.
 
     Args:
-        saved: tensors of one process, or those of W processes stacked.
+        saved: tensors of one process, or the stacked tensors of W processes.
     """
     saved = {name: saved[name].view(-1, *saved[name].shape[-2:]) for name in _OF_PROCESS}
     negatives = saved["negatives"]

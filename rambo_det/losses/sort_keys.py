@@ -1,22 +1,22 @@
-"""Scores as integers that sort by segment first and by score second.
+"""Sort keys: int64 numbers that sort by segment first and by score second.
 
-One sort of such keys ranks in all segments at once, integers compare exactly where shifted floats
-would round, and one tensor of them is all that processes exchange and a memory keeps.
+One sort of keys ranks all segments at once. Integers compare exactly; floats shifted by segment
+would be rounded. Processes exchange, and a memory keeps, only one tensor of keys.
 
-A key is ``segment << 32 | code``: the code orders as the float32 score does, the segment is a
-class, or C for the scores of all classes together.
+A key is ``segment << 32 | code``. The code is an integer with the order of the float32 scores. The
+segment is a class, or C for the scores of all classes together.
 """
 
 import torch
 from torch import Tensor
 
 _SIGN = 1 << 31
-#: An unused place in a tensor of keys. It sorts behind all others.
+#: Marks an unused place in a tensor of keys. It sorts behind all other keys.
 EMPTY_KEY = torch.iinfo(torch.int64).max
 
 
 def make_keys(segments: Tensor, scores: Tensor) -> Tensor:
-    """Keys of float32 ``scores`` in int64 ``segments`` within ``[0, 2^31)``.
+    """Returns the keys of float32 ``scores`` in int64 ``segments``, which are in ``[0, 2^31)``.
 
     Example:
         >>> make_keys(torch.tensor([1, 0, 1]), torch.tensor([0.5, 9.0, -2.0])).argsort()
@@ -27,29 +27,28 @@ def make_keys(segments: Tensor, scores: Tensor) -> Tensor:
 
 
 def make_keys_ceil(segments: Tensor, values: Tensor) -> Tensor:
-    """Keys of the smallest float32 that are not below the float64 ``values``.
+    """Returns the keys of the float64 ``values``, rounded up to float32.
 
-    For a float32 ``b``, ``b >= x`` is exactly that b's key is not below this one: thresholds
-    computed in float64 are compared without a rounding error.
+    For a float32 ``b`` and a value ``x``, ``b >= x`` holds exactly if the key of b is not below the
+    key of x. So thresholds computed in float64 are compared without a rounding error.
     """
     rounded = values.float()
     return make_keys(segments, rounded) + (rounded < values)  # the next code is the next float32
 
 
 def scores_of(keys: Tensor) -> Tensor:
-    """The float32 scores in ``keys``."""
+    """Returns the float32 scores of ``keys``."""
     bits = ((keys & 0xFFFFFFFF) - _SIGN).int()
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
 def segments_of(keys: Tensor) -> Tensor:
-    """The int64 segments in ``keys``."""
+    """Returns the int64 segments of ``keys``."""
     return keys >> 32
 
 
 def segment_offsets(sorted_keys: Tensor, num_segments: int) -> Tensor:
-    """``(..., G + 1)`` int64: the keys of segment g begin at ``offsets[..., g]`` and end at
-    ``offsets[..., g + 1]``.
+    """Returns int64 offsets ``(..., G + 1)``; segment g is ``offsets[..., g]:offsets[..., g + 1]``.
 
     Args:
         sorted_keys: ``(..., K)``, rising along the last dimension.
@@ -60,11 +59,11 @@ def segment_offsets(sorted_keys: Tensor, num_segments: int) -> Tensor:
 
 
 def count_at_or_above(sorted_keys: Tensor, edges: Tensor, num_segments: int) -> Tensor:
-    """``(E,)`` int64: how many keys of an edge's segment are at or above the edge.
+    """Returns ``(E,)`` int64: the number of keys in an edge's segment at or above the edge.
 
     Args:
         sorted_keys: ``(R, K)`` keys, rising in each row.
-        edges: ``(E,)`` keys of segments below ``num_segments``.
+        edges: ``(E,)`` keys; their segments are below ``num_segments``.
     """
     ends = segment_offsets(sorted_keys, num_segments).index_select(1, segments_of(edges) + 1)
     of_rows = edges.expand(len(sorted_keys), -1).contiguous()

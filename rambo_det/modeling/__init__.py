@@ -1,4 +1,4 @@
-"""Adapters that put the loss into Detectron2's models; importing them registers them."""
+"""Detectron2 models and heads that use the loss; importing this package registers them."""
 
 from .criterion import RamboCriterion
 from .one_stage import RamboFCOS, RamboRetinaNet

@@ -1,6 +1,6 @@
-"""The last layer of a detector's classifier: its outputs for each detection, and other scales.
+"""The last layers of a detector's classifier: reads their logits per detection, rescales them.
 
-Shapes: D detections, K classes, S last layers (one, or one for each stage of a cascade).
+Shapes: D detections, R boxes, K classes, S last layers (one, or one for each cascade stage).
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Rescaling:
-    """``factor * logit + shift`` in place of the logit of each class.
+    """A rescaling: ``factor * logit + shift`` replaces the logit of each class.
 
-    The factor is that of all classes. With one of its own a class would, at scores near 0, be far
-    above or below the others, and lose or take places among the detections of an image that are
-    kept. Under a sigmoid the order of the boxes of a class stays the same, under a softmax nearly
-    so, as the shifts of the other classes matter there too.
+    All classes share one factor. With its own factor, a class could be far above or below the
+    others where scores are near 0. The class would then gain or lose places among the detections
+    that are kept per image. Under a sigmoid, the boxes of a class keep their order; under a softmax
+    they nearly keep it, because the shifts of the other classes matter too.
     """
 
     factor: Tensor  # scalar float64, > 0
@@ -34,10 +34,10 @@ class Classifier:
 
     Attributes:
         num_classes: K.
-        is_softmax: whether a box is scored by a softmax over K + 1 outputs, the last background.
+        is_softmax: whether a softmax over K + 1 outputs scores a box; the last is background.
 
     Raises:
-        InputError: the model is none of these.
+        InputError: the model is none of these, or has no layer ``cls_score``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -66,15 +66,15 @@ class Classifier:
         self._seen: list[Any] = []
 
     def detect(self, image: dict[str, Any]) -> tuple[Any, Tensor]:
-        """Detections in one image, as Detectron2 gives them, and the outputs of their boxes.
+        """Returns the detections in one image and the outputs of the last layers for them.
 
         Args:
             image: an input of the model.
 
         Returns:
-            ``Instances`` of D detections, and the outputs, to be given to :meth:`scores`: for a
-            softmax ``(D, S, K + 1)`` float32 logits, for FCOS ``(D, 2)`` logits of the class and
-            the centre-ness, else ``(D, 1)`` logits of the class.
+            Detectron2's ``Instances`` of D detections, and the outputs for :meth:`scores`: for a
+            softmax ``(D, S, K + 1)`` float32 logits; for FCOS ``(D, 2)`` logits of the class and
+            the centre-ness; otherwise ``(D, 1)`` logits of the class.
         """
         self._seen.clear()
         hooks = [head.register_forward_hook(self._see) for head in self._heads]
@@ -86,7 +86,7 @@ class Classifier:
                 hook.remove()
         if not (self.is_softmax or self._is_fcos):
             return found, torch.logit(found.scores.double(), eps=1e-7)[:, None].float()
-        # Boxes were selected and suppressed in between: the score tells which one each is.
+        # Detectron2 selects and suppresses boxes; the score of a detection identifies its box.
         classes = found.pred_classes
         if self.is_softmax:
             outputs = torch.stack(self._seen, dim=1)  # (R, S, K + 1)
@@ -95,7 +95,7 @@ class Classifier:
             (outputs,) = self._seen  # (R, K, 2)
             scores = outputs.sigmoid().prod(dim=-1).sqrt()
         distance = (scores.T[classes] - found.scores[:, None]).abs()  # (D, R)
-        row = distance.argmin(dim=1) if len(found) else classes  # there may be no proposal
+        row = distance.argmin(dim=1) if len(found) else classes  # argmin fails without boxes
         return found, outputs[row] if self.is_softmax else outputs[row, classes]
 
     def _see(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
@@ -108,10 +108,10 @@ class Classifier:
             self._seen.append(torch.stack([logits, centres.expand_as(logits)], dim=-1))
 
     def scores(self, outputs: Tensor, classes: Tensor, new: Rescaling) -> Tensor:
-        """``(D,)`` float64 scores of detections after a rescaling.
+        """Returns the ``(D,)`` float64 scores of detections after a rescaling.
 
         Args:
-            outputs: of :meth:`detect`.
+            outputs: the outputs that :meth:`detect` returned.
             classes: ``(D,)`` int64.
             new: the rescaling.
         """
@@ -124,11 +124,11 @@ class Classifier:
 
     @torch.no_grad()
     def apply(self, new: Rescaling) -> None:
-        """Writes a rescaling into the weights of the last layers, whose shapes stay the same."""
+        """Writes a rescaling into the weights of the last layers; their shapes do not change."""
         for layer in (head.cls_score for head in self._heads):
-            if self._is_dense:  # each class once for every anchor of a place
+            if self._is_dense:  # K channels for each anchor of a location
                 shift = new.shift.repeat(layer.weight.shape[0] // self.num_classes)
-            else:  # the last one is background
+            else:  # the last output is background
                 shift = pad(new.shift, (0, 1))
             factor, shift = new.factor.to(layer.weight.device), shift.to(layer.weight.device)
             layer.weight.copy_(layer.weight.double() * factor)

@@ -1,4 +1,4 @@
-"""What a config asks of this plugin that a detector cannot do: one line each."""
+"""Checks for config keys of this plugin that a detector cannot satisfy; errors are one line."""
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ProposalNetwork, RetinaNet
@@ -8,16 +8,16 @@ from ..errors import InputError
 
 
 def rambo_node(cfg: CfgNode) -> CfgNode:
-    """``cfg.MODEL.RAMBO``; an InputError that names the remedy where it is missing."""
+    """Returns ``cfg.MODEL.RAMBO``; raises InputError, which names the remedy, if it is missing."""
     if "RAMBO" not in cfg.MODEL:
         raise InputError("config has no MODEL.RAMBO: call rambo_det.add_rambo_config(cfg) first")
     return cfg.MODEL.RAMBO
 
 
 def check_architecture(cfg: CfgNode) -> None:
-    """Raises InputError if a key asks for RaMBO in a part that the architecture does not have.
+    """Raises InputError if a key selects RaMBO for a part that the architecture does not have.
 
-    Architectures that are no subclass of Detectron2's own are not checked.
+    Does not check architectures that are no subclass of an architecture of Detectron2.
     """
     name, heads = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME
     model = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else object
@@ -38,7 +38,7 @@ def check_architecture(cfg: CfgNode) -> None:
 def check_roi_heads(cfg: CfgNode, shared_boxes: bool) -> None:
     """Raises InputError if the box heads cannot be trained with the AP loss as configured.
 
-    ``shared_boxes``: whether the heads predict one box for all classes anyway (Cascade).
+    ``shared_boxes``: whether the heads always predict one box for all classes (Cascade).
     """
     refuse_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
     if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG and not shared_boxes:
@@ -50,7 +50,7 @@ def check_roi_heads(cfg: CfgNode, shared_boxes: bool) -> None:
 
 
 def refuse_fed_loss(use_fed_loss: bool) -> None:
-    """Raises InputError if the federated loss, which samples classes, is asked for as well."""
+    """Raises InputError if the config also enables the federated loss, which samples classes."""
     if use_fed_loss:
         raise InputError(
             "MODEL.ROI_BOX_HEAD.USE_FED_LOSS cannot go with the RaMBO loss: set it to False"
@@ -58,7 +58,7 @@ def refuse_fed_loss(use_fed_loss: bool) -> None:
 
 
 def check_sigmoid_score(cfg: CfgNode) -> None:
-    """Raises InputError if softmax probabilities are to be ranked in a head that has none."""
+    """Raises InputError if the config ranks softmax probabilities of a head that has no softmax."""
     score = rambo_node(cfg).SCORE
     if score not in ("log_odds", "logits"):
         raise InputError(

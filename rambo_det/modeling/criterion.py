@@ -1,4 +1,4 @@
-"""The one place where a detector's scores become a loss."""
+"""The criterion that computes the loss from a detector's scores, for all heads and models."""
 
 import math
 import re
@@ -16,11 +16,11 @@ from ..losses import RamboLoss
 from .config_checks import rambo_node
 
 _RULES = ("each", "fixed")
-#: On a GPU, which has to be waited for, scalars are read when Detectron2's writers write.
+#: Reading scalars waits for the GPU. They are read at the period of Detectron2's writers.
 _GPU_PERIOD = 20
-#: Classes that an error names.
+#: Upper limit of the classes that an error names.
 _MAX_NAMED = 5
-#: The keys of MODEL.RAMBO, by the argument that each of them sets.
+#: For each constructor argument, the key of MODEL.RAMBO that sets the argument.
 _KEYS = {
     "margin": "MARGIN",
     "lambda_": "LAMBDA",
@@ -34,26 +34,26 @@ _KEYS = {
 
 
 class RamboCriterion(RamboLoss):
-    """RamboLoss as a detector calls it: weighted, with its scalars logged.
+    """RamboLoss for a detector: multiplied by a weight, with logged scalars.
 
-    Its memory is no entry of a state dict: a checkpoint of a detector with a criterion is one of
-    the stock detector.
+    The memory adds no entry to a state dict. So a checkpoint of a detector with a criterion loads
+    into the stock detector, and vice versa.
 
     Args:
         num_classes: number of foreground classes C.
         weight: > 0, weight of the loss.
-        memory_length: τ, as RamboLoss's.
+        memory_length: τ, as in RamboLoss.
         class_names: C names for the training scalars; None: their indices.
         prefix: of the training scalars, see :meth:`_log`.
-        name: of the loss, for the error if scores are not finite.
-        ce_warmup: >= 0, iterations in which the stock loss passes over to this one.
-        checkpoint_period, max_iter: when a trainer saves, which saves its model in the main process
-            alone, as Detectron2's do. The checkpoint then has the memories of all processes. None:
-            unknown.
-        **kwargs: of RamboLoss.
+        name: of the loss, for the error about scores that are not finite.
+        ce_warmup: >= 0, iterations in which the stock loss changes to this loss.
+        checkpoint_period, max_iter: when the trainer saves, in iterations. Detectron2's trainers
+            save in the main process alone; with these arguments, their checkpoints have the
+            memories of all processes. None: unknown.
+        **kwargs: passed to RamboLoss.
 
     Raises:
-        InputError: a parameter out of its range.
+        InputError: a parameter is out of its range.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RamboCriterion(RamboLoss):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, num_classes: int, **kwargs: Any) -> "RamboCriterion":
-        """What ``cfg.MODEL.RAMBO`` describes; ``kwargs`` take precedence.
+        """Builds the criterion of ``cfg.MODEL.RAMBO``; ``kwargs`` take precedence.
 
         Raises:
             InputError: the node is missing, or a key is out of its range.
@@ -113,23 +113,23 @@ class RamboCriterion(RamboLoss):
             key = f"MODEL.RAMBO.{_KEYS[found[1]]}"
             raise InputError(key + str(error)[found.end() :]) from None
 
-    @torch.jit.unused  # no part of inference, and autograd.Function cannot be scripted
+    @torch.jit.unused  # not used at inference; autograd.Function cannot be scripted
     def forward(self, scores: Tensor, gt_classes: Tensor, *logits: Tensor) -> Tensor:
-        """The weighted loss, a scalar.
+        """Returns the weighted loss, a scalar.
 
         Args:
-            scores: ``(N, C)``, what is ranked.
+            scores: ``(N, C)``, the scores that are ranked.
             gt_classes: ``(N,)`` integers; C is background, below 0 is ignored.
-            *logits: what the scores were made of, if it is not they themselves, perhaps with a last
-                column of background: an error describes these where they are not finite.
+            *logits: the tensors that the scores were computed from, if any. They may have a last
+                column of background. The error names the classes of values that are not finite.
 
         Raises:
-            FloatingPointError: a score is not finite; on every process, if their batches are ranked
-                as one.
+            FloatingPointError: a score is not finite. Every process raises this error if the
+                batches are ranked as one.
         """
         storage = current_storage()
         if self.training and storage is not None and storage.iter == 0:
-            self.memory.start_anew()  # it came with the weights that this training starts from
+            self.memory.start_anew()  # it was loaded with the initial weights
         with torch.autocast(scores.device.type, enabled=False):
             loss = super().forward(scores, gt_classes)
         if self.stats is not None and not self.stats.finite:
@@ -147,10 +147,10 @@ class RamboCriterion(RamboLoss):
         *inputs: Tensor,
         scale: float = 1.0,
     ) -> dict[str, Tensor]:
-        """The stock losses, with the loss of ``inputs``, see :meth:`forward`, where ``name`` was.
+        """Returns the stock losses, in which this loss of ``inputs`` replaces the loss ``name``.
 
-        ``scale`` is a weight that the detector gives to that loss. This loss comes first: of a
-        label that does not fit it says more than an index that is out of bounds.
+        ``inputs`` are those of :meth:`forward`; ``scale`` is the detector's weight of the loss. The
+        stock losses come last: for an invalid label, this loss has the clearer error.
         """
         stock_share = self.stock_share()
         loss = self(*inputs) * (scale * (1 - stock_share))
@@ -160,10 +160,9 @@ class RamboCriterion(RamboLoss):
 
     @torch.jit.unused
     def stock_share(self) -> float:
-        """The weight of the stock loss in this iteration; that of this loss is the rest to 1.
+        """Returns the stock loss's weight w in this iteration; the weight of this loss is 1 - w.
 
-        The iteration is that of Detectron2's event storage; outside of a training the warm-up is
-        over.
+        Reads the iteration from Detectron2's event storage. Outside of a training loop, w is 0.
         """
         storage = current_storage()
         if not self.ce_warmup or storage is None:
@@ -172,7 +171,7 @@ class RamboCriterion(RamboLoss):
 
     @torch.jit.unused
     def _gather_for_checkpoint(self) -> None:
-        # Every process comes by here; the checkpointer of a stock trainer runs in one of them.
+        # Every process runs this code; a stock trainer's checkpointer runs in the main one alone.
         period, max_iter = self._saved
         storage = current_storage()
         if storage is None or period is None or max_iter is None:
@@ -183,12 +182,11 @@ class RamboCriterion(RamboLoss):
 
     @torch.jit.unused
     def _log(self) -> None:
-        """Puts what the last call saw under ``prefix/`` in Detectron2's storage, if there is one.
+        """Writes the scalars of the last call to Detectron2's storage, under ``prefix/``.
 
-        ``AP`` (mean over the classes present), ``AP-<class>`` where present, ``zero_gradient``,
-        ``starved``, ``score_range``, with a memory ``memory_fill``, with several processes
-        ``bytes_sent``,
-        see :class:`rambo_det.losses.rambo_loss.LossStats`.
+        The scalars are ``AP`` (mean over the classes present), ``AP-<class>`` of the classes
+        present, ``zero_gradient``, ``starved`` and ``score_range``; with a memory ``memory_fill``;
+        with several processes ``bytes_sent``. See :class:`.losses.rambo_loss.LossStats`.
         """
         stats, storage, prefix = self.stats, current_storage(), self.prefix
         if stats is None or storage is None:
@@ -204,7 +202,7 @@ class RamboCriterion(RamboLoss):
         storage.put_scalar(f"{prefix}/score_range", stats.score_range)
         if stats.bytes_sent:
             storage.put_scalar(f"{prefix}/bytes_sent", stats.bytes_sent)
-        if zero_gradient == zero_gradient:  # NaN where the batch has no positive
+        if zero_gradient == zero_gradient:  # NaN if the batch has no positive
             storage.put_scalar(f"{prefix}/zero_gradient", zero_gradient)
             storage.put_scalar(f"{prefix}/starved", starved)
         each = zip(self.class_names, rest, rest[self.num_classes :], strict=False)
@@ -215,7 +213,7 @@ class RamboCriterion(RamboLoss):
 
     @torch.jit.unused
     def _not_finite(self, *scores: Tensor) -> FloatingPointError:
-        """The error with which Detectron2 stops a run; describes the first scores that are bad."""
+        """Returns the error for scores that are not finite, with the classes that have them."""
         storage = current_storage()
         at = "" if storage is None else f" at iteration={storage.iter}"
         where = "in the batch of another process"
@@ -233,7 +231,7 @@ class RamboCriterion(RamboLoss):
 
 
 def current_storage() -> EventStorage | None:
-    """Detectron2's event storage; None outside of a training loop."""
+    """Returns Detectron2's event storage; None outside of a training loop."""
     try:
         return get_event_storage()
     except AssertionError:  # Detectron2 v0.6 has no has_event_storage()

@@ -1,7 +1,6 @@
 """RetinaNet and FCOS with the AP loss in place of focal loss.
 
-Shapes: N images, R anchors (FCOS: locations) over all levels, K classes, R+ anchors positive in
-some image.
+Shapes: N images, R anchors (FCOS: locations) over all levels, K classes.
 """
 
 from collections.abc import Callable
@@ -21,9 +20,9 @@ from .criterion import RamboCriterion
 
 
 class _RankedAnchors:
-    """A one-stage detector with the AP loss of all images' anchors for its classification loss.
+    """A mixin for one-stage detectors: the classification loss is the AP loss of all anchors.
 
-    Comes first among the base classes.
+    The mixin must be the first base class.
     """
 
     _loss_name = "loss_cls"
@@ -34,14 +33,14 @@ class _RankedAnchors:
         """
         Args:
             num_classes: number of foreground classes K.
-            rambo_loss: the loss; None: one with its defaults.
+            rambo_loss: the loss; None: a RamboCriterion with its defaults.
             **kwargs: passed to the stock class.
         """
         super().__init__(num_classes=num_classes, **kwargs)
         self.rambo_loss = rambo_loss or RamboCriterion(num_classes, name=self._loss_name)
 
     def losses(self, *inputs: Any) -> dict[str, Tensor]:
-        """As the stock method, but for the classification loss."""
+        """Returns the stock losses, except the classification loss, which is the AP loss."""
         stock = super().losses  # type: ignore[misc]
         return one_stage_losses(self, stock, self._loss_name, *inputs)
 
@@ -50,7 +49,7 @@ class _RankedAnchors:
 class RamboRetinaNet(_RankedAnchors, RetinaNet):
     """RetinaNet whose ``loss_cls`` is the batch-wide AP loss of all anchors' logits.
 
-    Ignored anchors are not ranked. The loss lies in [0, 1) times its weight: unlike the focal loss
+    Ignored anchors are not ranked. The loss lies in [0, 1) times its weight. Unlike the focal loss,
     it is not divided by the moving average of the number of positives.
     """
 
@@ -68,7 +67,7 @@ class RamboRetinaNet(_RankedAnchors, RetinaNet):
 class RamboFCOS(_RankedAnchors, FCOS):
     """FCOS whose ``loss_fcos_cls`` is the batch-wide AP loss of all locations' logits.
 
-    As FCOS itself it is built by a LazyConfig; there is no yaml for it.
+    A LazyConfig builds RamboFCOS, as it builds FCOS; no yaml config exists for them.
     """
 
     _loss_name = "loss_fcos_cls"
@@ -85,22 +84,22 @@ def one_stage_losses(
     gt_boxes: list[Tensor],
     *more_per_level: list[Tensor],
 ) -> dict[str, Tensor]:
-    """What a one-stage detector's ``losses`` gives, with the AP loss in place of ``name``.
+    """Returns the losses of a one-stage detector, with the AP loss in place of the loss ``name``.
 
-    Unless the stock classification loss is used too, the stock method is called with the anchors
-    alone that are positive in some image. All that it takes from the others is that loss: the box
-    losses, normaliser and statistics are the same.
+    If the stock classification loss is not used, the stock method gets only the anchors that are
+    positive in some image. The other anchors contribute only to that loss; box losses, normaliser
+    and statistics are the same without them.
 
     Args:
         model: the detector, with ``rambo_loss`` and ``num_classes``.
         stock_losses: the stock method.
-        name: of the classification loss.
+        name: the name of the classification loss.
         anchors: Boxes of each level.
         pred_logits: of each level ``(N, R of the level, K)``.
-        gt_labels: N of ``(R,)`` int64; K is background, -1 ignored.
+        gt_labels: N tensors ``(R,)`` int64; K is background, -1 is ignored.
         pred_anchor_deltas: of each level ``(N, R of the level, 4)``.
-        gt_boxes: N of ``(R, 4)`` px.
-        *more_per_level: what else the stock method takes, of the form of ``pred_anchor_deltas``.
+        gt_boxes: N tensors ``(R, 4)`` in px.
+        *more_per_level: the stock method's other arguments, in the form of ``pred_anchor_deltas``.
     """
     if model.rambo_loss.stock_share():
         inputs = (anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level)
@@ -108,7 +107,7 @@ def one_stage_losses(
         labels = torch.stack(gt_labels)
         used = ((labels >= 0) & (labels != model.num_classes)).any(dim=0)  # (R,)
         labels = labels[:, used]
-        # Zeros without memory of their own in place of the logits.
+        # Zeros replace the logits; an expanded tensor takes no memory.
         no_logits = pred_logits[0].new_zeros(()).expand(*labels.shape, model.num_classes)
         inputs = (
             [Boxes.cat(anchors)[used]],
@@ -123,7 +122,7 @@ def one_stage_losses(
 
 
 def flatten_levels(pred_logits: list[Tensor], gt_labels: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits ``(N, R of the level, K)`` of each level and N labels ``(R,)`` as one batch.
+    """Flattens logits ``(N, R of the level, K)`` of each level and N labels ``(R,)`` to one batch.
 
     Returns:
         ``(N * R, K)`` and ``(N * R,)``.

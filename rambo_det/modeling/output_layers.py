@@ -19,7 +19,7 @@ from .scores import score_function
 class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
     """FastRCNNOutputLayers whose ``loss_cls`` is the batch-wide AP loss.
 
-    The layers, hence the weights of a checkpoint, are those of the stock class.
+    The layers are those of the stock class, and so are the weights in a checkpoint.
     """
 
     @configurable
@@ -34,15 +34,15 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> None:
         """
         Args:
-            input_shape: as the stock class.
+            input_shape: as in the stock class.
             num_classes: number of foreground classes K.
-            rambo_loss: the loss; None: one with its defaults.
-            score: name of what is ranked, see :mod:`.scores`.
+            rambo_loss: the loss; None: a RamboCriterion with its defaults.
+            score: name of the score that is ranked, see :mod:`.scores`.
             **kwargs: passed to FastRCNNOutputLayers.
 
         Raises:
-            InputError: what is ranked, or the stock loss beside it, is not what boxes are scored by
-                at inference.
+            InputError: the ranked score, or the stock loss of the warm-up, does not match the
+                scoring of boxes at inference.
         """
         refuse_fed_loss(kwargs.get("use_fed_loss", False))
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
@@ -62,9 +62,9 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
     def losses(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor]:
-        """As the stock method; ``loss_cls`` is the AP loss of all images' proposals together."""
+        """Returns the stock losses; ``loss_cls`` is the AP loss of all images' proposals."""
         logits, deltas = predictions
-        # super() gives the box loss, its weights and the logged statistics; with detached logits
+        # super() computes and weighs the box loss and logs statistics. Its logits are detached
         # unless its classification loss is used too.
         stock_logits = logits if self.rambo_loss.stock_share() else logits.detach()
         stock = partial(super().losses, (stock_logits, deltas), proposals)
@@ -76,12 +76,12 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> list[Tensor]:
-        """As the stock method: softmax, or for ``score="logits"`` a sigmoid of each class."""
-        # Not by way of super(), which torch.jit.script does not know.
+        """Returns probabilities by a softmax, or for ``score="logits"`` by a sigmoid per class."""
+        # Does not call super(), which torch.jit.script does not support.
         scores = predictions[0]
         probs = scores.sigmoid() if self._sigmoid else scores.softmax(dim=-1)
-        # len() would make a constant of the number of proposals while a model is traced. Detectron2
-        # patches it for that, in modules of its own.
+        # When a model is traced, len() would make the number of proposals a constant. Detectron2
+        # patches len() to avoid this, but only in its own modules.
         return probs.split([p.__len__() for p in proposals], dim=0)
 
 

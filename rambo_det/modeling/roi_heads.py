@@ -19,11 +19,11 @@ from .output_layers import RamboFastRCNNOutputLayers
 
 
 class _RamboPredictors:
-    """Gives heads a :class:`RamboFastRCNNOutputLayers` in the place of each stock box predictor.
+    """A mixin that replaces each stock box predictor by a :class:`RamboFastRCNNOutputLayers`.
 
-    Comes first among the base classes. The new predictors have the weights of the stock ones, which
-    have been drawn by then. They are drawn aside, so that the initial weights of everything else
-    equal the stock model's.
+    The mixin must be the first base class. The new predictors get the initial weights of the stock
+    ones. They are built with a forked random state, so the initial weights of all other layers
+    equal those of the stock model.
     """
 
     @classmethod
@@ -32,7 +32,7 @@ class _RamboPredictors:
         args: dict[str, Any] = super().from_config(cfg, input_shape)  # type: ignore[misc]
 
         def swapped(stock: FastRCNNOutputLayers, **named: str) -> RamboFastRCNNOutputLayers:
-            # The heads choose input shape and box transform, not the config alone.
+            # The heads set input shape and box transform; the config alone does not define them.
             shape = ShapeSpec(channels=stock.cls_score.in_features)
             loss = RamboCriterion.from_cfg(cfg, stock.num_classes, **named)
             predictor = RamboFastRCNNOutputLayers(
@@ -54,9 +54,9 @@ class _RamboPredictors:
 
 @ROI_HEADS_REGISTRY.register()
 class RamboROIHeads(_RamboPredictors, StandardROIHeads):
-    """StandardROIHeads with :class:`RamboFastRCNNOutputLayers`; masks and key points as before."""
+    """StandardROIHeads with :class:`RamboFastRCNNOutputLayers`; same masks and key points."""
 
-    # For torch.jit.script; Detectron2 says so of StandardROIHeads alone.
+    # For torch.jit.script; Detectron2 annotates only StandardROIHeads itself.
     mask_on: torch.jit.Final[bool]
     keypoint_on: torch.jit.Final[bool]
 

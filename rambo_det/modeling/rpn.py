@@ -21,14 +21,14 @@ _NAMES: dict[str, Any] = {
 class RamboRPN(RPN):
     """RPN whose ``loss_rpn_cls`` is the AP loss of the sampled anchors' objectness.
 
-    Object against background is one class; scalars go under ``rambo/rpn/``.
+    The only class is ``object``. The training scalars begin with ``rambo/rpn/``.
     """
 
     @configurable
     def __init__(self, *, rambo_loss: RamboCriterion | None = None, **kwargs: Any) -> None:
         """
         Args:
-            rambo_loss: the loss, for one class; None: one with its defaults.
+            rambo_loss: the loss for one class; None: a RamboCriterion with its defaults.
             **kwargs: passed to RPN.
         """
         super().__init__(**kwargs)
@@ -49,14 +49,14 @@ class RamboRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """As the stock method; ``loss_rpn_cls`` is the AP loss of all images' sampled anchors."""
+        """Returns the stock losses; ``loss_rpn_cls`` is the AP loss of all sampled anchors."""
         logits = pred_objectness_logits
         stock_logits = logits if self.rambo_loss.stock_share() else [x.detach() for x in logits]
         stock = partial(
             super().losses, anchors, stock_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
         labels = torch.stack(gt_labels).flatten().long()
-        # The RPN's 1 is object, 0 background, -1 ignored; the loss's 0, 1 and -1.
+        # RPN labels: 1 object, 0 background, -1 ignored. The loss: 0 object, 1 background, -1.
         classes = torch.where(labels >= 0, 1 - labels, labels)
         scores, scale = cat(logits, dim=1).reshape(-1, 1), self.loss_weight.get("loss_rpn_cls", 1.0)
         inputs = scores, classes

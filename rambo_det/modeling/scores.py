@@ -1,4 +1,4 @@
-"""Score functions: what of a softmax head's outputs is ranked."""
+"""Score functions: they compute the scores that are ranked from a softmax head's outputs."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ from ..errors import InputError
 
 
 def log_odds(logits: Tensor) -> Tensor:
-    """``log(p / (1 - p))`` of the softmax probabilities: ``z_c - log Σ_{j≠c} exp(z_j)``.
+    """Returns ``log(p / (1 - p))`` of the softmax p, which is ``z_c - log Σ_{j≠c} exp(z_j)``.
 
-    Orders boxes exactly as the softmax does, within a class and between classes, but does not
-    saturate: a gap of one here is a gap of one logit.
+    The log odds order boxes exactly as the softmax does, within a class and between classes, but do
+    not saturate: if one logit rises by 1, its log odds rise by 1.
 
     Args:
         logits: ``(N, K + 1)`` float32.
@@ -22,7 +22,7 @@ def log_odds(logits: Tensor) -> Tensor:
     """
     top = logits.argmax(dim=1, keepdim=True)
     is_top = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, top, True)
-    # log Σ_{j≠c}: for all but the largest logit p <= 1/2, and log(1 - p) loses no digits.
+    # log Σ_{j≠c}: all logits but the largest have p <= 1/2, where log(1 - p) loses no digits.
     log_prob = logits.log_softmax(dim=1).masked_fill(is_top, -torch.inf)
     others = logits.logsumexp(dim=1, keepdim=True) + torch.log1p(-log_prob.exp())
     others_of_top = logits.masked_fill(is_top, -torch.inf).logsumexp(dim=1, keepdim=True)
@@ -30,12 +30,12 @@ def log_odds(logits: Tensor) -> Tensor:
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Softmax probabilities of the classes: ``(N, K + 1)`` logits to ``(N, K)``."""
+    """Returns the softmax probabilities ``(N, K)`` of the classes, from ``(N, K + 1)`` logits."""
     return logits.softmax(dim=1)[:, :-1]
 
 
 def class_logits(logits: Tensor) -> Tensor:
-    """The classes' logits as they are: ``(N, K + 1)`` to ``(N, K)``."""
+    """Returns the unchanged logits ``(N, K)`` of the classes, from ``(N, K + 1)`` logits."""
     return logits[:, :-1]
 
 
@@ -47,7 +47,7 @@ SCORE_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def score_function(name: str) -> Callable[[Tensor], Tensor]:
-    """The score function of that name; InputError if there is none."""
+    """Returns the score function of that name; raises InputError if none has that name."""
     if name not in SCORE_FUNCTIONS:
         raise InputError(f"MODEL.RAMBO.SCORE must be one of {tuple(SCORE_FUNCTIONS)}, got {name!r}")
     return SCORE_FUNCTIONS[name]

@@ -13,7 +13,7 @@ model.pixel_mean = [127.5, 127.5, 127.5]
 model.pixel_std = [64.0, 64.0, 64.0]
 model.backbone.bottom_up.stem.norm = "GN"
 model.backbone.bottom_up.stages.update(depth=18, norm="GN")
-model.backbone.bottom_up.stages.pop("stride_in_1x1")  # the basic blocks have no 1x1
+model.backbone.bottom_up.stages.pop("stride_in_1x1")  # basic blocks have no 1x1 convolution
 model.backbone.update(norm="GN", out_channels=64)
 model.backbone.top_block.in_channels = 64
 model.head.update(input_shape=[ShapeSpec(channels=64)] * 5, conv_dims=[64, 64])

@@ -1,4 +1,4 @@
-"""The one primitive that looks at all N·C scores."""
+"""Counting of all N·C scores between edges, by the fastest backend of a device."""
 
 import functools
 import logging
@@ -21,24 +21,24 @@ def bin_negatives(
     dtype: torch.dtype = torch.float32,
     max_score: float = float("inf"),
 ) -> tuple[Tensor, Tensor | None]:
-    """Counts the negatives at or above edges and, with values of the edges, gives their gradient.
+    """Counts the negatives at or above each edge; with ``values``, computes their gradient.
 
-    A negative is a score of a row whose class is >= 0 and not the score's column. It belongs to two
-    segments: that of its column, and segment C, of all columns. Its gradient is the sum of two
-    values: in each segment that of the highest edge at or below it, or 0 if there is none.
+    A score is a negative if its row's class is >= 0 and differs from the score's column. A negative
+    belongs to two segments: the segment of its column, and segment C of all columns. Its gradient
+    is the sum, over both, of the value of the highest edge at or below the score (0 without one).
 
     Args:
         scores: ``(N, C)``, float32 or half precision, contiguous or strided.
         gt_classes: ``(N,)`` int64, contiguous.
-        edges: ``(E,)`` int64, rising keys (:mod:`.sort_keys`) of segment and float32 edge. Those of
-            segments above C count nothing.
-        values: ``(E,)`` float64, one for each edge; None: no gradient is wanted.
-        dtype: of the gradient, which is summed in float64; half precision is rounded from float32.
-        max_score: no score is above it. A hint that saves time on a CPU.
+        edges: ``(E,)`` int64, rising keys (:mod:`.sort_keys`) of segments and float32 edges. Edges
+            in segments above C have the count 0.
+        values: ``(E,)`` float64, one per edge; None: no gradient is computed.
+        dtype: of the gradient. It is summed in float64; half precision is rounded from float32.
+        max_score: no score is above ``max_score``. A hint that saves time on a CPU.
 
     Returns:
-        Counts ``(E,)`` int64, and the gradient ``(N, C)``, 0 for what is no negative, or None. Both
-        are on the device of the scores, which is not waited for.
+        Counts ``(E,)`` int64, and the gradient ``(N, C)`` or None; it is 0 for scores that are not
+        negatives. Both are on the device of the scores; the function does not wait for the device.
 
     Example:
         >>> scores = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
@@ -56,7 +56,7 @@ def bin_negatives(
 
 @functools.cache
 def _backend(device: torch.device):  # type: ignore[no-untyped-def]  # a module
-    """The fastest module for the device; the reference, with one line in the log, if it fails."""
+    """Returns the fastest backend; if it fails, logs one line and returns the reference."""
     if device.type == "cpu":
         return cpu if cpu.library() else reference
     if device.type != "cuda" or os.environ.get("RAMBO_DET_TRITON") == "0":
@@ -65,7 +65,7 @@ def _backend(device: torch.device):  # type: ignore[no-untyped-def]  # a module
         from . import triton_kernel
 
         _try_out(triton_kernel, device)
-    except Exception as error:  # of Triton, of the compilers that it calls, of the driver
+    except Exception as error:  # from Triton, its compilers or the driver
         logging.getLogger(__name__).warning(
             "The loss takes many times as long on this GPU as it could: its Triton kernel does not "
             "run (%s: %s). The triton that fits this torch and a C compiler mend that; "
@@ -77,7 +77,7 @@ def _backend(device: torch.device):  # type: ignore[no-untyped-def]  # a module
 
 
 def _try_out(backend, device: torch.device) -> None:  # type: ignore[no-untyped-def]  # a module
-    """Raises whatever keeps the backend from running, RuntimeError if its numbers are wrong."""
+    """Raises the error of a backend that cannot run; RuntimeError if its numbers are wrong."""
     scores = torch.tensor([[0.0, 1.0], [2.0, 0.5], [1.0, 2.0]], device=device)
     gt_classes = torch.tensor([0, 2, 1], device=device)
     segments = torch.tensor([0, 0, 2, 2], device=device)

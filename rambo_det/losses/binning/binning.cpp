@@ -1,5 +1,5 @@
-// bin_negatives for a CPU, see __init__.py: one pass over the scores, on several threads, in memory
-// that does not depend on their number. Plain C at the boundary: any C++17 compiler makes it.
+// bin_negatives for a CPU, see __init__.py: one pass over the scores, on several threads. It needs
+// memory for the edges, not for the scores. The interface is C: any C++17 compiler can build it.
 
 #include <algorithm>
 #include <cstdint>
@@ -8,10 +8,10 @@
 
 namespace {
 
-constexpr int kBlock = 128;             // scores that are looked at together
+constexpr int kBlock = 128;             // scores that are processed together
 constexpr int kUnrolled = 2;            // edges of a cell that are compared without a branch
-constexpr int64_t kCellsPerEdge = 2;    // cells of a segment's table
-constexpr int64_t kMaxCells = 1 << 16;  // of one segment
+constexpr int64_t kCellsPerEdge = 2;    // cells of a segment's table, per edge
+constexpr int64_t kMaxCells = 1 << 16;  // most cells of one segment
 constexpr int64_t kMinPerThread = 1 << 12;
 const float kInfinity = __builtin_inff();
 
@@ -24,24 +24,24 @@ float score_of(int64_t key) {
   return score;
 }
 
-// The bins of all segments. In a segment, bin 0 is below its edges, and bin k has edge k - 1 as the
-// highest at or below. A table over the range of the edges settles most scores at one look: the
-// cell of a score never falls as the score rises, so that all edges of lower cells are at or below
-// it and all of higher cells above. The edges of its own cell are compared: the result is exact.
+// The bins of all segments. In a segment, bin 0 is for scores below all edges, and bin k for scores
+// from edge k - 1 up to the next. A table over the range of the edges gives most bins by a lookup.
+// A higher score never has a lower cell. So the edges of lower cells are at or below the score, and
+// those of higher cells above it. Edges in the score's cell are compared, so the result is exact.
 struct Segments {
   struct Range {  // cell = first_cell + clamp((score - low) * scale + 1, 0, top)
-    std::vector<float> lowest, low, scale, top;  // lowest edge; infinite if there is none
+    std::vector<float> lowest, low, scale, top;  // lowest: lowest edge, infinite without edges
     std::vector<int32_t> first_cell;
   };
-  Range of_column;              // those of the columns, repeated until a block fits from any of them
-  Range of_all;                 // that of the last segment, repeated for a block
-  std::vector<float> edges;     // of each segment, then infinite ones
+  Range of_column;              // of each column, repeated so that a block can start at any column
+  Range of_all;                 // of the segment of all columns, repeated for a block
+  std::vector<float> edges;     // of each segment, then a few infinite edges
   std::vector<double> values;   // of each bin
-  std::vector<int64_t> begin;   // of each segment in these
-  std::vector<int32_t> number;  // edges of each segment
-  std::vector<int32_t> cells;   // the bin of a score below all edges of the cell
+  std::vector<int64_t> begin;   // of each segment in edges and values
+  std::vector<int32_t> number;  // number of edges of each segment
+  std::vector<int32_t> cells;   // for each cell the bin of a score below all edges of the cell
 
-  // max_score: no score is above it, so that no cell is spent on edges that are.
+  // No score is above max_score, so the tables need no cells for edges above max_score.
   Segments(const int64_t* keys, int64_t num_keys, const double* edge_values, int64_t num_columns,
            float max_score) {
     int64_t k = 0;
@@ -86,7 +86,7 @@ struct Segments {
   void make_cells(Range& range, int64_t g, float max_score) {
     const float* own = &edges[begin[g]];
     const int32_t n = number[g];
-    // The first cell is for all that lies below.
+    // The first cell is for scores below all edges.
     const int64_t size = n ? std::min(kCellsPerEdge * n + 2, kMaxCells) : 1;
     const float low = n ? own[0] : 0, width = n ? std::min(own[n - 1], max_score) - low : 0;
     const float scale = width > 0 ? float(size - 2) / width : 0;
@@ -104,14 +104,14 @@ struct Segments {
   }
 };
 
-// Scores that lie side by side in memory; the last ones of a short block are no negatives.
+// Scores that are adjacent in memory. The unused entries of a short block are not negatives.
 struct Block {
   float x[kBlock];
   uint8_t negative[kBlock];  // 1 or 0
 };
 
-// Counts each negative of a block in its bin of the segments in `range`, from place `first` on, and
-// adds the value of the bin to its own.
+// Counts each negative of a block in its bin, and adds the bin's value to the negative's `value`.
+// `range` has the segments; the entry at `first` belongs to the first score of the block.
 void bin_block(const Block& block, const Segments& segments, const Segments::Range& range,
                int64_t first, int64_t* counts, double* value) {
   const float *lowest = &range.lowest[first], *low = &range.low[first];
@@ -123,14 +123,14 @@ void bin_block(const Block& block, const Segments& segments, const Segments::Ran
   int32_t cells[kBlock], reaches[kBlock];
   for (int i = 0; i < kBlock; ++i) {
     float place = (block.x[i] - low[i]) * scale[i] + 1;
-    place = place < top[i] ? place : top[i];  // NaN: the highest cell
+    place = place < top[i] ? place : top[i];  // NaN gets the highest cell
     cells[i] = first_cell[i] + int32_t(place > 0 ? place : 0);
   }
   uint8_t marks[kBlock], places[kBlock];
   for (int i = 0; i < kBlock; ++i) reaches[i] = block.x[i] >= lowest[i];
   for (int i = 0; i < kBlock; ++i) marks[i] = uint8_t(reaches[i]) & block.negative[i];
   int number = 0;
-  for (int i = 0; i < kBlock; ++i) {  // without a branch: few of the scores are counted
+  for (int i = 0; i < kBlock; ++i) {  // without a branch; few of the scores are counted
     places[number] = uint8_t(i);
     number += marks[i];
   }
@@ -142,7 +142,7 @@ void bin_block(const Block& block, const Segments& segments, const Segments::Ran
   }
 }
 
-// Bins the scores from `start` to `end` and, if grad is not null, writes their gradient.
+// Bins the scores from `start` to `end`. Writes their gradient if grad is not null.
 template <class Out>
 void bin_scores(const float* scores, int64_t start, int64_t end, int64_t columns,
                 const int64_t* gt_classes, const Segments& segments, Out* grad, int64_t* counts) {
@@ -172,7 +172,7 @@ void bin_scores(const float* scores, int64_t start, int64_t end, int64_t columns
 }  // namespace
 
 // The scores and the gradient are contiguous. edge_values and grad are null if no gradient is
-// wanted; is_double says what grad points at.
+// needed. is_double: grad points to double, otherwise to float.
 extern "C" void rambo_bin_negatives(const float* scores, int64_t rows, int64_t columns,
                                     const int64_t* gt_classes, float max_score,
                                     const int64_t* edges, int64_t num_edges,

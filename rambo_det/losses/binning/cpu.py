@@ -1,6 +1,6 @@
-"""bin_negatives on a CPU, by ``binning.cpp``, which is compiled when it is first needed.
+"""bin_negatives on a CPU, in C++; ``binning.cpp`` is compiled when it is first needed.
 
-Where there is no C++ compiler, or RAMBO_DET_NATIVE is 0, :mod:`.reference` does the same, slower.
+Without a C++ compiler, or with RAMBO_DET_NATIVE=0, the slower :mod:`.reference` is used.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from torch import Tensor
 from ...places import cache_folder
 
 _SOURCE = Path(__file__).with_name("binning.cpp")
-# No contraction: it would round otherwise than float64 arithmetic elsewhere does.
+# No fused multiply-add: it would round differently from the other backends.
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off")
 _COMPILERS = ("c++", "g++", "clang++")
 _P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -53,7 +53,7 @@ def bin_negatives(
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled C++; None, with one line in the log, where it cannot be had."""
+    """Returns the compiled library; None, with one line in the log, if it cannot be loaded."""
     if os.environ.get("RAMBO_DET_NATIVE") == "0":
         return None
     try:
@@ -74,10 +74,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def _compiled_library() -> Path:
-    """The library, compiled if it is not there yet; it appears only when it is whole.
+    """Returns the path of the library; compiles the library if it does not exist yet.
 
-    It lies in the cache folder, under the hash of all that it is made from. OSError if there is no
-    compiler, if it fails or if the folder cannot be written.
+    The file appears in the cache folder once it is complete; its name has a hash of all its inputs.
+    Raises OSError if no compiler exists, compiling fails, or the folder cannot be written.
     """
     named = shlex.split(os.environ.get("CXX", ""))
     found = [path for path in map(shutil.which, named[:1] or _COMPILERS) if path]
@@ -85,7 +85,7 @@ def _compiled_library() -> Path:
         raise OSError(f"no C++ compiler: {', '.join(named[:1] or _COMPILERS)} not found")
     compiler = [found[0], *named[1:]]
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
-    # Also of the processor and the system: the folder may be shared by machines.
+    # The hash includes the processor and the system: machines may share the folder.
     made_for = (compiler, _FLAGS, platform.platform(), _cpu())
     parts = [_SOURCE.read_bytes(), version, repr(made_for).encode()]
     folder = cache_folder()
@@ -99,7 +99,7 @@ def _compiled_library() -> Path:
 
 
 def _cpu() -> str:
-    """What tells apart processors with different instructions."""
+    """Returns a text that differs between processors with different instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -109,7 +109,7 @@ def _cpu() -> str:
 
 def _compile(compiler: list[str], library: Path) -> None:
     command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(library)]
-    # Not every compiler has OpenMP, without which there is one thread, or knows its own processor.
+    # Some compilers lack OpenMP (the library then uses one thread) or -march=native.
     for more in (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], []):
         made = subprocess.run([*command, *more], capture_output=True, text=True)
         if made.returncode == 0:

@@ -1,11 +1,11 @@
-"""bin_negatives in plain PyTorch, on any device: what the other backends are held against."""
+"""bin_negatives in plain PyTorch, on any device; the other backends are checked against it."""
 
 import torch
 from torch import Tensor
 
 from ..sort_keys import make_keys
 
-#: Scores that are looked at in one go: bounds the memory that their bins take.
+#: Scores that are processed at a time; this bounds the memory of their bins.
 _CHUNK = 1 << 22
 
 
@@ -19,7 +19,7 @@ def bin_negatives(
 ) -> tuple[Tensor, Tensor | None]:
     """See :func:`.binning.bin_negatives`."""
     num_classes = scores.shape[1]
-    # Bin 0 is for what is below all edges of its segment, bin e + 1 for what edge e is the highest.
+    # Bin 0: scores below all edges of their segment. Bin e + 1: scores from edge e up to the next.
     bins = edges.new_zeros(edges.shape[0] + 1)
     segment_of_bin = torch.cat([edges.new_full((1,), -1), edges >> 32])
     value_of_bin = None if values is None else torch.nn.functional.pad(values, (1, 0))
@@ -43,7 +43,7 @@ def bin_negatives(
 
 
 def counts_from_bins(bins: Tensor, edges: Tensor) -> Tensor:
-    """``(E,)`` int64: negatives at or above each edge, from those of which it is the highest."""
+    """Returns ``(E,)`` int64 counts at or above each edge, from the counts between edges."""
     from_here_on = torch.nn.functional.pad(bins.flip(0).cumsum(0).flip(0), (0, 1))
     end_of_segment = torch.searchsorted(edges, ((edges >> 32) + 1) << 32)
     return from_here_on[:-1] - from_here_on[end_of_segment]

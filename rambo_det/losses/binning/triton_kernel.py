@@ -1,9 +1,9 @@
 """bin_negatives as one Triton kernel, for a GPU.
 
-One program looks at a block of columns and goes over blocks of rows. A score is compared with the
-lowest and the highest edge of its two segments; one that lies between is looked up by bisection.
-What lies above all edges of a segment is summed up in registers, what lies between in several
-copies of the bins, so that few additions meet at one place in memory.
+Each program handles a block of columns and loops over blocks of rows. It compares a score with the
+lowest and the highest edge of its two segments. It looks up scores between these edges by
+bisection. It counts scores above all edges in registers, and scores between in one of several
+copies of the bins, so that few atomic additions hit the same address.
 """
 
 import torch
@@ -14,20 +14,20 @@ from torch import Tensor
 from ..sort_keys import scores_of, segment_offsets
 from .reference import counts_from_bins
 
-#: Scores of a block, and warps that share them.
+#: Scores per block, and warps per block.
 _BLOCK, _WARPS = 256, 4
-#: Programs that go over the rows: several for each multiprocessor of a large GPU.
+#: Upper limit of programs per launch: several for each multiprocessor of a large GPU.
 _PROGRAMS = 2048
-#: Places for the bins of all copies, and the most copies.
+#: Upper limits of the bins in all copies together, and of the copies.
 _PLACES, _COPIES = 1 << 18, 64
 
 
 @triton.jit
 def _segment(edges, offsets, segment, exists):
-    """Where a segment's edges begin, their number, the lowest and highest; NaN if there is none."""
+    """Returns a segment's first edge index, number of edges, and lowest and highest edge or NaN."""
     first = tl.load(offsets + segment, mask=exists, other=0).to(tl.int32)
     number = tl.load(offsets + segment + 1, mask=exists, other=0).to(tl.int32) - first
-    some = exists & (number > 0)  # else NaN: not even an infinite score is at or above that
+    some = exists & (number > 0)  # else NaN: no score, not even infinity, is >= NaN
     lowest = tl.load(edges + first, mask=some, other=float("nan"))
     highest = tl.load(edges + first + number - 1, mask=some, other=float("nan"))
     return first, number, lowest, highest
@@ -35,9 +35,10 @@ def _segment(edges, offsets, segment, exists):
 
 @triton.jit
 def _num_at_or_below(value, near, edges, first, number, highest):
-    """How many edges are at or below each value that is ``near``, at or above the lowest; 0 else.
+    """Returns the number of edges at or below each value; 0 for values that are not ``near``.
 
-    And which values are at or above the highest, and which between the two.
+    A ``near`` value is at or above the lowest edge. Also returns which near values are at or above
+    the highest edge, and which are below it.
     """
     over = near & (value >= highest)
     between = near & (value < highest)
@@ -64,7 +65,7 @@ def _bin_kernel(
     first, number, lowest, highest = _segment(edges, offsets, column, column < columns)
     first, number = first[None, :], number[None, :]
     lowest, highest = lowest[None, :], highest[None, :]
-    # Those of the segment of all columns.
+    # The same for the segment of all columns.
     first_all, number_all, lowest_all, highest_all = _segment(edges, offsets, columns, columns > 0)
     mine = bins + (tl.program_id(0) % COPIES).to(tl.int64) * num_edges
     zeros = tl.zeros((ROWS, COLUMNS), tl.int32)
@@ -107,10 +108,10 @@ def _bin_kernel(
 
 
 def _tiles(rows: int, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The programs along rows and columns; the block of each and its warps."""
+    """Returns the number of programs along rows and columns, and the kernel's block sizes."""
     widest = min(triton.next_power_of_2(columns), 64)
     widths = [w for w in (1, 2, 4, 8, 16, 32, 64) if min(widest, 8) <= w <= widest]
-    # As little as possible hangs over the last column.
+    # The width with the fewest unused columns in the last block.
     width = min(reversed(widths), key=lambda w: -(-columns // w) * w)
     height = _BLOCK // width
     across = -(-columns // width)
@@ -119,7 +120,7 @@ def _tiles(rows: int, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
 
 
 def _lacks_bfloat16(device: torch.device) -> bool:
-    """A GPU before Ampere has no instruction that converts it; older Tritons fail on that."""
+    """Returns whether a GPU cannot convert bfloat16 (before Ampere); older Tritons fail on it."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
 
 
@@ -144,9 +145,9 @@ def bin_negatives(
     bins = edges.new_zeros((copies, num_edges))
     if scores.numel() and num_edges:
         offsets = segment_offsets(edges, scores.shape[1] + 1)
-        out = grad if grad is not None else scores  # a kernel that does not write has none
+        out = grad if grad is not None else scores  # a placeholder if the kernel writes no gradient
         grid, blocks = _tiles(*scores.shape)
-        # Triton starts a kernel on the current device, whatever the device of the tensors.
+        # Triton launches kernels on the current device, not on the device of the tensors.
         with torch.cuda.device_of(scores):
             _bin_kernel[grid](
                 scores, gt_classes, *scores.shape, *scores.stride(), scores_of(edges), offsets,
