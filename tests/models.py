@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from PIL import Image
 
 import rambo_det
-from rambo_det.data.drawing import CLASSES, SPEC, draw
+from rambo_det.data.drawing import CLASSES, SPEC, draw_image
 
 CONFIGS = Path(rambo_det.__file__).resolve().parents[1] / "configs"
 SIZE = SPEC["image_px"]
@@ -48,7 +48,7 @@ def write_coco(folder: Path, num: int = 4, split: str = "train") -> tuple[str, s
     images, annotations = [], []
     (folder / split).mkdir(parents=True)
     for index in range(num):
-        image, objects = draw(split, index)
+        image, objects = draw_image(split, index)
         name = f"{index}.png"
         cv2.imwrite(str(folder / split / name), image)
         images.append({"id": index, "file_name": name, "height": SIZE, "width": SIZE})
@@ -106,7 +106,7 @@ def training_inputs(num: int = 2, empty: bool = False, outlines: bool = False) -
     """
     inputs = []
     for index in range(num):
-        image, objects = draw("train", index)
+        image, objects = draw_image("train", index)
         objects = [] if empty else objects
         instances = Instances((SIZE, SIZE))
         boxes = np.array([box for _, box, _ in objects], dtype=np.float32).reshape(-1, 4)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rambo_det.losses.distributed import Processes
 from rambo_det.losses.gradient import attach_gradient
 from rambo_det.losses.inputs import prepare_inputs
-from rambo_det.losses.ranking import RankingSpec, rank
+from rambo_det.losses.ranking import RankingSpec, compute_ranking
 
 from .torture import WHOLE
 
@@ -79,7 +79,7 @@ def run(scores, gt, per_class, margin, step):
     """What rank() gives, the loss and the gradient of its float64 scores."""
     leaf, alone = scores.double().requires_grad_(), Processes(together=False)
     inputs = prepare_inputs(leaf, gt, alone)
-    result = rank(inputs, spec(per_class, margin, **step), alone)
+    result = compute_ranking(inputs, spec(per_class, margin, **step), alone)
     loss = attach_gradient(leaf, inputs.scores, result.loss, result.gradient, alone)
     loss.backward()
     return loss.detach(), result, leaf.grad.cpu().numpy()

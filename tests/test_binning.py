@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rambo_det.losses import binning
 from rambo_det.losses.binning import cpu, reference
-from rambo_det.losses.sort_keys import EMPTY_KEY, make_keys, scores_of, segments_of
+from rambo_det.losses.sort_keys import EMPTY_KEY, key_scores, key_segments, make_keys
 
 from .forked import python
 from .strategies import VALUES
@@ -43,7 +43,7 @@ def cases(draw, max_rows, columns=(0, 1, 2, 5, 70, 129)):
 
 def by_definition(scores, gt, edges, values):
     """The counts and the gradient, score by score, in float64."""
-    c, at, segments = scores.shape[1], scores_of(edges).numpy(), segments_of(edges).numpy()
+    c, at, segments = scores.shape[1], key_scores(edges).numpy(), key_segments(edges).numpy()
     counts, grad = np.zeros(len(at), dtype=np.int64), np.zeros(scores.shape)
     for (n, j), b in np.ndenumerate(scores.numpy()):
         if gt[n] < 0 or gt[n] == j:
@@ -163,10 +163,10 @@ def test_the_cpp_compiles_and_loads(monkeypatch, tmp_path):
 def test_the_kernel_is_tried_out_before_it_is_used(monkeypatch, caplog):
     """It runs and gives what the reference gives, or that takes over with one line."""
     kernel, device = triton_kernel(monkeypatch)
-    binning._try_out(kernel, torch.device(device))
+    binning._self_test(kernel, torch.device(device))
     backend, gpu = binning._backend.__wrapped__, torch.device("cuda")
     with monkeypatch.context() as patch:
-        patch.setattr(binning, "_try_out", lambda module, device: None)
+        patch.setattr(binning, "_self_test", lambda module, device: None)
         assert backend(gpu) is kernel
     right = kernel.bin_negatives
     for part in (0, 1):  # the counts, the gradient
@@ -178,8 +178,8 @@ def test_the_kernel_is_tried_out_before_it_is_used(monkeypatch, caplog):
 
         monkeypatch.setattr(kernel, "bin_negatives", wrong)
         with pytest.raises(RuntimeError, match="its numbers are not"):
-            binning._try_out(kernel, torch.device(device))
-    monkeypatch.setattr(binning, "_try_out", lambda module, device: 1 / 0)
+            binning._self_test(kernel, torch.device(device))
+    monkeypatch.setattr(binning, "_self_test", lambda module, device: 1 / 0)
     assert backend(gpu) is reference
     (said,) = caplog.messages
     assert "Triton" in said and "ZeroDivisionError" in said

@@ -22,7 +22,7 @@ from rambo_det.errors import InputError
 from rambo_det.evaluation.calibration import (
     LabelledDetections,
     calibration_error,
-    fit,
+    fit_rescaling,
     identity,
     label_detections,
 )
@@ -103,7 +103,7 @@ def test_a_class_of_low_scores_is_lifted(kind):
     true = classifier.scores(outputs, classes, scale)
     right = torch.rand(number, generator=generator) < true
     labelled = LabelledDetections(outputs, classes, right, torch.full((NUM_CLASSES,), 1000))
-    found = fit(classifier, labelled)
+    found = fit_rescaling(classifier, labelled)
     assert float(found.factor) == pytest.approx(1.7, rel=0.05)
     torch.testing.assert_close(found.shift, scale.shift, rtol=0, atol=0.12)
     scores = [classifier.scores(outputs, classes, r) for r in (identity(NUM_CLASSES), found)]
@@ -119,7 +119,9 @@ def test_a_class_of_few_detections_takes_over_what_fits_all():
     classes[0] = NUM_CLASSES - 1  # one detection, which is wrong
     right = torch.rand(5000, generator=generator) < (outputs[:, 0] + 1).sigmoid()
     right[0] = False
-    found = fit(classifier, LabelledDetections(outputs, classes, right, torch.ones(4).long()))
+    found = fit_rescaling(
+        classifier, LabelledDetections(outputs, classes, right, torch.ones(4).long())
+    )
     torch.testing.assert_close(found.shift, torch.ones(4).double(), rtol=0, atol=0.3)
 
 
@@ -129,7 +131,7 @@ def test_scores_that_tell_all_are_rescaled_within_bounds(all_right):
     outputs = torch.linspace(-2, 2, 100)[:, None]
     right = outputs[:, 0] > (-3 if all_right else 0)
     labelled = LabelledDetections(outputs, torch.zeros(100).long(), right, torch.ones(4).long())
-    found = fit(classifier, labelled)
+    found = fit_rescaling(classifier, labelled)
     assert 0 < float(found.factor) < 1e4 and found.shift.isfinite().all()
 
 
@@ -137,7 +139,7 @@ def test_no_factor_is_beyond_all_bounds():
     """Where the outputs hardly differ; unbounded, a search for a step ended in NaN."""
     outputs, ones = torch.linspace(-1e-6, 1e-6, 100_000)[:, None], torch.ones(4).long()
     labelled = LabelledDetections(outputs, torch.zeros(100_000).long(), outputs[:, 0] > 3e-7, ones)
-    assert 1 < float(fit(Classifier(build("retinanet")), labelled).factor) < 1e6
+    assert 1 < float(fit_rescaling(Classifier(build("retinanet")), labelled).factor) < 1e6
 
 
 def test_detections_are_labelled_as_coco_matches_them(tmp_path, image):

@@ -21,8 +21,8 @@ import rambo_det
 from rambo_det.cli.compare import main
 from rambo_det.compare.plan import Plan, Run
 from rambo_det.compare.report import shown_losses, write_report
-from rambo_det.compare.results import collect, compare
-from rambo_det.compare.run import alone_in, read_record, run_all, source_digest, write_record
+from rambo_det.compare.results import compare, measure_runs
+from rambo_det.compare.run import folder_lock, read_record, run_all, source_digest, write_record
 from rambo_det.compare.specs import Variant
 from rambo_det.compare.text import as_text
 from rambo_det.data import register_datasets
@@ -198,7 +198,7 @@ def evaluated(
             runs.append(run)
     variants = variants or {loss: Variant(loss, loss) for loss in finds}
     plan = Plan(variants, {"drawn": "set"}, runs, {"drawn": trained_on})
-    measured = collect(plan)
+    measured = measure_runs(plan)
     results = compare(plan, measured, "rambo-compare", 100)
     write_report(plan, measured, results, folder / "report.html")
     return measured, results, as_text(results), said_by(folder / "report.html")
@@ -304,7 +304,7 @@ def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     runs = [scripted(tmp_path / name, script) for name in "ab"]
 
     def compare_there():
-        with alone_in(tmp_path) as lock:
+        with folder_lock(tmp_path) as lock:
             return run_all(runs, 1, 3, keep, lock)
 
     with ThreadPoolExecutor() as pool:

@@ -172,7 +172,7 @@ def test_images_that_are_trained_and_tested_on_are_counted(tmp_path, catalogs):
         ([*one, "same", train, images, "DATASETS.TRAIN", "('same',)", "DATASETS.TEST", "('same',)"],
          {"same": 6}),
     ):  # fmt: skip
-        assert plan("real_data_ce.yaml", *words).trained_on == expected
+        assert plan("real_data_ce.yaml", *words).num_test_images_in_train == expected
 
 
 def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys):

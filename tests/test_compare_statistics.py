@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rambo_det.compare.intervals import difference, image_weights
+from rambo_det.compare.intervals import image_weights, paired_difference
 from rambo_det.compare.pictures import ap50_of_images
 from rambo_det.compare.text import verdict
 from rambo_det.evaluation.calibration import calibration_error
@@ -86,7 +86,7 @@ def test_many_resamples_are_those_one_by_one():
 @pytest.mark.parametrize(("seeds", "t"), [(2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262)])
 def test_interval_of_seeds_alone_is_students(seeds, t):
     values = np.arange(seeds, dtype=float)
-    found = difference(list(values), np.tile(values, (2000, 1)))
+    found = paired_difference(list(values), np.tile(values, (2000, 1)))
     half = t * np.std(values, ddof=1) / seeds**0.5
     assert found["mean"] == pytest.approx(values.mean())
     assert found["mean"] - found["low"] == pytest.approx(half, rel=0.02)
@@ -95,14 +95,14 @@ def test_interval_of_seeds_alone_is_students(seeds, t):
 
 def test_interval_ends_where_differences_do():
     values = [-40.0, 60.0]
-    found = difference(values, np.tile(values, (2000, 1)))
+    found = paired_difference(values, np.tile(values, (2000, 1)))
     assert (found["mean"], found["low"], found["high"]) == (10.0, -100.0, 100.0)
 
 
 def test_interval_of_images_alone_is_the_percentile_one():
     rng = np.random.default_rng(0)
     resampled = rng.normal(2.0, 1.0, (20000, 1))
-    found = difference([2.0], resampled)
+    found = paired_difference([2.0], resampled)
     assert found["low"] == pytest.approx(np.quantile(resampled, 0.025))
     assert found["high"] == pytest.approx(np.quantile(resampled, 0.975))
 
@@ -117,7 +117,7 @@ def test_interval_covers_what_it_says():
         per_seed = 0.5 + seeds + images.mean()
         weights = image_weights(50, 400, trial)
         resampled = 0.5 + seeds + (weights @ images / 50)[:, None]
-        found = difference(list(per_seed), resampled, trial)
+        found = paired_difference(list(per_seed), resampled, trial)
         hits.append(found["low"] <= 0.5 <= found["high"])
     assert 0.92 < np.mean(hits) < 0.985
 

@@ -157,8 +157,8 @@ def test_a_warm_up_starts_with_the_stock_loss_alone_and_ends_without_it(name):
 def test_outside_of_a_training_the_warm_up_is_over():
     loss = RamboCriterion(3, ce_warmup=10)
     with EventStorage(5):
-        assert loss.stock_share() == 0.5
-    assert loss.stock_share() == 0.0
+        assert loss.stock_loss_weight() == 0.5
+    assert loss.stock_loss_weight() == 0.0
 
 
 def test_what_is_trained_and_what_boxes_are_scored_by_must_agree():

@@ -13,7 +13,7 @@ from rambo_det import RamboLoss
 from rambo_det.losses import ScoreMemory
 from rambo_det.losses.distributed import Processes
 from rambo_det.losses.inputs import prepare_inputs
-from rambo_det.losses.sort_keys import EMPTY_KEY, scores_of, segments_of
+from rambo_det.losses.sort_keys import EMPTY_KEY, key_scores, key_segments
 
 from .forked import in_processes
 
@@ -135,7 +135,7 @@ def not_finite(rank, world):
         scores[0, 0] = torch.nan
     loss = RamboLoss(CLASSES, memory_length=1)
     assert loss(scores.requires_grad_(), torch.zeros(5, dtype=torch.int64)).isnan()
-    assert loss.memory.fill == 0
+    assert loss.memory.fill_fraction == 0
 
 
 def shards(rank, world):
@@ -176,7 +176,7 @@ def shards(rank, world):
 def kept(memory):
     """(score, list) of the negatives of each batch, rising."""
     rows = [row[row != EMPTY_KEY] for row in memory.negatives]
-    pairs = [(scores_of(row).tolist(), segments_of(row).tolist()) for row in rows]
+    pairs = [(key_scores(row).tolist(), key_segments(row).tolist()) for row in rows]
     return [sorted(zip(*pair, strict=True)) for pair in pairs]
 
 

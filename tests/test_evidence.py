@@ -15,7 +15,7 @@ pytest.importorskip("detectron2")
 import evidence
 
 from rambo_det.cli.compare import parse_args
-from rambo_det.compare.text import cell, number
+from rambo_det.compare.text import format_number, format_value
 from rambo_det.errors import InputError
 
 from .models import THIN, write_coco
@@ -45,14 +45,14 @@ def test_the_derived_rows_are_what_the_tool_derives():
 
 
 def test_every_number_of_the_page_is_in_a_row():
-    told = {number(row[key]) for row in ROWS["lowest class"] for key in ("AP", "focal loss")}
+    told = {format_number(row[key]) for row in ROWS["lowest class"] for key in ("AP", "focal loss")}
     for row in ROWS["losses"] + ROWS["differences"]:
         for values in (row[key] for key in row if isinstance(row[key], list) and key[0].isupper()):
-            told |= {number(value) for value in values}
-            told |= {number(abs(values[0])), f"+{number(values[0])}"}
+            told |= {format_number(value) for value in values}
+            told |= {format_number(abs(values[0])), f"+{format_number(values[0])}"}
             names = ("mean", "low", "high") if len(values) == 3 else ("mean", "std")
             if len(values) == len(names):
-                told.add(cell(dict(zip(names, values, strict=True))))
+                told.add(format_value(dict(zip(names, values, strict=True))))
     for names in re.findall(r"<!-- table: classes (.*) -->", PAGE):
         told |= set().union(*evidence.classes_table(ROWS, names.split()))
     settings = {"0.5", "0.2", "0.4", "0.03", "0.3", "0.7", "20.0"}  # keys, and two differences

@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main
 from rambo_det.engine.checkpointer import AtomicCheckpointer
-from rambo_det.engine.hooks import Evaluations
+from rambo_det.engine.hooks import BestEvalHook
 from rambo_det.engine.keys import YAML
 
 from .command_line import call, own_data, refused
@@ -159,7 +159,7 @@ def best_after(folder, start, aps, keep=True, metric="bbox/AP"):
     checkpointer = AtomicCheckpointer(trainer.model, str(folder))
     train = {"BEST_METRIC": metric, "KEEP_BEST": keep, "PATIENCE": 99}
     cfg = {"TEST": {"EVAL_PERIOD": 2}, "RAMBO_TRAIN": train}
-    best = Evaluations(cfg, YAML, evaluate, checkpointer)
+    best = BestEvalHook(cfg, YAML, evaluate, checkpointer)
     trainer.register_hooks([best])
     trainer.train(start, start + 2 * len(aps))
     return best

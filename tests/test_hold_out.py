@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from rambo_det.cli.train import main
 from rambo_det.data import hold_out, register_datasets
 from rambo_det.data.drawing import CLASSES
-from rambo_det.data.source import set_aside
+from rambo_det.data.source import choose_held_out
 from rambo_det.engine.run_data import read_data, write_data
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
@@ -86,7 +86,7 @@ def test_what_cannot_be_split_is_named(how, message, tmp_path):
 def test_each_part_needs_a_box_that_is_no_crowd(how, names, empty, crowds, tmp_path):
     file, images = write_coco(tmp_path, 6)
     content = json.loads(Path(file).read_text())
-    aside = set_aside(content["images"], 1)
+    aside = choose_held_out(content["images"], 1)
     kept = []
     for annotation in content["annotations"]:
         if (annotation["image_id"] in aside) != bool(empty):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed.run
 
-from rambo_det.engine.launch import from_slurm
+from rambo_det.engine.launch import torchrun_variables
 from rambo_det.errors import InputError
 from rambo_det.losses.sort_keys import EMPTY_KEY
 
@@ -86,15 +86,15 @@ def test_two_machines_by_detectron2s_launcher(training, tmp_path):
 
 
 def test_a_task_of_slurm_in_the_variables_of_torchrun():
-    assert from_slurm({}) == {}
+    assert torchrun_variables({}) == {}
     task = {**SLURM, "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}
     task["SLURM_STEP_NUM_NODES"] = "2"
-    assert from_slurm(task) == {
+    assert torchrun_variables(task) == {
         "RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "20007",
     }  # fmt: skip
-    assert from_slurm({**task, "MASTER_PORT": "29500"})["MASTER_PORT"] == "29500"
+    assert torchrun_variables({**task, "MASTER_PORT": "29500"})["MASTER_PORT"] == "29500"
     # An allocation of several tasks in which a script is run by hand is no run of several.
-    assert from_slurm({k: v for k, v in task.items() if k != "SLURM_STEP_ID"}) == {}
+    assert torchrun_variables({k: v for k, v in task.items() if k != "SLURM_STEP_ID"}) == {}
     with pytest.raises(InputError, match="--ntasks-per-node"):
-        from_slurm({**task, "SLURM_NTASKS": "3"})
+        torchrun_variables({**task, "SLURM_NTASKS": "3"})

@@ -9,7 +9,7 @@ from rambo_det import RamboLoss
 from rambo_det.losses import ScoreMemory
 from rambo_det.losses.distributed import Processes
 from rambo_det.losses.inputs import prepare_inputs
-from rambo_det.losses.sort_keys import EMPTY_KEY, scores_of, segments_of
+from rambo_det.losses.sort_keys import EMPTY_KEY, key_scores, key_segments
 
 from .strategies import batch
 
@@ -40,9 +40,9 @@ def test_written_only_in_training_with_gradients():
     loss.train()
     fill(loss)
     assert not same(state(loss), before)
-    assert loss.memory.fill == pytest.approx(1 / 3)
+    assert loss.memory.fill_fraction == pytest.approx(1 / 3)
     fill(loss, 5)
-    assert loss.memory.fill == 1
+    assert loss.memory.fill_fraction == 1
 
 
 def saved(loss):
@@ -67,7 +67,9 @@ def test_saved_and_loaded_whole(length):
     assert not entries  # it travels in the metadata
     incompatible = other.load_state_dict(entries)
     assert not incompatible.missing_keys and not incompatible.unexpected_keys
-    assert same(state(other), state(loss)) and other.memory.fill == loss.memory.fill
+    assert (
+        same(state(other), state(loss)) and other.memory.fill_fraction == loss.memory.fill_fraction
+    )
     scores, gt = batch(seed=7)
     assert other(scores, gt) == loss(scores, gt)
 
@@ -93,7 +95,7 @@ def test_what_was_remembered_by_another_loss_is_dropped(changed):
     other = RamboLoss(**{**arguments, **changed})
     before = state(other)
     other.load_state_dict(saved(fill(RamboLoss(**arguments), 5)))
-    assert same(state(other), before) and other.memory.fill == 0
+    assert same(state(other), before) and other.memory.fill_fraction == 0
 
 
 def write(memory, scores, gt, lowest=None):
@@ -107,9 +109,9 @@ def test_a_batch_larger_than_the_memory_keeps_its_highest():
     gt = torch.ones(100, dtype=torch.int64)
     gt[50:60] = 0
     write(memory, scores, gt)
-    assert scores_of(memory.positives).tolist() == [[50.0, 52.0, 55.0, 57.0]]
-    assert scores_of(memory.negatives).tolist() == [list(range(84, 100))]
-    assert not segments_of(memory.negatives).any()
+    assert key_scores(memory.positives).tolist() == [[50.0, 52.0, 55.0, 57.0]]
+    assert key_scores(memory.negatives).tolist() == [list(range(84, 100))]
+    assert not key_segments(memory.negatives).any()
     kept = memory.tensors().values()
     assert sum(b.numel() * b.element_size() for b in kept) == 8 * (16 + 4 + 1 + 1)
 
@@ -137,7 +139,7 @@ def test_the_highest_above_their_class_are_kept(size):
     found = memory.negatives[memory.negatives != EMPTY_KEY]
     negative = (gt[:, None] >= 0) & (gt[:, None] != torch.arange(3))
     want = (scores - lowest)[negative].sort().values[-size:]
-    heights = scores_of(found) - lowest[segments_of(found)]
+    heights = key_scores(found) - lowest[key_segments(found)]
     assert torch.equal(heights.sort().values, want)
 
 
@@ -157,7 +159,7 @@ def test_a_memory_of_version_0_1_starts_empty():
     saved.update({f"memory.{name}": value for name, value in old.items()})
     saved._metadata["memory"]["memory"] = old
     loss.load_state_dict(saved)  # strict
-    assert loss.memory.fill == 0 and (loss.memory.negatives == EMPTY_KEY).all()
+    assert loss.memory.fill_fraction == 0 and (loss.memory.negatives == EMPTY_KEY).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -187,4 +189,4 @@ def test_a_loss_remembers_what_lies_highest_above_its_class():
     scores[0, 0], scores[1, 1] = 5.0, -60.0  # nothing above the positive of 0, all above that of 1
     loss = RamboLoss(2, memory_length=1, memory_size=8)
     loss(scores.requires_grad_(), gt)
-    assert segments_of(loss.memory.negatives[0]).tolist() == [1] * 8
+    assert key_segments(loss.memory.negatives[0]).tolist() == [1] * 8

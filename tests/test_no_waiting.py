@@ -17,7 +17,7 @@ from rambo_det.losses import RamboLoss, binning
 from rambo_det.losses.binning import reference
 from rambo_det.losses.distributed import Processes
 from rambo_det.losses.inputs import prepare_inputs
-from rambo_det.losses.ranking import rank
+from rambo_det.losses.ranking import compute_ranking
 from rambo_det.losses.sort_keys import EMPTY_KEY
 
 from .strategies import batch, spec
@@ -113,8 +113,8 @@ def test_a_gpu_is_not_waited_for(rule):
         inputs = prepare_inputs(scores, gt, alone)
         torch.cuda.set_sync_debug_mode("error" if _ else "default")
         try:
-            result = rank(inputs, spec(True, 0.5, **rule), alone, loss.memory)
-            loss.memory.write(inputs, result.lowest[:-1])
+            result = compute_ranking(inputs, spec(True, 0.5, **rule), alone, loss.memory)
+            loss.memory.write(inputs, result.lowest_thresholds[:-1])
             result.gradient.write(inputs.scores, scores.new_ones(()), scores.dtype)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -53,5 +53,5 @@ def test_the_loss_alone_gives_nan_and_forgets_the_batch(value, labels):
     spoilt[5, 1] = value  # an ignored row counts too
     result = loss(spoilt.requires_grad_(), labels)
     result.backward()
-    assert result.isnan() and spoilt.grad.isnan().any() and loss.memory.fill == 0
+    assert result.isnan() and spoilt.grad.isnan().any() and loss.memory.fill_fraction == 0
     assert loss(scores, labels).isfinite()

@@ -13,10 +13,10 @@ from PIL import Image
 
 from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main as train
-from rambo_det.data.mapper import NamingMapper
+from rambo_det.data.mapper import ErrorReportingMapper
 from rambo_det.engine.detector import Detector
 from rambo_det.engine.loader import train_loader
-from rambo_det.engine.saved import find_model
+from rambo_det.engine.saved_model import find_model
 from rambo_det.engine.trainer import RamboTrainer
 
 from .command_line import call, refused, registered
@@ -144,7 +144,7 @@ def test_what_a_mapper_raises_names_image_and_annotation(finished_run):
     box = {"bbox": [1, 2, 9, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
     record = {"file_name": image, "width": width, "height": height}
     record["annotations"] = [box, {**box, "bbox": [1, 2, 9]}]
-    mapper = NamingMapper(DatasetMapper(cfg, is_train=True))
+    mapper = ErrorReportingMapper(DatasetMapper(cfg, is_train=True))
     with pytest.raises(RuntimeError, match=r"0\.png, annotation 1 of the image, .*\[1, 2, 9\]"):
         mapper(record)
     assert len(mapper({**record, "annotations": [box]})["instances"]) == 1

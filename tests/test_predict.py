@@ -25,12 +25,12 @@ from pycocotools.coco import COCO
 
 from rambo_det.cli.predict import default_threshold, main
 from rambo_det.cli.sources import find_sources
-from rambo_det.data.drawing import CLASSES, draw
+from rambo_det.data.drawing import CLASSES, draw_image
 from rambo_det.data.files import check_image
 from rambo_det.engine.detector import Detector
-from rambo_det.engine.saved import find_model
+from rambo_det.engine.saved_model import find_model
 from rambo_det.errors import InputError
-from rambo_det.evaluation.pictures import draw_detections, interrupts_noted
+from rambo_det.evaluation.pictures import delayed_interrupt, draw_detections
 
 from .command_line import call, disk_full, refused
 from .forked import background, wait_until
@@ -43,7 +43,7 @@ def run(finished_run):
     torch.set_num_threads(1)
     # FFmpeg looks at it once a process, when it is first used: the tool sets it too late here.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    film(finished_run / "film.avi", [draw("val", index)[0] for index in range(5)])
+    film(finished_run / "film.avi", [draw_image("val", index)[0] for index in range(5)])
     return finished_run
 
 
@@ -69,7 +69,7 @@ def test_names_that_matplotlib_would_stumble_over(name):
     found = Instances((96, 96))
     found.pred_boxes = Boxes(torch.tensor([[10.0, 10.0, 60.0, 60.0]]))
     found.pred_classes = torch.tensor([0])
-    draw_detections(draw("val", 0)[0], found, Metadata(thing_classes=[name]))
+    draw_detections(draw_image("val", 0)[0], found, Metadata(thing_classes=[name]))
 
 
 def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs):
@@ -154,7 +154,7 @@ def test_the_first_ctrl_c_is_raised_at_the_end_and_the_second_at_once(times):
     # What runs in the background of a script ignores Ctrl-C.
     before, done = signal.signal(signal.SIGINT, signal.default_int_handler), []
     try:
-        with pytest.raises(KeyboardInterrupt), interrupts_noted() as noted:
+        with pytest.raises(KeyboardInterrupt), delayed_interrupt() as noted:
             for number in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
                 done.append(number)
@@ -166,7 +166,7 @@ def test_the_first_ctrl_c_is_raised_at_the_end_and_the_second_at_once(times):
 
 def test_pictures_are_drawn_in_any_thread():
     def draw_there():
-        with interrupts_noted() as noted:
+        with delayed_interrupt() as noted:
             return noted
 
     with ThreadPoolExecutor() as pool:
@@ -175,7 +175,7 @@ def test_pictures_are_drawn_in_any_thread():
 
 def test_a_stream_until_ctrl_c(run, tmp_path):
     """A camera by its address; the interrupted output is whole."""
-    film(tmp_path / "long.avi", [draw("val", 0)[0]] * 1000)
+    film(tmp_path / "long.avi", [draw_image("val", 0)[0]] * 1000)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

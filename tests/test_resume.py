@@ -21,9 +21,9 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.file_io import PathManager
 
 from rambo_det.cli.train import main
-from rambo_det.engine.files import AtomicFiles
-from rambo_det.engine.folder import earlier_seed, prepare_folder
-from rambo_det.engine.hooks import SeededSteps
+from rambo_det.engine.files import AtomicPathManager
+from rambo_det.engine.folder import prepare_folder, saved_seed
+from rambo_det.engine.hooks import SeedHook
 from rambo_det.engine.loader import ResumableLoader
 
 from .command_line import call, own_data, refused
@@ -269,7 +269,7 @@ def test_batches_are_of_one_shape_or_in_the_order_of_the_sampler():
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
-    file, files = tmp_path / "last_checkpoint", AtomicFiles(PathManager)
+    file, files = tmp_path / "last_checkpoint", AtomicPathManager(PathManager)
     file.write_text("old")
     with pytest.raises(OSError, match="full"), files.open(str(file), "w") as f:
         f.write("ne")
@@ -342,7 +342,7 @@ def test_fresh_sets_each_earlier_run_aside(tmp_path):
 
 
 def _each_draws_by_itself(rank, world):
-    step = SeededSteps(3, None)
+    step = SeedHook(3, None)
     step.trainer = SimpleNamespace(iter=5)
     step.before_step()
     drawn = torch.rand(()).item()  # before all_gather, which draws too
@@ -362,4 +362,4 @@ def test_a_checkpoint_without_a_seed_leaves_that_of_the_config(tmp_path):
     torch.save({"model": {}}, tmp_path / "m.pth")
     (tmp_path / "last_checkpoint").write_text("m.pth")
     (tmp_path / "config.yaml").write_text("SEED: 7\n")
-    assert earlier_seed(tmp_path) == 7
+    assert saved_seed(tmp_path) == 7

@@ -33,9 +33,9 @@ def printed_by(program, **environment):
 @pytest.mark.skipif(os.getuid() != 0, reason="takes on the id of a user without a home")
 def test_a_user_without_a_home_has_a_cache():
     printed = printed_by(
-        "import os; from rambo_det.places import cache_folder\n"
+        "import os; from rambo_det.paths import cache_dir\n"
         "del os.environ['HOME']; os.environ.pop('RAMBO_DET_CACHE', None)\n"
-        "os.setuid(54321); print(cache_folder())",
+        "os.setuid(54321); print(cache_dir())",
         TMPDIR="/tmp", HOME="/",
     )  # fmt: skip
     assert printed == "/tmp/rambo_det-54321\n"
@@ -48,9 +48,9 @@ def test_no_cache_of_another_user_is_taken():
     folder.mkdir()
     try:
         printed = printed_by(
-            "import os; from rambo_det.places import cache_folder\n"
+            "import os; from rambo_det.paths import cache_dir\n"
             "del os.environ['HOME']; os.environ.pop('RAMBO_DET_CACHE', None)\n"
-            "os.setuid(54322)\ntry: cache_folder()\nexcept ValueError as error: print(error)",
+            "os.setuid(54322)\ntry: cache_dir()\nexcept ValueError as error: print(error)",
             TMPDIR="/tmp", HOME="/",
         )  # fmt: skip
     finally:
@@ -59,19 +59,19 @@ def test_no_cache_of_another_user_is_taken():
 
 
 def test_an_image_depends_only_on_its_split_and_index():
-    image, objects = drawing.draw("train", 5)
-    drawing.draw("val", 5)
-    again, same_objects = drawing.draw("train", 5)
+    image, objects = drawing.draw_image("train", 5)
+    drawing.draw_image("val", 5)
+    again, same_objects = drawing.draw_image("train", 5)
     assert np.array_equal(image, again) and objects == same_objects
-    assert not np.array_equal(image, drawing.draw("val", 5)[0])
-    assert not np.array_equal(image, drawing.draw("train", 6)[0])
+    assert not np.array_equal(image, drawing.draw_image("val", 5)[0])
+    assert not np.array_equal(image, drawing.draw_image("train", 6)[0])
 
 
 def test_boxes_enclose_the_visible_part_of_objects():
     labels: Counter[int] = Counter()
     sides = []
     for index in range(60):
-        image, objects = drawing.draw("train", index)
+        image, objects = drawing.draw_image("train", index)
         assert image.shape == (96, 96, 3) and image.dtype == np.uint8 and image.std() > 10
         assert 1 <= len(objects) <= 5
         for label, (x, y, width, height), area in objects:
@@ -86,9 +86,9 @@ def test_boxes_enclose_the_visible_part_of_objects():
 
 
 def test_a_drawn_object_differs_from_what_it_covers(monkeypatch):
-    image, objects = drawing.draw("val", 1)
+    image, objects = drawing.draw_image("val", 1)
     monkeypatch.setattr(drawing, "_paint", lambda *arguments: None)
-    background, _ = drawing.draw("val", 1)
+    background, _ = drawing.draw_image("val", 1)
     for _, (x, y, width, height), area in objects:
         inside = np.s_[y : y + height, x : x + width]
         change = np.abs(image[inside].astype(int) - background[inside].astype(int)).max(axis=2)
@@ -105,7 +105,7 @@ def test_files_are_a_coco_data_set(small):
         ids = [annotation["id"] for annotation in content["annotations"]]
         assert ids == list(range(1, len(ids) + 1))
         for image in content["images"]:
-            drawn, objects = drawing.draw(split, image["id"] - 1)
+            drawn, objects = drawing.draw_image(split, image["id"] - 1)
             stored = cv2.imread(str(small / split / image["file_name"]))
             assert np.array_equal(stored, drawn)
             boxes = [a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]]

@@ -12,7 +12,7 @@ import visualize_ranking
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rambo_det.evaluation.pictures import FALSE, TRUE, choose_crops, draw_class
+from rambo_det.evaluation.pictures import FALSE_COLOR, TRUE_COLOR, choose_crops, draw_class
 from rambo_det.evaluation.ranking import RankedClass, average_precision, best_f1, rank_detections
 
 from .command_line import call, refused
@@ -60,7 +60,7 @@ def test_numbers_by_brute_force(seed):
     costs = [
         0 if t else ap([*true[:i], *true[i + 1 :]]) - ap(list(true)) for i, t in enumerate(true)
     ]
-    np.testing.assert_allclose(k.costs(), costs, atol=1e-12)
+    np.testing.assert_allclose(k.ap_costs(), costs, atol=1e-12)
     assert k.outranked == sum(t and not all(true[:i]) for i, t in enumerate(true))
     assert k.ap_ideal == average_precision([True] * int(true.sum()), objects)
     threshold = best_f1(k.scores, k.true, objects)
@@ -116,8 +116,8 @@ def test_the_picture_shows_true_and_false():
     mixed = draw_class(ranked_class([False, True] * 5, 6), 0.5, look)
     perfect = draw_class(ranked_class([True] * 5, 6), 0.5, look)
     assert mixed.shape == perfect.shape == (350, 1500, 3) and mixed.dtype == np.uint8
-    assert pixels(mixed, TRUE) > 1000 and pixels(mixed, FALSE) > 1000
-    assert pixels(perfect, TRUE) > 1000 and pixels(perfect, FALSE) == 0
+    assert pixels(mixed, TRUE_COLOR) > 1000 and pixels(mixed, FALSE_COLOR) > 1000
+    assert pixels(perfect, TRUE_COLOR) > 1000 and pixels(perfect, FALSE_COLOR) == 0
     draw_class(ranked_class([], 2), 0.5, look)
     draw_class(replace(ranked_class([False], 2), name="$$ x_"), 0.5, look)  # no formula
 

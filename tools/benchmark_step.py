@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rambo_det  # noqa: E402
 from rambo_det.modeling.one_stage import flatten_levels  # noqa: E402
 from rambo_det.modeling.scores import score_function  # noqa: E402
-from rambo_det.places import find_config  # noqa: E402
+from rambo_det.paths import find_config  # noqa: E402
 
 # Model -> its config with the stock loss and its config with RaMBO.
 MODELS = {

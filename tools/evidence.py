@@ -28,9 +28,9 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rambo_det.cli.failures import status_of  # noqa: E402
-from rambo_det.compare.figures import intervals, learning_curves  # noqa: E402
-from rambo_det.compare.text import cell  # noqa: E402
+from rambo_det.cli.failures import exit_status  # noqa: E402
+from rambo_det.compare.figures import draw_intervals, learning_curves  # noqa: E402
+from rambo_det.compare.text import format_value  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -417,7 +417,7 @@ def around_seeds(found: np.ndarray) -> list[float | None]:
 def _text(row: dict[str, Any], metric: str = "AP") -> str:
     """Formats ``mean ± deviation`` of a loss, or ``mean (low … high)`` of a difference."""
     names = ("mean", "low", "high") if "less" in row else ("mean", "std")
-    return cell(dict(zip(names, row[metric], strict=True)) if metric in row else None)
+    return format_value(dict(zip(names, row[metric], strict=True)) if metric in row else None)
 
 
 def _of(rows: Rows, kind: str, names: Iterable[str]) -> Rows:
@@ -529,7 +529,7 @@ def draw(rows: Rows, names: list[str], file: Path) -> None:
         if row["AP"][1] is not None:
             ap = dict(zip(("mean", "low", "high"), row["AP"], strict=True))
             found.append((textwrap.fill(title, 60), ap))
-    file.write_bytes(intervals(found, "png"))
+    file.write_bytes(draw_intervals(found, "png"))
 
 
 def as_json(rows: Rows) -> str:
@@ -588,4 +588,4 @@ def run(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(status_of(run))
+    sys.exit(exit_status(run))

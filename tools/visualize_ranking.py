@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rambo_det.cli.failures import status_of  # noqa: E402
+from rambo_det.cli.failures import exit_status  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
 
 COUNTS = ("objects", "found", "outranked")
@@ -78,19 +78,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Detects, ranks and draws; InputError if the model, the data or the output is wrong."""
-    from rambo_det.cli.predict import quiet
+    from rambo_det.cli.predict import silence_libraries
     from rambo_det.engine.detector import Detector
-    from rambo_det.engine.ranked_data import RankedData
-    from rambo_det.engine.saved import find_model
+    from rambo_det.engine.evaluation_data import EvaluationData
+    from rambo_det.engine.saved_model import find_model
     from rambo_det.evaluation.ranking import rank_detections
 
-    quiet()
+    silence_libraries()
     saved = find_model(args.run, args.config, args.weights, args.imports)
     output = args.output or Path(args.run or ".") / "ranking"
     if (output / "ranking.json").exists() and not args.overwrite:
         raise InputError(f"{output} holds a ranking: --overwrite replaces it, or --output FOLDER")
     detector = Detector(saved, args.opts)
-    data = RankedData(args.dataset, detector, saved.data, args)
+    data = EvaluationData(args.dataset, detector, saved.data, args)
     ranked = rank_detections(data.truth, data.detect(detector), args.iou)
     write(ranked, data, args, output, args.run or saved.weights)
 
@@ -102,7 +102,7 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
     from PIL import Image
     from tabulate import tabulate
 
-    from rambo_det.engine.files import distinct
+    from rambo_det.engine.files import unique_path
     from rambo_det.evaluation.pictures import draw_class
 
     ranked = sorted((k for k in ranked if k.num_objects), key=lambda k: k.ap - k.ap_ideal)
@@ -121,7 +121,7 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
     pictures, encoded, taken = [], [], {Path("ranking.png")}
     for k in ranked[: args.shown]:
         pictures.append(draw_class(k, args.iou, data.look(k.name)))
-        file = output / distinct(Path(re.sub(r"[^-.\w]", "_", k.name) + ".png"), taken)
+        file = output / unique_path(Path(re.sub(r"[^-.\w]", "_", k.name) + ".png"), taken)
         Image.fromarray(pictures[-1]).save(file)
         encoded.append({"name": k.name, "data": base64.b64encode(file.read_bytes()).decode()})
     poster = Image.fromarray(np.concatenate(pictures))
@@ -141,7 +141,7 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status, which is 2 after a user's mistake."""
-    return status_of(lambda: run(parse_args(argv)))
+    return exit_status(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

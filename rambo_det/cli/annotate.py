@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from ..data.files import make_folder
 from ..engine.detector import Detector
-from ..engine.files import whole_file, write_picture
+from ..engine.files import atomic_write, write_picture
 from ..errors import InputError
-from ..evaluation.pictures import draw_detections, grid, interrupts_noted
+from ..evaluation.pictures import delayed_interrupt, draw_detections, grid
 from .sources import OVERVIEW, Source, open_video
 
 _AT_A_GLANCE = 12  # number of pictures in the overview, at most
@@ -70,9 +70,9 @@ class Annotator:
                    self._sources]  # fmt: skip
         total = None if None in lengths else sum(lengths)
         shown: list[np.ndarray] = []
-        with interrupts_noted() as self._interrupts:
+        with delayed_interrupt() as self._interrupts:
             with (
-                whole_file(str(self._results), "w") as self._file,
+                atomic_write(str(self._results), "w") as self._file,
                 tqdm(total=total, unit="image", disable=None) as self._bar,
             ):
                 for source in takewhile(lambda _: not self._interrupts, self._sources):
@@ -83,7 +83,7 @@ class Annotator:
             names = enumerate(detector.metadata.get("thing_classes") or ())
             categories = [{"id": detector.category_id(k), "name": name} for k, name in names]
             content = {"images": self._images, "annotations": [], "categories": categories}
-            with whole_file(str(self._index), "w") as file:
+            with atomic_write(str(self._index), "w") as file:
                 json.dump(content, file, indent=1)
             if len(shown) > 1:
                 write_picture(self._output / OVERVIEW, grid(shown, min(4, len(shown))), 80)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine.arguments import add_data_arguments, add_model_arguments, refuse
-from ..engine.calibrated import IMAGES
+from ..engine.arguments import add_data_arguments, add_model_arguments, raise_input_error
+from ..engine.calibrated import MAX_IMAGES
 from ..errors import InputError
-from .failures import status_of
-from .predict import quiet
+from .failures import exit_status
+from .predict import silence_libraries
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -20,12 +20,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "a checkpoint of the same architecture, whose scores are probabilities, with the "
         "threshold of the best F1 for each class.",
     )
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = raise_input_error  # type: ignore[method-assign]
     add_model_arguments(parser)
     add_data_arguments(parser)
     add, text = parser.add_argument, "labelled images to fit to [the config's training set]"
     add("--dataset", metavar="NAME", help=text)
-    add("--images", type=int, default=IMAGES, metavar="N", help="of them at most [%(default)s]")
+    add("--images", type=int, default=MAX_IMAGES, metavar="N", help="of them at most [%(default)s]")
     text = "a data set to measure on, before and after [the config's test set; none: '']"
     add("--test", metavar="NAME", help=text)
     text = "[model_calibrated.pth beside the weights]"
@@ -45,18 +45,18 @@ def run(args: argparse.Namespace) -> None:
     from tabulate import tabulate
 
     from ..engine.calibrated import labelled_images, write_calibrated
-    from ..engine.checkpointer import BESIDE
+    from ..engine.checkpointer import CALIBRATION_FILES
     from ..engine.detector import Detector
-    from ..engine.ranked_data import RankedData
-    from ..engine.saved import find_model
+    from ..engine.evaluation_data import EvaluationData
+    from ..engine.saved_model import find_model
     from ..evaluation.calibration import calibrate
 
-    quiet()
+    silence_libraries()
     saved = find_model(args.run, args.config, args.weights, args.imports)
     output = args.output or Path(saved.weights).with_name("model_calibrated.pth")
     if output.resolve() == Path(saved.weights).resolve():
         raise InputError(f"--output {output} holds the weights themselves: name another file")
-    thresholds, picture = (output.with_name(name) for name in BESIDE)
+    thresholds, picture = (output.with_name(name) for name in CALIBRATION_FILES)
     for file in (output, thresholds, picture):
         if file.exists() and not args.overwrite:
             raise InputError(f"{file} exists already: --overwrite, or --output FILE elsewhere")
@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> None:
     detector = Detector(saved, args.opts)
     if args.dataset is None and not detector.train_sets:
         raise InputError("DATASETS.TRAIN is empty: name labelled images with --dataset")
-    data = RankedData(args.dataset or detector.train_sets[0], detector, saved.data, args)
+    data = EvaluationData(args.dataset or detector.train_sets[0], detector, saved.data, args)
     args.register = []  # the datasets are registered now
     test = detector.datasets[0] if args.test is None and detector.datasets else args.test
-    measured = RankedData(test, detector, saved.data, args) if test else None
+    measured = EvaluationData(test, detector, saved.data, args) if test else None
     found = calibrate(detector.model, *labelled_images(data.name, detector.mapper, args.images))
     before = _measure(detector, measured) if measured else {}
     write_calibrated(detector.model, found, output, data.classes, data.name)
@@ -95,11 +95,11 @@ def _measure(detector: Any, data: Any) -> dict[str, float]:
     """
     import numpy as np
 
-    from ..evaluation.calibration import PER_IMAGE, all_detections, calibration_error
+    from ..evaluation.calibration import PER_IMAGE, calibration_error, without_score_threshold
     from ..evaluation.matches import find_matches, metrics
 
     matches = find_matches(data.truth, data.detect(detector))
-    with all_detections(detector.model):
+    with without_score_threshold(detector.model):
         more = find_matches(data.truth, data.detect(detector), most=PER_IMAGE)
     error = calibration_error(*matches.counted)
     once = np.ones((1, matches.positives.shape[1]), int)
@@ -112,4 +112,4 @@ def _measure(detector: Any, data: Any) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status, which is 2 after a user's mistake."""
-    return status_of(lambda: run(parse_args(argv)))
+    return exit_status(lambda: run(parse_args(argv)))

@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ..data.files import make_folder
-from ..engine.arguments import add_data_arguments, add_hold_out, add_import, refuse
+from ..engine.arguments import add_data_arguments, add_hold_out, add_import, raise_input_error
 from ..errors import InputError
-from .failures import status_of
+from .failures import exit_status
 
 _EPILOG = """\
 The order of precedence of config keys: those of --config, then those at the end of the command
@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="rambo-compare", description="Train with several losses and seeds and compare.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = raise_input_error  # type: ignore[method-assign]
     add, config = parser.add_argument, "yaml config of a model, with whichever loss"
     names = ("--config", "--config-file")
     add(*names, dest="config_file", required=True, metavar="FILE", help=config)
@@ -86,13 +86,13 @@ def _seeds(text: str) -> list[int]:
 def plan_of(args: argparse.Namespace) -> Any:
     """Returns the :class:`..compare.plan.Plan` of a command line."""
     from ..compare.plan import make_plan
-    from ..compare.specs import Data, default_losses, parse_data, parse_variants
+    from ..compare.specs import DataSpec, default_losses, parse_data, parse_variants
     from ..engine.setup import merged_config
 
     default = default_losses(merged_config(args))
     variants = parse_variants(args.losses, args.variant, args.grid, default)
     data = [parse_data(text, args.config_file) for text in args.data] or [
-        Data("", args.config_file, args.register, (), args.classes, args.split)
+        DataSpec("", args.config_file, args.register, (), args.classes, args.split)
     ]
     data = [replace(item, hold_out=args.hold_out, imports=args.imports) for item in data]
     return make_plan(data, variants, args.seeds, args.opts, args.out)
@@ -101,20 +101,20 @@ def plan_of(args: argparse.Namespace) -> Any:
 def run(args: argparse.Namespace, command: str) -> int:
     """Trains the unfinished runs, measures all and writes the report; returns 1 if a run failed."""
     from ..compare.report import write_report
-    from ..compare.results import collect, compare, save
-    from ..compare.run import alone_in, run_all
-    from ..compare.text import as_text, trained_on
+    from ..compare.results import compare, measure_runs, write_results
+    from ..compare.run import folder_lock, run_all
+    from ..compare.text import as_text, overlap_warning
 
     plan = plan_of(args)
-    for data, images in plan.trained_on.items():
-        for text in trained_on(images):
+    for data, images in plan.num_test_images_in_train.items():
+        for text in overlap_warning(images):
             print(f"warning: {data}: {text}", file=sys.stderr)
     make_folder(args.out, "--out")
-    with alone_in(args.out) as lock:
+    with folder_lock(args.out) as lock:
         failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints, lock)
-        measured = collect(plan)
+        measured = measure_runs(plan)
         results = compare(plan, measured, command, args.bootstrap)
-        kept = save(plan, results, args.out)
+        kept = write_results(plan, results, args.out)
         if kept:
             print(f"what was in {args.out} is of other runs too and is kept: {', '.join(kept)}")
         write_report(plan, measured, results, args.out / "report.html")
@@ -135,6 +135,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["rambo-compare", *(sys.argv[1:] if argv is None else argv)])
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        return status_of(lambda: run(parse_args(argv), command), "the same command goes on")
+        return exit_status(lambda: run(parse_args(argv), command), "the same command goes on")
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -18,7 +18,7 @@ _NO_DETECTRON2 = (
 )
 
 
-def status_of(tool: Callable[[], Any], advice: str = "") -> int:
+def exit_status(tool: Callable[[], Any], advice: str = "") -> int:
     """Runs a tool and returns the exit status; prints a line on standard error if the tool failed.
 
     The status is what the tool returns (None is 0), 2 for a user's mistake, 1 for a failure of the
@@ -33,7 +33,7 @@ def status_of(tool: Callable[[], Any], advice: str = "") -> int:
             return 130
         except Exception as error:
             mistake = _mistake(error)
-            line = mistake or _on_the_way(error)
+            line = mistake or _runtime_failure(error)
             if not line:
                 raise
             print(f"error: {mistake or line + more}", file=sys.stderr)
@@ -51,16 +51,16 @@ def _mistake(error: Exception) -> str | None:
     return None
 
 
-def _on_the_way(error: BaseException | None) -> str | None:
+def _runtime_failure(error: BaseException | None) -> str | None:
     """Returns the line about a failure of the machine or another process; None for a bug."""
     if error is None:
         return None
     text = " ".join(str(error).split())
-    if _is_of_a_full_disk(error):
+    if _is_full_disk(error):
         return f"{error}: make room"
     if isinstance(error, PermissionError) and error.filename is not None:
         return f"{error}: change the rights of the file or its folder"
-    if _is_of_a_worker(error):
+    if _is_dead_worker(error):
         return (
             f"a data worker died, perhaps for want of memory ({text}): DATALOADER.NUM_WORKERS sets "
             "how many there are"
@@ -69,14 +69,14 @@ def _on_the_way(error: BaseException | None) -> str | None:
     if isinstance(error, RuntimeError) and ("gloo/transport" in text or "ncclRemoteError" in text):
         reason = text.split(". ")[0]
         return f"another process of the run has ended, and may have said why ({reason})"
-    return _on_the_way(error.__cause__ or error.__context__)
+    return _runtime_failure(error.__cause__ or error.__context__)
 
 
-def _is_of_a_full_disk(error: BaseException | None) -> bool:
+def _is_full_disk(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
-def _is_of_a_worker(error: BaseException) -> bool:
+def _is_dead_worker(error: BaseException) -> bool:
     """Returns whether a data worker died: torch reports its death or finds its pipe closed."""
     if isinstance(error, RuntimeError):
         # "Caught KeyError in DataLoader worker process 0" is a bug in the worker's code.
@@ -91,5 +91,5 @@ def _quiet_thread(
 ) -> None:
     """Prints no traceback for a thread that a full disk ended: TensorBoard's thread passes its
     error to the main thread, and a traceback would interrupt the one line about the error."""
-    if not _is_of_a_full_disk(args.exc_value):
+    if not _is_full_disk(args.exc_value):
         otherwise(args)

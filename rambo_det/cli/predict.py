@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine.arguments import add_model_arguments, named_classes, refuse
+from ..engine.arguments import add_model_arguments, classes_from_args, raise_input_error
 from ..errors import InputError
-from .failures import status_of
+from .failures import exit_status
 
 _FALLBACK = 0.5
 
@@ -23,7 +23,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Detect in images, folders of them, videos or a camera: writes annotated "
         "pictures and videos, and all detections in COCO's result format.",
     )
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = raise_input_error  # type: ignore[method-assign]
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="images, videos, folders")
     add_model_arguments(parser)
@@ -48,10 +48,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def default_threshold(saved: Any) -> tuple[float, str]:
-    """Returns the lowest score to draw and its origin, for a :class:`..engine.saved.SavedModel`."""
+    """Returns the lowest score to draw, and its origin, for a ``SavedModel``."""
     import json
 
-    from ..engine.saved import load_truth
+    from ..engine.saved_model import load_ground_truth
     from ..evaluation.matches import find_matches
     from ..evaluation.ranking import best_f1
 
@@ -60,14 +60,16 @@ def default_threshold(saved: Any) -> tuple[float, str]:
     if saved.results is not None and len(saved.data.annotations) == 1:
         ((name, file),) = saved.data.annotations.items()
         try:
-            matches = find_matches(load_truth(file), json.loads(saved.results.read_text()), [0.5])
+            matches = find_matches(
+                load_ground_truth(file), json.loads(saved.results.read_text()), [0.5]
+            )
             score = best_f1(*matches.counted, int(matches.positives.sum()))
         except (OSError, ValueError, KeyError, AssertionError):  # another dataset's, or incomplete
             pass
     return (_FALLBACK, "the default") if score is None else (score, f"the best F1 on {name}")
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Silences library messages on standard error that a user can do nothing about."""
     import cv2
 
@@ -85,17 +87,17 @@ def run(args: argparse.Namespace) -> int:
     """Detects in all inputs; returns 1 if it skipped files that cannot be read, else 0."""
     from ..engine.calibrated import read_thresholds
     from ..engine.detector import Detector
-    from ..engine.saved import find_model
+    from ..engine.saved_model import find_model
     from .annotate import Annotator
     from .sources import find_sources
 
-    quiet()
+    silence_libraries()
     saved = find_model(args.run, args.config, args.weights, args.imports)
     output = Path(args.output)
     sources, broken = find_sources(args.inputs, args.camera, output)
     files = len(broken) + len(sources)
     annotator = Annotator(output, sources, args.overwrite)
-    detector = Detector(saved, args.opts, named_classes(args))
+    detector = Detector(saved, args.opts, classes_from_args(args))
     score, why = (args.threshold, "--threshold")
     if score is None:
         names = list(detector.metadata.get("thing_classes") or ())
@@ -114,4 +116,4 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status, which is 2 after a user's mistake."""
-    return status_of(lambda: run(parse_args(argv)))
+    return exit_status(lambda: run(parse_args(argv)))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import cv2
 
-from ..data.files import IMAGE_ENDINGS, check_image, files_in
-from ..engine.files import distinct
+from ..data.files import IMAGE_EXTENSIONS, check_image, files_in
+from ..engine.files import unique_path
 from ..errors import InputError
 
 #: The file in the output folder that shows the first pictures side by side.
@@ -42,16 +42,16 @@ def find_sources(
         if not path.exists():
             raise InputError(f"{name}: no such file or folder")
         if not path.is_dir():
-            sources.append(_of_file(path, Path(path.name)))
+            sources.append(_source_from_file(path, Path(path.name)))
             continue
-        inside = files_in(path, IMAGE_ENDINGS | _VIDEOS)
+        inside = files_in(path, IMAGE_EXTENSIONS | _VIDEOS)
         if output.resolve() != path.resolve():  # earlier results are not inputs
             inside = [p for p in inside if output.resolve() not in p.resolve().parents]
         if not inside:
             raise InputError(f"{name}: no images or videos in this folder")
         for file in inside:
             try:
-                sources.append(_of_file(file, file.relative_to(path)))
+                sources.append(_source_from_file(file, file.relative_to(path)))
             except InputError as error:
                 broken.append(error)
     for camera in cameras:
@@ -62,14 +62,14 @@ def find_sources(
         raise broken[0] if broken else InputError(nothing)
     taken = {Path(OVERVIEW)}
     for source in sources:
-        source.output = distinct(source.output, taken)
+        source.output = unique_path(source.output, taken)
     return sources, [str(error) for error in broken]
 
 
-def _of_file(file: Path, output: Path) -> Source:
+def _source_from_file(file: Path, output: Path) -> Source:
     if file.suffix.lower() not in _VIDEOS:
         check_image(file, "to detect in")
-        ending = file.suffix if file.suffix.lower() in IMAGE_ENDINGS else ".png"
+        ending = file.suffix if file.suffix.lower() in IMAGE_EXTENSIONS else ".png"
         return Source(str(file), output.with_suffix(ending))
     video = open_video(str(file))
     length = int(video.get(cv2.CAP_PROP_FRAME_COUNT))

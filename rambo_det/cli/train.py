@@ -10,7 +10,7 @@ from typing import Any
 
 from ..engine.arguments import parse_args
 from ..errors import InputError
-from .failures import status_of
+from .failures import exit_status
 
 #: Evaluation task -> its title in the result table, and the metric shown.
 _TASKS = {
@@ -54,11 +54,11 @@ def result_table(results: dict[str, Any]) -> str:
 
 def load_config(args: argparse.Namespace) -> Any:
     """Registers the user's datasets; returns the checked config of the run, yaml or LazyConfig."""
-    from ..data.register import classes_of
-    from ..engine.keys import LAZY, YAML, names, value
+    from ..data.register import registered_classes
+    from ..engine.keys import LAZY, YAML, dataset_names, get_key
     from ..engine.lazy import load_lazy_config
-    from ..engine.own_data import check_dataset, check_same_classes
     from ..engine.setup import build_config
+    from ..engine.user_data import check_dataset, check_same_classes
 
     cfg, keys = (load_lazy_config(args), LAZY) if args.lazy else (build_config(args), YAML)
     if not args.lazy and not args.eval_only and cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
@@ -66,29 +66,31 @@ def load_config(args: argparse.Namespace) -> Any:
             "SOLVER.WARMUP_ITERS %d: in SOLVER.MAX_ITER %d iterations the learning rate does not "
             "reach SOLVER.BASE_LR", cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER,
         )  # fmt: skip
-    calibrate = value(cfg, keys.calibrate)
-    if calibrate == "train" and not names(cfg, keys.train) and not args.eval_only:
-        raise InputError(f"{keys.calibrate} train: {keys.train} names no data set: name one here")
+    calibrate = get_key(cfg, keys.calibrate)
+    if calibrate == "train" and not dataset_names(cfg, keys.train_sets) and not args.eval_only:
+        raise InputError(
+            f"{keys.calibrate} train: {keys.train_sets} names no data set: name one here"
+        )
     if calibrate not in ("off", "train") and not args.eval_only:
-        train = names(cfg, keys.train)[0]
+        train = dataset_names(cfg, keys.train_sets)[0]
         check_dataset(keys.calibrate, calibrate)
-        check_same_classes(keys.calibrate, calibrate, train, classes_of(train))
+        check_same_classes(keys.calibrate, calibrate, train, registered_classes(train))
     return cfg
 
 
 def check_data(args: argparse.Namespace) -> None:
     """Summarizes the datasets of the config or command line, in text and pictures; no training."""
-    from ..engine.arguments import own_names
+    from ..engine.arguments import registered_names
     from ..engine.data_pages import write_pages
-    from ..engine.keys import LAZY, YAML, names
-    from ..engine.own_data import register_own
+    from ..engine.keys import LAZY, YAML, dataset_names
+    from ..engine.user_data import register_own
 
     if args.config_file:
         cfg, keys = load_config(args), LAZY if args.lazy else YAML
-        found = [*names(cfg, keys.train), *names(cfg, keys.test)]
+        found = [*dataset_names(cfg, keys.train_sets), *dataset_names(cfg, keys.test_sets)]
     else:
         register_own(args)
-        found = own_names(args)
+        found = registered_names(args)
     print(write_pages(list(dict.fromkeys(found)), Path(args.check_data)))
 
 
@@ -96,53 +98,53 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains and evaluates, or only evaluates, in one process of a run; returns the results."""
     import detectron2.utils.comm as comm
 
-    from ..engine.calibrated import CALIBRATED, calibrate_final
-    from ..engine.checkpointer import RAW
-    from ..engine.folder import enter_folder
-    from ..engine.keys import names, set_value, value
+    from ..engine.calibrated import CALIBRATED_FOLDER, calibrate_final
+    from ..engine.checkpointer import RAW_FILE
+    from ..engine.folder import prepare_run
+    from ..engine.keys import dataset_names, get_key, set_key
     from ..engine.lazy import LazyRun
     from ..engine.run_data import write_data
-    from ..engine.terminal import held_until_set_up, set_up
+    from ..engine.terminal import buffer_logs, setup_logging
     from ..engine.trainer import RamboTrainer
 
     kind = LazyRun if args.lazy else RamboTrainer
     keys, main = kind.keys, comm.is_main_process()
 
-    def tell(results: dict[str, Any], checkpoint: Any, *more: str | None) -> None:
+    def print_results(results: dict[str, Any], checkpoint: Any, *more: str | None) -> None:
         if main:
             table = f"in percent:\n\n{result_table(results)}"
             lines = [f"\n{table}\n\ncheckpoint: {checkpoint}", *filter(None, more)]
             print("\n".join(lines))
 
-    with held_until_set_up():
+    with buffer_logs():
         cfg = load_config(args)
-        folder = enter_folder(cfg, keys, args)
-    set_up(cfg, keys, args)
+        folder = prepare_run(cfg, keys, args)
+    setup_logging(cfg, keys, args)
     if args.eval_only:
-        weights = value(cfg, keys.weights)
-        raw = os.path.join(os.path.dirname(weights), RAW)
+        weights = get_key(cfg, keys.weights)
+        raw = os.path.join(os.path.dirname(weights), RAW_FILE)
         if os.path.basename(weights) == "model_final.pth" and os.path.isfile(raw):
             results = kind.evaluate_checkpoint(cfg, raw, args.config_file)
-            tell(results, f"{raw}, not calibrated")
-            set_value(cfg, keys.folder, str(folder / CALIBRATED))
+            print_results(results, f"{raw}, not calibrated")
+            set_key(cfg, keys.folder, str(folder / CALIBRATED_FOLDER))
         results = kind.evaluate_checkpoint(cfg, weights, args.config_file)
-        tell(results, weights)
+        print_results(results, weights)
         return results
-    final, train, calibrate = folder / "model_final.pth", names(cfg, keys.train), None
+    final, train, calibrate = folder / "model_final.pth", dataset_names(cfg, keys.train_sets), None
     trainer = kind(cfg)
     if main:
-        write_data(folder, args, train, names(cfg, keys.test))
+        write_data(folder, args, train, dataset_names(cfg, keys.test_sets))
     results = trainer.fit(args.resume)
-    best, data = trainer.evaluations.summary(), value(cfg, keys.calibrate)
+    best, data = trainer.evaluations.summary(), get_key(cfg, keys.calibrate)
     if main and data != "off" and final.is_file():
         data = train[0] if data == "train" else data
         calibrate = calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data)
     # All processes follow process 0: a process on another machine may not see the file.
-    if comm.all_gather((folder / RAW).is_file())[0]:
-        tell(results, f"{folder / RAW}, not calibrated")
-        set_value(cfg, keys.folder, str(folder / CALIBRATED))
+    if comm.all_gather((folder / RAW_FILE).is_file())[0]:
+        print_results(results, f"{folder / RAW_FILE}, not calibrated")
+        set_key(cfg, keys.folder, str(folder / CALIBRATED_FOLDER))
         results = kind.evaluate_checkpoint(cfg, str(final), args.config_file)
-    tell(results, final, best, calibrate)
+    print_results(results, final, best, calibrate)
     return results
 
 
@@ -155,7 +157,7 @@ def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:
 
         args = parse_args(argv, lazy)
         from ..engine.launch import launch
-        from ..engine.terminal import held_until_set_up
+        from ..engine.terminal import buffer_logs
 
         if args.check_data is not None:
             check_data(args)
@@ -164,11 +166,11 @@ def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:
             there = torch.cuda.device_count()
             raise InputError(f"--num-gpus {args.num_gpus}: there are {there} here")
         if args.num_gpus * args.num_machines > 1 and not lazy:
-            with held_until_set_up():  # finds mistakes before many processes start
+            with buffer_logs():  # finds mistakes before many processes start
                 load_config(args)
         launch(run, args)
 
-    return status_of(launched, "--resume goes on from the last checkpoint")
+    return exit_status(launched, "--resume goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

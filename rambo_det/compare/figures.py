@@ -11,8 +11,8 @@ from scipy.special import logit
 
 from ..evaluation.calibration import draw_reliability
 from ..evaluation.matches import RECALLS
-from ..evaluation.pictures import missing_glyphs, plain
-from .results import Cells
+from ..evaluation.pictures import escape_dollars, ignore_missing_glyphs
+from .results import RunsByVariant
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -42,12 +42,12 @@ def _save(figure: Figure, form: str = "svg") -> bytes:
     buffer = io.BytesIO()
     # Leaves out the date and the Matplotlib version, so that equal plots give equal files.
     metadata = {"Date": None} if form == "svg" else {"Software": None}
-    with missing_glyphs(), matplotlib.rc_context(_STYLE):
+    with ignore_missing_glyphs(), matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format=form, metadata=metadata, dpi=120)
     return buffer.getvalue()
 
 
-def intervals(rows: Sequence[tuple[str, dict[str, float]]], form: str = "svg") -> bytes:
+def draw_intervals(rows: Sequence[tuple[str, dict[str, float]]], form: str = "svg") -> bytes:
     """Draws differences in AP with their intervals, one below the other.
 
     Each row is a label and a dict of ``mean``, ``low`` and ``high``; ``form`` is "svg" or "png".
@@ -63,7 +63,7 @@ def intervals(rows: Sequence[tuple[str, dict[str, float]]], form: str = "svg") -
     return _save(figure, form)
 
 
-def precision_recall(cells: Cells) -> bytes:
+def precision_recall(cells: RunsByVariant) -> bytes:
     """Draws precision over recall at IoU 0.5: a plot per frequent class, with a line per loss."""
     one = next(iter(cells.values()))[0].matches
     objects = one.positives.sum(axis=1)
@@ -72,8 +72,8 @@ def precision_recall(cells: Cells) -> bytes:
     for axis, k in zip(axes, chosen, strict=True):
         for colour, (title, runs) in enumerate(cells.items()):
             curves = np.array([run.matches.curves[k] for run in runs])
-            _band(axis, RECALLS, curves, colour, title)
-        axis.set_title(plain(f"{one.classes[k]} ({objects[k]} objects)"))
+            _plot_mean_and_std(axis, RECALLS, curves, colour, title)
+        axis.set_title(escape_dollars(f"{one.classes[k]} ({objects[k]} objects)"))
         axis.set(xlim=(0, 1), ylim=(0, 1.02))
     figure.supxlabel("recall: share of the objects that are found", fontsize=9)
     figure.supylabel("precision: share that is right", fontsize=9)
@@ -81,7 +81,7 @@ def precision_recall(cells: Cells) -> bytes:
     return _save(figure)
 
 
-def score_distributions(cells: Cells) -> bytes:
+def score_distributions(cells: RunsByVariant) -> bytes:
     """Draws, for each loss, histograms of the scores of right and wrong detections at IoU 0.5."""
     figure, axes = _figure(len(cells), 3, 3.3, 2.4)
     for axis, (title, runs) in zip(axes, cells.items(), strict=True):
@@ -102,7 +102,7 @@ def score_distributions(cells: Cells) -> bytes:
     return _save(figure)
 
 
-def reliability(cells: Cells) -> bytes:
+def reliability(cells: RunsByVariant) -> bytes:
     """Draws the share of right detections at IoU 0.5 over the score, as trained and calibrated."""
     figure, axes = _figure(len(cells), 3, 3.3, 3.3)
     for axis, (title, runs) in zip(axes, cells.items(), strict=True):
@@ -117,7 +117,7 @@ def reliability(cells: Cells) -> bytes:
     return _save(figure)
 
 
-def over_training(cells: Cells) -> bytes | None:
+def ap_during_training(cells: RunsByVariant) -> bytes | None:
     """Draws AP at each evaluation that all seeds of a loss have; None if that is only the last."""
     found: dict[str, dict[int, list[float]]] = {}
     for title, runs in cells.items():
@@ -131,13 +131,17 @@ def learning_curves(found: dict[str, dict[int, list[float]]], form: str = "svg")
     """Draws ``found``, loss -> iteration -> AP of each seed; ``form`` is "svg" or "png"."""
     figure, (axis,) = _figure(1, 1, 6.8, 2.6)
     for colour, (title, aps) in enumerate(found.items()):
-        _band(axis, np.array(list(aps)), np.array(list(aps.values()), float).T, colour, title)
+        _plot_mean_and_std(
+            axis, np.array(list(aps)), np.array(list(aps.values()), float).T, colour, title
+        )
     axis.set(xlabel="iteration", ylabel="AP on the validation images", ylim=(0, None))
     axis.legend()
     return _save(figure, form)
 
 
-def _band(axis: Any, x: np.ndarray, values: np.ndarray, colour: int, label: str) -> None:
+def _plot_mean_and_std(
+    axis: Any, x: np.ndarray, values: np.ndarray, colour: int, label: str
+) -> None:
     """Draws the mean of ``values`` (S, X) over ``x`` (X,) in a band of one standard deviation."""
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     shade = _COLOURS[colour % len(_COLOURS)]

@@ -12,7 +12,9 @@ def image_weights(num_images: int, resamples: int, seed: int = 0) -> np.ndarray:
     return rng.multinomial(num_images, np.full(num_images, 1 / num_images), resamples)
 
 
-def difference(values: Sequence[float], resampled: np.ndarray, seed: int = 0) -> dict[str, float]:
+def paired_difference(
+    values: Sequence[float], resampled: np.ndarray, seed: int = 0
+) -> dict[str, float]:
     """Returns the mean of a paired difference over the seeds, with its 95 % interval.
 
     There are many images, so they are resampled. There are few seeds: resampling five of them would

@@ -11,19 +11,19 @@ from detectron2.utils.visualizer import Visualizer
 from pycocotools.coco import COCO
 
 from ..evaluation.matches import Matches, average_precisions
-from ..evaluation.pictures import missing_glyphs, plain
+from ..evaluation.pictures import escape_dollars, ignore_missing_glyphs
 from ..evaluation.ranking import best_f1
-from .results import Measured
+from .results import RunResult
 
-_IMAGES = 64  # number of images in a chunk of ap50_of_images
-_PX = 400  # length of the longer side of a picture
-_EACH = 3  # number of pictures for each of the two losses
-_LEAST = 0.5  # smaller differences in AP50, in percent, would be 0 in the heading
+_CHUNK = 64  # number of images in a chunk of ap50_of_images
+_LONGER_SIDE_PX = 400  # length of the longer side of a picture
+_PICTURES_PER_LOSS = 3  # number of pictures for each of the two losses
+_MIN_DIFFERENCE = 0.5  # smaller differences in AP50, in percent, would be 0 in the heading
 _RIGHT, _WRONG, _OBJECT = "#1a9850", "#d73027", "#2166ac"
 
 
 def disagreements(
-    pairs: list[tuple[Measured, Measured]], titles: tuple[str, str], truth: COCO, test_set: str
+    pairs: list[tuple[RunResult, RunResult]], titles: tuple[str, str], truth: COCO, test_set: str
 ) -> Iterator[dict[str, Any]]:
     """Yields the images whose AP50, averaged over the seeds, differs most; skips missing files.
 
@@ -45,9 +45,9 @@ def disagreements(
     order = np.argsort(-gains, kind="stable")
     ids = sorted(truth.getImgIds())
     files = {record["image_id"]: record["file_name"] for record in DatasetCatalog.get(test_set)}
-    for index in dict.fromkeys([*order[:_EACH], *order[::-1][:_EACH]]):
+    for index in dict.fromkeys([*order[:_PICTURES_PER_LOSS], *order[::-1][:_PICTURES_PER_LOSS]]):
         image = cv2.imread(files.get(ids[index], ""))
-        if image is None or abs(gains[index]) < _LEAST:
+        if image is None or abs(gains[index]) < _MIN_DIFFERENCE:
             continue
         # This seed's difference is at least the mean, so the boxes show what the heading says.
         pair = int(np.argmax(each[:, index] * np.sign(gains[index])))
@@ -68,8 +68,8 @@ def ap50_of_images(matches: Matches) -> np.ndarray:
     number = matches.positives.shape[1]
     # In chunks: for all images at once, memory would grow with the square of their number.
     parts = [
-        average_precisions(matches, np.eye(_IMAGES, number, start, int))[:, :, 0]
-        for start in range(0, number, _IMAGES)
+        average_precisions(matches, np.eye(_CHUNK, number, start, int))[:, :, 0]
+        for start in range(0, number, _CHUNK)
     ]
     ap = np.concatenate(parts)[:number]
     return 100 * np.nansum(ap, axis=1) / np.maximum((~np.isnan(ap)).sum(axis=1), 1)
@@ -89,12 +89,12 @@ def _detections(image: np.ndarray, matches: Matches, index: int) -> bytes:
     return _draw(image, matches.boxes[shown], names, colours)
 
 
-@missing_glyphs()
+@ignore_missing_glyphs()
 def _draw(image: np.ndarray, boxes: np.ndarray, labels: list[str], colours: list[str]) -> bytes:
     """Draws ``boxes``, (N, 4) x, y, width, height, in an (H, W, 3) BGR image; returns a jpeg."""
     corners = boxes.reshape(-1, 4) @ np.array([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0],
                                                [0, 0, 0, 1]])  # fmt: skip
-    drawer = Visualizer(image[:, :, ::-1], scale=_PX / max(image.shape[:2]))
-    labels = [plain(label) for label in labels]
+    drawer = Visualizer(image[:, :, ::-1], scale=_LONGER_SIDE_PX / max(image.shape[:2]))
+    labels = [escape_dollars(label) for label in labels]
     output = drawer.overlay_instances(boxes=corners, labels=labels, assigned_colors=colours)
     return bytes(cv2.imencode(".jpg", output.get_image()[:, :, ::-1])[1])

@@ -12,12 +12,12 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.register import classes_of
-from ..engine.arguments import own_names, parse_args
+from ..data.register import registered_classes
+from ..engine.arguments import parse_args, registered_names
 from ..engine.setup import build_config, flat_config, merged_config
 from ..engine.user_code import new_config
 from ..errors import InputError
-from .specs import Data, Variant, loss_opts
+from .specs import DataSpec, Variant, loss_opts
 
 #: Config keys that do not identify a run: they set its folder and the hardware it uses.
 _NO_SETTINGS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
@@ -52,11 +52,13 @@ class Plan:
     variants: dict[str, Variant]  # by name; the first is the reference
     test_sets: dict[str, str]  # data name -> name of its test set in Detectron2's catalogs
     runs: list[Run]  # in execution order: everything with one seed, then the next seed
-    trained_on: dict[str, int] = field(default_factory=dict)  # data -> test images trained on too
+    num_test_images_in_train: dict[str, int] = field(
+        default_factory=dict
+    )  # data -> test images trained on too
 
 
 def make_plan(
-    data: Sequence[Data],
+    data: Sequence[DataSpec],
     variants: Sequence[Variant],
     seeds: Sequence[int],
     opts: Sequence[str],
@@ -74,7 +76,7 @@ def make_plan(
         classes: list[str] | None = None
         name = ""
         for variant in variants:
-            words = [*given, *_own_opts(given, variant)]
+            words = [*given, *_variant_opts(given, variant)]
             args = parse_args(words)
             for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--out")):
                 if key in args.opts[::2]:
@@ -87,8 +89,8 @@ def make_plan(
                 if name in plan.test_sets:
                     raise InputError(f"two data sets are called {name}: give them different names")
                 plan.test_sets[name] = cfg.DATASETS.TEST[0]
-                plan.trained_on[name] = _trained_on(cfg)
-                classes = next(map(classes_of, own_names(args)), None)
+                plan.num_test_images_in_train[name] = _num_test_images_in_train(cfg)
+                classes = next(map(registered_classes, registered_names(args)), None)
             elif cfg.DATASETS.TEST[0] != plan.test_sets[name]:
                 raise InputError(
                     f"{variant.name}: DATASETS.TEST is {cfg.DATASETS.TEST[0]}, that of the others "
@@ -104,7 +106,7 @@ def make_plan(
     return plan
 
 
-def _own_opts(given: list[str], variant: Variant) -> list[str]:
+def _variant_opts(given: list[str], variant: Variant) -> list[str]:
     """Returns a variant's KEY VALUE list: its loss's keys, unless set by the user, then its own."""
     args = parse_args(given)
     opts: list[str] = []
@@ -136,7 +138,7 @@ def _flat(cfg: CfgNode) -> dict[str, Any]:
     return flat_config(yaml.safe_load(cfg.dump()))
 
 
-def _trained_on(cfg: CfgNode) -> int:
+def _num_test_images_in_train(cfg: CfgNode) -> int:
     """Returns how many images of the test set are trained on too."""
     (test,) = cfg.DATASETS.TEST
     if test in cfg.DATASETS.TRAIN:

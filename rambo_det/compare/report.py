@@ -8,19 +8,19 @@ from typing import Any
 
 import jinja2
 
-from ..engine.files import whole_file
+from ..engine.files import atomic_write
 from . import figures
 from .pictures import disagreements
 from .plan import Plan
-from .results import Measured, finished, truth_of
-from .specs import TITLES
-from .text import cautions, number, tables, verdict
+from .results import RunResult, finished, ground_truth_of
+from .specs import LOSS_TITLES
+from .text import dataset_warnings, format_number, tables, verdict
 
 _MOST_LOSSES = 6  # number of losses in a plot, at most
 
 
 def write_report(
-    plan: Plan, measured: Sequence[Measured], results: dict[str, Any], file: Path
+    plan: Plan, measured: Sequence[RunResult], results: dict[str, Any], file: Path
 ) -> None:
     """Writes the report on ``results``, which :func:`.results.compare` returned, to ``file``."""
     environment = jinja2.Environment(
@@ -28,7 +28,7 @@ def write_report(
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters.update(
-        number=number, shell=lambda words: shlex.join(words or []),
+        format_number=format_number, shell=lambda words: shlex.join(words or []),
         uri=lambda data, kind: f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
     )  # fmt: skip
     titles = {name: variant.title for name, variant in plan.variants.items()}
@@ -41,18 +41,18 @@ def write_report(
     aps = [(label, found["metrics"].get("AP", {"low": None})) for label, found in differences]
     rows = [(label, ap) for label, ap in aps if ap["low"] is not None]
     html = environment.get_template("report.html.jinja").render(
-        results=results, variants=list(plan.variants.values()), loss_titles=TITLES,
-        seeds=len({run.seed for run in plan.runs}), verdict=verdict, cautions=cautions,
-        tables=tables, intervals=figures.intervals(rows) if rows else None,
+        results=results, variants=list(plan.variants.values()), loss_titles=LOSS_TITLES,
+        seeds=len({run.seed for run in plan.runs}), verdict=verdict, tables=tables,
+        dataset_warnings=dataset_warnings, intervals=figures.draw_intervals(rows) if rows else None,
         fewest_seeds=min((len(found["seeds"]) for _, found in differences), default=0),
         shown={data: _shown(plan, measured, results, data) for data in plan.test_sets},
     )  # fmt: skip
-    with whole_file(str(file), "w", encoding="utf-8") as f:
+    with atomic_write(str(file), "w", encoding="utf-8") as f:
         f.write(html)
 
 
 def _shown(
-    plan: Plan, measured: Sequence[Measured], results: dict[str, Any], data: str
+    plan: Plan, measured: Sequence[RunResult], results: dict[str, Any], data: str
 ) -> dict[str, Any]:
     """Returns plots and pictures for one dataset, and the number of losses that they leave out."""
     losses, runs = results["data"][data]["losses"], finished(plan, measured, data)
@@ -63,7 +63,7 @@ def _shown(
         "Precision and recall": figures.precision_recall,
         "Scores of right and wrong detections": figures.score_distributions,
         "Scores as probabilities": figures.reliability,
-        "AP while training": figures.over_training,
+        "AP while training": figures.ap_during_training,
     }
     reference = next(iter(plan.variants))
     first = {item.run.seed: item for item in runs[reference]}
@@ -72,7 +72,7 @@ def _shown(
         pairs = [(first[item.run.seed], item) for item in runs[name] if item.run.seed in first]
         if pairs:
             both = (titles[reference], titles[name])
-            truth, test_set = truth_of(plan, data), plan.test_sets[data]
+            truth, test_set = ground_truth_of(plan, data), plan.test_sets[data]
             pictures[both] = list(disagreements(pairs, both, truth, test_set))
     return {
         "left_out": len(plan.variants) - len(chosen),

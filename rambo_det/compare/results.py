@@ -17,15 +17,15 @@ from pycocotools.coco import COCO
 
 import rambo_det
 
-from ..engine.calibrated import CALIBRATED
-from ..engine.files import whole_file
-from ..engine.saved import load_truth
+from ..engine.calibrated import CALIBRATED_FOLDER
+from ..engine.files import atomic_write
+from ..engine.saved_model import load_ground_truth
 from ..errors import InputError
 from ..evaluation.calibration import calibration_error
 from ..evaluation.matches import Matches, class_names, find_matches, metrics
-from .intervals import difference, image_weights
+from .intervals import image_weights, paired_difference
 from .plan import Plan, Run
-from .run import damaged, read_metrics, read_record, source_digest
+from .run import damaged_run_error, read_metrics, read_record, source_digest
 
 _DETECTIONS = "inference/coco_instances_results.json"
 
@@ -35,11 +35,11 @@ METRICS = (
     "training minutes",
 )  # fmt: skip
 
-Cells = dict[str, list["Measured"]]  # variant name or title -> its finished runs
+RunsByVariant = dict[str, list["RunResult"]]  # variant name or title -> its finished runs
 
 
 @dataclass
-class Measured:
+class RunResult:
     """A run with its results."""
 
     run: Run
@@ -48,7 +48,7 @@ class Measured:
     calibrated: Matches | None = None  # with calibrated scores; None if it was not calibrated
 
 
-def truth_of(plan: Plan, data: str) -> COCO:
+def ground_truth_of(plan: Plan, data: str) -> COCO:
     """Returns the annotations of the test set of this data.
 
     Raises InputError if the set is not in COCO format and no run has been evaluated yet.
@@ -59,22 +59,22 @@ def truth_of(plan: Plan, data: str) -> COCO:
     files = [MetadataCatalog.get(name).get("json_file")]
     files += [file for folder in folders for file in folder.glob(f"{name}_coco_format.json")]
     for file in filter(None, files):
-        return load_truth(str(file))
+        return load_ground_truth(str(file))
     raise InputError(f"{data}: no run has finished: there is nothing to compare")
 
 
-def collect(plan: Plan) -> list[Measured]:
+def measure_runs(plan: Plan) -> list[RunResult]:
     """Measures all runs of a plan, in order; InputError if a finished run lacks a result file."""
     return [_measure(plan, run) for run in plan.runs]
 
 
-def finished(plan: Plan, measured: Sequence[Measured], data: str) -> Cells:
+def finished(plan: Plan, measured: Sequence[RunResult], data: str) -> RunsByVariant:
     """Returns variant -> its finished runs on this data."""
     there = [item for item in measured if item.run.data == data and item.matches is not None]
     return {name: [x for x in there if x.run.variant == name] for name in plan.variants}
 
 
-def _measure(plan: Plan, run: Run) -> Measured:
+def _measure(plan: Plan, run: Run) -> RunResult:
     record = read_record(run.folder)
     result: dict[str, Any] = {
         "data": run.data, "variant": run.variant, "seed": run.seed, "folder": str(run.folder),
@@ -82,25 +82,25 @@ def _measure(plan: Plan, run: Run) -> Measured:
         "metrics": {}, "evaluations": _evaluations(run),
     }  # fmt: skip
     if result["status"] != "finished":
-        return Measured(run, result)
+        return RunResult(run, result)
     if not result["evaluations"]:
-        raise damaged(run.folder, "metrics.json has no evaluation")
+        raise damaged_run_error(run.folder, "metrics.json has no evaluation")
     matches = _matches(plan, run, _DETECTIONS)
-    calibrated = _matches(plan, run, f"{CALIBRATED}/{_DETECTIONS}", optional=True)
+    calibrated = _matches(plan, run, f"{CALIBRATED_FOLDER}/{_DETECTIONS}", optional=True)
     once = np.ones((1, matches.positives.shape[1]), int)
     # Computed anew: the evaluator logs no class AP for a single class, and nan without detections.
     ours = {name: float(ap[0]) for name, ap in _metrics(matches, calibrated, once).items()}
     ours["ECE"] = calibration_error(*matches.counted)
     if calibrated:
         ours["ECE calibrated"] = calibration_error(*calibrated.counted)
-    found = {**result["evaluations"][-1], **{name: _known(x) for name, x in ours.items()}}
+    found = {**result["evaluations"][-1], **{name: _finite_or_none(x) for name, x in ours.items()}}
     times = [line["time"] for line in read_metrics(run.folder) if line.get("time")]
     # Counts only iterations that were done: RAMBO_TRAIN.PATIENCE may have ended the run early.
     minutes = statistics.median(times) * found["iteration"] / 60 if times else None
     found["training minutes"] = minutes
     classes = [name for name in found if name.startswith("AP-")]
     result["metrics"] = {name: found.get(name) for name in (*METRICS, *classes)}
-    return Measured(run, result, matches, calibrated)
+    return RunResult(run, result, matches, calibrated)
 
 
 def _matches(plan: Plan, run: Run, name: str, optional: bool = False) -> Matches | None:
@@ -110,10 +110,10 @@ def _matches(plan: Plan, run: Run, name: str, optional: bool = False) -> Matches
     except FileNotFoundError:
         if optional:
             return None
-        raise damaged(run.folder, f"{name} is missing") from None
+        raise damaged_run_error(run.folder, f"{name} is missing") from None
     except ValueError as error:
-        raise damaged(run.folder, f"{name} cannot be read ({error})") from None
-    return find_matches(truth_of(plan, run.data), detections)
+        raise damaged_run_error(run.folder, f"{name} cannot be read ({error})") from None
+    return find_matches(ground_truth_of(plan, run.data), detections)
 
 
 def _metrics(
@@ -129,7 +129,7 @@ def _evaluations(run: Run) -> list[dict[str, Any]]:
     """Returns the metrics, in percent, of each evaluated iteration."""
     found: dict[int, dict[str, Any]] = {}
     for line in read_metrics(run.folder):
-        values = {k[5:]: _known(v) for k, v in line.items() if k.startswith("bbox/")}
+        values = {k[5:]: _finite_or_none(v) for k, v in line.items() if k.startswith("bbox/")}
         if values:
             # The last evaluation is logged after the training, with the next iteration's number.
             iteration = min(line["iteration"] + 1, run.iterations)
@@ -138,23 +138,23 @@ def _evaluations(run: Run) -> list[dict[str, Any]]:
     return [found[iteration] for iteration in sorted(found)]
 
 
-def _known(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     """Returns the value, or None for NaN (a metric that does not apply), which json cannot hold."""
     return value if math.isfinite(value) else None
 
 
 def compare(
-    plan: Plan, measured: Sequence[Measured], command: str, resamples: int
+    plan: Plan, measured: Sequence[RunResult], command: str, resamples: int
 ) -> dict[str, Any]:
     """Returns all results as json data; the intervals use ``resamples`` resamples of the images."""
     data: dict[str, dict[str, Any]] = {}
     for name, test_set in plan.test_sets.items():
-        truth = truth_of(plan, name)
+        truth = ground_truth_of(plan, name)
         ids = sorted(truth.getCatIds())
         cells = finished(plan, measured, name)
         images = [item.matches.positives.shape[1] for cell in cells.values() for item in cell]
         losses = {
-            variant: {"seeds": [i.run.seed for i in cell], "metrics": _spread(cell)}
+            variant: {"seeds": [i.run.seed for i in cell], "metrics": _mean_and_std(cell)}
             for variant, cell in cells.items()
         }
         data[name] = {
@@ -162,7 +162,7 @@ def compare(
             "classes": class_names(truth),
             "boxes": [len(truth.getAnnIds(catIds=[of], iscrowd=False)) for of in ids],
             "images": images[0] if images else None,
-            "trained_on": plan.trained_on.get(name, 0),
+            "trained_on": plan.num_test_images_in_train.get(name, 0),
             "losses": losses,
             "differences": _differences(cells, images[0] if images else 1, resamples),
             "best": _best(plan, losses),
@@ -190,7 +190,7 @@ def compare(
     }
 
 
-def _spread(cell: Sequence[Measured]) -> dict[str, dict[str, float | None]]:
+def _mean_and_std(cell: Sequence[RunResult]) -> dict[str, dict[str, float | None]]:
     """Returns metric -> mean and standard deviation over runs; the deviation of one run is None."""
     result: dict[str, dict[str, float | None]] = {}
     for name in cell[0].result["metrics"] if cell else ():
@@ -202,7 +202,7 @@ def _spread(cell: Sequence[Measured]) -> dict[str, dict[str, float | None]]:
     return result
 
 
-def _differences(cells: Cells, images: int, resamples: int) -> dict[str, Any]:
+def _differences(cells: RunsByVariant, images: int, resamples: int) -> dict[str, Any]:
     """Returns variant -> metric -> difference from the first variant, over their common seeds."""
     # Row 0 has every image once. One image is not resampled, as all resamples would be equal.
     drawn = image_weights(images, resamples if images > 1 else 0)
@@ -219,8 +219,10 @@ def _differences(cells: Cells, images: int, resamples: int) -> dict[str, Any]:
         for name in [n for n in found[seeds[0]] if all(n in x for x in both)] if seeds else ():
             per_seed = np.stack([found[s][name] - reference[s][name] for s in seeds], axis=1)
             if not np.isnan(per_seed[0]).any():  # per_seed: (1 + B, S)
-                interval = difference(list(per_seed[0]), per_seed[1:])
-                result[variant]["metrics"][name] = {k: _known(v) for k, v in interval.items()}
+                interval = paired_difference(list(per_seed[0]), per_seed[1:])
+                result[variant]["metrics"][name] = {
+                    k: _finite_or_none(v) for k, v in interval.items()
+                }
     return result
 
 
@@ -233,7 +235,7 @@ def _best(plan: Plan, losses: dict[str, Any]) -> dict[str, str]:
     return {loss: max(of, key=lambda n: of[n]) for loss, of in aps.items() if len(of) > 1}
 
 
-def save(plan: Plan, results: dict[str, Any], out: Path) -> list[str]:
+def write_results(plan: Plan, results: dict[str, Any], out: Path) -> list[str]:
     """Writes results.json. First renames an earlier results.json and its report if they have runs
     that the plan lacks. Returns the new names of the renamed files."""
     files, kept = [out / "results.json", out / "report.html"], []
@@ -248,6 +250,6 @@ def save(plan: Plan, results: dict[str, Any], out: Path) -> list[str]:
             number += 1
         kept = [file.rename(file.with_suffix(f".{number}{file.suffix}")).name
                 for file in files if file.exists()]  # fmt: skip
-    with whole_file(str(files[0]), "w", encoding="utf-8") as f:
+    with atomic_write(str(files[0]), "w", encoding="utf-8") as f:
         f.write(json.dumps(results, indent=1) + "\n")
     return kept

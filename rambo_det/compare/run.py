@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import rambo_det
 
-from ..engine.files import PART, whole_file
+from ..engine.files import PART_SUFFIX, atomic_write
 from ..errors import InputError
 from .plan import Run, default_settings
 
@@ -25,7 +25,7 @@ _OUTPUT, _RECORD = "output.txt", "compare.json"
 # Subpackages that do not affect the numbers of a training; source_digest leaves them out.
 _NOT_TRAINED_BY = ("cli", "compare")
 # Files that ``keep`` leaves. model_best.pth exists only if RAMBO_TRAIN.KEEP_BEST is set.
-_KEPT = {
+_CHECKPOINTS_TO_KEEP = {
     "last": ("model_final.pth", "model_raw.pth", "model_best.pth", "last_checkpoint"),
     "none": (),
 }
@@ -74,13 +74,13 @@ def run_all(
                 done[run.folder] = run.iterations
                 if process.returncode:
                     failed.append(run)
-                    error = _reason(run, process.returncode)
+                    error = _failure_reason(run, process.returncode)
                     write_record(run.folder, status="failed", error=error)
                     bar.write(f"FAILED {run.name}: {error}")
                     continue
                 write_record(run.folder, status="finished", error=None)
                 for file in [*run.folder.glob("model_*.pth"), run.folder / "last_checkpoint"]:
-                    if keep != "all" and file.name not in _KEPT[keep]:
+                    if keep != "all" and file.name not in _CHECKPOINTS_TO_KEEP[keep]:
                         file.unlink(missing_ok=True)
             left = len(waiting) + len(active)
             bar.set_postfix_str(f"{len(runs) - left} of {len(runs)} runs", refresh=False)
@@ -94,7 +94,7 @@ def run_all(
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[IO[str]]:
+def folder_lock(folder: Path) -> Iterator[IO[str]]:
     """Locks the folder; first waits until no other comparison works in it.
 
     A comparison that is killed leaves its trainings running; they hold the lock too.
@@ -129,7 +129,7 @@ def _start(run: Run, threads: int, lock: IO[str] | None, bar: Any) -> subprocess
         )  # fmt: skip
 
 
-def _reason(run: Run, status: int) -> str:
+def _failure_reason(run: Run, status: int) -> str:
     lines = (run.folder / _OUTPUT).read_text(errors="replace").strip().splitlines()
     reason = f"killed by signal {-status}" if status < 0 else lines[-1] if lines else ""
     return f"{reason} (exit status {status}, {run.folder / _OUTPUT})"
@@ -146,7 +146,7 @@ def source_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def damaged(folder: Path, what: str) -> InputError:
+def damaged_run_error(folder: Path, what: str) -> InputError:
     """Returns the error for a run's folder with a missing or unreadable file."""
     return InputError(f"{folder}: {what}: remove this folder, and the same command trains it again")
 
@@ -162,7 +162,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise damaged(folder, f"{_RECORD} cannot be read ({error})") from None
+        raise damaged_run_error(folder, f"{_RECORD} cannot be read ({error})") from None
     return record if isinstance(record, dict) else {}
 
 
@@ -170,7 +170,7 @@ def write_record(folder: Path, **changes: Any) -> None:
     """Changes keys of a run's record; creates the folder and the file if they do not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {**read_record(folder), **changes}
-    with whole_file(str(folder / _RECORD), "w", encoding="utf-8") as file:
+    with atomic_write(str(folder / _RECORD), "w", encoding="utf-8") as file:
         json.dump(record, file, indent=1)
 
 
@@ -178,7 +178,7 @@ def _check_same_run(run: Run) -> None:
     """Raises InputError if the folder of the run holds a different run or other files."""
     record = read_record(run.folder)
     names = {file.name for file in run.folder.iterdir()} if run.folder.is_dir() else set()
-    if not record and names - {_RECORD + PART}:
+    if not record and names - {_RECORD + PART_SUFFIX}:
         raise InputError(f"{run.folder} holds something else: name another folder with --out")
     # A config key that is newer than the record had its default value then.
     was = {**default_settings(), **record.get("settings", run.settings)}

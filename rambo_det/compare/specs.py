@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 
 from ..data.register import READERS
-from ..engine.keys import value
+from ..engine.keys import get_key
 from ..errors import InputError
-from ..places import find_config
+from ..paths import find_config
 
 #: Display names of the losses.
-TITLES = {"ce": "cross entropy", "focal": "focal loss", "rambo": "RaMBO"}
+LOSS_TITLES = {"ce": "cross entropy", "focal": "focal loss", "rambo": "RaMBO"}
 
 #: The config key that selects a model's loss, and its value for each loss; stock loss first.
-_TWINS = [
+_LOSS_KEYS = [
     ("MODEL.META_ARCHITECTURE", {"focal": "RetinaNet", "rambo": "RamboRetinaNet"}),
     ("MODEL.ROI_HEADS.NAME", {"ce": "StandardROIHeads", "rambo": "RamboROIHeads"}),
     ("MODEL.ROI_HEADS.NAME", {"ce": "Res5ROIHeads", "rambo": "RamboRes5ROIHeads"}),
@@ -30,21 +30,23 @@ class Variant:
     """A loss, optionally with config keys of its own."""
 
     name: str  # in the names of folders and in tables
-    loss: str  # a key of TITLES
+    loss: str  # a key of LOSS_TITLES
     opts: tuple[str, ...] = ()  # KEY VALUE ... of this variant alone
 
     @property
     def title(self) -> str:
         """The display name: the loss's if the variant has the loss's name, else ``name``."""
-        return TITLES[self.loss] if self.name == self.loss else self.name
+        return LOSS_TITLES[self.loss] if self.name == self.loss else self.name
 
 
 def loss_opts(cfg: CfgNode, loss: str) -> dict[str, str]:
     """Returns the keys that give a config's model this loss; InputError if it cannot have it."""
-    key, names = _twins(cfg)
+    key, names = _loss_key(cfg)
     if loss not in names:
         known = " or ".join(names)
-        raise InputError(f"--losses {loss}: {key} {value(cfg, key)} has no such loss: use {known}")
+        raise InputError(
+            f"--losses {loss}: {key} {get_key(cfg, key)} has no such loss: use {known}"
+        )
     opts = {key: names[loss]}
     if "focal" in names:
         # The AP loss learns no natural zero of the scores. All losses get the same threshold.
@@ -56,18 +58,18 @@ def loss_opts(cfg: CfgNode, loss: str) -> dict[str, str]:
 
 def default_losses(cfg: CfgNode) -> list[str]:
     """Returns the stock loss of the config's model and RaMBO; InputError if none is known."""
-    return list(_twins(cfg)[1])
+    return list(_loss_key(cfg)[1])
 
 
-def _twins(cfg: CfgNode) -> tuple[str, dict[str, str]]:
+def _loss_key(cfg: CfgNode) -> tuple[str, dict[str, str]]:
     model = cfg.MODEL
-    for key, names in _TWINS:
+    for key, names in _LOSS_KEYS:
         # The configs of other meta-architectures also name ROI heads, but do not use them.
-        if value(cfg, key) in names.values() and (
+        if get_key(cfg, key) in names.values() and (
             key == "MODEL.META_ARCHITECTURE" or model.META_ARCHITECTURE == "GeneralizedRCNN"
         ):
             return key, names
-    known = ", ".join(next(iter(names.values())) for _, names in _TWINS)
+    known = ", ".join(next(iter(names.values())) for _, names in _LOSS_KEYS)
     raise InputError(
         f"losses can be swapped in {known} and their twins, not in MODEL.META_ARCHITECTURE "
         f"{model.META_ARCHITECTURE} with MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME}"
@@ -91,10 +93,10 @@ def parse_variants(
         names = [name.strip() for name in losses.split(",")]
     given: list[tuple[str, str, str, Sequence[str]]] = [("--losses", n, n, ()) for n in names]
     form = '"NAME=LOSS KEY VALUE ..."'
-    given += [("--variant", *_split("--variant", text, form)) for text in variants]
+    given += [("--variant", *_parse_option("--variant", text, form)) for text in variants]
     for text in grids:
-        name, loss, opts = _split("--grid", text, form)
-        for values in itertools.product(*map(_values, opts[1::2])):
+        name, loss, opts = _parse_option("--grid", text, form)
+        for values in itertools.product(*map(_split_commas, opts[1::2])):
             pairs = list(zip(opts[::2], values, strict=True))
             label = "_".join([name, *(f"{k.rpartition('.')[2].lower()}-{v}" for k, v in pairs)])
             label = re.sub(r"[^-+.\w]", "-", label)  # the label becomes a folder name
@@ -102,8 +104,8 @@ def parse_variants(
     found: list[Variant] = []
     taken: set[str] = set()
     for option, name, loss, opts in given:
-        if loss not in TITLES:
-            raise InputError(f"{option}: there is no loss {loss!r}, only {', '.join(TITLES)}")
+        if loss not in LOSS_TITLES:
+            raise InputError(f"{option}: there is no loss {loss!r}, only {', '.join(LOSS_TITLES)}")
         found.append(Variant(name, loss, tuple(opts)))
         if twice := sorted({name, found[-1].title} & taken):
             raise InputError(f"two variants are called {twice[0]}: give them different names")
@@ -111,7 +113,7 @@ def parse_variants(
     return found
 
 
-def _values(text: str) -> list[str]:
+def _split_commas(text: str) -> list[str]:
     """Splits a text at the commas outside of brackets and quotes."""
     parts, part = [], ""
     for piece in text.split(","):
@@ -123,7 +125,7 @@ def _values(text: str) -> list[str]:
     return [*parts, part] if part else parts
 
 
-def _split(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
+def _parse_option(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
     """Splits ``NAME=WORD KEY VALUE …``; InputError, with the right ``form``, if it is malformed."""
     name, equals, rest = text.partition("=")
     try:
@@ -139,7 +141,7 @@ def _split(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
     return name, words[0], words[1:]
 
 
-_FORM = (
+_DATA_SYNTAX = (
     '"NAME=voc:ROOT:TRAIN:VAL", "NAME=yolo:DATA_YAML:TRAIN:VAL", "NAME=coco:FOLDER:TRAIN:VAL", '
     '"NAME=coco:TRAIN.json:IMAGES:VAL.json:IMAGES" or "NAME=CONFIG.yaml", each with KEY VALUE ... '
     "behind it if need be"
@@ -147,7 +149,7 @@ _FORM = (
 
 
 @dataclass(frozen=True)
-class Data:
+class DataSpec:
     """A dataset to compare on, as options of the training command."""
 
     name: str  # in the names of folders and in tables; "": the name of the test set
@@ -171,18 +173,18 @@ class Data:
         return words
 
 
-def parse_data(text: str, config: str) -> Data:
-    """Parses ``--data`` (see ``_FORM``), for the file of ``--config``; InputError if malformed."""
-    name, spec, opts = _split("--data", text, _FORM)
+def parse_data(text: str, config: str) -> DataSpec:
+    """Parses ``--data``, see ``_DATA_SYNTAX``, for the file of ``--config``; raises InputError."""
+    name, spec, opts = _parse_option("--data", text, _DATA_SYNTAX)
     if spec.endswith((".yaml", ".yml")):
         find_config(spec, f"--data {text!r}:")
-        return Data(name, spec, opts=opts)
+        return DataSpec(name, spec, opts=opts)
     kind, *parts = spec.split(":")
     train, val = f"{name}_train", f"{name}_val"
     opts = ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)", *opts]
     if kind in READERS and len(parts) == 3:
         parts.insert(2, parts[0])
     elif kind != "coco" or len(parts) != 4:
-        raise InputError(f"--data {text!r} is not {_FORM}")
+        raise InputError(f"--data {text!r} is not {_DATA_SYNTAX}")
     register = [(kind, train, *parts[:2]), (kind, val, *parts[2:])]
-    return Data(name, config, register, opts=opts)
+    return DataSpec(name, config, register, opts=opts)

@@ -5,13 +5,13 @@ from typing import Any
 from tabulate import tabulate
 
 from .results import METRICS
-from .specs import TITLES
+from .specs import LOSS_TITLES
 
 _FEW_IMAGES = 10  # resampling fewer test images says too little about other images
 Table = list[dict[str, str]]
 
 
-def number(value: float | None, digits: int = 1) -> str:
+def format_number(value: float | None, digits: int = 1) -> str:
     """Formats a number with a typographic minus, but zero without a sign; None gives "–"."""
     if value is None:
         return "–"
@@ -19,16 +19,18 @@ def number(value: float | None, digits: int = 1) -> str:
     return text.replace("-", "−") if float(text) else text.replace("-", "")
 
 
-def cell(value: dict[str, float | None] | None) -> str:
+def format_value(value: dict[str, float | None] | None) -> str:
     """Formats ``mean ± deviation`` if the value has a ``std``, else ``difference (low … high)``."""
     if value is None:
         return "–"
-    mean = number(value["mean"])
+    mean = format_number(value["mean"])
     if "std" in value:
-        return mean if value["std"] is None else f"{mean} ± {number(value['std'])}"
+        return mean if value["std"] is None else f"{mean} ± {format_number(value['std'])}"
     sign = "+" if (value["mean"] or 0) > 0 else ""
     interval = (
-        "" if value["low"] is None else f" ({number(value['low'])} … {number(value['high'])})"
+        ""
+        if value["low"] is None
+        else f" ({format_number(value['low'])} … {format_number(value['high'])})"
     )
     return f"{sign}{mean}{interval}"
 
@@ -38,21 +40,21 @@ def verdict(results: dict[str, Any], data: str, variant: str) -> dict[str, str]:
     "higher", "lower", "none" (no difference can be shown) or "missing" (no results)."""
     part, names = results["data"][data], (variant, results["reference"])
     title, other = (results["variants"][name]["title"] for name in names)
-    begin = title[0].upper() + title[1:] if title in TITLES.values() else title
+    begin = title[0].upper() + title[1:] if title in LOSS_TITLES.values() else title
     value, seeds = (part["differences"][variant][key] for key in ("metrics", "seeds"))
     value, one_image = value.get("AP"), part.get("images") == 1
     if value is None or (value["low"] is None and not one_image):
         return {"kind": "missing", "text": f"{begin}: no finished seed to compare with {other}."}
-    if all(number(part["losses"][name]["metrics"]["AP"]["mean"]) == "0.0" for name in names):
+    if all(format_number(part["losses"][name]["metrics"]["AP"]["mean"]) == "0.0" for name in names):
         text = f"{begin} and {other}: AP 0.0, nothing is detected yet. Train for longer."
         return {"kind": "none", "text": text}
     low, high = value["low"], value["high"]
     way = "higher" if value["mean"] >= 0 else "lower"
-    text = f"{begin}’s AP is {number(abs(value['mean']))} {way} than that of {other}"
+    text = f"{begin}’s AP is {format_number(abs(value['mean']))} {way} than that of {other}"
     if one_image:
         text += ": one test image cannot tell whether that holds for others."
         return {"kind": "none", "text": text}
-    text += f" (95 % interval of the difference {number(low)} … {number(high)}): "
+    text += f" (95 % interval of the difference {format_number(low)} … {format_number(high)}): "
     sample = f"these {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     if low <= 0 <= high:
         return {"kind": "none", "text": f"{text}no difference can be told from {sample}."}
@@ -62,10 +64,10 @@ def verdict(results: dict[str, Any], data: str, variant: str) -> dict[str, str]:
     return {"kind": way, "text": f"{text}more than chance explains, going by {sample}."}
 
 
-def cautions(results: dict[str, Any], data: str) -> list[str]:
+def dataset_warnings(results: dict[str, Any], data: str) -> list[str]:
     """Returns sentences that warn of what makes the numbers of a dataset less reliable."""
     images = results["data"][data].get("images")
-    found = trained_on(results["data"][data].get("trained_on", 0))
+    found = overlap_warning(results["data"][data].get("trained_on", 0))
     if images == 1:
         found.append("There is one test image: no interval and no difference can be told.")
     elif images is not None and images < _FEW_IMAGES:
@@ -76,7 +78,7 @@ def cautions(results: dict[str, Any], data: str) -> list[str]:
     return found
 
 
-def trained_on(images: int) -> list[str]:
+def overlap_warning(images: int) -> list[str]:
     """Returns a list with a warning that ``images`` test images are trained on too; [] for 0."""
     if not images:
         return []
@@ -99,7 +101,7 @@ def tables(results: dict[str, Any], data: str, form: str = "github") -> dict[str
     rows: dict[str, Table] = {
         "Mean ± standard deviation over the seeds, percent": [
             {"loss": title, "seeds": str(len(loss["seeds"]))}
-            | {metric: cell(loss["metrics"].get(metric)) for metric in shown}
+            | {metric: format_value(loss["metrics"].get(metric)) for metric in shown}
             for title, loss in losses.items()
         ],
         "AP of each class": _by_metric("class (number of test boxes)", classes, losses),
@@ -124,7 +126,7 @@ def tables(results: dict[str, Any], data: str, form: str = "github") -> dict[str
 def _by_metric(head: str, names: list[tuple[str, str]], columns: dict[str, Any]) -> Table:
     return [
         {head: label}
-        | {title: cell(found["metrics"].get(name)) for title, found in columns.items()}
+        | {title: format_value(found["metrics"].get(name)) for title, found in columns.items()}
         for label, name in names
     ]
 
@@ -135,7 +137,7 @@ def as_text(results: dict[str, Any]) -> str:
     for data, part in results["data"].items():
         parts.append(f"== {data}")
         parts += [f"{title}\n\n{table}" for title, table in tables(results, data).items()]
-        parts += [f"caution: {text}" for text in cautions(results, data)]
+        parts += [f"caution: {text}" for text in dataset_warnings(results, data)]
         parts += [verdict(results, data, variant)["text"] for variant in part["differences"]]
         if part["best"]:
             best = ", ".join(f"{loss}: {variant}" for loss, variant in part["best"].items())

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .files import read_text, shown
-from .segments import are_numbers, mirrored, read_keypoints, read_mask, read_names
+from .files import printable, read_text
+from .segments import are_numbers, check_keypoint_names, flip_pairs, read_keypoints, read_mask
 from .source import DataSource
 
 _NUMBER = (int, float)
@@ -55,7 +55,9 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
     used = source.used_classes()
     if len(set(used)) < len(used):  # Roboflow adds a category without boxes; its name may repeat
         twice = next(name for name in used if used.count(name) > 1)
-        raise InputError(f"{json_file}: two categories with boxes have the name '{shown(twice)}'")
+        raise InputError(
+            f"{json_file}: two categories with boxes have the name '{printable(twice)}'"
+        )
     _finish_keypoints(source)
     return source
 
@@ -136,14 +138,14 @@ def _short(value: Any) -> str:
 def _add_keypoint_names(source: DataSource, names: Any, place: str) -> None:
     """Records the names of a category's keypoints, or why they cannot be used."""
     try:
-        names = read_names(names)
+        names = check_keypoint_names(names)
         if names and source.metadata.get("keypoint_names", names) != names:
             raise ValueError("'keypoints' must be the same for all categories")
     except ValueError as error:
         source.metadata.setdefault("without_keypoints", f"{source.file}: {place}: {error}")
         return
     if names and "keypoint_names" not in source.metadata:
-        flips = mirrored(names, source.odd)
+        flips = flip_pairs(names, source.findings)
         source.metadata.update(keypoint_names=names, keypoint_flip_map=flips)
 
 
@@ -152,14 +154,14 @@ def _finish_keypoints(source: DataSource) -> None:
     metadata = source.metadata
     if "without_keypoints" in metadata:
         why = metadata["without_keypoints"].removeprefix(f"{source.file}: ")
-        source.odd.add("key points", why)
+        source.findings.add("key points", why)
     elif "keypoint_names" in metadata:
         if not any(a["num_keypoints"] for a in source.annotations if not a["iscrowd"]):
             why = f"{source.file}: no object has a visible key point"
             metadata["without_keypoints"] = why
     else:
         metadata["without_keypoints"] = f"{source.name} has no key points"
-    if "keypoint_names" not in metadata or source.odd.places("key points"):
+    if "keypoint_names" not in metadata or source.findings.places("key points"):
         for key in ("keypoint_names", "keypoint_flip_map"):
             metadata.pop(key, None)
         for annotation in source.annotations:
@@ -182,27 +184,27 @@ def _add_annotation(source: DataSource, annotation: dict[str, Any], place: str) 
             raise InputError(f"{where}: {key!r} must be 0 or 1, not {_short(flag)}")
     crowd = any(flags.values())
     image = source.images[image_id]
-    size, place = (image["height"], image["width"]), f"{place} of {shown(image['file_name'])}"
+    size, place = (image["height"], image["width"]), f"{place} of {printable(image['file_name'])}"
     # Some tools write null for a missing value: leave these fields out.
     fields = {k: v for k, v in annotation.items() if k != "ignore" and v is not None}
     why = f"{where} has no mask"
     try:
-        mask, shape = read_mask(fields.pop("segmentation", []), size, source.odd, place)
+        mask, shape = read_mask(fields.pop("segmentation", []), size, source.findings, place)
     except ValueError as error:
         mask, shape, why = [], None, f"{where}: {error}"
-        source.odd.add("bad mask", f"{place}: {error}", image_id)
+        source.findings.add("bad mask", f"{place}: {error}", image_id)
     if mask:
         fields["segmentation"] = mask
     if names := source.metadata.get("keypoint_names"):
         try:
-            fields.update(read_keypoints(fields, len(names), size, source.odd, place))
+            fields.update(read_keypoints(fields, len(names), size, source.findings, place))
         except ValueError as error:
             source.metadata.setdefault("without_keypoints", f"{where}: {error}")
             fields.update(num_keypoints=0)
     fields["iscrowd"] = int(crowd)
     attributes = annotation.get("attributes")
     if isinstance(attributes, dict) and attributes.get("rotation"):
-        source.odd.add("rotated", place, image_id)
+        source.findings.add("rotated", place, image_id)
     source.note_fractions(box, image_id, place)
     kept = source.add_box(image_id, category_id, box, fields, place, shape)
     if kept and not mask:

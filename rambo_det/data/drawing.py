@@ -125,7 +125,7 @@ def _paint(rng: Generator, image: np.ndarray, mask: np.ndarray, pattern: str) ->
     image += mask[..., None] * (fill - image)
 
 
-def draw(split: str, index: int) -> tuple[np.ndarray, list[tuple[int, list[int], int]]]:
+def draw_image(split: str, index: int) -> tuple[np.ndarray, list[tuple[int, list[int], int]]]:
     """Draws one image.
 
     Returns the image, (96, 96, 3) uint8 BGR, and its objects as (class index, box, area). The box,

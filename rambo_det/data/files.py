@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 
 #: Extensions of the files that count as images when a folder is searched.
-IMAGE_ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # The last bytes of a complete file of each format. Files with another end are decoded to be sure.
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}
 _EXIF_ORIENTATION = 0x0112
@@ -31,12 +31,12 @@ def make_folder(folder: Path, option: str = "RAMBO_DET_CACHE") -> None:
         raise InputError(f"{option} {folder} cannot be written: change its rights or name another")
 
 
-def shown(name: str | Path) -> str:
+def printable(name: str | Path) -> str:
     """Returns a name for use in a message: on one line, with unprintable characters escaped."""
     return str(name) if str(name).isprintable() else repr(str(name))
 
 
-def backslashes(name: str | Path) -> str:
+def backslash_hint(name: str | Path) -> str:
     """Returns a hint for a message about a missing file: "" unless its name has backslashes."""
     return ": its name has backslashes, write / for folders" if "\\" in str(name) else ""
 
@@ -49,9 +49,9 @@ def read_text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"the {what} {shown(path)} is not in UTF-8: {error}") from None
+        raise InputError(f"the {what} {printable(path)} is not in UTF-8: {error}") from None
     except OSError as error:
-        raise InputError(f"the {what} {shown(path)} cannot be read: {error.strerror}") from None
+        raise InputError(f"the {what} {printable(path)} cannot be read: {error.strerror}") from None
 
 
 def files_in(folder: Path, endings: Collection[str]) -> list[Path]:
@@ -66,12 +66,14 @@ def files_in(folder: Path, endings: Collection[str]) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = filter(_is_shown, folders)
-        found += [Path(top, n) for n in names if _is_shown(n) and Path(n).suffix.lower() in endings]
+        folders[:] = filter(_is_visible, folders)
+        found += [
+            Path(top, n) for n in names if _is_visible(n) and Path(n).suffix.lower() in endings
+        ]
     return sorted(filter(os.path.isfile, found))
 
 
-def _is_shown(name: str) -> bool:
+def _is_visible(name: str) -> bool:
     """Returns whether a name is not hidden and not one that macOS, Jupyter or a NAS adds."""
     return not name.startswith((".", "__MACOSX", "@eaDir"))
 
@@ -87,9 +89,9 @@ def check_image(
     InputError if Detectron2 would change the image: its reader clips values above 255, and turns a
     TIFF with an orientation a second time, after Pillow.
     """
-    name = shown(path)
+    name = printable(path)
     if not os.path.isfile(path):
-        raise InputError(f"{named_in}: the image {name} is missing{backslashes(path)}")
+        raise InputError(f"{named_in}: the image {name} is missing{backslash_hint(path)}")
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but readable

@@ -7,7 +7,7 @@ from typing import Any
 from .files import check_image
 
 
-class NamingMapper:
+class ErrorReportingMapper:
     """A wrapper of a Detectron2 dataset mapper, whose errors name image and annotation."""
 
     def __init__(self, mapper: Callable[[Any], Any]) -> None:

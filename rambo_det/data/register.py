@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
-from ..places import cache_folder
+from ..paths import cache_dir
 from .coco import read_coco
-from .files import make_folder, shown
-from .source import PARTS, DataSource, set_aside
+from .files import make_folder, printable
+from .source import PART_SUFFIXES, DataSource, choose_held_out
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -28,12 +28,12 @@ READERS: dict[str, Callable[..., DataSource]] = {
     "yolo": read_yolo,
 }
 #: The endings of the names of the two parts that --hold-out makes of a dataset.
-_HELD_OUT = ("_fit", "_heldout")
+_HOLD_OUT_SUFFIXES = ("_fit", "_heldout")
 #: Metadata keys that locate the annotations of a dataset. Its parts do not inherit these keys.
-_OF_THE_WHOLE = ("name", "json_file", "image_root", "dirname", "split", "year")
+_NOT_INHERITED = ("name", "json_file", "image_root", "dirname", "split", "year")
 
 
-class _Ready(NamedTuple):
+class _CheckedDataset(NamedTuple):
     """A dataset that can be registered."""
 
     name: str
@@ -75,32 +75,34 @@ def register_datasets(
         raise InputError(f"--split must be a share between 0 and 1, such as 0.2, not {split}")
     by_kind = {"coco": coco, "voc": voc, "yolo": yolo}
     given = [(kind, item) for kind, items in by_kind.items() for item in items]
-    wanted = [item[0] + part for _, item in given for part in ([""] if split is None else PARTS)]
+    wanted = [
+        item[0] + part for _, item in given for part in ([""] if split is None else PART_SUFFIXES)
+    ]
     _check_names(wanted)
     for name in train or ():
         if name not in wanted:
             raise InputError(f"train: '{name}' is none of the data sets: {', '.join(wanted)}")
     sources = [READERS[kind](*item) for kind, item in given]
     for source in sources:
-        source.finish()
+        source.check()
     trained_on = list(train or wanted)
     trained = [s for s in sources if split is not None or s.name in trained_on]
     names = _class_names(sources, classes, trained)
     for source in sources:
-        source.keep_classes(names)
-        for line in source.odd.lines(source.num_boxes):
+        source.drop_other_classes(names)
+        for line in source.findings.warnings(source.num_boxes):
             logger.warning("%s: %s", source.file, line)
     _warn_of_shared_images(trained, sources)
-    found: list[_Ready] = []
+    found: list[_CheckedDataset] = []
     for source in sources:
         metadata = {**class_metadata(names), **source.metadata}
-        metadata["odd_images"] = list(source.odd.images)
-        whole = _Ready(source.name, source.as_json(names), source.image_dir, metadata)
+        metadata["flagged_images"] = list(source.findings.images)
+        whole = _CheckedDataset(source.name, source.as_json(names), source.image_dir, metadata)
         if split is None:
             found.append(whole)
         else:
             number = max(1, round(split * len(source.images)))
-            found += _split(whole, number, PARTS, f"--split {split}:")
+            found += _split(whole, number, PART_SUFFIXES, f"--split {split}:")
     boxes = [a for each in found if each.name in trained_on for a in each.content["annotations"]]
     used = {box["category_id"] for box in boxes if not box["iscrowd"]}
     for number, name in enumerate(names, 1):
@@ -117,7 +119,7 @@ def _check_names(wanted: Sequence[str]) -> None:
     taken = set(DatasetCatalog.list())
     for name in wanted:
         if not re.fullmatch(r"[\w.\- ]{1,100}", name):
-            short = shown(name)[:100]
+            short = printable(name)[:100]
             raise InputError(f"a data set cannot be named '{short}': use letters, digits, - . _")
         if name in taken:
             raise InputError(
@@ -127,14 +129,16 @@ def _check_names(wanted: Sequence[str]) -> None:
         taken.add(name)
 
 
-def _split(whole: _Ready, number: int, endings: Sequence[str], option: str) -> list[_Ready]:
+def _split(
+    whole: _CheckedDataset, number: int, endings: Sequence[str], option: str
+) -> list[_CheckedDataset]:
     """Splits a dataset into the images to train on and ``number`` images that are set aside.
 
-    Chooses the images by :func:`.source.set_aside` and appends ``endings`` to the dataset's name.
+    :func:`.source.choose_held_out` chooses the images; ``endings`` follow the dataset's name.
     Raises InputError, naming ``option``, if a part would have no box other than crowds.
     """
-    aside = set_aside(whole.content["images"], number)
-    metadata = {key: value for key, value in whole.metadata.items() if key not in _OF_THE_WHOLE}
+    aside = choose_held_out(whole.content["images"], number)
+    metadata = {key: value for key, value in whole.metadata.items() if key not in _NOT_INHERITED}
     metadata["part_of"] = whole.name
     parts = []
     for ending, inside in zip(endings, (False, True), strict=True):
@@ -143,11 +147,11 @@ def _split(whole: _Ready, number: int, endings: Sequence[str], option: str) -> l
             content[key] = [item for item in content[key] if (item[image_id] in aside) == inside]
         if all(box["iscrowd"] for box in content["annotations"]):
             raise InputError(f"{option} {name} would have no box")
-        parts.append(_Ready(name, content, whole.image_dir, metadata))
+        parts.append(_CheckedDataset(name, content, whole.image_dir, metadata))
     return parts
 
 
-def _register(found: Sequence[_Ready]) -> None:
+def _register(found: Sequence[_CheckedDataset]) -> None:
     """Writes the annotations of all datasets, and only then registers the datasets."""
     files = [write_json(each.name, each.content) for each in found]
     for file, each in zip(files, found, strict=True):
@@ -161,11 +165,11 @@ def _warn_of_shared_images(trained: Sequence[DataSource], sources: Sequence[Data
         if source not in trained and (both := [f for f in source.files() if f in seen]):
             logger.warning(
                 "%s: %d of %d images are trained on too, such as %s in %s: AP on them says little",
-                source.name, len(both), len(source.images), shown(both[0]), seen[both[0]],
+                source.name, len(both), len(source.images), printable(both[0]), seen[both[0]],
             )  # fmt: skip
 
 
-def by_format(register: Iterable[Sequence[str]]) -> dict[str, Any]:
+def group_by_format(register: Iterable[Sequence[str]]) -> dict[str, Any]:
     """Returns the arguments ``coco``, ``voc`` and ``yolo`` of :func:`register_datasets`.
 
     ``register`` has (format, name, place, part) of each dataset, as on the command line.
@@ -194,7 +198,7 @@ def _class_names(
 
 def write_json(name: str, content: dict[str, Any]) -> Path:
     """Writes a json into the cache. The file name has a content hash, so no file is ever stale."""
-    folder = cache_folder() / "annotations"
+    folder = cache_dir() / "annotations"
     make_folder(folder)
     text = json.dumps(content)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -205,7 +209,7 @@ def write_json(name: str, content: dict[str, Any]) -> Path:
     return path
 
 
-def classes_of(name: str) -> list[str]:
+def registered_classes(name: str) -> list[str]:
     """Returns the class names of a registered dataset; [] if they are not known before loading."""
     from detectron2.data import MetadataCatalog
 
@@ -260,7 +264,7 @@ def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
 
     if number < 2:
         raise InputError(f"--hold-out must be >= 2 (one image of so many), got {number}")
-    parts: list[_Ready] = []
+    parts: list[_CheckedDataset] = []
     for name in names:
         DatasetCatalog.get(name)  # creates files and metadata that exist only after loading
         metadata = MetadataCatalog.get(name)
@@ -268,10 +272,10 @@ def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
         if not file:
             raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-        whole = _Ready(name, content, metadata.image_root, metadata.as_dict())
+        whole = _CheckedDataset(name, content, metadata.image_root, metadata.as_dict())
         least, option = len(content["images"]) // number, f"--hold-out {number}: of {name},"
-        parts += _split(whole, least, _HELD_OUT, option)
+        parts += _split(whole, least, _HOLD_OUT_SUFFIXES, option)
     for part in parts:
         DatasetCatalog.pop(part.name, None)  # from an earlier split in this process
     _register(parts)
-    return [[name + ending for name in names] for ending in _HELD_OUT]
+    return [[name + ending for name in names] for ending in _HOLD_OUT_SUFFIXES]

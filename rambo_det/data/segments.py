@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 
-from .odd import Odd
-from .source import SLACK, Shape
+from .findings import Findings
+from .source import TOLERANCE_PX, Shape
 
-_LARGEST = 1e9  # px; sums of larger numbers are not exact
+_MAX_COORDINATE = 1e9  # px; sums of larger numbers are not exact
 _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 # Finds left or right anywhere in a name, or l or r as a separate letter: l_eye, eye.R, LEye.
 _SIDE = re.compile(r"left|right|(?<![a-z])[lr](?![a-z])", re.IGNORECASE)
@@ -24,17 +24,21 @@ _CAMEL_SIDE = re.compile(r"(?<![A-Za-z])[LR](?=[A-Z][a-z])|(?<=[a-z])[LR](?![A-Z
 def are_numbers(values: Sequence[Any]) -> bool:
     """Returns whether all values are finite numbers and small enough to be coordinates in px."""
     return all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) and -_LARGEST <= x <= _LARGEST
+        isinstance(x, (int, float))
+        and not isinstance(x, bool)
+        and -_MAX_COORDINATE <= x <= _MAX_COORDINATE
         for x in values
     )
 
 
-def read_mask(value: Any, size: tuple[int, int], odd: Odd, place: str) -> tuple[Any, Shape | None]:
+def read_mask(
+    value: Any, size: tuple[int, int], findings: Findings, place: str
+) -> tuple[Any, Shape | None]:
     """Returns a mask that can be trained on, and its shape; ``([], None)`` if nothing is left.
 
     Keeps only polygons of three points or more with area inside the image: Detectron2 would leave
     out an object if none of its polygons had three points. Records the polygons that are left out
-    in ``odd``, with the ``place`` of the annotation.
+    in ``findings``, with the ``place`` of the annotation.
 
     Args:
         value: polygons ``[[x, y, ...], ...]``, or RLE with run lengths as a list or as text.
@@ -48,17 +52,17 @@ def read_mask(value: Any, size: tuple[int, int], odd: Odd, place: str) -> tuple[
     if not isinstance(value, list) or not all(
         isinstance(p, list) and len(p) % 2 == 0 and are_numbers(p) for p in value
     ):
-        raise ValueError(_wanted(size))
+        raise ValueError(_expected_format(size))
     kept, area = [], 0.0
     for polygon in value:
         if len(polygon) < 6:
             if polygon:
-                odd.add("few points", place)
+                findings.add("few points", place)
             continue
         x, y = np.array(polygon, dtype=np.float64).reshape(-1, 2).T
         own = abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2  # by the shoelace formula
         if own <= 0 or min(x.max(), y.max()) <= 0 or x.min() >= size[1] or y.min() >= size[0]:
-            odd.add("outside", place)
+            findings.add("outside", place)
             continue
         kept.append(polygon)
         area += own
@@ -66,12 +70,12 @@ def read_mask(value: Any, size: tuple[int, int], odd: Odd, place: str) -> tuple[
         return [], None
     points = [xy for polygon in kept for xy in polygon]
     left, top, right, bottom = (f(points[k::2]) for f in (min, max) for k in (0, 1))
-    if max(-left, -top, right - size[1], bottom - size[0]) > SLACK:
-        odd.add("mask beyond", place)
+    if max(-left, -top, right - size[1], bottom - size[0]) > TOLERANCE_PX:
+        findings.add("mask beyond", place)
     return kept, Shape(area, [left, top, right - left, bottom - top])
 
 
-def _wanted(size: tuple[int, int]) -> str:
+def _expected_format(size: tuple[int, int]) -> str:
     return (
         "'segmentation' must be polygons, [[x, y, ...], ...], or RLE that fills the image, "
         f"{{'size': {list(size)}, 'counts': ...}}"
@@ -83,9 +87,9 @@ def _read_rle(value: dict[str, Any], size: tuple[int, int]) -> tuple[Any, Shape 
     counts = value.get("counts")
     runs = run_lengths(counts) if isinstance(counts, str) else counts
     if value.get("size") != list(size) or not isinstance(runs, list) or not runs:
-        raise ValueError(_wanted(size))
+        raise ValueError(_expected_format(size))
     if not all(type(n) is int and n >= 0 for n in runs) or sum(runs) != math.prod(size):
-        raise ValueError(f"the counts of the mask do not fill its size: {_wanted(size)}")
+        raise ValueError(f"the counts of the mask do not fill its size: {_expected_format(size)}")
     if not any(runs[1::2]):
         return [], None
     whole = pycocotools.mask.frPyObjects({"size": list(size), "counts": runs}, *size)
@@ -115,7 +119,7 @@ def run_lengths(text: str) -> list[int] | None:
     return None if shift else found
 
 
-def read_names(names: Any) -> list[str]:
+def check_keypoint_names(names: Any) -> list[str]:
     """Returns the names of a category's keypoints. Raises ValueError if ``names`` is invalid."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"'keypoints' must be a list of names, not {names!r}")
@@ -124,11 +128,11 @@ def read_names(names: Any) -> list[str]:
     return names
 
 
-def mirrored(names: Sequence[str], odd: Odd) -> list[tuple[str, str]]:
+def flip_pairs(names: Sequence[str], findings: Findings) -> list[tuple[str, str]]:
     """Returns the pairs of keypoints that Detectron2 swaps when it flips an image.
 
     The names of a pair differ only in left or right, or in a separate letter l or r; case does not
-    matter. Records in ``odd`` each name with left or right that has no partner.
+    matter. Records in ``findings`` each name with left or right that has no partner.
     """
     by_name = {name.casefold(): name for name in names}
     pairs: list[tuple[str, str]] = []
@@ -143,19 +147,19 @@ def mirrored(names: Sequence[str], odd: Odd) -> list[tuple[str, str]]:
         partners = [partner for partner in partners if partner != name]
         if not partners:
             if any(m[0].lower() in ("left", "right") for m in found):
-                odd.add("unpaired", f"'{name}'")
+                findings.add("unpaired", f"'{name}'")
         elif (partners[0], name) not in pairs:
             pairs.append((name, partners[0]))
     return pairs
 
 
 def read_keypoints(
-    annotation: dict[str, Any], number: int, size: tuple[int, int], odd: Odd, place: str
+    annotation: dict[str, Any], number: int, size: tuple[int, int], findings: Findings, place: str
 ) -> dict[str, Any]:
     """Returns ``keypoints`` and ``num_keypoints`` of an annotation. Evaluation needs both.
 
     Without keypoints, both are zeros, as in COCO's own data. Raises ValueError if there are not
-    ``number`` valid points. ``size``, ``odd`` and ``place`` are those of :func:`read_mask`.
+    ``number`` valid points. ``size``, ``findings`` and ``place`` are those of :func:`read_mask`.
     """
     points = annotation.get("keypoints") or [0] * (3 * number)
     if not isinstance(points, list) or len(points) != 3 * number or not are_numbers(points):
@@ -166,8 +170,11 @@ def read_keypoints(
     if not all(visibility in (0, 1, 2) for visibility in points[2::3]):
         raise ValueError("the visibility in 'keypoints' must be 0, 1 or 2, the third of each three")
     seen = [point for point in zip(*(points[k::3] for k in range(3)), strict=True) if point[2]]
-    if any(min(x, y) < -SLACK or x > size[1] + SLACK or y > size[0] + SLACK for x, y, _ in seen):
-        odd.add("point outside", place)
+    if any(
+        min(x, y) < -TOLERANCE_PX or x > size[1] + TOLERANCE_PX or y > size[0] + TOLERANCE_PX
+        for x, y, _ in seen
+    ):
+        findings.add("point outside", place)
     count = annotation.get("num_keypoints")
     kept = type(count) is int and 0 <= count <= number
     return {"keypoints": points, "num_keypoints": count if kept else len(seen)}

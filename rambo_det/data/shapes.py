@@ -11,8 +11,8 @@ from typing import Any
 
 import cv2
 
-from ..places import cache_folder
-from .drawing import CLASSES, SPEC, SPLITS, draw
+from ..paths import cache_dir
+from .drawing import CLASSES, SPEC, SPLITS, draw_image
 from .files import make_folder
 from .register import add_to_catalogs, class_metadata
 
@@ -26,7 +26,7 @@ def write_split(folder: Path, split: str, number: int) -> None:
     annotations: list[dict[str, Any]] = []
     size = SPEC["image_px"]
     for index in range(number):
-        image, objects = draw(split, index)
+        image, objects = draw_image(split, index)
         name = f"{index:04d}.png"
         if not cv2.imwrite(str(folder / split / name), image):
             raise OSError(f"could not write {folder / split / name}")
@@ -42,7 +42,7 @@ def write_split(folder: Path, split: str, number: int) -> None:
 def shapes_folder() -> Path:
     """Returns the dataset's folder in RAMBO_DET_CACHE, default ~/.cache/rambo_det, drawn or not."""
     digest = hashlib.sha256(json.dumps(SPEC, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / f"shapes-{digest[:12]}"
+    return cache_dir() / f"shapes-{digest[:12]}"
 
 
 def prepare_shapes() -> Path:

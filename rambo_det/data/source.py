@@ -12,14 +12,14 @@ import pycocotools.mask
 
 from ..errors import InputError
 from .files import check_image
-from .odd import Odd
+from .findings import Findings
 
 #: The endings of the names of the two parts of a split dataset.
-PARTS = ("_train", "_val")
+PART_SUFFIXES = ("_train", "_val")
 #: How many px a box may reach beyond its image without a warning: tools round differently.
-SLACK = 1.5
+TOLERANCE_PX = 1.5
 # Limits of a plausible 'area' of an object without a mask, as shares of the area of its box.
-_AREAS = (0.02, 1.25)
+_AREA_RATIOS = (0.02, 1.25)
 
 
 class Shape(NamedTuple):
@@ -39,13 +39,15 @@ class DataSource:
     categories: dict[int, str] = field(default_factory=dict)  # id -> class name, as in the data
     images: dict[int | str, dict[str, Any]] = field(default_factory=dict)  # by id
     #: COCO annotation dicts with boxes (x, y, width, height) in px. Boxes without area inside
-    #: their image are left out, and recorded in ``odd`` as dropped.
+    #: their image are left out, and recorded in ``findings`` as dropped.
     annotations: list[dict[str, Any]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
-    odd: Odd = field(default_factory=Odd)
+    findings: Findings = field(default_factory=Findings)
     _seen: set[Any] = field(default_factory=set)
     _may_be_corners: bool = True
-    _num_units: int = 0  # boxes of zeros and ones: the whole image if the numbers are fractions
+    _num_zero_one_boxes: int = (
+        0  # boxes of zeros and ones: the whole image if the numbers are fractions
+    )
 
     def add_image(self, image: Mapping[str, Any], named_in: Any, check: bool = True) -> None:
         """Adds an image, a dict with ``id``, ``file_name``, ``width`` and ``height`` in px.
@@ -62,9 +64,9 @@ class DataSource:
             # Orientations from 5 on swap the sides, so a matching size means the turned image.
             is_meant = orientation > 4 and known is not None and width != height
             if orientation in range(2, 9) and not is_meant:
-                self.odd.add("turned", image["file_name"], image["id"])
+                self.findings.add("turned", image["file_name"], image["id"])
         if (key := ("file", os.path.normpath(image["file_name"]))) in self._seen:
-            self.odd.add("same file", image["file_name"], image["id"])
+            self.findings.add("same file", image["file_name"], image["id"])
         self._seen.add(key)
         self.images[image["id"]] = {**image, "width": width, "height": height}
 
@@ -91,21 +93,21 @@ class DataSource:
         as_corners = x < width and y < height and inside and min(x, y) >= 0
         self._may_be_corners = self._may_be_corners and as_corners
         if min(width, height, inside_x, inside_y) <= 0:
-            self.odd.add("dropped", place, image_id)
+            self.findings.add("dropped", place, image_id)
             return False
         beyond = max(-x, -y, right - image["width"], bottom - image["height"])
-        if beyond > SLACK:
-            self.odd.add("beyond", place, image_id)
+        if beyond > TOLERANCE_PX:
+            self.findings.add("beyond", place, image_id)
         if (key := (image_id, category_id, *box)) in self._seen:
-            self.odd.add("twice", place, image_id)
+            self.findings.add("twice", place, image_id)
         self._seen.add(key)
         area = fields.get("area")
-        if area is None or _is_far(area, width * height, mask):
+        if area is None or _is_implausible_area(area, width * height, mask):
             if area is not None:
-                self.odd.add("area", place, image_id)
+                self.findings.add("area", place, image_id)
             area = width * height if mask is None else mask.area
         if mask is not None and _overlap(mask.box, box) < 0.25:
-            self.odd.add("mask away", place, image_id)
+            self.findings.add("mask away", place, image_id)
         number = len(self.annotations) + 1  # pycocotools reads a match with id 0 as no match
         required = {"id": number, "image_id": image_id, "category_id": category_id, "bbox": box}
         self.annotations.append({**fields, **required, "area": area})
@@ -117,9 +119,9 @@ class DataSource:
         if max(image["width"], image["height"]) <= 4 or not all(0 <= n <= 1 for n in numbers):
             return
         if all(n == int(n) for n in numbers):
-            self._num_units += 1
+            self._num_zero_one_boxes += 1
         else:
-            self.odd.add("fraction", place, image_id)
+            self.findings.add("fraction", place, image_id)
 
     def files(self) -> list[str]:
         """Returns the paths of the image files, with links resolved."""
@@ -129,17 +131,17 @@ class DataSource:
     @property
     def num_boxes(self) -> int:
         """The number of boxes in the files, dropped ones included."""
-        return len(self.annotations) + len(self.odd.places("dropped"))
+        return len(self.annotations) + len(self.findings.places("dropped"))
 
-    def finish(self) -> None:
+    def check(self) -> None:
         """Makes the checks that need the whole dataset.
 
         Raises InputError if no box can be trained on and counted, if all boxes have fractions as
         coordinates, or if most boxes reach beyond their image but all fit as x1, y1, x2, y2.
         """
-        fractions, lost, beyond = map(self.odd.places, ("fraction", "dropped", "beyond"))
+        fractions, lost, beyond = map(self.findings.places, ("fraction", "dropped", "beyond"))
         mistake = ""
-        if fractions and len(fractions) + self._num_units == self.num_boxes:
+        if fractions and len(fractions) + self._num_zero_one_boxes == self.num_boxes:
             mistake = f"all {self.num_boxes} boxes have fractions between 0 and 1 for coordinates, "
             mistake += f"such as {fractions[0]}: multiply them by width and height of the image"
         elif not self.annotations:
@@ -159,12 +161,12 @@ class DataSource:
         used = {item["category_id"] for item in self.annotations if not item["iscrowd"]}
         return [self.categories[number] for number in sorted(used)]
 
-    def keep_classes(self, names: Sequence[str]) -> None:
-        """Removes the crowds of classes that are not in ``names``, and records them in ``odd``."""
+    def drop_other_classes(self, names: Sequence[str]) -> None:
+        """Removes the crowds of classes that are not in ``names``; ``findings`` records them."""
         for item in self.annotations:
             if (label := self.categories[item["category_id"]]) not in names:
                 where = self.images[item["image_id"]]["file_name"]
-                self.odd.add("crowd", f"'{label}' in {where}", item["image_id"])
+                self.findings.add("crowd", f"'{label}' in {where}", item["image_id"])
         kept = {number for number, label in self.categories.items() if label in names}
         self.annotations = [item for item in self.annotations if item["category_id"] in kept]
 
@@ -187,7 +189,7 @@ class DataSource:
         }
 
 
-def set_aside(images: Iterable[dict[str, Any]], number: int) -> set[Any]:
+def choose_held_out(images: Iterable[dict[str, Any]], number: int) -> set[Any]:
     """Returns the ids of ``number`` COCO image dicts, or of a few more.
 
     The choice depends on the file names alone, and looks random. Versions of one photo, which
@@ -203,10 +205,10 @@ def set_aside(images: Iterable[dict[str, Any]], number: int) -> set[Any]:
     return {image["id"] for image in order[:number]}
 
 
-def _is_far(area: float, box: float, mask: Shape | None) -> bool:
+def _is_implausible_area(area: float, box: float, mask: Shape | None) -> bool:
     """Returns whether an area cannot be that of the object; differences up to 2 px² are fine."""
     if mask is None:
-        return area <= 0 or not (_AREAS[0] * box - 2 <= area <= _AREAS[1] * box + 2)
+        return area <= 0 or not (_AREA_RATIOS[0] * box - 2 <= area <= _AREA_RATIOS[1] * box + 2)
     return area <= 0 or not (mask.area / 2 - 2 <= area <= mask.area * 2 + 2)
 
 

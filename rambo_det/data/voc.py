@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from ..errors import InputError
-from .files import IMAGE_ENDINGS, backslashes, files_in, read_text, shown
+from .files import IMAGE_EXTENSIONS, backslash_hint, files_in, printable, read_text
 from .source import DataSource
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -36,16 +36,16 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     labels = {_label(item) for tree in trees.values() for item in tree.findall("object")}
     source.categories = dict(enumerate(sorted(labels - {""}), 1))
     by_stem: dict[str, list[str]] = defaultdict(list)
-    for path in files_in(Path(source.image_dir), IMAGE_ENDINGS):
+    for path in files_in(Path(source.image_dir), IMAGE_EXTENSIONS):
         image = path.relative_to(source.image_dir)
         by_stem[image.with_suffix("").as_posix()].append(image.as_posix())
     taken: dict[str, str] = {}
     for stem, tree in trees.items():
-        file, own = shown(files[stem]), by_stem.get(stem, [])
+        file, own = printable(files[stem]), by_stem.get(stem, [])
         file_name = _image_of(stem, tree, file, Path(source.image_dir), own)
         if (other := taken.setdefault(file_name, stem)) != stem:
             raise InputError(
-                f"{file}: its image {shown(file_name)} is that of {other}.xml too: correct "
+                f"{file}: its image {printable(file_name)} is that of {other}.xml too: correct "
                 "<filename>, or rename the xml"
             )
         width, height = (int(_number(tree, f"size/{side}", 0)) for side in ("width", "height"))
@@ -54,7 +54,7 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
         _add_objects(source, stem, tree, file)
     if os.path.isdir(source.file):  # not a list of images
         for left in sorted({name for names in by_stem.values() for name in names} - set(taken)):
-            source.odd.add("no xml", left)
+            source.findings.add("no xml", left)
     return source
 
 
@@ -81,7 +81,7 @@ def _add_objects(source: DataSource, stem: str, tree: ET.Element, file: str) -> 
         source.note_fractions(corners, stem, place)
         turns = [a for a in item.iter("attribute") if a.findtext("name") == "rotation"]
         if any(_number(turn, "value", 0) for turn in turns):
-            source.odd.add("rotated", place, stem)
+            source.findings.add("rotated", place, stem)
         fields = {"iscrowd": 0, "difficult": int(_number(item, "difficult", 0))}
         source.add_box(stem, numbers[_label(item)], _box(corners), fields, place)
 
@@ -107,7 +107,7 @@ def _image_of(stem: str, tree: ET.Element, file: str, folder: Path, own: list[st
     found = [*there, *own, said if "\\" in said else beside or f"{stem}.jpg"][0]
     if own and found not in own:
         raise InputError(
-            f"{file}: <filename> says {shown(said)}, but {own[0]} is there too: correct "
+            f"{file}: <filename> says {printable(said)}, but {own[0]} is there too: correct "
             "<filename>, or rename the xml"
         )
     return found
@@ -118,9 +118,9 @@ def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
         there = ", ".join(sorted(path.stem for path in split_file.parent.glob("*.txt"))) or "none"
         folder = split_file.parents[2] / split
         raise InputError(
-            f"the VOC split file {shown(split_file)} does not exist (splits there: {there}), and "
-            f"the folder {shown(folder)} has no xml files: if they are beside the images, write . "
-            "for the split"
+            f"the VOC split file {printable(split_file)} does not exist (splits there: {there}), "
+            f"and the folder {printable(folder)} has no xml files: if they are beside the images, "
+            "write . for the split"
         )
     text = read_text(split_file, "VOC split file")
     names = [line.strip() for line in text.splitlines() if line.strip()]
@@ -139,24 +139,24 @@ def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
             names = short
     for name, number in Counter(names).items():
         if number > 1:
-            source.odd.add("listed twice", name)
+            source.findings.add("listed twice", name)
     return list(dict.fromkeys(names))
 
 
 def _parse(xml_file: Path, named_in: str, stem: str) -> ET.Element:
     if not os.path.isfile(xml_file):
-        missing = f"{shown(xml_file)} does not exist{backslashes(stem)}"
-        raise InputError(f"{shown(named_in)} names {shown(stem)!r}, but {missing}")
+        missing = f"{printable(xml_file)} does not exist{backslash_hint(stem)}"
+        raise InputError(f"{printable(named_in)} names {printable(stem)!r}, but {missing}")
     try:
         tree = ET.parse(xml_file).getroot()
     except (ET.ParseError, ValueError, LookupError, OSError) as error:  # two are for bad encodings
-        raise InputError(f"{shown(xml_file)} is not valid xml: {error}") from None
+        raise InputError(f"{printable(xml_file)} is not valid xml: {error}") from None
     if len([*tree.iter("object")]) != len(tree.findall("object")) or (
         tree.tag != "annotation" and tree.find("object") is None
     ):
         raise InputError(
-            f"{shown(xml_file)} is not VOC's: <object> must lie in the <annotation> that the file "
-            f"has, which begins with <{shown(tree.tag)}>"
+            f"{printable(xml_file)} is not VOC's: <object> must lie in the <annotation> that the "
+            f"file has, which begins with <{printable(tree.tag)}>"
         )
     return tree
 

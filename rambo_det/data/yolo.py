@@ -8,12 +8,12 @@ import numpy as np
 import yaml
 
 from ..errors import InputError
-from .files import IMAGE_ENDINGS, backslashes, files_in, read_text, shown
+from .files import IMAGE_EXTENSIONS, backslash_hint, files_in, printable, read_text
 from .segments import read_mask
 from .source import DataSource
 
 # Fractions may lie this far outside 0..1, because tools round. Other numbers are errors.
-_SLACK = 0.01
+_TOLERANCE = 0.01
 _SPLITS = ("train", "val", "valid", "test")
 _ALIASES = {"valid": "val", "validation": "val", "val": "valid"}
 
@@ -40,20 +40,22 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
     for path in paths:
         image_id = _relative(path, file.parent)
         if image_id in source.images:
-            source.odd.add("listed twice", image_id)
+            source.findings.add("listed twice", image_id)
             continue
         source.add_image({"id": image_id, "file_name": image_id}, source.file)
         label = _label_file(path)
         if not os.path.isfile(label):
-            source.odd.add("no label", image_id)
+            source.findings.add("no label", image_id)
             continue
         if (other := images_of.setdefault(label, path)) != path:
-            raise InputError(f"{shown(label)} would be of both {shown(path)} and {shown(other)}")
+            raise InputError(
+                f"{printable(label)} would be of both {printable(path)} and {printable(other)}"
+            )
         lines = read_text(label, "label file").splitlines()
         for number, line in enumerate(lines, 1):
             if words := line.split():
-                _add_object(source, image_id, words, f"{shown(label)}:{number}", points)
-    if paths and len(source.odd.places("no label")) == len(source.images):
+                _add_object(source, image_id, words, f"{printable(label)}:{number}", points)
+    if paths and len(source.findings.places("no label")) == len(source.images):
         raise InputError(
             f"{source.file}: none of its {len(source.images)} images has a label file; that of "
             f"{paths[0]} would be {_label_file(paths[0])}"
@@ -64,11 +66,11 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
         for left in files_in(folder, {".txt"}):
             about = left.name.lower().startswith(("classes", "notes", "readme", "labels"))
             if left.parent == folder and left not in labels and not about:
-                source.odd.add("no image", _relative(left, file.parent))
+                source.findings.add("no image", _relative(left, file.parent))
     polygons = [a["image_id"] for a in source.annotations if "segmentation" in a]
     if len(polygons) < len(source.annotations):
         for image_id in polygons:
-            source.odd.add("mixed", image_id, image_id)
+            source.findings.add("mixed", image_id, image_id)
     source.metadata.setdefault("without_keypoints", f"{name} has no key points")
     return source
 
@@ -123,16 +125,16 @@ def _place(entry: str, content: dict[str, Any], file: Path) -> Path:
     for path in tried:
         if os.path.exists(path):
             return path
-    more = backslashes(entry + root)
-    raise InputError(f"{file}: {shown(entry)!r} is not there, {shown(tried[0])}{more}")
+    more = backslash_hint(entry + root)
+    raise InputError(f"{file}: {printable(entry)!r} is not there, {printable(tried[0])}{more}")
 
 
 def _images_of(place: Path, content: dict[str, Any], file: Path) -> list[Path]:
     if place.is_dir():
-        if found := files_in(place, IMAGE_ENDINGS):
+        if found := files_in(place, IMAGE_EXTENSIONS):
             return found
-        raise InputError(f"{file}: the folder {shown(place)} has no images")
-    if place.suffix.lower() in IMAGE_ENDINGS:
+        raise InputError(f"{file}: the folder {printable(place)} has no images")
+    if place.suffix.lower() in IMAGE_EXTENSIONS:
         return [place]
     lines = [line.strip() for line in read_text(place, "list of images").splitlines()]
     root = file.parent / str(content.get("path") or "")
@@ -175,7 +177,7 @@ def _add_object(
     if int(label) not in source.categories:
         raise InputError(f"{where}: 'names' has no class {int(label)}")
     if points:  # keypoints follow the box
-        source.odd.add("key points", where, image_id)
+        source.findings.add("key points", where, image_id)
         source.metadata["without_keypoints"] = f"{where}: key points of YOLO are not read"
         numbers = numbers[:4]
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
@@ -183,7 +185,7 @@ def _add_object(
             f"{where}: {len(words)} numbers are neither 'class x y width height' nor a polygon, "
             "'class x1 y1 x2 y2 x3 y3 ...'"
         )
-    if min(numbers) < -_SLACK or max(numbers) > 1 + _SLACK:
+    if min(numbers) < -_TOLERANCE or max(numbers) > 1 + _TOLERANCE:
         raise InputError(
             f"{where}: {min(numbers):g} to {max(numbers):g} are no parts of the image, from 0 to "
             "1: divide px by its width and height"
@@ -200,7 +202,7 @@ def _add_object(
         (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
         box = [float(left), float(top), float(right - left), float(bottom - top)]
         polygon = corners.reshape(-1).tolist()
-        mask, shape = read_mask([polygon], (height, width), source.odd, where)
+        mask, shape = read_mask([polygon], (height, width), source.findings, where)
         fields |= {"segmentation": mask} if mask else {}
     if source.add_box(image_id, int(label), box, fields, where, shape) and shape is None:
         source.metadata.setdefault("without_mask", f"{where} has no mask")

@@ -4,14 +4,14 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..data.source import PARTS
+from ..data.source import PART_SUFFIXES
 from ..errors import InputError
-from ..places import find_config
+from ..paths import find_config
 
 _LAZY_EXAMPLES = "Examples: train.init_checkpoint=weights.pth optimizer.lr=0.001"
 
 
-def refuse(message: str) -> NoReturn:
+def raise_input_error(message: str) -> NoReturn:
     """Raises InputError; replaces ``ArgumentParser.error``, which also prints the usage."""
     raise InputError(message)
 
@@ -22,7 +22,9 @@ class _Register(argparse.Action):
     def __call__(self, _parser: Any, args: argparse.Namespace, values: Any, _: Any = None) -> None:
         # Existing paths are not refused: a folder may have the same name as the dataset.
         if "/" in values[0] or values[0].endswith((".json", ".yaml")):
-            refuse(f"--register-{self.const} {' '.join(values)}: the name of the data comes first")
+            raise_input_error(
+                f"--register-{self.const} {' '.join(values)}: the name of the data comes first"
+            )
         args.register = [*args.register, (self.const, *values)]
 
 
@@ -54,13 +56,13 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def own_names(args: argparse.Namespace) -> list[str]:
+def registered_names(args: argparse.Namespace) -> list[str]:
     """Returns the names of the datasets that the options of :func:`add_data_arguments` register."""
-    parts = ("",) if args.split is None else PARTS
+    parts = ("",) if args.split is None else PART_SUFFIXES
     return [name + part for _, name, *_ in args.register for part in parts]
 
 
-def named_classes(args: argparse.Namespace) -> list[str] | None:
+def classes_from_args(args: argparse.Namespace) -> list[str] | None:
     """Returns the class names given with ``--classes``; None without that option."""
     return None if args.classes is None else [name.strip() for name in args.classes.split(",")]
 
@@ -91,7 +93,7 @@ def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argpars
 
     # The examples in Detectron2's default epilog are for a yaml config.
     parser = default_argument_parser(epilog=_LAZY_EXAMPLES if lazy else None)
-    parser.error = refuse
+    parser.error = raise_input_error
     add, config = parser.add_argument, {"dest": "config_file", "default": argparse.SUPPRESS}
     add("--config", **config, metavar="FILE", help="the same as --config-file")
     add_data_arguments(parser)

@@ -15,15 +15,15 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..evaluation.calibration import Calibration, calibrate, draw_reliability
 from ..modeling.classifier import Classifier
-from .checkpointer import BESIDE, RAW
-from .files import whole_file
-from .saved import truth_of
+from .checkpointer import CALIBRATION_FILES, RAW_FILE
+from .files import atomic_write
+from .saved_model import ground_truth_of
 
-_THRESHOLDS, _PICTURE = BESIDE
+_THRESHOLDS, _PICTURE = CALIBRATION_FILES
 #: Name of the folder, inside that of the run, for the evaluation of the calibrated scores.
-CALIBRATED = "calibrated"
+CALIBRATED_FOLDER = "calibrated"
 #: Maximum number of images that a calibration is fitted to.
-IMAGES = 500
+MAX_IMAGES = 500
 
 
 def write_calibrated(
@@ -48,7 +48,7 @@ def write_calibrated(
         "data": data,
     }
     state = {"model": model.state_dict(), "calibration": calibration, **(kept or {})}
-    with whole_file(str(file), "wb") as stream:
+    with atomic_write(str(file), "wb") as stream:
         torch.save(state, stream)
     before, after = found.errors
     content = {
@@ -58,12 +58,12 @@ def write_calibrated(
         "all": found.threshold,
         "classes": dict(zip(classes, found.thresholds, strict=True)),
     }
-    with whole_file(str(file.with_name(_THRESHOLDS)), "w") as stream:
+    with atomic_write(str(file.with_name(_THRESHOLDS)), "w") as stream:
         json.dump(content, stream, indent=1)
     figure = Figure(figsize=(5, 5), layout="constrained")
     curves = [("raw", found.raw, found.right), ("calibrated", found.scores, found.right)]
     draw_reliability(figure.add_subplot(), curves)
-    with whole_file(str(file.with_name(_PICTURE)), "wb") as stream:
+    with atomic_write(str(file.with_name(_PICTURE)), "wb") as stream:
         figure.savefig(stream, dpi=100)
 
 
@@ -75,7 +75,7 @@ def labelled_images(name: str, mapper: Any, most: int) -> tuple[Any, COCO]:
     loader = build_detection_test_loader(
         records, mapper=mapper, sampler=SequentialSampler(records), num_workers=0
     )
-    return tqdm(loader, desc="calibrate", unit="image", disable=None), truth_of(name)
+    return tqdm(loader, desc="calibrate", unit="image", disable=None), ground_truth_of(name)
 
 
 def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> str:
@@ -85,18 +85,18 @@ def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> s
     calibration fits the dataset ``data``, the line says why, and all files stay unchanged.
     """
     model = getattr(model, "module", model)
-    file, raw = folder / "model_final.pth", folder / RAW
+    file, raw = folder / "model_final.pth", folder / RAW_FILE
     training = model.training
     model.eval()
     try:
-        images, truth = labelled_images(data, mapper, IMAGES)
+        images, truth = labelled_images(data, mapper, MAX_IMAGES)
         found = calibrate(model, images, truth)
     except InputError as error:
         return f"The scores are as trained, not calibrated: {error}"
     finally:
         model.train(training)
     if not raw.is_file():  # raw exists if a finished, calibrated run is resumed
-        with whole_file(str(raw), "wb") as stream, file.open("rb") as source:
+        with atomic_write(str(raw), "wb") as stream, file.open("rb") as source:
             shutil.copyfileobj(source, stream)
     kept = torch.load(raw, map_location="cpu", mmap=True)
     kept = {key: kept[key] for key in ("iteration", "seed") if key in kept}
@@ -105,7 +105,7 @@ def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> s
     before, after = found.errors
     return (
         f"Calibrated on {data}: calibration error {before:.1f} % before, {after:.1f} % after; raw "
-        f"weights: {RAW}; thresholds of the classes: {_THRESHOLDS}, one for all: "
+        f"weights: {RAW_FILE}; thresholds of the classes: {_THRESHOLDS}, one for all: "
         f"SCORE_THRESH_TEST {found.threshold:.3g}"
     )
 

@@ -9,13 +9,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from ..errors import InputError
 from ..losses import ScoreMemory
-from .files import AtomicFiles
+from .files import AtomicPathManager
 
-BEST = "model_best"
+BEST_NAME = "model_best"
 #: File of the weights as trained; it exists only if model_final.pth has calibrated weights.
-RAW = "model_raw.pth"
+RAW_FILE = "model_raw.pth"
 #: Files beside the last calibrated checkpoint of a folder: thresholds and reliability diagram.
-BESIDE = ("thresholds.json", "reliability.png")
+CALIBRATION_FILES = ("thresholds.json", "reliability.png")
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -34,7 +34,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self, model: Any, save_dir: str = "", *, seed: int | None = None, **checkpointables: Any
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
-        self.path_manager = AtomicFiles(self.path_manager)
+        self.path_manager = AtomicPathManager(self.path_manager)
         self._seed = seed
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -49,8 +49,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
             kwargs["seed"] = self._seed
         super().save(name, **kwargs)
         if name == "model_final" and self.save_to_disk:
-            Path(self.save_dir, RAW).unlink(missing_ok=True)
-            beside = [Path(self.save_dir, file) for file in BESIDE]
+            Path(self.save_dir, RAW_FILE).unlink(missing_ok=True)
+            beside = [Path(self.save_dir, file) for file in CALIBRATION_FILES]
             # Delete the thresholds of the replaced weights, but not those of another checkpoint.
             if beside[0].is_file() and '"weights": "model_final.pth"' in beside[0].read_text():
                 for file in beside:
@@ -59,12 +59,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def get_checkpoint_file(self) -> str:
         """Returns the last checkpoint; the raw weights instead of a calibrated final checkpoint."""
         file: str = super().get_checkpoint_file()
-        raw = Path(self.save_dir, RAW)
+        raw = Path(self.save_dir, RAW_FILE)
         return str(raw) if Path(file).name == "model_final.pth" and raw.is_file() else file
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         # --resume must not continue from the checkpoint of the best evaluation.
-        if last_filename_basename != f"{BEST}.pth":
+        if last_filename_basename != f"{BEST_NAME}.pth":
             super().tag_last_checkpoint(last_filename_basename)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         try:
             return super()._load_file(filename)
         except Exception as error:  # the readers of the file formats have no common error type
-            raise unreadable(filename, error) from error
+            raise unreadable_checkpoint(filename, error) from error
 
 
 def load_whole_model(model: Any, weights: str, config: str) -> None:
@@ -141,7 +141,7 @@ def load_whole_model(model: Any, weights: str, config: str) -> None:
     checkpointer.load(weights)
 
 
-def unreadable(file: Any, error: Exception) -> InputError:
+def unreadable_checkpoint(file: Any, error: Exception) -> InputError:
     """Returns the InputError for a file that cannot be read as a checkpoint."""
     why = textwrap.shorten(str(error), 100)
     return InputError(f"{file} cannot be read as a checkpoint: {type(error).__name__}: {why}")

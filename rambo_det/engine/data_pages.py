@@ -14,7 +14,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..data.files import check_image, make_folder
-from ..evaluation.pictures import draw_detections, grid, interrupts_noted
+from ..evaluation.pictures import delayed_interrupt, draw_detections, grid
 from .files import write_picture
 
 _PICTURES, _COLUMNS = 24, 6
@@ -37,12 +37,12 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
             size = (record["width"], record["height"])
             check_image(Path(record["file_name"]), name, size, whole=True)
         page = folder / f"{name}.jpg"
-        odd = set(metadata.get("odd_images") or ())
-        chosen = [record for record in records if record["image_id"] in odd][:_PICTURES]
-        others = [record for record in records if record["image_id"] not in odd]
+        flagged = set(metadata.get("flagged_images") or ())
+        chosen = [record for record in records if record["image_id"] in flagged][:_PICTURES]
+        others = [record for record in records if record["image_id"] not in flagged]
         step = max(1, len(others) // _PICTURES)
         chosen += others[::step][: _PICTURES - len(chosen)]
-        with interrupts_noted():
+        with delayed_interrupt():
             pictures = [_draw(record, metadata) for record in chosen]
         write_picture(page, grid(pictures, min(_COLUMNS, len(pictures)))[:, :, ::-1], 85)
         found.append(f"{name}: {summary(records, metadata.get('thing_classes') or ())}\n{page}")

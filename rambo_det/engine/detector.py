@@ -17,9 +17,9 @@ from PIL import Image
 from ..data.shapes import register_shapes
 from ..errors import InputError
 from .checkpointer import load_whole_model
-from .keys import LAZY, YAML, names
+from .keys import LAZY, YAML, dataset_names
 from .lazy import read_lazy_config
-from .saved import SavedModel
+from .saved_model import SavedModel
 from .setup import check_model, read_config
 from .user_code import import_user_code
 
@@ -61,7 +61,10 @@ class Detector:
             raise InputError(f"{saved.config}: needs proposals ({key}), and an image has none")
         load_whole_model(self.model, saved.weights, saved.config)
         self.model.eval()
-        self.train_sets, self.datasets = names(cfg, keys.train), names(cfg, keys.test)
+        self.train_sets, self.datasets = (
+            dataset_names(cfg, keys.train_sets),
+            dataset_names(cfg, keys.test_sets),
+        )
         number = getattr(getattr(self.model, "roi_heads", self.model), "num_classes", None)
         self.metadata = _metadata(saved, classes, [*self.train_sets, *self.datasets], number)
 

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 
 #: Suffix of the name of a file that is still being written.
-PART = ".part"
+PART_SUFFIX = ".part"
 
 
-class AtomicFiles:
+class AtomicPathManager:
     """iopath's path manager, but a local file gets its name only once it is complete."""
 
     def __init__(self, manager: Any) -> None:
@@ -25,14 +25,14 @@ class AtomicFiles:
     def open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
         """Opens a file as iopath does; a file for writing must be used as a context manager."""
         if "w" in mode and "://" not in path:
-            return whole_file(path, mode, **kwargs)
+            return atomic_write(path, mode, **kwargs)
         return self._manager.open(path, mode, **kwargs)
 
 
 @contextmanager
-def whole_file(path: str, mode: str, **kwargs: Any) -> Iterator[IO[Any]]:
+def atomic_write(path: str, mode: str, **kwargs: Any) -> Iterator[IO[Any]]:
     """Yields a file to write; renames it to ``path`` at the end, or deletes it after an error."""
-    part = path + PART
+    part = path + PART_SUFFIX
     try:
         with open(part, mode, **kwargs) as file:
             yield file
@@ -49,11 +49,11 @@ def write_picture(path: Path, picture: np.ndarray, jpeg_quality: int = 95) -> No
     """Writes a picture, ``(H, W, 3)`` uint8 BGR, in the format of the path's suffix."""
     is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
     options = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality] if is_jpeg else []
-    with whole_file(str(path), "wb") as file:
+    with atomic_write(str(path), "wb") as file:
         file.write(cv2.imencode(path.suffix, picture, options)[1].tobytes())
 
 
-def distinct(path: Path, taken: set[Path]) -> Path:
+def unique_path(path: Path, taken: set[Path]) -> Path:
     """Returns ``path``, numbered if it is in ``taken``; adds the returned path to ``taken``."""
     found, number = path, 1
     while found in taken:

@@ -13,54 +13,54 @@ import yaml
 
 from ..data.files import make_folder
 from ..errors import InputError
-from .checkpointer import unreadable
-from .keys import YAML, Keys, names, set_value, value
-from .own_data import check_same_classes
+from .checkpointer import unreadable_checkpoint
+from .keys import YAML, Keys, dataset_names, get_key, set_key
 from .run_data import read_data
 from .seeds import run_seed
+from .user_data import check_same_classes
 
 logger = logging.getLogger(__name__)
 
 #: Config keys that may not change when a run is resumed.
-_OF_THE_MODEL = (
+_MODEL_KEYS = (
     "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME",
     "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.RETINANET.NUM_CLASSES",
     "MODEL.RESNETS.DEPTH",
 )  # fmt: skip
 
 
-def enter_folder(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
+def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
     """Sets weights and seed of a run in its config; creates the folder of a training.
 
     Every process must call this function. Raises InputError if something is missing, if the folder
     holds a run that would be overwritten, or if the run to resume has another model or classes.
     """
-    if not value(cfg, keys.folder):
+    if not get_key(cfg, keys.folder):
         raise InputError(f"{keys.folder} is empty: name a folder")
-    folder = Path(value(cfg, keys.folder))
-    if args.eval_only and not keys.named(keys.weights, args.opts):
+    folder = Path(get_key(cfg, keys.folder))
+    if args.eval_only and not keys.is_set(keys.weights, args.opts):
         file = last_checkpoint(folder)
         if file is None:
             raise InputError(
                 f"--eval-only: no checkpoint in {keys.folder} {folder}: name one with "
-                f"{keys.weights}{keys.sign}FILE"
+                f"{keys.weights}{keys.separator}FILE"
             )
-        set_value(cfg, keys.weights, str(file))
-        _check_classes("--eval-only", folder, names(cfg, keys.test))
+        set_key(cfg, keys.weights, str(file))
+        _check_classes("--eval-only", folder, dataset_names(cfg, keys.test_sets))
     elif args.resume and not args.eval_only:
-        _check_classes("--resume", folder, names(cfg, keys.train)[:1])
+        _check_classes("--resume", folder, dataset_names(cfg, keys.train_sets)[:1])
         if keys is YAML:
             _check_model(folder, cfg)
-    weights = value(cfg, keys.weights)
+    weights = get_key(cfg, keys.weights)
     if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
         raise InputError(f"{keys.weights} {weights}: no such file")
     main = comm.is_main_process()
     # A resumed run keeps its seed unless the command line gives another seed.
-    is_given = keys.named(keys.seed, args.opts)
-    earlier = earlier_seed(folder) if args.resume and main else None
-    set_value(cfg, keys.seed, run_seed(value(cfg, keys.seed), None if is_given else earlier))
+    is_given = keys.is_set(keys.seed, args.opts)
+    earlier = saved_seed(folder) if args.resume and main else None
+    set_key(cfg, keys.seed, run_seed(get_key(cfg, keys.seed), None if is_given else earlier))
     if main and not args.eval_only:
-        prepare_folder(folder, args.resume, args.fresh, f"{keys.folder}{keys.sign}FOLDER")
+        prepare_folder(folder, args.resume, args.fresh, f"{keys.folder}{keys.separator}FOLDER")
     comm.synchronize()
     return folder
 
@@ -72,11 +72,11 @@ def _check_classes(option: str, folder: Path, data: Sequence[str]) -> None:
 
 def _check_model(folder: Path, cfg: Any) -> None:
     """Raises InputError unless the config has the same model as the run in the folder."""
-    for key in _OF_THE_MODEL:
-        was, now = earlier_value(folder, key), value(cfg, key)
+    for key in _MODEL_KEYS:
+        was, now = saved_config_value(folder, key), get_key(cfg, key)
         if was is not None and was != str(now):
             raise InputError(f"--resume: {key} is {now!r}, the run in {folder} has {was!r}")
-    rate, now = earlier_value(folder, "SOLVER.BASE_LR"), cfg.SOLVER.BASE_LR
+    rate, now = saved_config_value(folder, "SOLVER.BASE_LR"), cfg.SOLVER.BASE_LR
     if rate is not None and float(rate) != now:
         logger.warning(
             "SOLVER.BASE_LR %g is not taken: the run goes on with its own, %s", now, rate
@@ -122,7 +122,7 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     return file
 
 
-def earlier_seed(folder: str | Path) -> int | None:
+def saved_seed(folder: str | Path) -> int | None:
     """Returns the seed of the run's last checkpoint, else that of its config; None without both.
 
     Raises InputError if the checkpoint cannot be read.
@@ -133,9 +133,9 @@ def earlier_seed(folder: str | Path) -> int | None:
         try:
             seed = torch.load(file, map_location="cpu", mmap=True).get("seed")
         except Exception as error:  # torch's readers have no common error type
-            raise InputError(f"{unreadable(file, error)}: {_remedy(folder)}") from error
+            raise InputError(f"{unreadable_checkpoint(file, error)}: {_remedy(folder)}") from error
     if seed is None:
-        seed = earlier_value(folder, "SEED") or earlier_value(folder, "train.seed")
+        seed = saved_config_value(folder, "SEED") or saved_config_value(folder, "train.seed")
     return int(seed) if str(seed).isdigit() else None
 
 
@@ -147,13 +147,13 @@ def _remedy(folder: str | Path) -> str:
     )
 
 
-def earlier_value(folder: str | Path, key: str) -> Any:
+def saved_config_value(folder: str | Path, key: str) -> Any:
     """Returns the value of a dotted key in the config.yaml of the run in the folder, as text.
 
     Returns None if file or key is missing. Values stay text, as a LazyConfig may contain objects.
     """
     try:
         found = yaml.load(Path(folder, "config.yaml").read_text(), yaml.BaseLoader)
-        return value(found, key)
+        return get_key(found, key)
     except (OSError, yaml.YAMLError, KeyError, TypeError):  # a killed run may leave half a file
         return None

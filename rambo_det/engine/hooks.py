@@ -13,16 +13,16 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
 from ..errors import InputError
-from .checkpointer import BEST, AtomicCheckpointer
-from .files import whole_file
-from .keys import Keys, value
+from .checkpointer import BEST_NAME, AtomicCheckpointer
+from .files import atomic_write
+from .keys import Keys, get_key
 from .loader import ResumableLoader
 from .seeds import STEP, seed_generators
 
 logger = logging.getLogger(__name__)
 
 
-class SeededSteps(HookBase):
+class SeedHook(HookBase):
     """Hook that makes a step's random numbers and batch depend only on seed, iteration and rank.
 
     ``loader`` is the trainer's data loader. The hook sets where a ResumableLoader starts.
@@ -39,14 +39,14 @@ class SeededSteps(HookBase):
         seed_generators(self._seed, STEP, self.trainer.iter, comm.get_rank())
 
 
-class StoppedEarly(BaseException):
+class EarlyStop(BaseException):
     """Ends a training that has stopped improving; ``after_train`` hooks still run.
 
     This class is no Exception, because Detectron2's trainers log an Exception as a failure.
     """
 
 
-class Evaluations(hooks.EvalHook):
+class BestEvalHook(hooks.EvalHook):
     """EvalHook that also saves the best checkpoint, stops early and supports --resume.
 
     Metrics are written after each evaluation: the event storage has only the latest ones. The value
@@ -64,13 +64,13 @@ class Evaluations(hooks.EvalHook):
         checkpointer: AtomicCheckpointer,
         writers: Sequence[EventWriter] = (),
     ) -> None:
-        super().__init__(value(cfg, keys.period), evaluate)
+        super().__init__(get_key(cfg, keys.eval_period), evaluate)
         # The metric printer is left out: evaluators print their metrics themselves.
         self._writers = [w for w in writers if not isinstance(w, CommonMetricPrinter)]
         self._checkpointer, self._key = checkpointer, keys.metric
-        self._metric, self._keep = value(cfg, keys.metric), value(cfg, keys.keep)
-        self._patience = value(cfg, keys.patience)
-        self._seeks = self._period > 0 and bool(self._keep or self._patience)
+        self._metric, self._keep = get_key(cfg, keys.metric), get_key(cfg, keys.keep_best)
+        self._patience = get_key(cfg, keys.patience)
+        self._tracks_best = self._period > 0 and bool(self._keep or self._patience)
         self._file = Path(checkpointer.save_dir) / "best.json"
         self._values: dict[int, float | None] = {}  # iteration -> metric; None: nan
 
@@ -82,13 +82,13 @@ class Evaluations(hooks.EvalHook):
 
     def before_train(self) -> None:
         start, storage = self.trainer.start_iter, self.trainer.storage
-        if not self._seeks or start == 0:
+        if not self._tracks_best or start == 0:
             return
         self._values = comm.all_gather(self._read(start))[0]
         # The calls below expect the state right after the last step before the checkpoint.
         self.trainer.iter = storage.iter = start - 1
         if start - 1 in self._values:
-            self._end_if_it_is_time(start - 1)
+            self._stop_if_out_of_patience(start - 1)
         elif start % self._period == 0 and start < self.trainer.max_iter:
             logger.info("Evaluating iteration %d, which was cut off", start - 1)
             self._do_eval()
@@ -98,14 +98,14 @@ class Evaluations(hooks.EvalHook):
         super()._do_eval()
         for writer in self._writers:
             writer.write()
-        if self._seeks:
+        if self._tracks_best:
             # The run may resume from a checkpoint beyond max_iter.
             end = max(self.trainer.max_iter, self.trainer.start_iter)
             iteration = min(self.trainer.iter, end - 1)
-            self._note(iteration)
-            self._end_if_it_is_time(iteration)
+            self._record(iteration)
+            self._stop_if_out_of_patience(iteration)
 
-    def _note(self, iteration: int) -> None:
+    def _record(self, iteration: int) -> None:
         latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
         latest = comm.all_gather(latest)[0]  # evaluators return metrics only in the main process
         if self._metric not in latest:
@@ -114,21 +114,21 @@ class Evaluations(hooks.EvalHook):
         found = float(latest[self._metric])
         self._values[iteration] = found if found == found else None
         if self._keep and self.best is not None and self.best[0] == iteration:
-            self._checkpointer.save(BEST, iteration=iteration)
+            self._checkpointer.save(BEST_NAME, iteration=iteration)
         if comm.is_main_process():  # last: after a kill before this, the evaluation is repeated
             best = self.best and {"iteration": self.best[0], "value": self.best[1]}
             content = {"metric": self._metric, "best": best, "evaluations": self._values}
-            with whole_file(str(self._file), "w") as file:
+            with atomic_write(str(self._file), "w") as file:
                 json.dump(content, file, indent=1)
 
-    def _end_if_it_is_time(self, iteration: int) -> None:
+    def _stop_if_out_of_patience(self, iteration: int) -> None:
         since = -1 if self.best is None else self.best[0]
         waited = sum(since < i <= iteration for i in self._values)
         if not self._patience or waited < self._patience or iteration + 1 >= self.trainer.max_iter:
             return
         self._checkpointer.save("model_final", iteration=iteration)
         why = f"{waited} evaluations without a better {self._metric}"
-        raise StoppedEarly(f"Stopped early, after iteration {iteration}: {why}")
+        raise EarlyStop(f"Stopped early, after iteration {iteration}: {why}")
 
     def _read(self, start: int) -> dict[int, float | None]:
         """Reads the run's evaluations before iteration ``start``; {} if the metric has changed."""
@@ -148,7 +148,7 @@ class Evaluations(hooks.EvalHook):
             return None
         iteration, best = self.best
         line = f"best {self._metric}: {best:.3f}, after iteration {iteration}"
-        file = os.path.join(self._checkpointer.save_dir, f"{BEST}.pth")
+        file = os.path.join(self._checkpointer.save_dir, f"{BEST_NAME}.pth")
         if not self._keep or not os.path.isfile(file):
             return line
         # The run itself wrote this file, and a user's hooks may have put any object into it.
@@ -164,7 +164,7 @@ def training_hooks(
     writers: Sequence[EventWriter],
     log_period: int = 20,
     **periodic: Any,
-) -> tuple[HookBase, Evaluations, HookBase]:
+) -> tuple[HookBase, BestEvalHook, HookBase]:
     """Returns hooks that save, evaluate and write, in Detectron2's order, for both kinds of config.
 
     ``log_period`` is the period of the writers, in iterations. ``periodic`` has the arguments of
@@ -174,6 +174,6 @@ def training_hooks(
         periodic.pop("max_to_keep", None)
     return (
         hooks.PeriodicCheckpointer(checkpointer, **periodic),
-        Evaluations(cfg, keys, evaluate, checkpointer, writers),
+        BestEvalHook(cfg, keys, evaluate, checkpointer, writers),
         hooks.PeriodicWriter(writers, period=log_period),
     )

@@ -12,18 +12,18 @@ class Keys(NamedTuple):
     weights: str
     seed: str
     device: str
-    train: str
-    test: str
-    period: str
-    keep: str
+    train_sets: str
+    test_sets: str
+    eval_period: str
+    keep_best: str
     metric: str
     patience: str
     calibrate: str
-    sign: str
+    separator: str
 
-    def named(self, key: str, opts: Sequence[str]) -> bool:
+    def is_set(self, key: str, opts: Sequence[str]) -> bool:
         """Returns whether the command line sets the key."""
-        return any(opt.split("=")[0] == key for opt in opts[:: 2 if self.sign == " " else 1])
+        return any(opt.split("=")[0] == key for opt in opts[:: 2 if self.separator == " " else 1])
 
 
 YAML = Keys(
@@ -38,21 +38,21 @@ LAZY = Keys(
 )  # fmt: skip
 
 
-def value(cfg: Any, key: str) -> Any:
+def get_key(cfg: Any, key: str) -> Any:
     """Returns the value of a dotted key in a config of either kind."""
     return reduce(lambda node, part: node[part], key.split("."), cfg)
 
 
-def set_value(cfg: Any, key: str, new: Any) -> None:
+def set_key(cfg: Any, key: str, new: Any) -> None:
     """Sets the value of a dotted key in a config of either kind."""
     above, _, last = key.rpartition(".")
-    (value(cfg, above) if above else cfg)[last] = new
+    (get_key(cfg, above) if above else cfg)[last] = new
 
 
-def names(cfg: Any, key: str) -> list[str]:
+def dataset_names(cfg: Any, key: str) -> list[str]:
     """Returns the dataset names under a key; a LazyConfig may have one name instead of a list."""
     try:
-        found = value(cfg, key)
+        found = get_key(cfg, key)
     except (KeyError, AttributeError):  # a LazyConfig with a user's own loader
         return []
     return [found] if isinstance(found, str) else list(found)

@@ -15,7 +15,7 @@ from ..errors import InputError
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
-def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+def torchrun_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Returns torchrun's variables for a task of SLURM's srun; {} unless srun started several.
 
     Raises InputError if the nodes have different numbers of tasks.
@@ -43,7 +43,7 @@ def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespac
     Uses the processes of torchrun or SLURM if there are several, else Detectron2's ``launch``.
     """
     if not all(name in os.environ for name in _TORCHRUN):
-        os.environ.update(from_slurm(os.environ))
+        os.environ.update(torchrun_variables(os.environ))
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "LOCAL_WORLD_SIZE" not in os.environ:
         detectron2_launch(
             process, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,

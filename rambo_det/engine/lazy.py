@@ -22,19 +22,19 @@ from detectron2.evaluation import inference_on_dataset
 from omegaconf import OmegaConf
 
 from ..config import add_rambo_config
-from ..data.mapper import NamingMapper
+from ..data.mapper import ErrorReportingMapper
 from ..data.shapes import register_shapes
 from ..errors import InputError
-from ..places import find_config
+from ..paths import find_config
 from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
-from .hooks import SeededSteps, StoppedEarly, training_hooks
-from .keys import LAZY, names, set_value
+from .hooks import EarlyStop, SeedHook, training_hooks
+from .keys import LAZY, dataset_names, set_key
 from .loader import train_loader
-from .own_data import check_parts, register_data
 from .seeds import ORDER, run_seed, seeded
-from .setup import check_amp, check_best, pick_device
+from .setup import check_amp, check_best_metric, pick_device
 from .user_code import import_user_code
+from .user_data import check_masks_and_keypoints, register_data
 
 
 def load_lazy_config(args: argparse.Namespace) -> Any:
@@ -47,27 +47,31 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     needed = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
     cfg = read_lazy_config(find_config(args.config_file), args.opts, needed)
     check_amp("train.amp.enabled=True", cfg.train.amp.enabled, LAZY.device, cfg.train.device)
-    tests = names(cfg, LAZY.test)
+    tests = dataset_names(cfg, LAZY.test_sets)
     if len(tests) > 1:
-        raise InputError(f"{LAZY.test}: a LazyConfig is evaluated on one data set, not {tests}")
+        raise InputError(
+            f"{LAZY.test_sets}: a LazyConfig is evaluated on one data set, not {tests}"
+        )
     if tests:  # COCOEvaluator takes a name, not a list
-        set_value(cfg, LAZY.test, tests[0])
+        set_key(cfg, LAZY.test_sets, tests[0])
     classes, own = register_data(cfg, LAZY, args)
     heads = cfg.model.get("roi_heads", {})
     why = [f"model.roi_heads.{head} is there" * (heads.get(head) is not None)
            for head in ("mask_head", "keypoint_head")]  # fmt: skip
     for name in own:
-        check_parts(name, *why)
+        check_masks_and_keypoints(name, *why)
     if classes is not None:
         node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
         node.num_classes = len(classes)
-    mapper, trained = cfg.dataloader.train.get("mapper") or {}, names(cfg, LAZY.train)
+    mapper, trained = cfg.dataloader.train.get("mapper") or {}, dataset_names(cfg, LAZY.train_sets)
     known = all(MetadataCatalog.get(name).get("keypoint_names") for name in trained)
     if "keypoint_hflip_indices" in mapper and set(trained) <= set(own) and known:
         # The config's own indices are those of COCO's person keypoints.
         mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(trained)
     if not args.eval_only:
-        check_best(cfg, LAZY, names(cfg, LAZY.test)[:1])  # a LazyConfig has one test dataset
+        check_best_metric(
+            cfg, LAZY, dataset_names(cfg, LAZY.test_sets)[:1]
+        )  # a LazyConfig has one test dataset
     return cfg
 
 
@@ -178,7 +182,7 @@ class LazyRun:
     @staticmethod
     def test_mapper(cfg: Any) -> Any:
         """Returns the test mapper, which makes an unaugmented model input from a record."""
-        return NamingMapper(instantiate(cfg.dataloader.test.mapper))
+        return ErrorReportingMapper(instantiate(cfg.dataloader.test.mapper))
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: Any, file: str, config: str) -> dict[str, Any]:
@@ -215,13 +219,13 @@ class LazyRun:
         )
         self.evaluations = ours[1]
         schedule = hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))
-        first = [SeededSteps(seed, loader), hooks.IterationTimer(), schedule]
+        first = [SeedHook(seed, loader), hooks.IterationTimer(), schedule]
         trainer.register_hooks([*first, *ours])
         checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
         start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
         try:
             trainer.train(start, train.max_iter)
-        except StoppedEarly as stopped:
+        except EarlyStop as stopped:
             logging.getLogger(__name__).info("%s", stopped)
         return evaluate() if self._results is None else self._results
 

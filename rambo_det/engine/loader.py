@@ -15,12 +15,12 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
-from ..data.mapper import NamingMapper
+from ..data.mapper import ErrorReportingMapper
 from ..errors import InputError
 from .seeds import IMAGE, ORDER, run_seed, seeded
 
 #: Index of an image in the dataset, and its position in the stream of images of all processes.
-_Place = tuple[int, int]
+_StreamItem = tuple[int, int]
 _TRIES = 100
 
 
@@ -74,7 +74,7 @@ class ResumableLoader:
                 sampler = TrainingSampler(len(dataset), seed=comm.shared_random_seed())
         self._sampler = sampler
         self._wide = _wide_images(dataset) if aspect_ratio_grouping else None
-        self._images = _Images(dataset, mapper, self.seed)
+        self._images = _MappedImages(dataset, mapper, self.seed)
         collate_fn = collate_fn or trivial_batch_collator
         self._arguments = {**kwargs, "num_workers": num_workers, "collate_fn": collate_fn}
 
@@ -90,7 +90,7 @@ class ResumableLoader:
             **self._arguments,
         )
 
-    def batches(self) -> Iterator[list[_Place]]:
+    def batches(self) -> Iterator[list[_StreamItem]]:
         """Yields the images of each batch of this process, from the first batch on."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         places = ((index, rank + i * world_size) for i, index in enumerate(self._sampler))
@@ -129,17 +129,17 @@ def _wide_images(dataset: Any) -> torch.Tensor:
     return torch.tensor([r.get("width", 0) > r.get("height", 0) for r in records], dtype=torch.bool)
 
 
-class _Images(Dataset):
-    """Dataset of mapped images, indexed by a :data:`_Place`."""
+class _MappedImages(Dataset):
+    """Dataset of mapped images, indexed by a :data:`_StreamItem`."""
 
     def __init__(self, dataset: Any, mapper: Callable[[Any], Any] | None, seed: int) -> None:
         # Detectron2's DatasetFromList serialises the records, so that workers share their memory.
         is_list = isinstance(dataset, list)
         self._records = DatasetFromList(dataset, copy=False) if is_list else dataset
-        self._mapper = mapper and PicklableWrapper(NamingMapper(mapper))
+        self._mapper = mapper and PicklableWrapper(ErrorReportingMapper(mapper))
         self._seed = seed
 
-    def __getitem__(self, place: _Place) -> Any:
+    def __getitem__(self, place: _StreamItem) -> Any:
         index, position = place
         with seeded(self._seed, IMAGE, position):
             for _ in range(_TRIES):

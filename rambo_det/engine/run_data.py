@@ -10,15 +10,15 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 
 from ..data.coco import find_coco
-from ..data.register import classes_of
-from .arguments import own_names
-from .files import whole_file
+from ..data.register import registered_classes
+from .arguments import registered_names
+from .files import atomic_write
 
 _DATA = "data.json"
 
 
 @dataclass
-class SavedData:
+class RunData:
     """The content of data.json, see :func:`write_data`; empty without that file."""
 
     classes: list[str] = field(default_factory=list)  # in the order of the model's outputs
@@ -35,18 +35,18 @@ def write_data(
 ) -> None:
     """Writes class names and the locations of the datasets ``train`` and ``test`` to data.json."""
     # Without this entry, no later command could register the datasets of --split and --hold-out.
-    used = map(MetadataCatalog.get, dict.fromkeys([*own_names(args), *train, *test]))
+    used = map(MetadataCatalog.get, dict.fromkeys([*registered_names(args), *train, *test]))
     parts = [metadata for metadata in used if metadata.get("part_of")]
     register = [_located(*item) for item in args.register] if args.split is None else []
     files = {name: MetadataCatalog.get(name).get("json_file") for name in test}
-    data = SavedData(
-        classes_of([*train, *test][0]) if train or test else [],
+    data = RunData(
+        registered_classes([*train, *test][0]) if train or test else [],
         [os.path.abspath(x) if x.endswith(".py") else x for x in args.imports],
         register + [["coco", p.name, p.json_file, p.image_root] for p in parts],
         {p.name: _image_files(p.json_file) for p in parts},
         {name: os.path.abspath(file) for name, file in files.items() if file},
     )
-    with whole_file(str(Path(folder, _DATA)), "w") as file:
+    with atomic_write(str(Path(folder, _DATA)), "w") as file:
         json.dump(vars(data), file, indent=1)
 
 
@@ -62,10 +62,10 @@ def _image_files(json_file: str) -> list[str]:
     return sorted(image["file_name"] for image in content["images"])
 
 
-def read_data(folder: Path) -> SavedData:
-    """Reads data.json of the run in the folder; an empty SavedData without that file."""
+def read_data(folder: Path) -> RunData:
+    """Reads data.json of the run in the folder; an empty RunData without that file."""
     try:
         content = json.loads((folder / _DATA).read_text())
     except FileNotFoundError:
-        return SavedData()
-    return SavedData(**{k: v for k, v in content.items() if k in vars(SavedData())})
+        return RunData()
+    return RunData(**{k: v for k, v in content.items() if k in vars(RunData())})

@@ -19,10 +19,10 @@ from ..errors import InputError
 from ..modeling.config_checks import check_architecture
 from ..modeling.criterion import RamboCriterion
 from ..modeling.scores import score_function
-from ..places import find_config
-from .keys import YAML, Keys, set_value, value
-from .own_data import register_data, set_from_data
+from ..paths import find_config
+from .keys import YAML, Keys, get_key, set_key
 from .user_code import import_user_code, new_config
+from .user_data import adapt_config, register_data
 
 _REGISTRIES = {
     "META_ARCHITECTURE": modeling.META_ARCH_REGISTRY,
@@ -33,7 +33,7 @@ _REGISTRIES = {
 }
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _DEPTHS = (18, 34, 50, 101, 152)
-_LEAST = {"SOLVER.MAX_ITER": 1, "SOLVER.IMS_PER_BATCH": 1, "SOLVER.CHECKPOINT_PERIOD": 1}
+_MINIMUM = {"SOLVER.MAX_ITER": 1, "SOLVER.IMS_PER_BATCH": 1, "SOLVER.CHECKPOINT_PERIOD": 1}
 
 
 def build_config(args: argparse.Namespace, registered: Sequence[str] | None = None) -> CfgNode:
@@ -50,11 +50,11 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     classes, own = register_data(cfg, YAML, args, registered)
     if classes is not None:
         for key in ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"):
-            if YAML.named(key, args.opts) and value(cfg, key) != len(classes):
+            if YAML.is_set(key, args.opts) and get_key(cfg, key) != len(classes):
                 raise InputError(
-                    f"{key} {value(cfg, key)}: the data have {len(classes)} classes: leave it out"
+                    f"{key} {get_key(cfg, key)}: the data have {len(classes)} classes: leave it out"
                 )
-        set_from_data(cfg, classes, own)
+        adapt_config(cfg, classes, own)
     if args.hold_out is not None:
         train = cfg.DATASETS.TRAIN
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(train, args.hold_out)
@@ -145,17 +145,17 @@ def pick_device(cfg: Any, keys: Keys, opts: Sequence[str]) -> None:
 
     Raises InputError if the command line asks for the GPU.
     """
-    device = value(cfg, keys.device)
+    device = get_key(cfg, keys.device)
     if device.startswith("cuda") and not torch.cuda.is_available():
-        if keys.named(keys.device, opts):
+        if keys.is_set(keys.device, opts):
             raise InputError(f"{keys.device} {device}: torch finds no GPU here: use cpu")
-        set_value(cfg, keys.device, "cpu")
+        set_key(cfg, keys.device, "cpu")
 
 
 def check_model(cfg: CfgNode) -> None:
     """Raises InputError for an unknown part of the model or an invalid device name."""
     for key, registry in _REGISTRIES.items():
-        name = value(cfg.MODEL, key)
+        name = get_key(cfg.MODEL, key)
         if name not in registry and name != "PrecomputedProposals":
             known = ", ".join(sorted(dict(registry)))
             raise InputError(f"MODEL.{key}: there is no {name!r}, only {known}")
@@ -171,16 +171,16 @@ def check_training(cfg: CfgNode) -> None:
     """Raises InputError if the config's datasets and solver do not allow a training."""
     if not cfg.DATASETS.TRAIN:
         raise InputError("DATASETS.TRAIN is empty: name a data set to train on, ('NAME',)")
-    for key, least in _LEAST.items():
-        if value(cfg, key) < least:
-            raise InputError(f"{key} must be >= {least}, got {value(cfg, key)}")
+    for key, least in _MINIMUM.items():
+        if get_key(cfg, key) < least:
+            raise InputError(f"{key} must be >= {least}, got {get_key(cfg, key)}")
     for key in ("SOLVER.BASE_LR", "RAMBO_TRAIN.CLS_WEIGHT"):
-        if not 0 < value(cfg, key) < float("inf"):
-            raise InputError(f"{key} must be > 0, got {value(cfg, key)}")
+        if not 0 < get_key(cfg, key) < float("inf"):
+            raise InputError(f"{key} must be > 0, got {get_key(cfg, key)}")
     check_amp("SOLVER.AMP.ENABLED True", cfg.SOLVER.AMP.ENABLED, YAML.device, cfg.MODEL.DEVICE)
     if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
         raise InputError("TEST.AUG.ENABLED True: Detectron2 augments in tests for R-CNNs alone")
-    check_best(cfg, YAML, cfg.DATASETS.TEST)
+    check_best_metric(cfg, YAML, cfg.DATASETS.TEST)
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))  # the run logs these warnings again
     try:
@@ -198,22 +198,22 @@ def check_amp(asked: str, enabled: bool, key: str, device: str) -> None:
         raise InputError(f"{asked} needs a GPU, and {key} is {device}: set it to False")
 
 
-def check_best(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
+def check_best_metric(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
     """Raises InputError if the keys of the best evaluation on datasets ``tests`` are invalid."""
     keep, metric, patience, period = (
-        value(cfg, key) for key in (keys.keep, keys.metric, keys.patience, keys.period)
+        get_key(cfg, key) for key in (keys.keep_best, keys.metric, keys.patience, keys.eval_period)
     )
-    for key, given in ((keys.patience, patience), (keys.period, period)):
+    for key, given in ((keys.patience, patience), (keys.eval_period, period)):
         if not isinstance(given, int):  # a LazyConfig does not check types
             raise InputError(f"{key} must be an integer, got {given!r}")
     if patience < 0:
         raise InputError(f"{keys.patience} must be >= 0, got {patience}")
     if period < 1 and patience:
-        raise InputError(f"{keys.patience} needs evaluations to wait for: set {keys.period}")
+        raise InputError(f"{keys.patience} needs evaluations to wait for: set {keys.eval_period}")
     if period < 1 or not (keep or patience):
         return
     if not tests:
-        raise InputError(f"{keys.test} is empty: name a data set to evaluate on, ('NAME',)")
+        raise InputError(f"{keys.test_sets} is empty: name a data set to evaluate on, ('NAME',)")
     task, _, name = str(metric).partition("/")
     if len(tests) > 1:
         if task not in tests:

@@ -15,24 +15,24 @@ import torch
 from detectron2.engine import default_setup
 from detectron2.utils.logger import setup_logger
 
-from .keys import Keys, set_value, value
+from .keys import Keys, get_key, set_key
 
 #: Beginnings of the messages of hundreds of lines in which Detectron2 logs config and model.
 _DUMPS = ("Contents of args.config_file=", "Running with full config:", "Model:\n")
 _held = MemoryHandler(sys.maxsize, sys.maxsize)
 
 
-def set_up(cfg: Any, keys: Keys, args: argparse.Namespace) -> None:
+def setup_logging(cfg: Any, keys: Keys, args: argparse.Namespace) -> None:
     """Runs Detectron2's ``default_setup``; config and model appear only in the log file.
 
     In the terminal they would hide the warnings. An evaluation (``args.eval_only``) writes log and
     config beside its detections, because those in the run's folder belong to the training. The
     logger of this package writes to the same places as Detectron2's.
     """
-    folder = value(cfg, keys.folder)
+    folder = get_key(cfg, keys.folder)
     if args.eval_only:
         folder, cfg = os.path.join(folder, "inference"), copy.deepcopy(cfg)
-        set_value(cfg, keys.folder, folder)
+        set_key(cfg, keys.folder, folder)
     rank = comm.get_rank()
     # default_setup makes the same call. Detectron2 caches the result and adds no second handler.
     for handler in setup_logger(folder, distributed_rank=rank).handlers:
@@ -41,15 +41,15 @@ def set_up(cfg: Any, keys: Keys, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     logger = setup_logger(folder, distributed_rank=rank, name="rambo_det")
     _give_held_to(logger)
-    device, about = value(cfg, keys.device), f"{torch.get_num_threads()} threads"
+    device, about = get_key(cfg, keys.device), f"{torch.get_num_threads()} threads"
     if device.startswith("cuda"):
         about = torch.cuda.get_device_name(torch.device(device))
     logger.info("Device: %s (%s)", device, about)
 
 
 @contextmanager
-def held_until_set_up() -> Iterator[None]:
-    """Buffers the package's log records until :func:`set_up`, so that the log file has them too.
+def buffer_logs() -> Iterator[None]:
+    """Buffers the package's log records until :func:`setup_logging`: the log file has them too.
 
     The package reads the data, and warns of problems, before it knows the run's folder. After an
     error, the records are shown at once.

@@ -18,11 +18,11 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.events import EventWriter
 from torch import nn
 
-from ..data.mapper import NamingMapper
+from ..data.mapper import ErrorReportingMapper
 from ..evaluation.voc import VOCDetectionEvaluator, has_voc_annotations
 from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
-from .hooks import SeededSteps, StoppedEarly, training_hooks
+from .hooks import EarlyStop, SeedHook, training_hooks
 from .keys import YAML
 from .loader import ResumableLoader, train_loader
 from .seeds import ORDER, run_seed, seeded
@@ -75,7 +75,7 @@ class RamboTrainer(DefaultTrainer):
     @staticmethod
     def test_mapper(cfg: CfgNode) -> Any:
         """Returns the test mapper, which makes an unaugmented model input from a record."""
-        return NamingMapper(DatasetMapper(cfg, is_train=False))
+        return ErrorReportingMapper(DatasetMapper(cfg, is_train=False))
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg, loader = self.cfg, self.data_loader
@@ -93,7 +93,7 @@ class RamboTrainer(DefaultTrainer):
         period = cfg.SOLVER.CHECKPOINT_PERIOD
         ours = training_hooks(cfg, YAML, self.checkpointer, self.evaluate, writers, period=period)
         self.evaluations = ours[1]
-        return [SeededSteps(seed, loader), *stock, *ours]
+        return [SeedHook(seed, loader), *stock, *ours]
 
     def evaluate(self) -> Any:
         """Evaluates the current model on ``DATASETS.TEST``; returns metrics in the main process.
@@ -107,7 +107,7 @@ class RamboTrainer(DefaultTrainer):
         """Trains as the stock method; stops early according to ``RAMBO_TRAIN.PATIENCE``."""
         try:
             return super().train()
-        except StoppedEarly as stopped:
+        except EarlyStop as stopped:
             logging.getLogger(__name__).info("%s", stopped)
             return None
 

@@ -27,7 +27,7 @@ PER_IMAGE = 300
 #: Prior standard deviation of the shifts of the classes around their common shift, in logits.
 _DEVIATION = 0.5
 #: Largest absolute value of the logarithm of the factor.
-_MOST = 12.0
+_MAX_LOG_FACTOR = 12.0
 _BINS = 15
 _FEW_RIGHT = 10
 
@@ -43,7 +43,7 @@ class LabelledDetections:
 
 
 @contextlib.contextmanager
-def all_detections(model: Any) -> Iterator[None]:
+def without_score_threshold(model: Any) -> Iterator[None]:
     """Within the context, the model returns up to 300 detections of an image, with any score."""
     heads = getattr(getattr(model, "roi_heads", None), "box_predictor", model)
     with contextlib.ExitStack() as stack:
@@ -76,7 +76,7 @@ def label_detections(
     results: list[dict[str, Any]] = []
     outputs, classes, ids = [], [], []
     category_ids = sorted(truth.getCatIds())
-    with all_detections(model):
+    with without_score_threshold(model):
         for image in (image for batch in images for image in batch):
             found, of_image = classifier.detect(image)
             outputs.append(of_image.cpu())
@@ -90,7 +90,7 @@ def label_detections(
     if not matches.positives.any():
         raise InputError("the images to calibrate on have no object that counts")
     counted = ~matches.ignored[0]
-    place = torch.from_numpy(matches.places[counted])
+    place = torch.from_numpy(matches.indices[counted])
     right, objects = matches.right[0, counted], matches.positives.sum(axis=1)
     return LabelledDetections(
         torch.cat(outputs)[place], torch.cat(classes)[place], torch.from_numpy(right),
@@ -103,7 +103,7 @@ def identity(num_classes: int) -> Rescaling:
     return Rescaling(torch.tensor(1.0).double(), torch.zeros(num_classes).double())
 
 
-def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
+def fit_rescaling(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
     """Fits the rescaling that best predicts what is right (Platt 1999; Guo et al. 2017).
 
     All classes share one factor. With a sigmoid, each class has its own shift. A normal prior pulls
@@ -123,7 +123,7 @@ def fit(classifier: Classifier, labelled: LabelledDetections) -> Rescaling:
 
     def rescaling() -> Rescaling:
         # The line search may try values at which the factor would be infinite.
-        return Rescaling(log_factor.clamp(-_MOST, _MOST).exp(), common + own)
+        return Rescaling(log_factor.clamp(-_MAX_LOG_FACTOR, _MAX_LOG_FACTOR).exp(), common + own)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -165,7 +165,7 @@ def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: C
     """
     labelled = label_detections(model, images, truth)
     classifier = Classifier(model)
-    new = fit(classifier, labelled)
+    new = fit_rescaling(classifier, labelled)
     raw, scores = (
         classifier.scores(labelled.outputs, labelled.classes, x).numpy()
         for x in (identity(classifier.num_classes), new)

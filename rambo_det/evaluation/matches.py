@@ -25,7 +25,7 @@ class Matches:
 
     classes: list[str]  # names of the K classes, in the order of their category ids
     scores: np.ndarray  # (N,) float64
-    places: np.ndarray  # (N,) int, index of the detection in the list that was given
+    indices: np.ndarray  # (N,) int, index of the detection in the list that was given
     images: np.ndarray  # (N,) int, index of the detection's image among the sorted ids
     offsets: np.ndarray  # (K + 1,) int: detections of class k are offsets[k]:offsets[k + 1]
     right: np.ndarray  # (T, N) bool, matched to an object that counts
@@ -96,7 +96,7 @@ def find_matches(
     return Matches(
         classes=class_names(truth),
         scores=scores,
-        places=places.astype(int),
+        indices=places.astype(int),
         images=images.astype(int),
         offsets=np.searchsorted(classes, range(len(class_of) + 1)),
         right=(np.concatenate(matched, axis=1)[:, order] > 0) & ~skipped,
@@ -135,12 +135,12 @@ def average_precisions(matches: Matches, weights: np.ndarray) -> np.ndarray:
             for t, ignored in enumerate(matches.ignored[:, start : start + end]):
                 hits = np.flatnonzero(right[t])
                 seen = np.cumsum(copies * ~ignored, axis=1) if ignored.any() else all_seen
-                ap = area(copies[:, hits], seen[:, hits], objects[:, k])
+                ap = ap_of_lists(copies[:, hits], seen[:, hits], objects[:, k])
                 result[chunk][known, k, t] = ap[known]
     return result
 
 
-def area(copies: np.ndarray, seen: np.ndarray, objects: np.ndarray) -> np.ndarray:
+def ap_of_lists(copies: np.ndarray, seen: np.ndarray, objects: np.ndarray) -> np.ndarray:
     """Returns the 101-point AP of B lists of detections, (B,).
 
     Args:

@@ -23,18 +23,18 @@ from PIL import Image, ImageOps
 from .ranking import RankedClass
 
 _LEAST_PX = 512  # minimum of the longer side; labels would cover a smaller picture
-TRUE, FALSE = "#2166ac", "#d6604d"  # colours that colour-blind people can distinguish
+TRUE_COLOR, FALSE_COLOR = "#2166ac", "#d6604d"  # colours that colour-blind people can distinguish
 _CROPS = 10
 _LEAST_CROP_PX = 24
 _AROUND = 0.35  # margin on each side, as a share of the box's longer side
 
 #: A function from an image id to the image, ``(H, W, 3)`` uint8 RGB, and the boxes of the class's
 #: objects in the image, ``(G, 4)`` x, y, width, height in px.
-Look = Callable[[Any], tuple[np.ndarray, np.ndarray]]
+ImageLookup = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
 
 @contextlib.contextmanager
-def interrupts_noted() -> Iterator[list[int]]:
+def delayed_interrupt() -> Iterator[list[int]]:
     """Delays the first Ctrl-C: appends it to the yielded list and raises it after the context.
 
     Matplotlib's C++ code would turn a KeyboardInterrupt into a ValueError. A second Ctrl-C is
@@ -60,7 +60,7 @@ def interrupts_noted() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def missing_glyphs() -> Iterator[None]:
+def ignore_missing_glyphs() -> Iterator[None]:
     """Silences Matplotlib's warnings, one for each label, about letters missing in its font."""
     with warnings.catch_warnings():
         for message in (r"Glyph \d+ .*missing", "Matplotlib currently does not support"):
@@ -68,12 +68,12 @@ def missing_glyphs() -> Iterator[None]:
         yield
 
 
-def plain(text: str) -> str:
+def escape_dollars(text: str) -> str:
     """Escapes dollar signs, between which Matplotlib would expect a formula."""
     return text.replace("$", r"\$")
 
 
-@missing_glyphs()
+@ignore_missing_glyphs()
 def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> np.ndarray:
     """Draws boxes, masks and keypoints into an image, labelled with class and score in percent.
 
@@ -84,7 +84,7 @@ def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> 
     classes, names = found.pred_classes.tolist(), metadata.get("thing_classes") or ()
     # A class always has the same colour. The dataset's own colours take precedence.
     palette = np.asarray(metadata.get("thing_colors") or colormap(rgb=True)) / 255
-    labels = [plain(names[k]) if k < len(names) else f"class {k}" for k in classes]
+    labels = [escape_dollars(names[k]) if k < len(names) else f"class {k}" for k in classes]
     if found.has("scores"):
         labels = [f"{x} {s:.0%}" for x, s in zip(labels, found.scores.tolist(), strict=True)]
     drawer = Visualizer(image, metadata, scale=max(1, round(_LEAST_PX / max(image.shape[:2]))))
@@ -111,7 +111,7 @@ def grid(pictures: Sequence[np.ndarray], columns: int, cell_px: int = 384) -> np
     return np.concatenate(rows)
 
 
-def draw_class(ranked: RankedClass, iou: float, look: Look) -> np.ndarray:
+def draw_class(ranked: RankedClass, iou: float, look: ImageLookup) -> np.ndarray:
     """Draws the ranking of one class as a picture, ``(H, W, 3)`` uint8 RGB."""
     figure = Figure(figsize=(15, 3.5), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
@@ -133,7 +133,7 @@ def draw_class(ranked: RankedClass, iou: float, look: Look) -> np.ndarray:
         f"{(1 - ranked.ap_ideal) * 100:.1f} lost to objects that were not found "
         f"({ranked.num_objects - found} of {ranked.num_objects})."
     )
-    figure.text(0.035, 0.92, plain(ranked.name), fontsize=15, weight="bold", va="center")
+    figure.text(0.035, 0.92, escape_dollars(ranked.name), fontsize=15, weight="bold", va="center")
     figure.text(0.25, 0.92, words, fontsize=11, va="center")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
@@ -145,7 +145,7 @@ def choose_crops(ranked: RankedClass) -> list[int]:
     Chooses the false detections that cost most AP, each with the next true detection below. Fills
     the remaining places with the top of the ranking.
     """
-    costs = ranked.costs()
+    costs = ranked.ap_costs()
     chosen: set[int] = set()
     for index in np.argsort(-costs, kind="mergesort"):
         if costs[index] > 0:
@@ -161,9 +161,9 @@ def _curve(axis: Axes, ranked: RankedClass) -> None:
     precision = found / np.arange(1, len(found) + 1)
     precision = np.append(precision[:1] if len(found) else 1, precision)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    axis.fill_between(recall, envelope, 1, step="pre", color=FALSE, alpha=0.25, lw=0)
+    axis.fill_between(recall, envelope, 1, step="pre", color=FALSE_COLOR, alpha=0.25, lw=0)
     axis.axvspan(recall[-1], 1, color="0.88", lw=0)
-    axis.plot(recall, precision, color=TRUE, lw=1.5)
+    axis.plot(recall, precision, color=TRUE_COLOR, lw=1.5)
     if recall[-1] > 0.45:
         axis.text(recall[-1] * 0.03, 0.05, "shaded red: AP lost to the order", fontsize=8)
     axis.text(0.985, 0.97, "grey: not found", fontsize=8, ha="right", va="top", rotation=90)
@@ -181,7 +181,7 @@ def _ranks(axis: Axes, ranked: RankedClass, chosen: list[int]) -> None:
         axis.set_title("nothing of this class was detected", fontsize=8.5, loc="left", pad=4)
         axis.set_axis_off()
         return
-    colours, extent = ListedColormap([FALSE, TRUE]), (0.5, len(shown) + 0.5, 0, 1)
+    colours, extent = ListedColormap([FALSE_COLOR, TRUE_COLOR]), (0.5, len(shown) + 0.5, 0, 1)
     axis.imshow(shown[None], colours, aspect="auto", extent=extent, vmin=0, vmax=1)
     axis.set(yticks=[], xlim=(0.5, number + 0.5), ylim=(0, 1))
     axis.set_title(
@@ -193,10 +193,10 @@ def _ranks(axis: Axes, ranked: RankedClass, chosen: list[int]) -> None:
     axis.tick_params(axis="x", labelsize=7, direction="in", pad=-9, length=0, labelcolor="white")
 
 
-def _crop(axis: Axes, ranked: RankedClass, index: int, look: Look) -> None:
+def _crop(axis: Axes, ranked: RankedClass, index: int, look: ImageLookup) -> None:
     """Draws a square crop around a detection, grey outside the image."""
     image, objects = look(ranked.image_ids[index])
-    color = TRUE if ranked.true[index] else FALSE
+    color = TRUE_COLOR if ranked.true[index] else FALSE_COLOR
     x, y, width, height = box = ranked.boxes[index]
     side = round(max(max(width, height) * (1 + 2 * _AROUND), _LEAST_CROP_PX))
     left, top = round(x + width / 2 - side / 2), round(y + height / 2 - side / 2)
@@ -215,4 +215,4 @@ def _crop(axis: Axes, ranked: RankedClass, index: int, look: Look) -> None:
     digits = 3 if score < 0.9995 else math.ceil(-math.log10(max(1 - score, 1e-8))) + 1
     axis.set_title(f"#{index + 1}  {score:.{digits}f}", fontsize=9, pad=4)
     words = f"{ranked.reasons[index] or 'true'}\nIoU {ranked.iou[index]:.2f}"
-    axis.set_xlabel(plain(words), fontsize=8.5, color=color, labelpad=4)
+    axis.set_xlabel(escape_dollars(words), fontsize=8.5, color=color, labelpad=4)

@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 
-from .matches import area, find_matches
+from .matches import ap_of_lists, find_matches
 
 _TOUCHES = 0.1  # minimum IoU of a badly placed detection; below it, a false detection is background
 
@@ -42,7 +42,7 @@ class RankedClass:
         above = np.cumsum(~self.true)
         return int((self.true & (above > 0)).sum())
 
-    def costs(self) -> np.ndarray:
+    def ap_costs(self) -> np.ndarray:
         """Returns ``(D,)``: how much the non-interpolated AP would rise without each false one."""
         ranks = np.arange(1, len(self.true) + 1)
         # With one false detection less above, precision at rank r is tp / (r - 1), not tp / r.
@@ -57,7 +57,7 @@ def average_precision(true: np.ndarray, num_objects: int) -> float:
     ``true`` is ``(D,)`` bool, sorted by descending score. Without objects the AP is NaN.
     """
     ranks = np.flatnonzero(true)[None] + 1
-    ap = area(np.ones_like(ranks), ranks, np.array([num_objects]))
+    ap = ap_of_lists(np.ones_like(ranks), ranks, np.array([num_objects]))
     return float(ap[0]) if num_objects else float("nan")
 
 

@@ -17,7 +17,7 @@ from .distributed import Processes
 from .gradient import attach_gradient
 from .inputs import prepare_inputs
 from .objectives import Objective, recall_log, recall_loglog
-from .ranking import RankingSpec, rank
+from .ranking import RankingSpec, compute_ranking
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,7 +36,7 @@ class Ranking(TypedDict, total=False):
 def _loss(scores: Tensor, gt_classes: Tensor, spec: RankingSpec) -> Tensor:
     alone = Processes(together=False)
     inputs = prepare_inputs(scores, gt_classes, alone)
-    result = rank(inputs, spec, alone)
+    result = compute_ranking(inputs, spec, alone)
     return attach_gradient(scores, inputs.scores, result.loss, result.gradient, alone)
 
 

@@ -52,13 +52,13 @@ class _RankingLoss(torch.autograd.Function):
         ctx.save_for_backward(ranked)
         ctx.gradient, ctx.size = gradient, size
         ctx.shape, ctx.dtype = scores.shape, scores.dtype
-        return (loss if gradient.inputs.finite else loss * math.nan).float()
+        return (loss if gradient.inputs.all_finite else loss * math.nan).float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (ranked,) = ctx.saved_tensors
-        if ctx.gradient.inputs.finite:
+        if ctx.gradient.inputs.all_finite:
             grad = ctx.gradient.write(ranked, upstream * ctx.size, ctx.dtype)
         else:
             grad = torch.full_like(ranked, math.nan, dtype=ctx.dtype)

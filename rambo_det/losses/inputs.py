@@ -23,8 +23,8 @@ class RankingInputs:
     rows: Tensor  # (Q,) int64, the rows of this process's positives
     columns: Tensor  # (Q,) int64, the columns of this process's positives: their classes
     keys: Tensor  # (P,) int64, see sort_keys.py: the positives of process 0, 1, ...
-    first: int  # the index in keys of this process's first positive
-    finite: bool  # whether all scores of all processes are finite
+    first_key: int  # the index in keys of this process's first positive
+    all_finite: bool  # whether all scores of all processes are finite
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
             f"gt_classes has {top}, but of {scores.shape[1]} classes the highest label is "
             f"{scores.shape[1]}, background"
         )
-    rows = positions(is_positive, counts[processes.rank])
+    rows = true_indices(is_positive, counts[processes.rank])
     columns = gt_classes.index_select(0, rows)
     keys = make_keys(columns, ranked[rows, columns].float())
     keys = processes.all_gather_uneven(keys, counts)
@@ -72,7 +72,7 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
     return RankingInputs(ranked, gt_classes, low, high, rows, columns, keys, first, finite)
 
 
-def positions(mask: Tensor, number: int = 0) -> Tensor:
+def true_indices(mask: Tensor, number: int = 0) -> Tensor:
     """Returns ``(K,)`` int64 indices of a mask's true entries; on a GPU the first ``number``."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times as fast as in torch

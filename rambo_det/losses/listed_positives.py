@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .sort_keys import make_keys_ceil, scores_of, segment_offsets, segments_of
+from .sort_keys import key_scores, key_segments, make_keys_ceil, segment_offsets
 
 
 class ListedPositives:
@@ -28,8 +28,8 @@ class ListedPositives:
     def __init__(self, keys: Tensor, num_segments: int, margin: float) -> None:
         self.keys, order = keys.flip(0).sort(stable=True)
         self._order = (order.shape[0] - 1) - order
-        self.segment = segments_of(self.keys)
-        self.start = scores_of(self.keys).double() - margin
+        self.segment = key_segments(self.keys)
+        self.start = key_scores(self.keys).double() - margin
         offsets = segment_offsets(self.keys, num_segments)
         self._first, ends = offsets[:-1], offsets[1:]
         self.num_pos = ends - self._first
@@ -43,7 +43,7 @@ class ListedPositives:
         """Returns ``(T,)``: for each place the value of its segment, from ``(G,)`` values."""
         return values.index_select(0, self.segment)
 
-    def lowest(self) -> Tensor:
+    def lowest_thresholds(self) -> Tensor:
         """Returns ``(G,)`` float32: the lowest start of each segment; infinite for an empty one."""
         starts = pad(self.start.float(), (0, 1))[self._first]
         return starts.masked_fill_(self.num_pos == 0, torch.inf)

@@ -9,7 +9,7 @@ from ..errors import InputError
 from .distributed import Processes
 from .gradient import attach_gradient
 from .inputs import RankingInputs, prepare_inputs
-from .ranking import RankingResult, RankingSpec, rank
+from .ranking import RankingResult, RankingSpec, compute_ranking
 from .score_memory import ScoreMemory
 
 
@@ -37,7 +37,7 @@ class LossStats:
         self.zero_gradient = is_zero.double().mean()
         self.starved = (is_zero & (result.num_above > 0)).double().mean()
         self.score_range = inputs.max_score - inputs.min_score
-        self.bytes_sent, self.finite = bytes_sent, inputs.finite
+        self.bytes_sent, self.finite = bytes_sent, inputs.all_finite
 
 
 class RamboLoss(nn.Module):
@@ -134,8 +134,8 @@ class RamboLoss(nn.Module):
         # Only in training is every process sure to call the loss.
         processes = Processes(self.global_ranking and training)
         inputs = prepare_inputs(to_rank, gt_classes, processes)
-        result = rank(inputs, self._spec, processes, memory)
+        result = compute_ranking(inputs, self._spec, processes, memory)
         self.stats = LossStats(result, inputs, processes.bytes_sent)
-        if training and inputs.finite:
-            self.memory.write(inputs, result.lowest[:-1])
+        if training and inputs.all_finite:
+            self.memory.write(inputs, result.lowest_thresholds[:-1])
         return attach_gradient(scores, inputs.scores, result.loss, result.gradient, processes)

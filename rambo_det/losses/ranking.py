@@ -49,7 +49,7 @@ from .inputs import RankingInputs
 from .listed_positives import ListedPositives
 from .objectives import Objective, average_precision
 from .score_memory import ScoreMemory
-from .sort_keys import count_at_or_above, segments_of
+from .sort_keys import count_at_or_above, key_segments
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,14 @@ class RankingResult:
     present: Tensor  # (C + 1,) bool, the segments that are ranked and have a positive
     num_above: Tensor  # (P,) int64, negatives of the batch above, also within the margin
     positive_grad: Tensor  # (P,) float64, gradient of the loss of that list alone
-    lowest: Tensor  # (C + 1,) float32, lowest threshold of each segment; infinite if empty
+    lowest_thresholds: (
+        Tensor  # (C + 1,) float32, lowest threshold of each segment; infinite if empty
+    )
     gradient: Gradient  # of the loss, with respect to the scores of this process
 
 
 @torch.inference_mode()
-def rank(
+def compute_ranking(
     inputs: RankingInputs,
     spec: RankingSpec,
     processes: Processes,
@@ -110,7 +112,7 @@ def rank(
     num_classes = inputs.scores.shape[1]
     keys = inputs.keys if spec.per_class else inputs.keys[:0]
     if spec.interclass:
-        of_all_classes = inputs.keys + ((num_classes - segments_of(inputs.keys)) << 32)
+        of_all_classes = inputs.keys + ((num_classes - key_segments(inputs.keys)) << 32)
         keys = torch.cat([keys, of_all_classes])
     lists = ListedPositives(keys, num_classes + 1, spec.margin)
 
@@ -136,7 +138,7 @@ def rank(
         lists.per_place(lists.num_pos.double()),
     )
     losses = lists.sum_by_segment(per_positive_loss)
-    present, of_segment = _weigh(lists, spec)
+    present, of_segment = _segment_weights(lists, spec)
     weight = lists.per_place(of_segment)
     # From here on only the batch counts: no positive passes a remembered score.
     if spec.lambda_ is None:
@@ -157,27 +159,27 @@ def rank(
         edges, order = torch.cat([edges, moved_keys]).sort(stable=True)
         num_pushing = ((order < len(ranks)) * 2 - 1).cumsum(0)
         values = num_pushing.double() / spec.lambda_ * torch.cat([weight, weight[by_key]])[order]
-    own = _own(lists.unsort(positive_grad * weight), inputs, spec)
+    own = _local_positive_grad(lists.unsort(positive_grad * weight), inputs, spec)
     return RankingResult(
         loss=(losses * of_segment).sum(),
         segment_losses=losses,
         present=present,
         num_above=lists.unsort(num_above)[: len(inputs.keys)],
         positive_grad=lists.unsort(positive_grad)[: len(inputs.keys)],
-        lowest=lists.lowest(),
+        lowest_thresholds=lists.lowest_thresholds(),
         gradient=Gradient(replace(inputs, scores=inputs.scores.new_empty(0)), edges, values, own),
     )
 
 
-def _own(of_positive: Tensor, inputs: RankingInputs, spec: RankingSpec) -> Tensor:
+def _local_positive_grad(of_positive: Tensor, inputs: RankingInputs, spec: RankingSpec) -> Tensor:
     """Returns the ``(Q,)`` gradient of this process's positives, from ``(T,)`` of all lists."""
-    own = slice(inputs.first, inputs.first + len(inputs.rows))
+    own = slice(inputs.first_key, inputs.first_key + len(inputs.rows))
     if spec.per_class and spec.interclass:
         return of_positive[own] + of_positive[len(of_positive) - len(inputs.keys) :][own]
     return of_positive[own]
 
 
-def _weigh(lists: ListedPositives, spec: RankingSpec) -> tuple[Tensor, Tensor]:
+def _segment_weights(lists: ListedPositives, spec: RankingSpec) -> tuple[Tensor, Tensor]:
     """Returns ``(C + 1,)`` bool, the segments with a positive, and ``(C + 1,)`` float64 weights."""
     present, beta = lists.num_pos > 0, spec.beta * spec.interclass
     weight = present.double()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .distributed import Processes
 from .inputs import RankingInputs
-from .sort_keys import EMPTY_KEY, make_keys, scores_of
+from .sort_keys import EMPTY_KEY, key_scores, make_keys
 
 #: The tensors that can differ between processes, and all tensors of a checkpoint.
 _OF_PROCESS = ("positives", "negatives")
@@ -58,11 +58,11 @@ class ScoreMemory(nn.Module):
         return {name: getattr(self, name) for name in _SAVED}
 
     @property
-    def fill(self) -> float:
+    def fill_fraction(self) -> float:
         """The filled fraction of the τ batches; 0 if τ is 0."""
         return min(int(self.written), self.length) / self.length if self.length else 0.0
 
-    def start_anew(self) -> None:
+    def reset_if_loaded(self) -> None:
         """Empties the memory if it was loaded and not written since; for the start of a new run."""
         if self._is_loaded:
             self.positives.fill_(EMPTY_KEY)
@@ -117,7 +117,7 @@ class ScoreMemory(nn.Module):
         saved = local_metadata.get("memory", {})
         if self.length and saved.keys() == set(_SAVED) and self._fits(saved):
             processes = Processes()
-            saved = {**saved, **_share(saved, processes.rank, processes.size)}
+            saved = {**saved, **_local_part(saved, processes.rank, processes.size)}
             for name in _OF_PROCESS:
                 saved[name] = saved[name].sort().values  # other versions may not sort
             for name, own in self.tensors().items():
@@ -156,7 +156,7 @@ def highest_negatives(inputs: RankingInputs, lowest: Tensor, size: int) -> Tenso
     return keys.masked_fill_(highest.isneginf(), EMPTY_KEY)
 
 
-def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
+def _local_part(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
     """Returns what process ``rank`` of ``size`` loads from the memories that W processes saved.
 
     Args:
@@ -172,6 +172,6 @@ def _share(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
     if mine.shape[0] == 1:
         return {**shared, "negatives": mine[0]}
     mine = mine.transpose(0, 1).flatten(1)  # (τ, W' * size)
-    scores = scores_of(mine).masked_fill(mine == EMPTY_KEY, -torch.inf)
+    scores = key_scores(mine).masked_fill(mine == EMPTY_KEY, -torch.inf)
     highest = scores.topk(negatives.shape[2], dim=1).indices
     return {**shared, "negatives": mine.gather(1, highest)}

@@ -36,13 +36,13 @@ def make_keys_ceil(segments: Tensor, values: Tensor) -> Tensor:
     return make_keys(segments, rounded) + (rounded < values)  # the next code is the next float32
 
 
-def scores_of(keys: Tensor) -> Tensor:
+def key_scores(keys: Tensor) -> Tensor:
     """Returns the float32 scores of ``keys``."""
     bits = ((keys & 0xFFFFFFFF) - _SIGN).int()
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
-def segments_of(keys: Tensor) -> Tensor:
+def key_segments(keys: Tensor) -> Tensor:
     """Returns the int64 segments of ``keys``."""
     return keys >> 32
 
@@ -65,6 +65,6 @@ def count_at_or_above(sorted_keys: Tensor, edges: Tensor, num_segments: int) -> 
         sorted_keys: ``(R, K)`` keys, rising in each row.
         edges: ``(E,)`` keys; their segments are below ``num_segments``.
     """
-    ends = segment_offsets(sorted_keys, num_segments).index_select(1, segments_of(edges) + 1)
+    ends = segment_offsets(sorted_keys, num_segments).index_select(1, key_segments(edges) + 1)
     of_rows = edges.expand(len(sorted_keys), -1).contiguous()
     return (ends - torch.searchsorted(sorted_keys, of_rows)).sum(dim=0)

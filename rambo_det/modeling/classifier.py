@@ -63,7 +63,7 @@ class Classifier:
             or getattr(self._heads[0], "rambo_score", "") == "logits"
         )
         self._model = model
-        self._seen: list[Any] = []
+        self._captured: list[Any] = []
 
     def detect(self, image: dict[str, Any]) -> tuple[Any, Tensor]:
         """Returns the detections in one image and the outputs of the last layers for them.
@@ -76,8 +76,8 @@ class Classifier:
             softmax ``(D, S, K + 1)`` float32 logits; for FCOS ``(D, 2)`` logits of the class and
             the centre-ness; otherwise ``(D, 1)`` logits of the class.
         """
-        self._seen.clear()
-        hooks = [head.register_forward_hook(self._see) for head in self._heads]
+        self._captured.clear()
+        hooks = [head.register_forward_hook(self._capture_outputs) for head in self._heads]
         try:
             with torch.no_grad():
                 found = self._model([image])[0]["instances"]
@@ -89,23 +89,23 @@ class Classifier:
         # Detectron2 selects and suppresses boxes; the score of a detection identifies its box.
         classes = found.pred_classes
         if self.is_softmax:
-            outputs = torch.stack(self._seen, dim=1)  # (R, S, K + 1)
+            outputs = torch.stack(self._captured, dim=1)  # (R, S, K + 1)
             scores = outputs.softmax(dim=-1).mean(dim=1)
         else:
-            (outputs,) = self._seen  # (R, K, 2)
+            (outputs,) = self._captured  # (R, K, 2)
             scores = outputs.sigmoid().prod(dim=-1).sqrt()
         distance = (scores.T[classes] - found.scores[:, None]).abs()  # (D, R)
         row = distance.argmin(dim=1) if len(found) else classes  # argmin fails without boxes
         return found, outputs[row] if self.is_softmax else outputs[row, classes]
 
-    def _see(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
+    def _capture_outputs(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
         if self.is_softmax:
-            self._seen.append(outputs[0])  # (R, K + 1)
+            self._captured.append(outputs[0])  # (R, K + 1)
         elif self._is_fcos:
             logits, _, centres = (
                 torch.cat([x[0].flatten(1).T for x in levels]) for levels in outputs
             )  # (R, K) and (R, 1)
-            self._seen.append(torch.stack([logits, centres.expand_as(logits)], dim=-1))
+            self._captured.append(torch.stack([logits, centres.expand_as(logits)], dim=-1))
 
     def scores(self, outputs: Tensor, classes: Tensor, new: Rescaling) -> Tensor:
         """Returns the ``(D,)`` float64 scores of detections after a rescaling.

@@ -40,7 +40,7 @@ def check_roi_heads(cfg: CfgNode, shared_boxes: bool) -> None:
 
     ``shared_boxes``: whether the heads always predict one box for all classes (Cascade).
     """
-    refuse_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
+    check_no_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
     if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG and not shared_boxes:
         raise InputError(
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG cannot be combined with "
@@ -49,7 +49,7 @@ def check_roi_heads(cfg: CfgNode, shared_boxes: bool) -> None:
         )
 
 
-def refuse_fed_loss(use_fed_loss: bool) -> None:
+def check_no_fed_loss(use_fed_loss: bool) -> None:
     """Raises InputError if the config also enables the federated loss, which samples classes."""
     if use_fed_loss:
         raise InputError(

@@ -129,7 +129,7 @@ class RamboCriterion(RamboLoss):
         """
         storage = current_storage()
         if self.training and storage is not None and storage.iter == 0:
-            self.memory.start_anew()  # it was loaded with the initial weights
+            self.memory.reset_if_loaded()  # it was loaded with the initial weights
         with torch.autocast(scores.device.type, enabled=False):
             loss = super().forward(scores, gt_classes)
         if self.stats is not None and not self.stats.finite:
@@ -140,7 +140,7 @@ class RamboCriterion(RamboLoss):
         return loss * self.weight
 
     @torch.jit.unused
-    def in_place_of(
+    def replace_stock_loss(
         self,
         name: str,
         stock_losses: Callable[[], dict[str, Tensor]],
@@ -152,14 +152,14 @@ class RamboCriterion(RamboLoss):
         ``inputs`` are those of :meth:`forward`; ``scale`` is the detector's weight of the loss. The
         stock losses come last: for an invalid label, this loss has the clearer error.
         """
-        stock_share = self.stock_share()
+        stock_share = self.stock_loss_weight()
         loss = self(*inputs) * (scale * (1 - stock_share))
         losses = stock_losses()
         losses[name] = loss + losses[name] * stock_share if stock_share else loss
         return losses
 
     @torch.jit.unused
-    def stock_share(self) -> float:
+    def stock_loss_weight(self) -> float:
         """Returns the stock loss's weight w in this iteration; the weight of this loss is 1 - w.
 
         Reads the iteration from Detectron2's event storage. Outside of a training loop, w is 0.
@@ -198,7 +198,7 @@ class RamboCriterion(RamboLoss):
             [scalars, stats.class_ap, stats.present.double()]
         ).tolist()
         if self.memory.length:
-            storage.put_scalar(f"{prefix}/memory_fill", self.memory.fill)
+            storage.put_scalar(f"{prefix}/memory_fill", self.memory.fill_fraction)
         storage.put_scalar(f"{prefix}/score_range", stats.score_range)
         if stats.bytes_sent:
             storage.put_scalar(f"{prefix}/bytes_sent", stats.bytes_sent)

@@ -19,7 +19,7 @@ from .config_checks import check_architecture, check_sigmoid_score
 from .criterion import RamboCriterion
 
 
-class _RankedAnchors:
+class _RamboOneStageMixin:
     """A mixin for one-stage detectors: the classification loss is the AP loss of all anchors.
 
     The mixin must be the first base class.
@@ -46,14 +46,14 @@ class _RankedAnchors:
 
 
 @META_ARCH_REGISTRY.register()
-class RamboRetinaNet(_RankedAnchors, RetinaNet):
+class RamboRetinaNet(_RamboOneStageMixin, RetinaNet):
     """RetinaNet whose ``loss_cls`` is the batch-wide AP loss of all anchors' logits.
 
     Ignored anchors are not ranked. The loss lies in [0, 1) times its weight. Unlike the focal loss,
     it is not divided by the moving average of the number of positives.
     """
 
-    __init__ = configurable(_RankedAnchors.__init__)
+    __init__ = configurable(_RamboOneStageMixin.__init__)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class RamboRetinaNet(_RankedAnchors, RetinaNet):
         return args
 
 
-class RamboFCOS(_RankedAnchors, FCOS):
+class RamboFCOS(_RamboOneStageMixin, FCOS):
     """FCOS whose ``loss_fcos_cls`` is the batch-wide AP loss of all locations' logits.
 
     A LazyConfig builds RamboFCOS, as it builds FCOS; no yaml config exists for them.
@@ -101,7 +101,7 @@ def one_stage_losses(
         gt_boxes: N tensors ``(R, 4)`` in px.
         *more_per_level: the stock method's other arguments, in the form of ``pred_anchor_deltas``.
     """
-    if model.rambo_loss.stock_share():
+    if model.rambo_loss.stock_loss_weight():
         inputs = (anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level)
     else:
         labels = torch.stack(gt_labels)
@@ -118,7 +118,7 @@ def one_stage_losses(
             *([cat(levels, dim=1)[:, used]] for levels in more_per_level),
         )
     ranked = flatten_levels(pred_logits, gt_labels)
-    return model.rambo_loss.in_place_of(name, partial(stock_losses, *inputs), *ranked)
+    return model.rambo_loss.replace_stock_loss(name, partial(stock_losses, *inputs), *ranked)
 
 
 def flatten_levels(pred_logits: list[Tensor], gt_labels: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ..errors import InputError
-from .config_checks import rambo_node, refuse_fed_loss
+from .config_checks import check_no_fed_loss, rambo_node
 from .criterion import RamboCriterion
 from .scores import score_function
 
@@ -44,7 +44,7 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
             InputError: the ranked score, or the stock loss of the warm-up, does not match the
                 scoring of boxes at inference.
         """
-        refuse_fed_loss(kwargs.get("use_fed_loss", False))
+        check_no_fed_loss(kwargs.get("use_fed_loss", False))
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
         self.rambo_loss = rambo_loss or RamboCriterion(num_classes)
         self.rambo_score = score
@@ -66,12 +66,12 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         logits, deltas = predictions
         # super() computes and weighs the box loss and logs statistics. Its logits are detached
         # unless its classification loss is used too.
-        stock_logits = logits if self.rambo_loss.stock_share() else logits.detach()
+        stock_logits = logits if self.rambo_loss.stock_loss_weight() else logits.detach()
         stock = partial(super().losses, (stock_logits, deltas), proposals)
         gt_classes = [p.gt_classes for p in proposals] or [logits.new_zeros(0, dtype=torch.int64)]
         inputs = self._score(logits.float()), cat(gt_classes), logits
         scale = self.loss_weight.get("loss_cls", 1.0)
-        return self.rambo_loss.in_place_of("loss_cls", stock, *inputs, scale=scale)
+        return self.rambo_loss.replace_stock_loss("loss_cls", stock, *inputs, scale=scale)
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]

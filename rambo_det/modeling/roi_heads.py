@@ -18,7 +18,7 @@ from .criterion import RamboCriterion
 from .output_layers import RamboFastRCNNOutputLayers
 
 
-class _RamboPredictors:
+class _RamboPredictorMixin:
     """A mixin that replaces each stock box predictor by a :class:`RamboFastRCNNOutputLayers`.
 
     The mixin must be the first base class. The new predictors get the initial weights of the stock
@@ -31,7 +31,7 @@ class _RamboPredictors:
         check_roi_heads(cfg, shared_boxes=issubclass(cls, CascadeROIHeads))
         args: dict[str, Any] = super().from_config(cfg, input_shape)  # type: ignore[misc]
 
-        def swapped(stock: FastRCNNOutputLayers, **named: str) -> RamboFastRCNNOutputLayers:
+        def make_predictor(stock: FastRCNNOutputLayers, **named: str) -> RamboFastRCNNOutputLayers:
             # The heads set input shape and box transform; the config alone does not define them.
             shape = ShapeSpec(channels=stock.cls_score.in_features)
             loss = RamboCriterion.from_cfg(cfg, stock.num_classes, **named)
@@ -44,16 +44,16 @@ class _RamboPredictors:
         with torch.random.fork_rng(devices=[]):
             if "box_predictors" in args:
                 args["box_predictors"] = [
-                    swapped(stock, name=f"loss_cls_stage{stage}")
+                    make_predictor(stock, name=f"loss_cls_stage{stage}")
                     for stage, stock in enumerate(args["box_predictors"])
                 ]
             else:
-                args["box_predictor"] = swapped(args["box_predictor"])
+                args["box_predictor"] = make_predictor(args["box_predictor"])
         return args
 
 
 @ROI_HEADS_REGISTRY.register()
-class RamboROIHeads(_RamboPredictors, StandardROIHeads):
+class RamboROIHeads(_RamboPredictorMixin, StandardROIHeads):
     """StandardROIHeads with :class:`RamboFastRCNNOutputLayers`; same masks and key points."""
 
     # For torch.jit.script; Detectron2 annotates only StandardROIHeads itself.
@@ -62,10 +62,10 @@ class RamboROIHeads(_RamboPredictors, StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class RamboRes5ROIHeads(_RamboPredictors, Res5ROIHeads):
+class RamboRes5ROIHeads(_RamboPredictorMixin, Res5ROIHeads):
     """Res5ROIHeads, the heads of C4 models, with :class:`RamboFastRCNNOutputLayers`."""
 
 
 @ROI_HEADS_REGISTRY.register()
-class RamboCascadeROIHeads(_RamboPredictors, CascadeROIHeads):
+class RamboCascadeROIHeads(_RamboPredictorMixin, CascadeROIHeads):
     """CascadeROIHeads with a :class:`RamboFastRCNNOutputLayers`, hence a memory, for each stage."""

@@ -51,7 +51,9 @@ class RamboRPN(RPN):
     ) -> dict[str, Tensor]:
         """Returns the stock losses; ``loss_rpn_cls`` is the AP loss of all sampled anchors."""
         logits = pred_objectness_logits
-        stock_logits = logits if self.rambo_loss.stock_share() else [x.detach() for x in logits]
+        stock_logits = (
+            logits if self.rambo_loss.stock_loss_weight() else [x.detach() for x in logits]
+        )
         stock = partial(
             super().losses, anchors, stock_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
@@ -60,4 +62,4 @@ class RamboRPN(RPN):
         classes = torch.where(labels >= 0, 1 - labels, labels)
         scores, scale = cat(logits, dim=1).reshape(-1, 1), self.loss_weight.get("loss_rpn_cls", 1.0)
         inputs = scores, classes
-        return self.rambo_loss.in_place_of("loss_rpn_cls", stock, *inputs, scale=scale)
+        return self.rambo_loss.replace_stock_loss("loss_rpn_cls", stock, *inputs, scale=scale)

@@ -64,7 +64,7 @@ def _backend(device: torch.device):  # type: ignore[no-untyped-def]  # a module
     try:
         from . import triton_kernel
 
-        _try_out(triton_kernel, device)
+        _self_test(triton_kernel, device)
     except Exception as error:  # from Triton, its compilers or the driver
         logging.getLogger(__name__).warning(
             "The loss takes many times as long on this GPU as it could: its Triton kernel does not "
@@ -76,7 +76,7 @@ def _backend(device: torch.device):  # type: ignore[no-untyped-def]  # a module
     return triton_kernel
 
 
-def _try_out(backend, device: torch.device) -> None:  # type: ignore[no-untyped-def]  # a module
+def _self_test(backend, device: torch.device) -> None:  # type: ignore[no-untyped-def]  # a module
     """Raises the error of a backend that cannot run; RuntimeError if its numbers are wrong."""
     scores = torch.tensor([[0.0, 1.0], [2.0, 0.5], [1.0, 2.0]], device=device)
     gt_classes = torch.tensor([0, 2, 1], device=device)

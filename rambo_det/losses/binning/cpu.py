@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...places import cache_folder
+from ...paths import cache_dir
 
 _SOURCE = Path(__file__).with_name("binning.cpp")
 # No fused multiply-add: it would round differently from the other backends.
@@ -88,7 +88,7 @@ def _compiled_library() -> Path:
     # The hash includes the processor and the system: machines may share the folder.
     made_for = (compiler, _FLAGS, platform.platform(), _cpu())
     parts = [_SOURCE.read_bytes(), version, repr(made_for).encode()]
-    folder = cache_folder()
+    folder = cache_dir()
     library = folder / f"binning-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     if not library.is_file():
         folder.mkdir(parents=True, exist_ok=True)

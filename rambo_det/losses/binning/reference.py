@@ -39,10 +39,10 @@ def bin_negatives(
                 part_grad += value_of_bin[found]
         if grad is not None:
             grad[start : start + rows] = part_grad
-    return counts_from_bins(bins[1:], edges), grad
+    return cumulative_counts(bins[1:], edges), grad
 
 
-def counts_from_bins(bins: Tensor, edges: Tensor) -> Tensor:
+def cumulative_counts(bins: Tensor, edges: Tensor) -> Tensor:
     """Returns ``(E,)`` int64 counts at or above each edge, from the counts between edges."""
     from_here_on = torch.nn.functional.pad(bins.flip(0).cumsum(0).flip(0), (0, 1))
     end_of_segment = torch.searchsorted(edges, ((edges >> 32) + 1) << 32)

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..sort_keys import scores_of, segment_offsets
-from .reference import counts_from_bins
+from ..sort_keys import key_scores, segment_offsets
+from .reference import cumulative_counts
 
 #: Scores per block, and warps per block.
 _BLOCK, _WARPS = 256, 4
@@ -150,8 +150,8 @@ def bin_negatives(
         # Triton launches kernels on the current device, not on the device of the tensors.
         with torch.cuda.device_of(scores):
             _bin_kernel[grid](
-                scores, gt_classes, *scores.shape, *scores.stride(), scores_of(edges), offsets,
+                scores, gt_classes, *scores.shape, *scores.stride(), key_scores(edges), offsets,
                 bins, num_edges, values if write else scores, out, *out.stride(),
                 WRITE=write, COPIES=copies, **blocks,
             )  # fmt: skip
-    return counts_from_bins(bins.sum(dim=0), edges), grad
+    return cumulative_counts(bins.sum(dim=0), edges), grad

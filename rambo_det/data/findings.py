@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from .files import shown
+from .files import printable
 
 #: Kind of finding -> its warning. {n} is the number of findings, {of} the number of all boxes.
 TABLE = {
@@ -39,7 +39,7 @@ TABLE = {
 _SHOWN = 10
 
 
-class Odd:
+class Findings:
     """The findings in a dataset: the places of each kind, in the order of finding."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Odd:
 
     def add(self, kind: str, place: str, image_id: Any = None) -> None:
         """Records one finding. ``place`` tells the user where to look in the data."""
-        self._places[kind].append(shown(place))
+        self._places[kind].append(printable(place))
         if image_id is not None:
             self.images[image_id] = None
 
@@ -56,7 +56,7 @@ class Odd:
         """Returns the places where a kind was found."""
         return self._places.get(kind, [])
 
-    def lines(self, boxes: int) -> Iterator[str]:
+    def warnings(self, boxes: int) -> Iterator[str]:
         """Yields a warning and the first ten places of each kind; ``boxes`` counts dropped ones."""
         for kind, text in TABLE.items():
             if places := self.places(kind):

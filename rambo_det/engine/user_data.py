@@ -11,10 +11,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.register import by_format, classes_of, register_datasets
+from ..data.register import group_by_format, register_datasets, registered_classes
 from ..errors import InputError
-from .arguments import named_classes, own_names
-from .keys import Keys, names, value
+from .arguments import classes_from_args, registered_names
+from .keys import Keys, dataset_names, get_key
 from .run_data import read_data
 
 #: Number of keypoints of COCO's persons; pycocotools has the tolerances of these keypoints.
@@ -30,34 +30,37 @@ def register_data(
     that the config uses. ``registered`` are their classes if they are registered already. Raises
     InputError for invalid data, or if the config names other datasets instead of a user's own.
     """
-    train, test = names(cfg, keys.train), names(cfg, keys.test)
-    own = own_names(args)
+    train, test = dataset_names(cfg, keys.train_sets), dataset_names(cfg, keys.test_sets)
+    own = registered_names(args)
     unused = [name for name in own if name not in (*train, *test)]
-    for key, named in ((keys.train, train), (keys.test, test)):
+    for key, named in ((keys.train_sets, train), (keys.test_sets, test)):
         # A training may have no test dataset, and a user's own loader names its dataset itself.
         if unused and named and not args.eval_only and not set(own) & set(named):
-            name = f"\"('{unused[0]}',)\"" if keys.sign == " " else unused[0]
+            name = f"\"('{unused[0]}',)\"" if keys.separator == " " else unused[0]
             raise InputError(
                 f"--register-... name {', '.join(own)}, but {key} is {', '.join(named)}: "
-                f"add {key}{keys.sign}{name}"
+                f"add {key}{keys.separator}{name}"
             )
     trained = [] if args.eval_only and args.hold_out is None else train
-    used = [*((keys.train, name) for name in trained), *((keys.test, name) for name in test)]
+    used = [
+        *((keys.train_sets, name) for name in trained),
+        *((keys.test_sets, name) for name in test),
+    ]
     for key, name in used:
         if name not in own:
             check_dataset(key, name)
     noted: list[str] = []
     if args.eval_only:  # the classes are those of the run that trained the weights
-        weights = value(cfg, keys.weights) if keys.named(keys.weights, args.opts) else ""
+        weights = get_key(cfg, keys.weights) if keys.is_set(keys.weights, args.opts) else ""
         noted = read_data(
-            Path(weights).parent if weights else Path(value(cfg, keys.folder))
+            Path(weights).parent if weights else Path(get_key(cfg, keys.folder))
         ).classes
     classes = registered or (register_own(args, train, noted) if own else None)
     for option, given in (("--classes", args.classes), ("--split", args.split)):
         if given is not None and not own:
             raise InputError(f"{option} goes with --register-coco, --register-voc, --register-yolo")
     if not args.eval_only:
-        known = [(name, classes_of(name)) for _, name in used if classes_of(name)]
+        known = [(name, registered_classes(name)) for _, name in used if registered_classes(name)]
         for key, name in used if known else ():
             check_same_classes(key, name, *known[0])
     return classes, [name for name in [*train, *test] if name in own]
@@ -69,13 +72,13 @@ def check_same_classes(option: str, name: str, other: str, was: Sequence[str]) -
     A model numbers its classes: another order would exchange classes without an error. If the
     classes of one of the two are unknown, nothing is checked.
     """
-    now = classes_of(name)
+    now = registered_classes(name)
     pairs = enumerate(zip_longest(was, now), 1) if was and now else ()
     for number, (old, new) in pairs:
         if old != new:
             old, new = ("none" if x is None else repr(x) for x in (old, new))
             # Only datasets that this package registers have this key; --classes sets their classes.
-            is_own = MetadataCatalog.get(name).get("odd_images") is not None
+            is_own = MetadataCatalog.get(name).get("flagged_images") is not None
             remedy = f"--classes {shlex.quote(','.join(was))}" if is_own else "name other data"
             raise InputError(
                 f"{option}: class {number} is {old} in {other} and {new} in {name}: both need the "
@@ -91,12 +94,12 @@ def register_own(
     Without --classes and without a dataset in ``training``, the datasets get the classes ``noted``
     or, if these are empty, the classes of the datasets ``training``.
     """
-    own, classes = own_names(args), named_classes(args)
+    own, classes = registered_names(args), classes_from_args(args)
     train = [name for name in training if name in own]
     if classes is None and not train:
-        classes = next(filter(None, [noted, *map(classes_of, training)]), None)
+        classes = next(filter(None, [noted, *map(registered_classes, training)]), None)
     return register_datasets(
-        **by_format(args.register), classes=classes, train=train or None, split=args.split
+        **group_by_format(args.register), classes=classes, train=train or None, split=args.split
     )
 
 
@@ -117,7 +120,7 @@ def check_dataset(key: str, name: str) -> None:
         )
 
 
-def check_parts(name: str, masks: str = "", keypoints: str = "") -> None:
+def check_masks_and_keypoints(name: str, masks: str = "", keypoints: str = "") -> None:
     """Raises InputError if a user's own dataset lacks masks or keypoints that the model needs.
 
     ``masks`` and ``keypoints`` say why the model needs them; empty: the model does not need them.
@@ -132,7 +135,7 @@ def check_parts(name: str, masks: str = "", keypoints: str = "") -> None:
         )
 
 
-def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> None:
+def adapt_config(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> None:
     """Sets number of classes, mask format and number of keypoints from a user's own datasets.
 
     Raises InputError if the datasets lack what the model needs or differ in number of keypoints.
@@ -142,7 +145,7 @@ def set_from_data(cfg: CfgNode, classes: Sequence[str], own: Sequence[str]) -> N
     first = ""
     for name in own:
         metadata, model = MetadataCatalog.get(name), cfg.MODEL
-        check_parts(name, "MODEL.MASK_ON is True" * model.MASK_ON,
+        check_masks_and_keypoints(name, "MODEL.MASK_ON is True" * model.MASK_ON,
                     "MODEL.KEYPOINT_ON is True" * model.KEYPOINT_ON)  # fmt: skip
         if model.MASK_ON:
             # The default, polygon, cannot hold RLE; bitmask holds both.

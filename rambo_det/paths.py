@@ -7,7 +7,7 @@ from pathlib import Path
 from .errors import InputError
 
 
-def cache_folder() -> Path:
+def cache_dir() -> Path:
     """Returns the cache folder, $RAMBO_DET_CACHE or ~/.cache/rambo_det; does not create it.
 
     Without a home directory, as in some containers, the folder is in the temporary directory.

@@ -12,10 +12,10 @@ from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
 from ..errors import InputError
-from ..places import find_config
-from .folder import earlier_value, last_checkpoint
+from ..paths import find_config
+from .folder import last_checkpoint, saved_config_value
 from .keys import LAZY
-from .run_data import SavedData, read_data
+from .run_data import RunData, read_data
 
 
 @dataclass
@@ -24,14 +24,14 @@ class SavedModel:
 
     config: str  # path of a yaml config or a LazyConfig
     weights: str  # a path or a URL
-    data: SavedData  # data of the run that trained the weights
+    data: RunData  # data of the run that trained the weights
     results: Path | None = None  # detections of the last evaluation, if it used these weights
 
     @property
     def is_lazy(self) -> bool:
         """Whether the config is a LazyConfig."""
         folder, name = os.path.split(self.config)
-        is_of_a_run = name == "config.yaml" and earlier_value(folder, LAZY.folder) is not None
+        is_of_a_run = name == "config.yaml" and saved_config_value(folder, LAZY.folder) is not None
         return name.endswith(".py") or is_of_a_run
 
 
@@ -66,16 +66,16 @@ def find_model(
     return found
 
 
-def truth_of(name: str) -> COCO:
+def ground_truth_of(name: str) -> COCO:
     """Returns the annotations of a registered dataset; InputError if it has no COCO json."""
     file = MetadataCatalog.get(name).get("json_file")
     if not file:
         raise InputError(f"{name} has no COCO annotations: register its folder with --register-voc")
-    return load_truth(file)
+    return load_ground_truth(file)
 
 
 @lru_cache(maxsize=8)
-def load_truth(file: str) -> COCO:
+def load_ground_truth(file: str) -> COCO:
     """Reads annotations in COCO's format; caches those of the last files."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         return COCO(file)

@@ -10,16 +10,16 @@ from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from tqdm import tqdm
 
-from ..data.register import by_format, classes_of, register_datasets
+from ..data.register import group_by_format, register_datasets, registered_classes
 from ..errors import InputError
-from .arguments import named_classes
+from .arguments import classes_from_args
 from .detector import Detector
-from .own_data import check_dataset, check_same_classes
-from .run_data import SavedData
-from .saved import truth_of
+from .run_data import RunData
+from .saved_model import ground_truth_of
+from .user_data import check_dataset, check_same_classes
 
 
-class RankedData:
+class EvaluationData:
     """Images and annotations of a dataset, which must have the classes of the detector.
 
     Args:
@@ -36,22 +36,22 @@ class RankedData:
     """
 
     def __init__(
-        self, name: str | None, detector: Detector, saved: SavedData, args: argparse.Namespace
+        self, name: str | None, detector: Detector, saved: RunData, args: argparse.Namespace
     ) -> None:
         if name is None and not detector.datasets:
             raise InputError("DATASETS.TEST is empty: name a data set with --dataset")
         self.name = name or detector.datasets[0]
         classes = detector.metadata.get("thing_classes")
-        given = named_classes(args) or classes
+        given = classes_from_args(args) or classes
         if args.register:
-            register_datasets(**by_format(args.register), classes=given, split=args.split)
+            register_datasets(**group_by_format(args.register), classes=given, split=args.split)
         if self.name not in DatasetCatalog.list():
             known = [item for item in saved.register if item[1] == self.name]
-            register_datasets(**by_format(known), classes=given)
+            register_datasets(**group_by_format(known), classes=given)
         check_dataset("--dataset", self.name)
         self.records: list[dict[str, Any]] = DatasetCatalog.get(self.name)
-        self.truth = truth_of(self.name)
-        self.classes = classes_of(self.name)
+        self.truth = ground_truth_of(self.name)
+        self.classes = registered_classes(self.name)
         check_same_classes("--dataset", self.name, "the detector", classes or ())
         own = MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id") or {}
         self._category_ids = {index: number for number, index in own.items()}
