@@ -380,21 +380,27 @@ def derive(rows: Rows, name: str) -> Rows:
 
 
 def _of_seeds(part: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
-    """Returns the metrics of a loss over ``seeds``. If its first row has exactly these seeds, all
-    metrics of this row are included."""
+    """The metrics of a loss over some seeds, from rows whose seeds have no seed in common.
+
+    Older rows have a metric's mean and deviation alone: these count only if all their seeds do.
+    """
     made: dict[str, Any] = {"seeds": seeds}
-    for metric in METRICS[:3]:
+    numbers = np.array([len(row["seeds"]) for row in part])
+    for metric in METRICS:
         key = f"{metric} of seeds"
-        if any(key not in row for row in part):  # older rows have only the mean over their seeds
-            numbers = [len(row["seeds"]) for row in part]
-            if all(metric in row for row in part) and sum(numbers) == len(seeds):
-                mean = np.average([row[metric][0] for row in part], weights=numbers)
-                made[metric] = [round(mean, 4), None]
+        if all(key in row for row in part):
+            found = {s: v for row in part for s, v in zip(row["seeds"], row[key], strict=True)}
+            values = np.array([found[seed] for seed in seeds])
+            made[key] = values.tolist()
+            mean, squares = values.mean(), ((values - values.mean()) ** 2).sum()
+        elif all(metric in row for row in part) and numbers.sum() == len(seeds):
+            means, deviations = np.array([row[metric] for row in part], float).T
+            mean = np.average(means, weights=numbers)
+            squares = np.nansum((numbers - 1) * deviations**2) + numbers @ (means - mean) ** 2
+        else:
             continue
-        found = {s: v for row in part for s, v in zip(row["seeds"], row[key], strict=True)}
-        values = [found[seed] for seed in seeds]
-        deviation = round(np.std(values, ddof=1), 4) if len(values) > 1 else None
-        made |= {metric: [round(np.mean(values), 4), deviation], key: values}
+        deviation = round(float(squares / (len(seeds) - 1)) ** 0.5, 4) if len(seeds) > 1 else None
+        made[metric] = [round(float(mean), 4), deviation]
     if all("classes" in row for row in part):
         made["classes"] = {}
         for kind, (boxes, *_) in part[0]["classes"].items():
@@ -402,8 +408,7 @@ def _of_seeds(part: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
                 pair for r in part for pair in zip(r["seeds"], r["classes"][kind][1:], strict=True)
             ]
             made["classes"][kind] = [boxes, *(dict(pairs)[seed] for seed in seeds)]
-    own = {metric: part[0][metric] for metric in METRICS if metric in part[0]}
-    return {**made, **own} if seeds == part[0]["seeds"] else made
+    return made
 
 
 def around_seeds(found: np.ndarray) -> list[float | None]:
@@ -414,13 +419,13 @@ def around_seeds(found: np.ndarray) -> list[float | None]:
     return [v if v is None else round(float(v), 4) for v in (found.mean(), *around)]
 
 
-def _text(row: dict[str, Any], metric: str = "AP") -> str:
+def _format(row: dict[str, Any], metric: str = "AP") -> str:
     """Formats ``mean ± deviation`` of a loss, or ``mean (low … high)`` of a difference."""
     names = ("mean", "low", "high") if "less" in row else ("mean", "std")
     return format_value(dict(zip(names, row[metric], strict=True)) if metric in row else None)
 
 
-def _of(rows: Rows, kind: str, names: Iterable[str]) -> Rows:
+def _rows_by_data(rows: Rows, kind: str, names: Iterable[str]) -> Rows:
     """Returns dataset -> the rows of the comparisons ``names`` on it."""
     found: Rows = {}
     for row in (row for name in names for row in rows[kind] if row["of"] == name):
@@ -434,23 +439,23 @@ def results_table(rows: Rows, names: list[str], metrics: Sequence[str] = METRICS
     metrics = [metric for metric in metrics if any(metric in row for row in told)]
     lines = [["data", "loss", "seeds", *metrics]]
     for name in names:
-        differences = _of(rows, "differences", [name])
-        for data, losses in _of(rows, "losses", [name]).items():
+        differences = _rows_by_data(rows, "differences", [name])
+        for data, losses in _rows_by_data(rows, "losses", [name]).items():
             for row in [*losses, *differences.get(data, [])]:
                 title = f"{row['loss']} less {row['less']}" if "less" in row else row["title"]
                 head = [data if row is losses[0] else "", title, str(len(row["seeds"]))]
                 if any(metric in row for metric in metrics):
-                    lines.append([*head, *(_text(row, metric) for metric in metrics)])
+                    lines.append([*head, *(_format(row, metric) for metric in metrics)])
     return lines
 
 
 def grid_table(rows: Rows, names: list[str]) -> Lines:
     """Tabulates AP of variants LOSS_SETTING, as ce_lr0.04: a row per setting, a column per loss."""
     cells: dict[tuple[str, ...], dict[str, str]] = {}
-    for data, found in _of(rows, "losses", names).items():
+    for data, found in _rows_by_data(rows, "losses", names).items():
         for row in found:
             loss, _, setting = row["variant"].partition("_")
-            cells.setdefault((data, setting, str(len(row["seeds"]))), {})[loss] = _text(row)
+            cells.setdefault((data, setting, str(len(row["seeds"]))), {})[loss] = _format(row)
     return _pivot(["data", "setting", "seeds"], cells)
 
 
@@ -462,7 +467,7 @@ def classes_table(rows: Rows, names: list[str]) -> Lines:
     """
     thirds = [f"{third} {of}" for of in ("boxes", "AP") for third in ("least", "middle", "most")]
     lines = [["data", "difference in AP", "classes", *thirds]]
-    for data, losses in _of(rows, "losses", names).items():
+    for data, losses in _rows_by_data(rows, "losses", names).items():
         # (losses, K, 1 + S): for each class the number of its boxes, then its AP with each seed.
         table = np.array([list(row["classes"].values()) for row in losses])
         assert all(row["seeds"] == losses[0]["seeds"] for row in losses), names
@@ -472,7 +477,7 @@ def classes_table(rows: Rows, names: list[str]) -> Lines:
             for order in (np.argsort(boxes), np.argsort(aps.mean(axis=(0, 2)))):
                 for third in np.array_split(order, 3):
                     ap = around_seeds(differences[third].mean(axis=0))
-                    line.append(_text({"less": "", "AP": ap}))
+                    line.append(_format({"less": "", "AP": ap}))
             lines.append(line)
     return lines
 
@@ -480,11 +485,11 @@ def classes_table(rows: Rows, names: list[str]) -> Lines:
 def differences_table(rows: Rows, names: list[str]) -> Lines:
     """Tabulates a row per difference, a column per dataset; a semicolon precedes the seed count."""
     cells: dict[tuple[str, ...], dict[str, str]] = {}
-    for data, found in _of(rows, "differences", names).items():
+    for data, found in _rows_by_data(rows, "differences", names).items():
         for row in found:
             seeds = f"; {len(row['seeds'])}" if row["seeds"] else ""
             title = f"{row['loss']} less {row['less']}"
-            cells.setdefault((title,), {})[data] = _text(row) + seeds
+            cells.setdefault((title,), {})[data] = _format(row) + seeds
     return _pivot(["difference in AP"], cells)
 
 
@@ -524,7 +529,7 @@ def draw(rows: Rows, names: list[str], file: Path) -> None:
         file.write_bytes(learning_curves(curves, "png"))
         return
     found = []
-    for row in (row for part in _of(rows, "differences", names).values() for row in part):
+    for row in (row for part in _rows_by_data(rows, "differences", names).values() for row in part):
         title = f"{row['data']}: {row['loss']} less {row['less']}".replace("`", "")
         if row["AP"][1] is not None:
             ap = dict(zip(("mean", "low", "high"), row["AP"], strict=True))
