@@ -15,15 +15,15 @@ endif
 
 help:
 	@echo 'make train            train and evaluate the quickstart (ARGS="--resume", ARGS="OUTPUT_DIR other", ...)'
-	@echo 'make test             lint, types and tests (ARGS="-k memory", ...)'
-	@echo 'make torture          the whole torture test: bad input, full disks, kills, 10 000 random batches'
+	@echo 'make test             run linter, type checker and tests (ARGS="-k memory", ...)'
+	@echo 'make torture          run the whole torture test: bad input, full disks, kills, 10 000 random batches'
 	@echo 'make matrix           train every architecture for 50 iterations on drawn and on real data (slow)'
 	@echo 'make docs             build the documentation in build/docs'
-	@echo 'make lint             ruff and mypy alone'
-	@echo 'make format           let ruff mend what it can'
-	@echo 'make setup            make the environment of the others and nothing more'
+	@echo 'make lint             run ruff and mypy only'
+	@echo 'make format           let ruff fix and format the code'
+	@echo 'make setup            make the environment only'
 	@echo 'make clean            remove .venv, builds and caches; output/ stays'
-	@echo 'PYTHON=/path/to/python with any of them: use that environment, install nothing'
+	@echo 'PYTHON=/path/to/python with any target: use this environment, install nothing'
 
 test torture matrix: TESTS := --tests # applies to their prerequisite setup too
 

@@ -50,7 +50,7 @@ class TimmBackbone(Backbone):
         net = timm.create_model(name, features_only=True, pretrained=False)
         if weights:
             load_weights(net, read_weights(weights))
-        modules, found = net.feature_info.module_name(), net.feature_info.reduction()
+        modules, self._strides = net.feature_info.module_name(), net.feature_info.reduction()
         if freeze_at:
             parameters = list(net.named_parameters())
             names = [key for key, _ in parameters]
@@ -59,10 +59,9 @@ class TimmBackbone(Backbone):
                 parameter.requires_grad_(False)
         # Detectron2's FrozenBatchNorm2d would drop the activations inside timm's batch norm layers.
         self.net = freeze_batch_norm_2d(net)
-        self._strides = found
         self._shapes = {
             f"stride{stride}": ShapeSpec(channels=channels, stride=stride)
-            for stride, channels in zip(found, net.feature_info.channels(), strict=True)
+            for stride, channels in zip(self._strides, net.feature_info.channels(), strict=True)
             if stride in strides
         }
 
@@ -92,23 +91,21 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Raises ValueError if neither names nor shapes fit.
     """
-    own = net.state_dict()
-    if not own.keys() <= state.keys():
+    target = net.state_dict()
+    if not target.keys() <= state.keys():
         # The weights of a classifier may follow those of the features.
-        pairs = list(zip(own, state.values(), strict=False))
-        if len(pairs) < len(own) or any(own[k].shape != v.shape for k, v in pairs):
+        pairs = list(zip(target, state.values(), strict=False))
+        if len(pairs) < len(target) or any(target[k].shape != v.shape for k, v in pairs):
             raise ValueError("the weights are of another model: neither names nor shapes fit")
         state = dict(pairs)
-    net.load_state_dict({key: state[key] for key in own})
+    net.load_state_dict({key: state[key] for key in target})
 
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: Any) -> FPN:
     """Builds the pyramid: levels at MODEL.TIMM.STRIDES, and a last one at half the resolution."""
-    node = cfg.MODEL.TIMM
-    bottom_up = TimmBackbone(
-        node.NAME, tuple(node.STRIDES), node.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT
-    )
+    node, freeze_at = cfg.MODEL.TIMM, cfg.MODEL.BACKBONE.FREEZE_AT
+    bottom_up = TimmBackbone(node.NAME, tuple(node.STRIDES), node.WEIGHTS, freeze_at)
     pyramid = FPN(
         bottom_up=bottom_up,
         in_features=[f"stride{stride}" for stride in node.STRIDES],

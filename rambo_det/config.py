@@ -10,8 +10,7 @@ def add_rambo_config(cfg: CN) -> None:
 
     Call it on ``get_cfg()``, before you merge a yaml file with these keys. No other node changes.
     """
-    cfg.MODEL.RAMBO = CN()
-    rambo = cfg.MODEL.RAMBO
+    rambo = cfg.MODEL.RAMBO = CN()
     # The score that is ranked. "log_odds": log(p / (1 - p)) of the softmax probability p; it orders
     # boxes as the softmax of the stock head does, but does not saturate. "softmax": p itself.
     # "logits": the logit of each class; at inference a sigmoid turns it into the box score.
@@ -44,8 +43,7 @@ def add_rambo_config(cfg: CN) -> None:
 
     # The options of RamboTrainer (rambo-train, tools/train_net.py). Detectron2's DefaultTrainer,
     # for example in your own script, ignores these keys.
-    cfg.RAMBO_TRAIN = CN()
-    train = cfg.RAMBO_TRAIN
+    train = cfg.RAMBO_TRAIN = CN()
     # With TEST.EVAL_PERIOD > 0: keep the weights of the best evaluation so far in model_best.pth.
     # best.json lists the metric of every evaluation and names the best one.
     train.KEEP_BEST = True
@@ -65,13 +63,8 @@ def add_rambo_config(cfg: CN) -> None:
     # thresholds.json a score threshold for each class. "off": no calibration.
     train.CALIBRATE = "off"
 
-    # Configs of earlier versions may have these keys.
-    for key in (
-        "MODEL.RAMBO.CE_WEIGHT",
-        "MODEL.RAMBO.IOU_THRESHOLDS",
-        "MODEL.RAMBO.LIFT",
-        "MODEL.RAMBO.RPN",
-        "RAMBO_TRAIN.IMAGES",
-    ):
+    # Configs written before the first release may have these keys.
+    old = [f"MODEL.RAMBO.{name}" for name in ("CE_WEIGHT", "IOU_THRESHOLDS", "LIFT", "RPN")]
+    for key in (*old, "RAMBO_TRAIN.IMAGES"):
         if not cfg.key_is_deprecated(key):  # the function may be called twice
             cfg.register_deprecated_key(key)

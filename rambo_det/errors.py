@@ -1,4 +1,4 @@
-"""The exception that reports a user's mistake."""
+"""The exception that reports a user's mistake, and one-line texts of other exceptions."""
 
 
 class InputError(ValueError):
@@ -8,3 +8,8 @@ class InputError(ValueError):
     line tools print ``error: <message>`` and exit with status 2. Any other exception is a bug and
     keeps its traceback.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the text of an exception on one line."""
+    return " ".join(str(error).split())

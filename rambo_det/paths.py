@@ -8,9 +8,9 @@ from .errors import InputError
 
 
 def cache_dir() -> Path:
-    """Returns the cache folder, $RAMBO_DET_CACHE or ~/.cache/rambo_det; does not create it.
+    """Returns the cache folder, $RAMBO_DET_CACHE or ~/.cache/rambo_det, which may not exist yet.
 
-    Without a home directory, as in some containers, the folder is in the temporary directory.
+    Without a home directory, as in some containers, creates a folder in the temporary directory.
     Raises InputError if another user owns that folder: compiled code is loaded from it.
     """
     folder = Path(os.environ.get("RAMBO_DET_CACHE") or "~/.cache/rambo_det")
@@ -18,9 +18,12 @@ def cache_dir() -> Path:
         return folder.expanduser().absolute()
     except RuntimeError:
         folder = Path(tempfile.gettempdir(), f"rambo_det-{os.getuid()}").absolute()
-        if folder.exists() and folder.stat().st_uid != os.getuid():
+        # Creates the folder before the check, so that no other user can create it afterwards.
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid():
             raise InputError(
-                f"{folder} is another user's: name a folder of yours with RAMBO_DET_CACHE"
+                f"{folder} belongs to another user: set the environment variable RAMBO_DET_CACHE "
+                "to a folder of your own"
             ) from None
         return folder
 

@@ -74,8 +74,8 @@ def triton_kernel(patch):
     from rambo_det.losses.binning import triton_kernel
 
     # A program takes several blocks of rows, and the bins have few copies.
-    patch.setattr(triton_kernel, "_PROGRAMS", 3)
-    patch.setattr(triton_kernel, "_PLACES", 100)
+    patch.setattr(triton_kernel, "_MAX_PROGRAMS", 3)
+    patch.setattr(triton_kernel, "_MAX_BINS", 100)
     return triton_kernel, DEVICE
 
 
@@ -177,7 +177,7 @@ def test_the_kernel_is_tried_out_before_it_is_used(monkeypatch, caplog):
             return got
 
         monkeypatch.setattr(kernel, "bin_negatives", wrong)
-        with pytest.raises(RuntimeError, match="its numbers are not"):
+        with pytest.raises(RuntimeError, match="the results of the backend differ"):
             binning._self_test(kernel, torch.device(device))
     monkeypatch.setattr(binning, "_self_test", lambda module, device: 1 / 0)
     assert backend(gpu) is reference

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,8 +17,10 @@ from rambo_det.cli.calibrate import main
 from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main as train
 from rambo_det.data.drawing import CLASSES
-from rambo_det.engine.calibrated import labelled_images, read_thresholds
+from rambo_det.engine.calibrated import calibrate_final, labelled_images, read_thresholds
 from rambo_det.engine.checkpointer import AtomicCheckpointer
+from rambo_det.engine.detector import Detector
+from rambo_det.engine.saved_model import find_model
 from rambo_det.errors import InputError
 from rambo_det.evaluation.calibration import (
     LabelledDetections,
@@ -198,9 +201,9 @@ def test_nothing_to_fit_to_is_said(tmp_path, image):
     truth = COCO(file)
     truth.dataset["annotations"] = []
     truth.createIndex()
-    with pytest.raises(InputError, match="no object that counts"):
+    with pytest.raises(InputError, match="no ground-truth objects"):
         label_detections(build("retinanet"), [[image]], truth)
-    with pytest.raises(InputError, match="Linear has no scores that can be calibrated"):
+    with pytest.raises(InputError, match="Linear cannot be calibrated: only R-CNN"):
         Classifier(torch.nn.Linear(1, 1))
 
 
@@ -268,6 +271,16 @@ def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, cat
     assert torch.load(folder / "model_final.pth", map_location="cpu")["iteration"] == 4
 
 
+def test_any_object_of_a_users_hook_may_be_in_a_checkpoint(folder, finished_run, catalogs):
+    detector = Detector(find_model(str(folder), None, None))
+    content = torch.load(folder / "model_raw.pth", map_location="cpu")
+    torch.save({**content, "of_a_hook": Path("notes")}, folder / "model_raw.pth")
+    data = (str(finished_run / "val.json"), str(finished_run / "val"))
+    register_coco_instances("of_a_hook", {}, *data)
+    line = calibrate_final(detector.model, detector.mapper, folder, "of_a_hook")
+    assert line.startswith("Calibrated on of_a_hook")
+
+
 def test_evaluation_shows_raw_and_calibrated(folder, finished_run, catalogs, capsys):
     config, data = finished_run / "out" / "config.yaml", registered(finished_run)
     command = ["--config", config, *data, "--eval-only", "OUTPUT_DIR", folder]
@@ -285,7 +298,10 @@ def test_a_config_and_weights_with_data_of_the_command_line(folder, finished_run
     model = ["--config", finished_run / "out" / "config.yaml", "--weights", weights]
     output = ["--output", folder / "other.pth", "--overwrite"]
     assert call(main, *model, *registered(finished_run), *output) == 0
-    assert "fitted to own_train" in capsys.readouterr().out and (folder / "other.pth").is_file()
+    assert (
+        "on own_train (used for the fit)" in capsys.readouterr().out
+        and (folder / "other.pth").is_file()
+    )
 
 
 def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalogs, capsys):
@@ -303,7 +319,7 @@ def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalo
     }
     # Nothing is overwritten, and other weights have no thresholds.
     before = calibrated.read_bytes()
-    assert "exists already: --overwrite" in refused(capsys, main, *command)
+    assert "already exists: use --overwrite" in refused(capsys, main, *command)
     assert calibrated.read_bytes() == before
     assert read_thresholds(str(calibrated), list(CLASSES))
     assert read_thresholds(str(folder / "model_final.pth"), list(CLASSES)) is None
@@ -333,12 +349,12 @@ def _other_classes(folder):
 @pytest.mark.parametrize(
     ("damage", "command", "message"),
     [
-        (None, ["--output", "model_final.pth"], "holds the weights themselves"),
-        (None, ["--output", "none/there.pth"], "there is no folder"),
-        (None, ["--overwrite", "--dataset", "nobodys"], "data set nobodys is not registered"),
-        (None, ["--weights", "model_raw.pth"], "thresholds.json exists already: --overwrite"),
+        (None, ["--output", "model_final.pth"], "would overwrite the input weights"),
+        (None, ["--output", "none/there.pth"], "does not exist"),
+        (None, ["--overwrite", "--dataset", "nobodys"], "dataset nobodys is not registered"),
+        (None, ["--weights", "model_raw.pth"], "thresholds.json already exists: use --overwrite"),
         (None, ["--images", "0"], "--images must be >= 1"),
-        (_other_classes, None, "is of other classes"),
+        (_other_classes, None, "lists other classes"),
         (lambda f: (f / "thresholds.json").write_text("{"), None, "not what rambo-calibrate wrote"),
     ],
 )
@@ -363,7 +379,7 @@ def test_the_data_set_of_a_calibration_is_checked_before_the_training(
     command = ["--config", config, *data, "DATASETS.TEST", "()"]
     command += ["SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path / "o", "RAMBO_TRAIN.CALIBRATE"]
     error = refused(capsys, train, *command, "nobodys")
-    assert "RAMBO_TRAIN.CALIBRATE: data set nobodys" in error
+    assert "RAMBO_TRAIN.CALIBRATE: dataset nobodys" in error
     assert not (tmp_path / "o" / "metrics.json").exists()
     assert call(train, *command, "own_val") == 0
     assert "Calibrated on own_val" in capsys.readouterr().out

@@ -97,7 +97,7 @@ def comparison(tmp_path_factory):
         lines = []
         for line in again.stdout:
             lines.append(line)
-            if "waiting for the process that works in" in line:
+            if "waiting for another comparison that works in" in line:
                 os.kill(orphan, signal.SIGCONT)
         made.again = "".join(lines)
     assert again.returncode == 0, made.again
@@ -107,10 +107,10 @@ def comparison(tmp_path_factory):
 def test_a_killed_comparison_goes_on(comparison):
     assert comparison.killed == ["finished", "started"]
     again = comparison.again
-    assert "1 of 2 runs are finished already" in again
+    assert "1 of 2 runs are already finished" in again
     assert "drawn, ce" not in again  # not trained again
     # The orphan of the killed one is waited for, not trained beside.
-    assert "waiting for the process that works in" in again
+    assert "waiting for another comparison that works in" in again
     assert (comparison.folder("ce") / "metrics.json").stat().st_mtime_ns == comparison.first
     assert read_record(comparison.folder("rambo"))["status"] == "finished"
     steps = [x["iteration"] for x in comparison.metrics("rambo") if "total_loss" in x]
@@ -240,8 +240,8 @@ def test_calibrated_scores_are_measured_where_they_are_there(calibrated, tmp_pat
 
 KEYS = ("SOLVER.BASE_LR", "0.04", "MODEL.RESNETS.DEPTH", "50")
 WIDE = {"ce": Variant("ce", "ce"), "wide": Variant("wide", "rambo", KEYS)}
-ONE = "one test image cannot tell whether that holds for others"
-SIX = "6 images are both trained on and tested on"
+ONE = "one test image cannot show whether this holds for other images"
+SIX = "6 images are in both the training set and the test set"
 
 
 @pytest.mark.filterwarnings("error:Glyph", "error:Matplotlib currently")
@@ -249,19 +249,20 @@ SIX = "6 images are both trained on and tested on"
     "finds, about, in_both, in_report, in_none",
     [
         ({"ce": [1], "wide": [1]}, {"variants": WIDE}, [],
-         ["and the settings listed below; but for these, model, starting weights",
-          f"wide RaMBO {' '.join(KEYS)} ", "where there are several, the seeds (by Student’s t)"],
+         ["and in the settings listed below. Model", "schedule are otherwise the same",
+          f"wide RaMBO {' '.join(KEYS)} ", "where there are several, the seeds (Student’s t)"],
          [SIX]),
         ({"ce": [1, 1], "rambo": [1, 1]}, {}, ["95 % interval"],
-         ["while it learns: model, starting weights", "and the seeds (by Student’s t).",
-          "measured on images that they have not seen"], ["settings listed", ONE]),
+         ["training reduces. Model, initial weights", "schedule are the same",
+          "and the seeds (Student’s t).", "tested on images that are not in the training set"],
+         ["settings listed", ONE]),
         ({"ce": [0], "rambo": [1]}, {"images": 1}, [ONE], [],
-         ["95 % interval", "explains", "no finished seed"]),
+         ["95 % interval", "explains", "No seed is finished"]),
         ({"ce": [0, 0], "rambo": [1, 1]}, {"images": 1}, [ONE], [], ["95 % interval", "explains"]),
         ({"ce": [1]}, {"images": 9}, ["There are only 9 test images"], [], []),
         ({"ce": [1]}, {"images": 10}, [], [], ["There are only"]),
-        ({"ce": [1], "rambo": [1]}, {"trained_on": 6}, [SIX], ["of which 6 were trained on too"],
-         ["not seen"]),
+        ({"ce": [1], "rambo": [1]}, {"trained_on": 6}, [SIX],
+         ["images, 6 of them also in the training set"], ["that are not in the"]),
         ({"ce": [0], "rambo": [1]}, {"labels": ("细胞", "கலம்")}, ["细胞"], ["கலம்"], []),
     ],
 )  # fmt: skip
@@ -317,14 +318,16 @@ def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
         last = {"last_checkpoint", "model_best.pth", "model_final.pth", "model_raw.pth"}
         assert left == (last if keep == "last" else set())
     other = replace(runs[0], settings={"SOLVER.MAX_ITER": 3})
-    with pytest.raises(InputError, match="was made with SOLVER.MAX_ITER 2, now it is 3"):
+    with pytest.raises(
+        InputError, match="was trained with SOLVER.MAX_ITER = 2, but .* now gives 3"
+    ):
         run_all([other], 1, 1)
 
 
 def test_other_settings_are_refused(comparison, catalogs, capsys):
     before = (comparison.out / "results.json").read_bytes()
     error = refused(capsys, main, *comparison.words("SOLVER.BASE_LR", "0.5"))
-    assert re.search(r"seed0 was made with SOLVER.BASE_LR 0.04, now it is 0.5: ", error)
+    assert re.search(r"seed0 was trained with SOLVER.BASE_LR = 0.04, but .* now gives 0.5: ", error)
     assert (comparison.out / "results.json").read_bytes() == before
 
 
@@ -333,12 +336,12 @@ def test_fewer_losses_leave_the_results_of_the_larger_comparison(comparison, cat
     before = [(out / name).read_bytes() for name in names]
     (out / "report.1.html").touch()
     assert comparison.main(losses=("--losses", "ce")) == 0
-    assert "is kept: results.2.json, report.2.html\n" in capsys.readouterr().out
+    assert "renamed them to results.2.json, report.2.html\n" in capsys.readouterr().out
     kept = [out / "results.2.json", out / "report.2.html"]
     assert [file.read_bytes() for file in kept] == before
     assert len(comparison.results()["runs"]) == 1
     assert comparison.main() == 0  # it has what was there, and replaces it
-    assert "is kept" not in capsys.readouterr().out
+    assert "renamed" not in capsys.readouterr().out
     assert len(comparison.results()["runs"]) == 2 and not (out / "results.3.json").exists()
 
 
@@ -356,14 +359,15 @@ def test_a_finished_run_that_lacks_files_is_named_with_what_to_do(comparison, ca
             aside.rename(file)
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith(f"error: {folder}: {name.partition('/')[0]}"), error
-        assert error.endswith(": remove this folder, and the same command trains it again")
+        assert error.endswith(". Remove this folder; the same command then trains again")
 
 
 def test_a_full_disk_is_one_line(comparison, catalogs, capsys):
     with disk_full():
         assert comparison.main() == 1
     error = capsys.readouterr().err
-    assert error == "error: [Errno 27] File too large: make room; the same command goes on\n"
+    assert error.startswith("error: [Errno 27] File too large: allow larger files (ulimit -f)")
+    assert error.endswith("; repeat the command to continue\n") and error.count("\n") == 1
 
 
 def test_a_run_that_fails_leaves_the_others(comparison, catalogs, capsys):
@@ -378,14 +382,41 @@ def test_a_run_that_fails_leaves_the_others(comparison, catalogs, capsys):
     assert "1 of 2 trainings failed" in said_by(comparison.out / "report.html")
 
 
-def test_the_digest_is_of_the_cpp_too(monkeypatch, tmp_path):
+def test_the_digest_is_of_what_the_code_does_and_of_the_cpp(monkeypatch, tmp_path):
     package = tmp_path / "rambo_det"
     shutil.copytree(Path(rambo_det.__file__).parent, package)
     monkeypatch.setattr(rambo_det, "__file__", str(package / "__init__.py"))
-    before = source_digest()
-    with open(package / "losses/binning/binning.cpp", "a") as file:
-        file.write("// changed\n")
-    assert source_digest() != before
+    digests = [source_digest()]
+    for name, text in (
+        ("losses/rambo_loss.py", '"""Another docstring."""  # and a comment\n'),
+        ("losses/rambo_loss.py", "NUMBER = 1\n"),
+        ("losses/binning/binning.cpp", "// changed\n"),
+    ):
+        with open(package / name, "a") as file:
+            file.write(text)
+        digests.append(source_digest())
+    assert digests[0] == digests[1] and len(set(digests)) == 3
+
+
+def test_a_run_that_is_resumed_with_other_code_has_the_digests_of_both(monkeypatch, tmp_path):
+    run = scripted(tmp_path / "run", "exit 1")
+    for digest, begun in (("a", False), ("b", True), ("b", True), ("a", False)):
+        monkeypatch.setattr("rambo_det.compare.run.source_digest", lambda digest=digest: digest)
+        metrics = run.folder / "metrics.json"
+        metrics.touch() if begun else metrics.unlink(missing_ok=True)
+        assert run_all([run], 1, 1) == [run]
+        assert read_record(run.folder)["source"] == ("a, b" if begun else "a")
+
+
+def test_the_versions_of_the_code_are_counted(tmp_path, catalogs):
+    (first, *_), results, text, _ = evaluated(tmp_path, {"ce": [1]})
+    assert results["sources"] == ["0"] and "different versions" not in text
+    first.result["source"] = "0, 1"
+    plan = Plan({"ce": Variant("ce", "ce")}, {"drawn": "set"}, [first.run], {})
+    results = compare(plan, [first], "rambo-compare", 100)
+    assert results["sources"] == ["0", "1"] and "different versions of the code: 0, 1" in as_text(
+        results
+    )
 
 
 def test_many_variants_leave_the_best_in_the_plots():

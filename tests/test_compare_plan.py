@@ -79,6 +79,13 @@ def test_keys_that_go_with_a_loss(file, losses, key, values, catalogs):
     assert [run.settings[f"MODEL.{key}"] for run in found.runs] == values
 
 
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("2", [0, 1]), ("3,7", [3, 7]), ("7,", [7]), ("0,", [0]), ("3,7,", [3, 7])]
+)
+def test_seeds(text, seeds):
+    assert parse_args(["--config", FASTER, "--seeds", text]).seeds == seeds
+
+
 def test_variants_and_grids(catalogs):
     found = plan(
         "faster_rcnn_ce.yaml", "--losses", "ce",
@@ -145,7 +152,7 @@ def test_data_of_a_users_own_code_are_told_apart(tmp_path, catalogs):
 
 def test_all_losses_are_measured_on_the_same_data(catalogs):
     other = "b=rambo DATASETS.TEST \"('rambo_shapes_train',)\""
-    with pytest.raises(InputError, match="b: DATASETS.TEST is rambo_shapes_train, that of the"):
+    with pytest.raises(InputError, match="b: DATASETS.TEST is rambo_shapes_train, but the other"):
         plan("faster_rcnn_ce.yaml", "--losses", "ce", "--variant", other)
 
 
@@ -180,38 +187,41 @@ def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys
     words = ["--config", QUICK + "real_data_ce.yaml", "--out", file]  # which is no folder
     assert main([*words, "--data", f"o=coco:{file}:{images}:{file}:{images}"]) == 2
     warning, error = capsys.readouterr().err.splitlines()[-2:]
-    assert warning.startswith("warning: o: 6 images are both trained on and tested on: ")
+    assert warning.startswith(
+        "warning: o: 6 images are in both the training set and the test set: "
+    )
     assert error == f"error: --out {file} is not a folder"
     assert main([*words[:-1], f"{file}/out"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: --out {file}/out cannot be made: ")
+    assert capsys.readouterr().err.startswith(f"error: --out {file}/out cannot be created: ")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--losses", "ce,hinge"], "no loss 'hinge', only ce, focal, rambo"),
-        (["--losses", "ce,ce"], "two variants are called ce"),
-        (["--losses", "rambo", "--variant", "RaMBO=ce"], "two variants are called RaMBO"),
+        (["--losses", "ce,hinge"], "unknown loss 'hinge', choose from ce, focal, rambo"),
+        (["--losses", "ce,ce"], "two variants have the name ce"),
+        (["--losses", "rambo", "--variant", "RaMBO=ce"], "two variants have the name RaMBO"),
         (["--losses", "ce,rambo", "MODEL.META_ARCHITECTURE", "RetinaNet"],
-         "--losses ce: .*RetinaNet.* use focal or rambo"),
-        (["--losses", "focal,rambo"], "--losses focal: .*StandardROIHeads .* use ce or rambo"),
+         "--losses ce: .*RetinaNet.* supports only focal and rambo"),
+        (["--losses", "focal,rambo"], "--losses focal: .*StandardROIHeads supports only ce"),
         (["--variant", "a=ce KEY"], "'KEY' has no value"),
-        (["--variant", "a/b=ce"], "a name has letters, digits"),
-        (["--variant", "..=ce"], "a name has letters, digits"),
-        (["--grid", "../a=ce SOLVER.BASE_LR 1,2"], "a name has letters, digits"),
+        (["--variant", "a/b=ce"], "a name may contain only letters"),
+        (["--variant", "..=ce"], "a name may contain only letters"),
+        (["--grid", "../a=ce SOLVER.BASE_LR 1,2"], "a name may contain only letters"),
         (["--variant", "just-a-name"], "NAME=LOSS KEY VALUE"),
         (["--data", "q=configs/nope.yaml"], "--data 'q=configs/nope.yaml': .*: no such file"),
         (["--data", "a=voc:x"], "voc:ROOT:TRAIN:VAL"),
-        (["--data", "a=voc:x:y:z", "--classes", "b"], "--data goes without"),
-        (["--data", f"a={FASTER}", "--data", f"a={FASTER}"], "two data sets are called a"),
-        (["--seeds", "0"], "--seeds 0: a number >= 1"),
-        (["--seeds", "1,1"], "different numbers"),
+        (["--data", "a=voc:x:y:z", "--classes", "b"], "--data cannot be combined"),
+        (["--data", f"a={FASTER}", "--data", f"a={FASTER}"], "two datasets have the name a"),
+        (["--seeds", "0"], "--seeds 0: use a number >= 1"),
+        (["--seeds", "1,1"], "different seeds"),
+        (["--seeds", ","], "different seeds"),
         (["--jobs", "0"], "--jobs must be >= 1"),
-        (["SEED", "3"], "use --seeds"),
+        (["SEED", "3"], "SEED is set per run: use --seeds"),
         (["MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),
-        (["MODEL.ROI_HEADS.NAME", "PointRendROIHeads"], "losses can be swapped in"),
+        (["MODEL.ROI_HEADS.NAME", "PointRendROIHeads"], "losses can be swapped only in"),
         (["DATASETS.TEST", "('a','b')"], "is not registered"),
-        (["DATASETS.TEST", "('rambo_shapes_train','rambo_shapes_val')"], "must be one set"),
+        (["DATASETS.TEST", "('rambo_shapes_train','rambo_shapes_val')"], "must name one dataset"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(words, message, catalogs):

@@ -140,9 +140,9 @@ def test_calibration_error_bin_by_bin():
     [
         (2.0, 1.0, 3.0, 3, "higher", "is 2.0 higher than that of cross entropy"),
         (-2.0, -3.0, -1.0, 3, "lower", "is 2.0 lower than that of cross entropy"),
-        (2.0, -1.0, 3.0, 3, "none", "no difference can be told from these 3 seeds"),
+        (2.0, -1.0, 3.0, 3, "none", "no difference can be shown with these 3 seeds"),
         (2.0, 1.0, 3.0, 1, "none", "one seed does not show"),
-        (2.0, None, None, 0, "missing", "no finished seed"),
+        (2.0, None, None, 0, "missing", "No seed is finished for both RaMBO"),
     ],
 )
 def test_the_verdict(mean, low, high, seeds, kind, words):

@@ -64,8 +64,8 @@ def test_the_papers_constants_begin_with_cross_entropy():
 @pytest.mark.parametrize(
     "config, keys, message",
     [
-        *((RCNN, [META, name], f"MODEL.ROI_HEADS.NAME RamboROIHeads: {META} {name} has no ROI heads"
-           ": set that to GeneralizedRCNN or RamboRetinaNet")
+        *((RCNN, [META, name], "MODEL.ROI_HEADS.NAME is RamboROIHeads, but "
+           f"{META} {name} has no ROI heads: set {META} to GeneralizedRCNN or RamboRetinaNet")
           for name in ("RetinaNet", "ProposalNetwork", "SemanticSegmentor")),
         ("configs/quickstart/retinanet_rambo.yaml",
          ["MODEL.PROPOSAL_GENERATOR.NAME", "RamboRPN"], f"{META} RamboRetinaNet has no RPN"),
@@ -90,12 +90,12 @@ def test_federated_loss(name):
     if "USE_FED_LOSS" not in cfg.MODEL.ROI_BOX_HEAD:
         pytest.skip("this Detectron2 has no federated loss")
     cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True
-    with pytest.raises(InputError, match="USE_FED_LOSS cannot .* set it to False"):
+    with pytest.raises(InputError, match="USE_FED_LOSS cannot .* set USE_FED_LOSS to False"):
         build_model(cfg)
 
 
 def test_scores_that_a_one_stage_detector_does_not_have():
-    with pytest.raises(InputError, match="MODEL.RAMBO.SCORE 'softmax': .*RamboRetinaNet.*sigmoid"):
+    with pytest.raises(InputError, match="SCORE 'softmax' needs .*RamboRetinaNet.*sigmoid"):
         build_model(small_cfg("quickstart/retinanet_rambo.yaml", "MODEL.RAMBO.SCORE", "softmax"))
 
 

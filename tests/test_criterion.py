@@ -103,12 +103,12 @@ def test_a_label_above_the_number_of_classes_is_named(name):
     model, inputs = build(name), training_inputs()
     for item in inputs:
         item["instances"].gt_classes += 10
-    with pytest.raises(InputError, match=r"gt_classes has 1\d, but of 4 classes"):
+    with pytest.raises(InputError, match=r"gt_classes contains 1\d, but with 4 classes"):
         training_losses(model, inputs)
 
 
 def test_names_of_another_number_of_classes_are_refused():
-    with pytest.raises(InputError, match="class_names must be 3, got 1"):
+    with pytest.raises(InputError, match="class_names must have 3 entries, got 1"):
         RamboCriterion(3, class_names=["a"])
 
 

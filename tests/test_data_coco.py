@@ -1,7 +1,9 @@
 """A user's COCO data: what is read, what COCOEvaluator makes of it, what is odd or refused."""
 
 import json
+import os
 import re
+import resource
 from itertools import islice
 from pathlib import Path
 
@@ -208,7 +210,7 @@ def test_an_area_that_cannot_be_is_that_of_the_mask_or_the_box(
 ):
     own.register(first(**fields))
     assert [item["area"] for item in stored()] == [area, 400, 1200]
-    assert any("1 'area'(s) are 0 or far" in line for line in warnings()) == is_said
+    assert any("1 'area' value(s) are 0 or do not fit" in line for line in warnings()) == is_said
 
 
 def masks(*given):
@@ -258,7 +260,7 @@ def test_a_model_with_masks_and_a_box_without(own, empty):
         masked(own, POLYGON, empty, RLE)
 
 
-NOT_FULL, NO_MASK = "counts of the mask do not fill", "must be polygons"
+NOT_FULL, NO_MASK = "mask's counts do not add up", "must be polygons"
 
 
 def counts(given):
@@ -274,7 +276,7 @@ def counts(given):
         ("11 2", NO_MASK),
         ([1, 2, 3, 4, 5, 6], NO_MASK),
         ({"size": [40, 30], "counts": [0, 1200]}, r"RLE that fills the .* {'size': \[30, 40\]"),
-        (counts([0, 1199]), f"{NOT_FULL} its size"),
+        (counts([0, 1199]), f"{NOT_FULL} to height x width"),
         (counts([1300, -100]), NOT_FULL),
         (counts(5), NO_MASK),
         (counts("01X1"), NOT_FULL),  # too short
@@ -289,7 +291,7 @@ def counts(given):
 )
 def test_a_mask_that_is_none_matters_to_a_model_with_masks_alone(own, mask, message, warnings):
     own.register(first(segmentation=mask))
-    said = "left out 1 mask(s) that cannot be read: annotations[0] of a.jpg"
+    said = "ignored 1 mask(s) that cannot be read: annotations[0] of a.jpg"
     assert any(said in line for line in warnings())
     assert len(annotations_of()) == 3 and not any("segmentation" in a for a in annotations_of())
     DatasetCatalog.remove("own")
@@ -300,17 +302,17 @@ def test_a_mask_that_is_none_matters_to_a_model_with_masks_alone(own, mask, mess
 CORNERS = [20, 21, 38, 29]
 SAID = {
     "corners": (both(each(bbox=[2, 3, 9, 10]), first(bbox=CORNERS)),
-                "1 of 3 boxes reach beyond .* in the form of their format"),
-    "beyond": (first(bbox=[30, 20, 15, 5]), r"1 of 3 boxes reach beyond .*: annotations\[0\] of a"),
-    "a part of 1": (first(bbox=[0.1, 0.2, 0.3, 0.3]), "1 of 3 boxes have fractions .* multiply"),
-    "twice": (first(category_id=3, bbox=[5, 5, 20, 20]), "1 box.* there twice"),
-    "mask outside": (first(segmentation=[[50, 50, 60, 50, 60, 60]]), "left out 1 mask.* or pol"),
+                "1 of 3 boxes extend beyond .* image and coordinate format are"),
+    "beyond": (first(bbox=[30, 20, 15, 5]), r"1 of 3 boxes extend .*: annotations\[0\] of a"),
+    "a part of 1": (first(bbox=[0.1, 0.2, 0.3, 0.3]), "1 of 3 boxes have coord.* multiply"),
+    "twice": (first(category_id=3, bbox=[5, 5, 20, 20]), "1 box.* occur twice"),
+    "mask outside": (first(segmentation=[[50, 50, 60, 50, 60, 60]]), "ignored 1 mask.* or pol"),
     "mask beyond": (first(segmentation=[[1, 2, 50, 2, 50, 14, 1, 14]], bbox=[1, 2, 39, 12]),
-                    "1 mask.* reach beyond"),
-    "mask away": (first(segmentation=[[30, 20, 39, 20, 39, 29]]), r"1 mask\(s\) lie elsewhere"),
-    "few points": (first(segmentation=[[1, 2, 3, 4]]), r"left out 1 polygon\(s\) of fewer"),
-    "same file": (of("images 1", file_name="a.jpg"), r"1 image\(s\) name a file"),
-    "a crowd of a class": (of("annotations 1", iscrowd=1), r"left out 1 crowd box"),
+                    "1 mask.* extend beyond"),
+    "mask away": (first(segmentation=[[30, 20, 39, 20, 39, 29]]), r"1 mask\(s\) hardly overlap"),
+    "few points": (first(segmentation=[[1, 2, 3, 4]]), r"ignored 1 polygon\(s\) with fewer"),
+    "same file": (of("images 1", file_name="a.jpg"), r"1 image entries use a file"),
+    "a crowd of a class": (of("annotations 1", iscrowd=1), r"ignored 1 crowd box"),
     "rotated": (both(first(attributes={"rotation": 45.0, "occluded": False}),
                      of("annotations 1", attributes={"rotation": 0.0})),
                 r"1 box\(es\) are marked as rotated"),
@@ -327,6 +329,7 @@ def test_what_is_odd_is_said_with_its_place(own, case, warnings):
     else:
         (line,) = [line for line in warnings() if "set.json" in line]
         assert re.search(message, line), line
+        assert MetadataCatalog.get("own").flagged_images, "--check-data would not draw it first"
 
 
 def test_boxes_without_area_are_dropped_ten_are_named_the_others_counted(own, warnings):
@@ -337,6 +340,24 @@ def test_boxes_without_area_are_dropped_ten_are_named_the_others_counted(own, wa
     assert "set.json: dropped 12 box(es)" in line
     assert "annotations[12] of a.jpg and 2 more" in line and "annotations[13]" not in line
     assert len(annotations_of()) == 3
+
+
+def test_the_stored_annotations_can_be_read_by_others_and_a_full_disk_leaves_nothing(own):
+    own.register()
+    file = Path(MetadataCatalog.get("own").json_file)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert file.stat().st_mode & 0o777 == 0o666 & ~mask  # a cache may be shared
+    DatasetCatalog.remove("own")
+    file.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            own.register()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(file.parent.iterdir()) == []
 
 
 def test_a_category_is_only_unused_if_training_does_not_use_it(own):
@@ -356,9 +377,11 @@ def test_a_category_is_only_unused_if_training_does_not_use_it(own):
 def test_a_class_that_training_lacks_is_refused_and_nothing_registered(own):
     test = ("own_test", *own.write(file=own.file.with_name("test.json")))
     train = ("own_train", *own.write(lambda made: made.update(annotations=made["annotations"][:1])))
-    with pytest.raises(InputError, match="train: 'own' is none of the data sets: own_"):
+    with pytest.raises(InputError, match="train: 'own' is not one of the datasets: own_"):
         register_datasets([train, test], train=["own"])
-    with pytest.raises(InputError, match=r"test\.json: class 'cat' is not among the training.*dog"):
+    with pytest.raises(
+        InputError, match=r"test\.json: class 'cat' is not one of the training.*dog"
+    ):
         register_datasets([train, test], train=["own_train"])
     assert not {"own_train", "own_test"} & set(DatasetCatalog.list())
     assert register_datasets([train, test]) == ["dog", "cat"]
@@ -367,10 +390,10 @@ def test_a_class_that_training_lacks_is_refused_and_nothing_registered(own):
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (["dog"], r"set\.json: class 'cat' is not among the given classes: dog"),
-        ([], "class 'cat' is not among"),
-        (["cat", "dog", "cat"], "must be different names"),
-        (["cat", "dog", ""], "none empty"),
+        (["dog"], r"set\.json: class 'cat' is not one of the given classes \(dog\)"),
+        ([], "class 'cat' is not one of"),
+        (["cat", "dog", "cat"], "must be unique and not empty"),
+        (["cat", "dog", ""], "must be unique and not empty"),
     ],
 )
 def test_given_classes_that_do_not_fit(own, classes, message):
@@ -391,24 +414,24 @@ REFUSED = [
     (lambda made: "[]", "not a COCO json: it has no list 'images'"),
     (whole(annotations=None), "not a COCO json: it has no list 'annotations'"),
     (of("images 1", width=...), r"images\[1\].*'width' is missing"),
-    (of("images 0", width="40"), r"images\[0\].*'width' cannot be '40'"),
-    (of("images 0", id=4), r"images\[1\]: image id 4 is there twice"),
-    (of("images 0", id=2**63), r"images\[0\]: the id 9223372036854775808 has more than 63 bits"),
-    (of("images 1", id="4"), r"images\[1\]: not all ids are numbers"),
+    (of("images 0", width="40"), r"images\[0\].*'width' has the invalid value '40'"),
+    (of("images 0", id=4), r"images\[1\]: image id 4 occurs twice"),
+    (of("images 0", id=2**63), r"images\[0\]: the id 9223372036854775808 does not fit into"),
+    (of("images 1", id="4"), r"images\[1\]: image ids must be all int.* this one is '4'"),
     (of("images 1", file_name="c.jpg"), r"set\.json: .*c\.jpg is missing"),
     (of("images 0", file_name="x\\a.png"), "backslashes, write /"),
     (of("images 0", file_name="a\nb"), r"a\\nb' is missing"),
     (of("images 0", width=30, height=40), r"a\.jpg is 40x30 px.*says 30x40"),
     (of("categories 1", name=...), r"categories\[1\].*'name' is missing"),
     (of("categories 0", name="\ud800"), r"categories\[0\]"),
-    (of("categories 0", id=0), r"categories\[1\]: id 0 .* twice"),
+    (of("categories 0", id=0), r"categories\[1\]: category id 0 occurs twice"),
     (of("categories 2", name="dog"), "two categories with boxes have the name 'dog'"),
     (whole(annotations=["text"]), r"annotations\[0\].*'image_id' is missing"),
     (of("annotations 1", bbox=...), r"annotations\[1\].*'bbox' is miss"),
-    (of("annotations 1", area="1"), r"annotations\[1\].*'area' cannot be '1'"),
+    (of("annotations 1", area="1"), r"annotations\[1\].*'area' has the invalid value '1'"),
     (of("annotations 1", iscrowd=2), r"annotations\[1\]: 'iscrowd' must be 0 or 1, not 2"),
-    (of("annotations 2", image_id=8), r"annotations\[2\]: 'images' has no image_id 8"),
-    (of("annotations 2", category_id=8), r"annotations\[2\]: 'categories' has no category_id 8"),
+    (of("annotations 2", image_id=8), r"annotations\[2\]: image_id 8 is not in 'images'"),
+    (of("annotations 2", category_id=8), r"annotations\[2\]: category_id 8 is not in 'categories'"),
     (first(bbox=[1, 2, 3]), r"annotations\[0\].*four numbers"),
     (first(bbox=[1, 2, 3, 10**400]), r"annotations\[0\]: 'bbox' is"),
     (first(bbox=[1, 2, 3, True]), r"annotations\[0\]: 'bbox' is"),
@@ -416,7 +439,7 @@ REFUSED = [
     (each(bbox=[5, 5, 0, 4]), r"no boxes with area inside.*annotations\[0\] of a.jpg"),
     (each(iscrowd=1), "no box that can be trained on or counted: all 3 are crowds"),
     (each(ignore=1), "all 3 are crowds"),
-    (each(bbox=[0.1, 0.2, 0.3, 0.3]), r"all 3 boxes have fractions .*multiply"),
+    (each(bbox=[0.1, 0.2, 0.3, 0.3]), r"3 of 3 boxes have coordinates .*multiply"),
     (both(each(bbox=CORNERS), of("annotations 1", bbox=[2, 3, 9, 10])),
      r"2 of 3 boxes .*annotations\[0\] of a.jpg.*x, y, width"),
 ]  # fmt: skip
@@ -478,7 +501,9 @@ def test_images_of_more_than_8_bits_are_refused(kind, tmp_path):
 def test_an_image_over_pillows_limit_is_not_called_broken(tmp_path, monkeypatch):
     Image.new("L", (100, 100)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
-    with pytest.raises(InputError, match=r"a.png: Image size .* exceeds limit.*Scale it down"):
+    with pytest.raises(
+        InputError, match=r"a.png is too large \(Image size .* exceeds limit.*scale it down"
+    ):
         check_image(tmp_path / "a.png", "list")
 
 

@@ -93,10 +93,10 @@ def plain(folder, labels, yaml="names: [cat, dog]", images=("x/a.jpg", "x/b.jpg"
         ({"x/a.txt": LINE + "0 0.5 0.5 0 0.5", "x/b.txt": "\n"}, r"dropped 1 box.*a\.txt:2"),
         ({"x/a.txt": LINE}, r"1 image\(s\) have no label file.*x/b\.jpg"),
         ({"x/a.txt": LINE, "x/b.txt": "\n", "x/z.txt": LINE},
-         r"left out 1 label file\(s\) without an image: x/z\.txt"),
-        # A box and two key points.
-        ({"x/a.txt": LINE + "0 .5 .5 .2 .2 .9 .1 .8 .7\n", "x/b.txt": "\n"},
-         r"1 line\(s\) are polygons where others are boxes.*x/a\.jpg"),
+         r"ignored 1 label file\(s\) without an image: x/z\.txt"),
+        # Two lines of a box and two keypoints.
+        ({"x/a.txt": LINE + "0 .5 .5 .2 .2 .9 .1 .8 .7\n0 .5 .5 .2 .2 1 .1 .8 .7", "x/b.txt": "\n"},
+         r"1 image\(s\) have polygons while other objects are boxes.*: x/a\.jpg$"),
     ],
 )  # fmt: skip
 def test_labels_that_are_odd_are_said(labels, said, tmp_path, warnings):
@@ -128,18 +128,18 @@ A = {"x/a.txt": LINE}
     [
         ("names: [a]", {"x/a.txt": "7 0.5 0.5 0.2 0.2"}, r"a.txt:1: 'names' has no class 7"),
         ("names: [a]", {"x/a.txt": LINE + "0 20 10 10 10"},
-         r"a.txt:2: 10 to 20 are no parts .*divide px"),
+         r"a.txt:2: values from 10 to 20 are not fractions .*divide px"),
         ("names: [a]", {"x/a.txt": "cat 0.5 0.5 0.2 0.2"}, r"a.txt:1: a line must be numbers"),
         ("names: [a]", {"x/a.txt": "0 nan 0.5 0.2 0.2"}, r"a.txt:1: a line must be numbers"),
         ("names: [a]", {"x/a.txt": "0 0.5 0.5 0.2 0.2 0.9"}, r"a.txt:1: 6 numbers are neither"),
         ("names: [a]", {"x/a.txt": b"\xff\xfe"}, r"a.txt is not in UTF-8"),
-        ("names: [a]", {}, r"none of its 2 images has a label file; .*a.txt"),
+        ("names: [a]", {}, r"none of the 2 images has a label file; .*a.txt for"),
         ("", A, "it has no 'names'"),
         ("names: [a, a]", A, "a name or number twice"),
         ("names: {a: b}", A, "must be a list of names"),
         ("names: [[a]]", A, "must be a list of names"),
         ("nc: 2\nnames: [a]", A, "'nc' is 2, but 'names' has 1"),
-        ("names: [a]\ntrain: y", A, "'y' is not there"),
+        ("names: [a]\ntrain: y", A, "the path 'y' does not exist"),
         ("names: [a]\ntrain: y\\x", A, "backslashes, write /"),
         ("names: [a", A, "is not a yaml file"),
     ],
@@ -151,7 +151,8 @@ def test_a_bad_export_is_refused_in_one_line(yaml, labels, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "yaml, message", [("names: [a]\nval: x", "no split 'train', only val"), ("- a", "no 'names'")]
+    "yaml, message",
+    [("names: [a]\nval: x", "no split 'train' .existing splits: val"), ("- a", "no 'names'")],
 )
 def test_a_yaml_without_the_split_or_of_another_kind(yaml, message, tmp_path):
     yolo(tmp_path, yaml, ["x/a.jpg"], A)
@@ -180,11 +181,11 @@ def test_a_folder_with_its_json_inside(json_file, images, split, tmp_path):
 
 
 def test_a_folder_with_several_jsons_or_none_is_refused(tmp_path):
-    with pytest.raises(InputError, match="there are none: name json file and folder"):
+    with pytest.raises(InputError, match="none of .* exist: name the json file"):
         register_datasets(coco=[("own", tmp_path, "train")])
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match="several: a.json, b.json"):
+    with pytest.raises(InputError, match=r"several \(a.json, b.json\)"):
         register_datasets(coco=[("own", tmp_path, ".")])
 
 
@@ -218,7 +219,7 @@ def test_a_split_of_yolo_data_is_trained_on_and_written_down(tmp_path, capsys):
     assert parts == {"own_train": 3, "own_val": 2}
     assert [item[:2] for item in data.register] == [["coco", "own_train"], ["coco", "own_val"]]
     error = refused(capsys, main, *[word.replace("own_train", "own") for word in words])
-    assert "own_train, own_val, but DATASETS.TRAIN is own" in error
+    assert "(own_train, own_val) is in DATASETS.TRAIN, which is own" in error
     # On data that it has not seen, an evaluation has the classes of the run, not of the config.
     words = [
         *QUICKSTART, "--eval-only", "--register-yolo", "new", str(tmp_path / "data.yaml"), "train",
@@ -292,7 +293,7 @@ def test_a_yolo_split_is_never_looked_for_in_the_current_folder(path, tmp_path, 
     yaml = tmp_path / "other" / "data.yaml"
     yaml.write_text(f"path: '{path}'\ntrain: valid\nnames: [b]\n")
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(InputError, match="'valid' is not there"):
+    with pytest.raises(InputError, match="'valid' does not exist"):
         register_datasets(yolo=[("own", "../other/data.yaml", "train")])
     (tmp_path / "other" / "list.txt").write_text("valid/a.jpg\n")
     yaml.write_text("train: list.txt\nnames: [b]\n")
@@ -353,7 +354,10 @@ def test_images_that_are_trained_and_tested_on_are_said(tmp_path, warnings):
     file, images = write_coco(tmp_path, 3)
     register_datasets([("a_train", file, images), ("a_val", file, images)], train=["a_train"])
     (line,) = warnings()
-    assert line.startswith("a_val: 3 of 3 images are trained on too") and "in a_train" in line
+    assert (
+        line.startswith("a_val: 3 of 3 images also occur in the training data")
+        and "in a_train" in line
+    )
 
 
 def test_boxes_that_may_be_of_the_image_before_it_was_turned_are_said(tmp_path, warnings):
@@ -366,16 +370,16 @@ def test_boxes_that_may_be_of_the_image_before_it_was_turned_are_said(tmp_path, 
     assert Image.open(tmp_path / "x/c.jpg").getexif()[0x0112] == "6"
     plain(tmp_path, {f"x/{name}.txt": LINE for name in "abc"}, images=["x/a.jpg"])
     (line,) = warnings()
-    assert "1 image(s) are turned as their EXIF orientation says" in line and "x/b.jpg" in line
+    assert "1 image(s) are rotated according to their EXIF" in line and "x/b.jpg" in line
 
 
 def test_two_images_with_one_label_file_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"a.txt would be of both .*a.png and .*a.jpg"):
+    with pytest.raises(InputError, match=r"a.txt belongs to two images, .*a.jpg and .*a.png"):
         plain(tmp_path, {"x/a.txt": LINE}, images=["x/a.jpg", "x/a.png"])
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "x" * 300, "a\nb"])
 def test_names_that_cannot_be_those_of_files_are_refused(name, tmp_path):
-    with pytest.raises(InputError, match="a data set cannot be named") as error:
+    with pytest.raises(InputError, match="a dataset cannot be named") as error:
         register_datasets([(name, *write_coco(tmp_path, 2))])
     assert str(error.value).isprintable() and name not in DatasetCatalog.list()

@@ -128,14 +128,28 @@ def test_left_and_right_are_paired_in_whatever_case(tmp_path, one, other, is_pai
     assert list(create_keypoint_hflip_indices(["points"])) == wanted
 
 
+def test_an_object_with_a_point_outside_its_image_is_drawn_first(tmp_path, warnings):
+    file, images = with_points(tmp_path)
+    content = read(file)
+    second = content["annotations"][-1]
+    second["keypoints"][0] = 1000
+    Path(file).write_text(json.dumps(content))
+    register_datasets([("points", file, images)])
+    assert any("1 object(s) have visible keypoints outside" in line for line in warnings())
+    assert MetadataCatalog.get("points").flagged_images == [second["image_id"]]
+
+
 def test_what_a_model_with_points_needs(tmp_path):
-    with pytest.raises(InputError, match="KEYPOINT_ON is True, but points has no key points"):
+    with pytest.raises(InputError, match="KEYPOINT_ON is True, but points has no keypoints"):
         config(*write_coco(tmp_path / "none", 2))
     unseen = with_points(tmp_path / "unseen", keypoints=[0] * 12)
-    with pytest.raises(InputError, match="no object has a visible key point"):
+    with pytest.raises(InputError, match="no object has a visible keypoint"):
         config(*unseen, *SIGMAS, name="unseen")
+    metadata = MetadataCatalog.get("unseen")
+    assert metadata.get("keypoint_names") is None, "names of keypoints that cannot be used"
+    assert not any("keypoints" in a for a in read(metadata.json_file)["annotations"])
     file, images = with_points(tmp_path / "good")
-    with pytest.raises(InputError, match="KEYPOINT_OKS_SIGMAS must be 4 numbers, .* not 0: COCO's"):
+    with pytest.raises(InputError, match="OKS_SIGMAS must have 4 values, .* has 0 .COCO's"):
         config(file, images, name="good")
     content = read(file)
     content["categories"][1]["keypoints"] = POINTS[:2]
@@ -166,4 +180,4 @@ def test_a_model_with_another_number_of_points_is_trained_and_evaluated(tmp_path
         *map(str, ARCHITECTURES["keypoint"].opts),
     ])  # fmt: skip
     assert status == 0
-    assert "key point AP" in capsys.readouterr().out
+    assert "keypoint AP" in capsys.readouterr().out

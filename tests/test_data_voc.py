@@ -152,13 +152,18 @@ def test_the_image_of_an_xml(case, tmp_path):
 
 
 def no_xml(line):
-    return [line], [], {}, f"train.txt names '{line}', but .*{line}.xml does not exist"
+    return [line], [], {}, f"train.txt lists '{line}', but .*{line}.xml does not exist"
 
 
 UNCLEAR = {
     "two endings": (["a"], ["a.jpg", "a.png"], {"a": ""}, "<filename> must say which"),
     "two names": (["a"], ["a.jpg", "b.jpg"], {"a": "b.jpg"}, "correct <filename>"),
-    "one image of two": (["a", "b"], ["c.jpg"], {"a": "c.jpg", "b": "c.jpg"}, "that of a.xml too"),
+    "one image of two": (
+        ["a", "b"],
+        ["c.jpg"],
+        {"a": "c.jpg", "b": "c.jpg"},
+        "a.xml and .*b.xml both describe the image c.jpg",
+    ),
     "the image at the top": (["a/1"], ["1.jpg"], {"a/1": "1.jpg"}, r"a/1\.jpg is missing"),
     "backslashes": (["a"], ["b.jpg"], {"a": "x\\b.jpg"}, "backslashes, write /"),
     "backslashes in the list": (["b\\1"], [], {}, r"b\\1\.xml does .*backslashes, write / for"),
@@ -212,16 +217,16 @@ def deeper(root):
         (cut(XML, 0), r"a_2\.xml"),
         (coded("gb2312"), r"a_2\.xml"),  # which expat lacks
         (coded("own"), r"a_2\.xml"),
-        (deeper, r"a_2.xml is not VOC's: <object> must lie"),
+        (deeper, r"a_2.xml is not a VOC annotation: .*<annotations>"),
         (lambda root: (root / JPG).unlink(), r"a_2\.xml: the image .*a_2\.jpg is missing"),
         (cut(JPG, 0.7), r"a_2\.xml: the image .*a_2\.jpg is truncated"),
         (replace("<width>60<", "<width>61<"), r"a_2\.jpg is 60x50 px.*says 61x50"),
-        (replace("<xmin>10</xmin>", ""), r"a_2\.xml: 'dog' needs a bndbox"),
-        (replace("<xmin>10<", "<xmin>ten<"), r"a_2\.xml: 'dog' needs a bndbox"),
-        (replace("<xmin>10<", "<xmin>inf<"), r"a_2\.xml: 'dog' needs a bndbox"),
-        (replace("<name>dog</name>", ""), r"a_2\.xml: an object has no name"),
+        (replace("<xmin>10</xmin>", ""), r"a_2\.xml: object 1, 'dog' needs a bndbox"),
+        (replace("<xmin>10<", "<xmin>ten<"), r"a_2\.xml: object 1, 'dog' needs a bndbox"),
+        (replace("<xmin>10<", "<xmin>inf<"), r"a_2\.xml: object 1, 'dog' needs a bndbox"),
+        (replace("<name>dog</name>", ""), r"a_2\.xml: object 1 has no name"),
         (lambda root: (root / SPLIT).write_text("empty"), r"train\.txt: .* 'own' has no boxes"),
-        (lambda root: (root / SPLIT).write_text("\n"), r"train\.txt names no image"),
+        (lambda root: (root / SPLIT).write_text("\n"), r"train\.txt lists no image"),
         (lambda root: (root / SPLIT).write_bytes(b"\xff"), r"train\.txt is not in UTF-8"),
         (folder, r"train\.txt"),
     ],
@@ -233,8 +238,8 @@ def test_bad_data_is_refused_in_one_line(root, damage, message):
 
 def test_a_missing_split_names_those_that_are_there(root, tmp_path):
     for split in ("test", "train.txt"):
-        refused(root, rf"{split}\.txt does not exist \(splits there: train\)", split)
-    refused(tmp_path / "nowhere", r"does not exist \(splits there: none\)")
+        refused(root, rf"{split}\.txt does not exist \(existing splits: train\)", split)
+    refused(tmp_path / "nowhere", r"does not exist \(existing splits: none\)")
 
 
 # Folders of images and xml, as LabelImg, Roboflow and others write them
@@ -262,14 +267,14 @@ def test_a_folder_of_images_with_xml(file, xml, root, split, tmp_path, warnings)
     (record,) = DatasetCatalog.get("own")
     assert [a["bbox"] for a in record["annotations"]] == [[4, 4, 16, 26]]
     (line,) = warnings()
-    assert "left out 1 image(s) without an xml" in line and "left.jpg" in line
+    assert "ignored 1 image(s) without an xml" in line and "left.jpg" in line
 
 
 def test_a_folder_that_is_not_whole(tmp_path):
     write_image(tmp_path / "a.jpg")
-    refused(tmp_path, f"the folder {tmp_path} has no xml files", ".")
+    refused(tmp_path, f"the folder {tmp_path} contains no xml files", ".")
     write_xml(tmp_path / "a.xml")
-    refused(tmp_path, "write . for the split")
+    refused(tmp_path, "use . as the split")
     # An xml in another folder than the others is not lost.
     write_image(tmp_path / "images/b.jpg")
     write_xml(tmp_path / "annotations/b.xml", "b.jpg")

@@ -70,7 +70,8 @@ def test_make_train_starts_anew_unless_it_is_to_go_on(flag):
 
 
 def test_every_environment_variable_is_documented_and_exists():
-    sources = "".join(text_of(file) for file in sorted((ROOT / "rambo_det").rglob("*.py")))
+    files = [*(ROOT / "rambo_det").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    sources = "".join(text_of(file) for file in sorted(files))
     documented = set(re.findall(r"^\| `(\w+)` \|", VARIABLES, re.M))
     read = set(re.findall(r"environ(?:\.get\(|\[)\"(RAMBO_DET_\w+)", sources))
     assert {name for name in documented if name.startswith("RAMBO_DET_")} == read

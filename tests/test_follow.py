@@ -200,7 +200,7 @@ def test_a_model_that_is_given_proposals(arguments, tmp_path, capsys, catalogs):
     assert not (out / "best.json").exists() and not (out / "model_best.pth").exists()
     image = tmp_path / "data" / "val" / "0.png"
     error = refused(capsys, predict, "--run", out, image, "--output", tmp_path / "found")
-    assert "PrecomputedProposals), and an image has none" in error
+    assert "PrecomputedProposals), which this tool cannot supply" in error
 
 
 def test_a_metric_that_the_evaluation_lacks(arguments, tmp_path, capsys, catalogs):
@@ -208,7 +208,7 @@ def test_a_metric_that_the_evaluation_lacks(arguments, tmp_path, capsys, catalog
     assert call(main, *arguments, *keys, "OUTPUT_DIR", tmp_path / "out") == 2
     error = capsys.readouterr().err
     error = error[error.index("error: ") :]
-    assert error.count("\n") == 1 and "'bbox/AP-cat': the evaluation has" in error
+    assert error.count("\n") == 1 and "'bbox/AP-cat' is not a metric of the" in error
 
 
 def test_what_an_earlier_evaluation_left(tmp_path):

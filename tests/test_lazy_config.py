@@ -145,15 +145,45 @@ def test_a_loader_and_functions_of_ones_own(tmp_path, arguments, capsys):
     words = ["--config", config, *data, *keys, "train.max_iter=1"]
     assert call(main, *words) == 0
     text = capsys.readouterr().out
-    assert "--resume will start it anew" in text and "| AP50 " in text.replace("|   AP50", "| AP50")
+    assert "--resume its data start from" in text and "| AP50 " in text.replace(
+        "|   AP50", "| AP50"
+    )
     assert call(predict, "--run", tmp_path / "out", "--output", tmp_path / "found",
                 tmp_path / "data" / "val") == 0  # fmt: skip
     for wrong, message in (
         ("optimizer.nestrov=True", "unknown config key optimizer.nestrov"),
-        ("dataloader.test.dataset.names=[lz_val,lz_train]", "is evaluated on one data set, not"),
-        ("train.calibrate=train", "names no data set: name one here"),
+        ("dataloader.test.dataset.names=[lz_val,lz_train]", "must be one dataset in a LazyConfig"),
+        ("train.calibrate=train", "train.calibrate train needs a training set, but"),
     ):
         assert message in refused(capsys, main, *words, wrong)
+
+
+OWN_TEST_LOADER = """
+from detectron2.config import LazyCall as L, LazyConfig
+from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
+cfg = LazyConfig.load("{base}")
+model, optimizer, lr_multiplier, train = cfg.model, cfg.optimizer, cfg.lr_multiplier, cfg.train
+dataloader = cfg.dataloader
+def own_loader(name):
+    mapper = DatasetMapper(False, augmentations=[], image_format="BGR")
+    return build_detection_test_loader(DatasetCatalog.get(name), mapper=mapper)
+dataloader.test = L(own_loader)(name="lz_val")
+dataloader.evaluator.dataset_name = "lz_val"
+"""
+
+
+def test_a_test_loader_without_a_mapper(tmp_path, arguments, capsys):
+    """It evaluates; what needs the mapper is refused, before a training begins."""
+    data, keys = arguments
+    config = tmp_path / "own.py"
+    config.write_text(OWN_TEST_LOADER.replace("{base}", str(CONFIGS.parent / FCOS)))
+    words = ["--config", config, *data, keys[0], *keys[2:], "train.max_iter=1"]
+    error = refused(capsys, main, *words, "train.calibrate=train")
+    assert "dataloader.test.mapper is missing" in error
+    assert call(main, *words) == 0
+    out, image = tmp_path / "out", tmp_path / "data" / "val"
+    error = refused(capsys, predict, "--run", out, "--output", tmp_path / "found", image)
+    assert "dataloader.test.mapper is missing" in error
 
 
 def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
@@ -204,7 +234,7 @@ def test_nothing_else_is_printed(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("part, lacking", [("mask", "has no mask"), ("keypoint", "no key points")])
+@pytest.mark.parametrize("part, lacking", [("mask", "has no mask"), ("keypoint", "no keypoints")])
 def test_a_model_with_more_than_boxes_needs_data_that_have_it(part, lacking, tmp_path, catalogs):
     file, images = write_coco(tmp_path, 2)
     words = ["--config", str(CONFIGS / "lazy" / "faster_rcnn_rambo.py"), "--register-coco", "own",
@@ -213,5 +243,5 @@ def test_a_model_with_more_than_boxes_needs_data_that_have_it(part, lacking, tmp
     load_lazy_config(parse_args(words, lazy=True))
     DatasetCatalog.remove("own")
     head = f"model.roi_heads.{part}_head"
-    with pytest.raises(InputError, match=f"{head} is there, but .*{lacking}"):
+    with pytest.raises(InputError, match=f"{head} is set, but .*{lacking}"):
         load_lazy_config(parse_args([*words, f"{head}={{a: 1}}"], lazy=True))

@@ -152,7 +152,7 @@ def test_cell(name, data_set, command_line, tmp_path, capsys):
     seconds = time.monotonic() - start
     assert len(table) >= 7 and all(number > 0 for number, _ in detections)
     metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    for task, title, at in (("segm", "mask AP", "mask"), ("keypoints", "key point AP", "keypoint")):
+    for task, title, at in (("segm", "mask AP", "mask"), ("keypoints", "keypoint AP", "keypoint")):
         assert (f"{task}/AP" in metrics[-1]) == (title in table[0]) == (name == at)
 
     assert command_line("--eval-only", output=folder)[1:] == (table, detections)

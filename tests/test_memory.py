@@ -89,13 +89,16 @@ def test_a_memory_that_was_saved_unsorted_is_sorted_when_loaded():
 @pytest.mark.parametrize(
     "changed", [{"memory_length": 2}, {"memory_size": 32}, {"num_classes": 2}, {"num_classes": 9}]
 )
-def test_what_was_remembered_by_another_loss_is_dropped(changed):
+def test_what_was_remembered_by_another_loss_is_dropped(changed, caplog):
     """Of another number of classes it has the same shape, and scores that are not of these."""
+    caplog.set_level("INFO")
     arguments = {"num_classes": 4, "memory_length": 4, "memory_size": 64}
     other = RamboLoss(**{**arguments, **changed})
     before = state(other)
     other.load_state_dict(saved(fill(RamboLoss(**arguments), 5)))
     assert same(state(other), before) and other.memory.fill_fraction == 0
+    (message,) = caplog.messages
+    assert message.startswith("The score memory of the checkpoint is not loaded: ")
 
 
 def write(memory, scores, gt, lowest=None):
@@ -151,7 +154,7 @@ def test_all_is_where_the_scores_are_whatever_the_default_device():
         assert [other(scores, gt).item() for _ in range(2)] == want
 
 
-def test_a_memory_of_version_0_1_starts_empty():
+def test_a_memory_in_an_old_format_starts_empty():
     """It had scores, classes and counts of the negatives, as entries of the state dict or not."""
     old = {"positives": torch.full((2, 4), -1), "lists": torch.zeros(2, 16, dtype=torch.int32)}
     loss = RamboLoss(4, memory_length=2, memory_size=16)

@@ -82,8 +82,8 @@ def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs
     assert [c["name"] for c in truth.dataset["categories"]] == list(CLASSES)
     assert {r["category_id"] for r in results} <= {1, 2, 3, 4} and len(results) > 10
     assert len(truth.loadRes(results_of(out)[1]).anns) == len(results)
-    assert f"all {len(results)}: " in text
-    drawn, hidden = (int(text.split(f"{word}: ")[1].split()[0]) for word in ("drawn", "hidden"))
+    assert f"all {len(results)} detections: " in text
+    drawn, hidden = (int(text.split(f"{x}drawn: ")[1].split()[0]) for x in ("\n", "not "))
     assert drawn + hidden == len(results) and drawn > 0 and hidden > 0
     plain = cv2.imread(str(run / "val" / "0.png"))
     picture = cv2.imread(str(out / "0.png"))
@@ -96,7 +96,7 @@ def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs
     before = {p: p.read_bytes() for p in out.iterdir()}
     assert predict(run, run / "val", "--output", out) == 2
     error = capsys.readouterr().err
-    assert "exists already, and 5 more: --overwrite" in error and error.count("\n") == 1
+    assert "already exists (and 5 more): use --overwrite" in error and error.count("\n") == 1
     assert {p: p.read_bytes() for p in out.iterdir()} == before
     assert predict(run, run / "val", "--output", out, "--overwrite", "--threshold", "1") == 0
     assert "drawn: 0 " in capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_an_input_is_never_overwritten(run, tmp_path, capsys, catalogs):
     shutil.copytree(run / "val", tmp_path / "in")
     before = {p: p.read_bytes() for p in (tmp_path / "in").iterdir()}
     assert predict(run, tmp_path / "in", "--output", tmp_path / "in", "--overwrite") == 2
-    assert "0.png is an input" in capsys.readouterr().err
+    assert "0.png is one of the inputs" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "0.png").symlink_to(tmp_path / "in" / "0.png")
     assert predict(run, tmp_path / "in/0.png", "--output", tmp_path / "out", "--overwrite") == 2
@@ -240,7 +240,7 @@ def test_category_ids_are_the_data_sets_own(tmp_path):
 def test_weights_of_another_model_are_refused(run, tmp_path, capsys, catalogs):
     config, weights = stock_checkpoint(tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 7)
     words = ["--run", run / "out", run / "val", "--weights", weights, "--output", tmp_path / "out"]
-    assert "is not of the model of" in refused(capsys, main, *words)
+    assert "does not fit the model of" in refused(capsys, main, *words)
     assert not (tmp_path / "out").exists(), "something was left of the output"
 
 
@@ -271,12 +271,16 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
     text, error = capsys.readouterr()
     *lines, last = error.splitlines()
     wanted = ("0.png is not an image", "film.mp4", "no_frames.avi: OpenCV cannot read a frame")
-    wanted += ("0.jpg cannot be read", "thin.png cannot be looked at")
+    wanted += ("0.jpg cannot be read", "thin.png cannot be processed")
     assert all(said in line for said, line in zip(wanted, lines, strict=True)), error
     assert last == "error: 5 of 7 files were skipped, see above" and "2 pictures in" in text
     files = {Path(item["file_name"]).name for item in results_of(out)[0].imgs.values()}
     assert files == {"1.png", "2.png"}
-    for name in ("0.jpg", "1.png", "2.png", "thin.png"):
+    for name in ("1.png", "2.png"):
+        (folder / name).unlink()
+    assert predict(run, folder, "--output", tmp_path / "nothing") == 1
+    assert f"\nno pictures in {tmp_path / 'nothing'}\n" in f"\n{capsys.readouterr().out}"
+    for name in ("0.jpg", "thin.png"):
         (folder / name).unlink()
     assert predict(run, folder, "--output", tmp_path / "none") == 2
     assert "0.png is not an image" in capsys.readouterr().err
@@ -286,22 +290,25 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
 def test_a_full_disk_is_one_line_without_advice_that_does_not_help(run, tmp_path, capsys, catalogs):
     with disk_full():
         assert predict(run, run / "val", "--output", tmp_path / "out") == 1
-    assert capsys.readouterr().err == "error: [Errno 27] File too large: make room\n"
+    assert capsys.readouterr().err == (
+        "error: [Errno 27] File too large: allow larger files (ulimit -f), or write to another "
+        "file system\n"
+    )
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--run", "no/such"], "--run no/such: no training has been there"),
-        (["x.png"], "which detector? --run"),
-        (["--run", "{out}", "--config", "x.yaml"], "--run has a config of its own"),
-        (["--run", "{out}"], "nothing to detect in"),
+        (["--run", "no/such"], "--run no/such is not the output folder of a training"),
+        (["x.png"], "name a detector: --run"),
+        (["--run", "{out}", "--config", "x.yaml"], "--run and --config exclude each other"),
+        (["--run", "{out}"], "no inputs: name images"),
         (["--run", "{out}", "none.png"], "none.png: no such file"),
         (["--run", "{out}", "{tmp}/empty"], "no images or videos in this folder"),
         (["--run", "{out}", "{tmp}/broken.png"], "broken.png is not an image"),
         (["--run", "{out}", "{tmp}/16-bit.png"], "16-bit"),
-        (["--run", "{out}", "{tmp}/broken.mp4"], "broken.mp4: OpenCV cannot read a video"),
-        (["--run", "{out}", "--camera", "77"], "--camera 77: OpenCV cannot read a video there"),
+        (["--run", "{out}", "{tmp}/broken.mp4"], "broken.mp4: OpenCV cannot open this video"),
+        (["--run", "{out}", "--camera", "77"], "--camera 77: OpenCV cannot open this video"),
         (["--run", "{out}", "--weights", "no.pth"], "--weights no.pth: no such file"),
         (["--run", "{out}", "--threshold", "2"], "--threshold must be in [0, 1], got 2"),
         (["--run", "{out}", "{out}/../val", "--opts", "MODEL.NO", "1"], "MODEL.NO"),
@@ -325,8 +332,8 @@ def test_what_is_not_looked_into(tmp_path):
     for name in ("predictions/0.png", ".hidden.png"):
         (folder / name).write_bytes((folder / "0.png").read_bytes())
     sources, _ = find_sources([str(folder)], [], out)
-    assert [Path(s.place).name for s in sources] == ["0.png", "1.png"]
-    assert all(Path(s.place).parent == folder for s in sources)
+    assert [Path(s.path_or_address).name for s in sources] == ["0.png", "1.png"]
+    assert all(Path(s.path_or_address).parent == folder for s in sources)
 
 
 def test_the_channels_are_those_of_the_config(finished_run, catalogs):

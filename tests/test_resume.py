@@ -24,6 +24,7 @@ from rambo_det.cli.train import main
 from rambo_det.engine.files import AtomicPathManager
 from rambo_det.engine.folder import prepare_folder, saved_seed
 from rambo_det.engine.hooks import SeedHook
+from rambo_det.engine.keys import YAML
 from rambo_det.engine.loader import ResumableLoader
 
 from .command_line import call, own_data, refused
@@ -336,7 +337,7 @@ def test_fresh_sets_each_earlier_run_aside(tmp_path):
     for number in (1, 2):
         folder.mkdir()
         (folder / "last_checkpoint").write_text(str(number))
-        prepare_folder(folder, False, True, "")
+        prepare_folder(folder, False, True, YAML)
         assert not folder.exists()
         assert (tmp_path / f"out.{number}" / "last_checkpoint").read_text() == str(number)
 

@@ -35,10 +35,12 @@ def test_a_user_without_a_home_has_a_cache():
     printed = printed_by(
         "import os; from rambo_det.paths import cache_dir\n"
         "del os.environ['HOME']; os.environ.pop('RAMBO_DET_CACHE', None)\n"
-        "os.setuid(54321); print(cache_dir())",
+        "os.setuid(54321); folder = cache_dir()\n"
+        "print(folder, folder.is_dir() and oct(folder.stat().st_mode))",
         TMPDIR="/tmp", HOME="/",
     )  # fmt: skip
-    assert printed == "/tmp/rambo_det-54321\n"
+    assert printed == "/tmp/rambo_det-54321 0o40700\n"  # no other user can put code into it
+    Path("/tmp/rambo_det-54321").rmdir()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="takes on the id of a user without a home")
@@ -55,7 +57,7 @@ def test_no_cache_of_another_user_is_taken():
         )  # fmt: skip
     finally:
         folder.rmdir()
-    assert printed.startswith("/tmp/rambo_det-54322 is another user's: name a folder")
+    assert printed.startswith("/tmp/rambo_det-54322 belongs to another user: set ")
 
 
 def test_an_image_depends_only_on_its_split_and_index():

@@ -4,12 +4,14 @@ import logging
 import os
 import re
 import signal
+from contextlib import nullcontext
 
 import pytest
 
 from rambo_det.cli.train import load_config, main
 from rambo_det.engine.arguments import parse_args
 from rambo_det.engine.setup import check_training
+from rambo_det.errors import InputError
 
 from .command_line import call, registered
 from .forked import background, wait_until
@@ -49,7 +51,7 @@ def test_a_warm_up_longer_than_the_training_is_warned_of(caplog, catalogs):
     for number, warned in ((100, True), (101, False)):
         caplog.clear()
         load_config(parse_args(["--config", CONFIG, "SOLVER.MAX_ITER", str(number)]))
-        assert ("SOLVER.WARMUP_ITERS 100: in SOLVER.MAX_ITER 100" in caplog.text) == warned
+        assert ("WARMUP_ITERS 100 is not less than SOLVER.MAX_ITER 100" in caplog.text) == warned
 
 
 def test_eval_only_prints_the_same_numbers(run, capsys, catalogs):
@@ -73,7 +75,7 @@ def test_a_model_that_detects_nothing_is_explained(run, capsys, catalogs, tmp_pa
     assert out.rindex("star") < out.rindex("circle")
     assert re.search(r"nan +\| +nan +\| +nan", out)
     assert out.count("nan: ") == 1
-    assert "nan: nothing was detected, or the data have no object\n" in out
+    assert "nan: nothing was detected, or the dataset has no objects\n" in out
 
 
 def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, tmp_path):
@@ -81,7 +83,7 @@ def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, t
     words = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", "--eval-only", *THIN]
     words += ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
     error = error_line([*words, "MODEL.ROI_HEADS.NUM_CLASSES", 7], capsys)
-    assert "is not of the model of" in error
+    assert "does not fit the model of" in error
     assert "cls_score" in error and "(5, " in error and "(8, " in error
     assert error.endswith("is NUM_CLASSES that of the checkpoint?")
 
@@ -95,7 +97,7 @@ def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch):
     with monkeypatch.context() as there:
         there.chdir(folder / "inference")
         error = error_line([*args, "--fresh", *keys], capsys)
-        assert f"--fresh: OUTPUT_DIR {folder} is where you are" in error
+        assert f"--fresh cannot rename OUTPUT_DIR {folder}, your current directory" in error
     other = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume", *keys]
     assert "MODEL.ROI_HEADS.NAME" in error_line(other, capsys)
     for flag in ("--resume", "--eval-only"):
@@ -115,7 +117,7 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(run, tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: its data workers too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert err.splitlines()[-1] == "interrupted; --resume goes on from the last checkpoint"
+    assert err.splitlines()[-1] == "interrupted; --resume continues from the last checkpoint"
 
 
 def test_the_callers_level_of_logging_is_left():
@@ -125,3 +127,20 @@ def test_the_callers_level_of_logging_is_left():
         assert logging.root.manager.disable == logging.ERROR
     finally:
         logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    "metric, is_valid",
+    [
+        *((name, True) for name in ("bbox/APl", "segm/AP-cat", "keypoints/APm", "voc/AP50-cat")),
+        *((name, False) for name in ("voc/AP", "voc/AP75", "voc/AP-cat", "keypoints/APs", "bbox")),
+    ],
+)
+def test_only_metrics_that_an_evaluator_has_are_accepted(metric, is_valid):
+    cfg = small_cfg(
+        "quickstart/faster_rcnn_rambo.yaml", "TEST.EVAL_PERIOD", 1,
+        "RAMBO_TRAIN.BEST_METRIC", metric, "DATASETS.TEST", ("rambo_shapes_val",),
+    )  # fmt: skip
+    refusal = pytest.raises(InputError, match="RAMBO_TRAIN.BEST_METRIC")
+    with nullcontext() if is_valid else refusal:
+        check_training(cfg)

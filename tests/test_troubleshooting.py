@@ -134,7 +134,7 @@ def test_nan_from_the_learning_rate_stops_the_run_as_the_page_says(
         main(["--config", config, *data, *keys, "SOLVER.BASE_LR", "1e12"])
     assert str(error.value).startswith(message)
     if name == "retinanet":
-        assert "scores that are not finite, of class" in str(error.value)
+        assert "some scores are not finite, of class" in str(error.value)
 
 
 def test_errors_at_the_start(page, tmp_path):

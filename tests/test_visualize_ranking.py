@@ -94,6 +94,9 @@ def test_reasons():
     assert cat.reasons.tolist() == want and cat.true.tolist() == [True] + 5 * [False]
     assert cat.iou.round(2).tolist() == [0.95, 1.0, 0, 0, 0.27, 0]
     assert (dog.num_objects, len(dog.true), dog.ap, dog.outranked) == (1, 0, 0.0, 0)
+    crowd = truth_of([(1, 1, [10, 10, 20, 20], 0), (1, 2, [60, 60, 20, 20], 1)], ("cat", "dog"))
+    cat, _ = rank_detections(crowd, [result(1, 1, [60, 60, 20, 20], 0.5)])
+    assert cat.reasons.tolist() == ["background"], "a crowd is no object to be confused with"
 
 
 def test_up_to_100_detections_of_an_image_count():
@@ -161,7 +164,7 @@ def test_the_tool_on_a_run(finished_run, catalogs, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--dataset", "nowhere"], "--dataset: data set nowhere is not registered"),
+        (["--dataset", "nowhere"], "--dataset: dataset nowhere is not registered"),
         (["--iou", "0"], "--iou must be above 0"),
         (["--shown", "0"], "--shown must be >= 1"),
         (["--dataset", "coco_2017_val"], "coco_2017_val needs"),

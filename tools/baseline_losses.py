@@ -41,7 +41,7 @@ def argsort_rambo(scores: Tensor, positive: Tensor, lambda_: float) -> Tensor:
     return GivenGradient.apply(scores, grad.t().to(scores.dtype))
 
 
-def step(x: Tensor, delta: float) -> Tensor:
+def heaviside(x: Tensor, delta: float) -> Tensor:
     """Computes Heaviside's step, 1/2 at 0; with δ > 0 the step is a line from 0 at -δ to 1 at δ."""
     return (x / (2 * delta) + 0.5).clamp(0, 1) if delta else torch.heaviside(x, x.new_tensor(0.5))
 
@@ -50,17 +50,17 @@ def error_driven_ap(scores: Tensor, positive: Tensor, delta: float = 1.0) -> Ten
     """Computes the AP-loss of Chen et al., CVPR 2019 (error-driven update, Sec. 3.2) in O(P N)."""
     flat = scores.detach().flatten()
     mask = positive.flatten().bool()
-    background, own = flat[~mask], flat[mask]
-    grad_neg, grad_pos = torch.zeros_like(background), torch.empty_like(own)
-    for i, score in enumerate(own):
-        higher = step(background - score, delta)
-        others = step(own - score, delta).sum() + 0.5
+    background, foreground = flat[~mask], flat[mask]
+    grad_neg, grad_pos = torch.zeros_like(background), torch.empty_like(foreground)
+    for i, score in enumerate(foreground):
+        higher = heaviside(background - score, delta)
+        others = heaviside(foreground - score, delta).sum() + 0.5
         share = higher / (higher.sum() + others)
         grad_neg += share
         grad_pos[i] = -share.sum()
     grad = torch.empty_like(flat)
     grad[~mask], grad[mask] = grad_neg, grad_pos
-    return GivenGradient.apply(scores, (grad / max(len(own), 1)).view_as(scores))
+    return GivenGradient.apply(scores, (grad / max(len(foreground), 1)).view_as(scores))
 
 
 def bucketed_ap(scores: Tensor, positive: Tensor) -> Tensor:
@@ -72,17 +72,17 @@ def bucketed_ap(scores: Tensor, positive: Tensor) -> Tensor:
     """
     ranked, order = scores.detach().flatten().sort(descending=True)
     mask = positive.flatten().bool()[order]
-    own, background = ranked[mask], ranked[~mask]
+    foreground, background = ranked[mask], ranked[~mask]
     bucket = mask.cumsum(0)[~mask]  # the number of positives above
-    size = torch.bincount(bucket, minlength=len(own) + 1)
+    size = torch.bincount(bucket, minlength=len(foreground) + 1)
     # In float64: a rounded mean of many scores could lie on the other side of a positive.
     mean = size.new_zeros(len(size), dtype=torch.float64).index_add_(0, bucket, background.double())
     mean = torch.where(size > 0, mean / size, 0.0)
-    higher = step(mean - own[:, None].double(), 0.0).to(own.dtype) * size
-    others = step(own - own[:, None], 0.0).sum(1, keepdim=True) + 0.5
+    higher = heaviside(mean - foreground[:, None].double(), 0.0).to(foreground.dtype) * size
+    others = heaviside(foreground - foreground[:, None], 0.0).sum(1, keepdim=True) + 0.5
     share = higher / (higher.sum(1, keepdim=True) + others)
     grad = torch.empty_like(ranked)
     grad[mask] = -share.sum(1)
     grad[~mask] = (share.sum(0) / size)[bucket]
-    grad = torch.empty_like(grad).scatter_(0, order, grad / max(len(own), 1))
+    grad = torch.empty_like(grad).scatter_(0, order, grad / max(len(foreground), 1))
     return GivenGradient.apply(scores, grad.view_as(scores))

@@ -63,17 +63,13 @@ def one_hot(gt: Tensor, scores: Tensor) -> Tensor:
     return F.one_hot(gt, scores.shape[1] + 1)[:, :-1].to(scores.dtype)
 
 
-def moving_lambda(scores: Tensor) -> float:
-    """Returns a λ that moves positives past negatives; slopes fall as 1 / (length of a list)²."""
-    return float(scores.shape[0]) ** 2
-
-
 def methods_for(gt: Tensor, scores: Tensor, limit: float) -> dict[str, Method]:
     """Returns the methods that are affordable here. ``limit`` bounds P * N for the O(P N) loss and
     P² for the bucketed loss."""
     c = scores.shape[1]
     target, num = one_hot(gt, scores), int((gt < c).sum())
-    full, memory, lambda_ = RamboLoss(c), RamboLoss(c, memory_length=4), moving_lambda(scores)
+    full, memory = RamboLoss(c), RamboLoss(c, memory_length=4)
+    lambda_ = float(scores.shape[0]) ** 2  # slopes fall as 1 / (length of a list)²
     full.to(scores.device), memory.to(scores.device)
     found = {
         "focal": lambda s: sigmoid_focal_loss(s, target, reduction="sum"),
@@ -198,7 +194,7 @@ def summary(results: list[dict]) -> str:
     counts = sorted({r["c"] for r in results})
     rows: dict[tuple, dict[str, str]] = {}
     for result in results:
-        key = result["n"], result["rate"], result["regime"]
+        key = f"{result['n']:.0e}", result["rate"], result["regime"]
         row = rows.setdefault(key, dict(zip(("N", "P/N", "scores"), key, strict=True)))
         methods = result["methods"]
         found = {
@@ -208,20 +204,19 @@ def summary(results: list[dict]) -> str:
         peak = methods["RamboLoss"]["peak_mib"] / methods["focal"]["peak_mib"]
         for name, text in {**found, "memory": f"{peak:.2f}"}.items():
             row[name] = f"{row[name]} / {text}" if name in row else text
-    for row in rows.values():
-        row["N"] = f"{float(row['N']):.0e}"
     table = tabulate(rows.values(), headers="keys", tablefmt="github", disable_numparse=True)
     return f"times focal loss's, for C = {' / '.join(map(str, counts))}\n\n{table}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("output/benchmark_loss"))
-    parser.add_argument("--quick", action="store_true", help="about a minute, up to N = 1e6")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--sizes", type=float, nargs="+", help="N, e.g. 1e5 1e6")
-    parser.add_argument("--seconds", type=float, help="of each case (default: 3, --quick 1)")
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("output/benchmark_loss"), metavar="FOLDER")
+    add("--quick", action="store_true", help="about a minute, up to N = 1e6")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--threads", type=int, help="CPU threads (default: torch's)")
+    add("--sizes", type=float, nargs="+", help="numbers of scores N, e.g. 1e5 1e6")
+    add("--seconds", type=float, help="seconds per case (default: 3; with --quick: 1)")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -238,9 +233,8 @@ def main() -> None:
         print_result(results[-1])
     args.output.mkdir(parents=True, exist_ok=True)
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": args.device}
-    (args.output / "benchmark.json").write_text(
-        json.dumps({"about": about, "results": results}, indent=1)
-    )
+    text = json.dumps({"about": about, "results": results}, indent=1)
+    (args.output / "benchmark.json").write_text(text)
     plot(results, args.output / "benchmark.png")
     print(f"\n{summary(results)}")
 

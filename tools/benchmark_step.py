@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmark_loss import peak_on_gpu, timed
-from detectron2.config import CfgNode, get_cfg
+from benchmark_loss import one_hot, peak_on_gpu, timed
+from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d, cat
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
@@ -42,25 +42,27 @@ MODELS = {
     "RetinaNet": ("configs/retinanet_focal.yaml", "configs/retinanet_rambo.yaml"),
 }
 PARTS = ("step", "losses of the head", "classification loss")
-LOSSES = ("stock", "RaMBO")
 
 
-class Contender:
+class TimedModel:
     """A model with its optimizer; ``inputs`` are the last arguments of the head's ``losses``."""
 
     def __init__(self, config: str, device: str, proposals: int, amp: bool = False) -> None:
-        cfg = _config(config, device, proposals)
+        cfg = get_cfg()
+        rambo_det.add_rambo_config(cfg)
+        cfg.merge_from_file(find_config(config))
+        cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.WEIGHTS", ""])
+        cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = proposals
         torch.manual_seed(0)
         self.model = build_model(cfg).train()
-        _tame(self.model)
+        _damp_residual_branches(self.model)
         self._optimizer = build_optimizer(cfg, self.model)
         # The same autocast and scaler as in Detectron2's AMPTrainer.
         self._autocast = lambda: torch.autocast(device.partition(":")[0], enabled=amp)
         self._scaler = torch.amp.GradScaler(enabled=amp)
         self._initial = [p.detach().clone() for p in self.model.parameters()]
-        dense = not hasattr(self.model, "roi_heads")
-        self.head = self.model if dense else self.model.roi_heads.box_predictor
-        self._classify = self._classify_dense if dense else self._classify_proposals
+        self._is_dense = not hasattr(self.model, "roi_heads")
+        self.head = self.model if self._is_dense else self.model.roi_heads.box_predictor
         self.inputs: tuple[Any, ...] = ()
         self._losses = self.head.losses
         self.head.losses = self._remember
@@ -89,41 +91,32 @@ class Contender:
             loss = sum(self._losses(*self.inputs).values())
         loss.backward()
 
+    def logits_and_classes(self) -> tuple[Tensor, Tensor]:
+        """Returns from ``inputs`` the logits of all boxes or anchors, a row each, and classes."""
+        if self._is_dense:
+            return flatten_levels(*self.inputs[1:3])
+        (logits, _), proposals = self.inputs
+        return logits, cat([p.gt_classes for p in proposals])
+
     def classify(self) -> None:
         """Runs forward and backward of the classification loss alone, on ``inputs``."""
         with self._autocast():
-            loss = self._classify()
+            loss = self._classification_loss(*self.logits_and_classes())
         loss.backward()
 
-    def _classify_proposals(self) -> Tensor:
-        (logits, _), proposals = self.inputs
-        gt_classes = cat([p.gt_classes for p in proposals])
+    def _classification_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
         if hasattr(self.head, "rambo_loss"):
-            scores = score_function(self.head.rambo_score)(logits)
+            scores = logits if self._is_dense else score_function(self.head.rambo_score)(logits)
             return self.head.rambo_loss(scores, gt_classes)
-        return F.cross_entropy(logits, gt_classes)
-
-    def _classify_dense(self) -> Tensor:
-        _, logits, labels, *_ = self.inputs
-        scores, gt_classes = flatten_levels(logits, labels)
-        if hasattr(self.head, "rambo_loss"):
-            return self.head.rambo_loss(scores, gt_classes)
+        if not self._is_dense:
+            return F.cross_entropy(logits, gt_classes)
         valid = gt_classes >= 0
-        target = F.one_hot(gt_classes[valid], self.head.num_classes + 1)[:, :-1]
+        logits, target = logits[valid], one_hot(gt_classes[valid], logits)
         weights = self.head.focal_loss_alpha, self.head.focal_loss_gamma
-        return sigmoid_focal_loss_jit(scores[valid], target.to(scores.dtype), *weights, "sum")
+        return sigmoid_focal_loss_jit(logits, target, *weights, "sum")
 
 
-def _config(file: str, device: str, proposals: int) -> CfgNode:
-    cfg = get_cfg()
-    rambo_det.add_rambo_config(cfg)
-    cfg.merge_from_file(find_config(file))
-    cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.WEIGHTS", ""])
-    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = proposals
-    return cfg
-
-
-def _tame(model: nn.Module) -> None:
+def _damp_residual_branches(model: nn.Module) -> None:
     """Keeps a random ResNet's activations small, as pretrained weights do, at the same cost.
 
     The frozen batch norms of a random ResNet hold no statistics. Without this change each block
@@ -159,8 +152,8 @@ def make_batch(num: int, size: tuple[int, int], boxes: int) -> list[dict[str, An
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Times a model with both losses: for each part the medians and quartiles of the ratio."""
-    pair = [Contender(c, args.device, args.proposals, args.amp) for c in MODELS[name]]
-    for a, b in zip(*(c.model.parameters() for c in pair), strict=True):
+    pair = [TimedModel(c, args.device, args.proposals, args.amp) for c in MODELS[name]]
+    for a, b in zip(*(model.model.parameters() for model in pair), strict=True):
         assert torch.equal(a, b), "the two models differ at the start"
     batch = make_batch(args.images, tuple(args.size), args.boxes)
     times: dict[str, list[list[float]]] = {part: [[], []] for part in PARTS}
@@ -168,33 +161,30 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     with EventStorage(0):
         for number in range(warm_up + args.pairs):
             for which in (0, 1) if number % 2 else (1, 0):  # the first of a pair alternates
-                contender = pair[which]
-                contender.reset()
+                model = pair[which]
+                model.reset()
                 torch.manual_seed(number)
-                found = [timed(contender.step, batch)]
-                for part in (contender.losses, contender.classify):
-                    contender.inputs = _leaves(contender.inputs)
-                    found.append(timed(part))
+                durations = [timed(model.step, batch)]
+                for part in (model.losses, model.classify):
+                    model.inputs = _leaves(model.inputs)
+                    durations.append(timed(part))
                 if number >= warm_up:
-                    for part, ms in zip(PARTS, found, strict=True):
+                    for part, ms in zip(PARTS, durations, strict=True):
                         times[part][which].append(ms)
         result = {"model": name, **_size_of_head(pair[0]), "parts": summarize(times)}
         if args.device.startswith("cuda"):
             result["peak_mib"] = {}
-            for loss, contender in zip(LOSSES, pair, strict=True):
-                contender.reset()
-                result["peak_mib"][loss] = peak_on_gpu(contender.step, batch) / 2**20
+            for loss, model in zip(("stock", "RaMBO"), pair, strict=True):
+                model.reset()
+                result["peak_mib"][loss] = peak_on_gpu(model.step, batch) / 2**20
     return result
 
 
-def _size_of_head(contender: Contender) -> dict[str, int]:
+def _size_of_head(model: TimedModel) -> dict[str, int]:
     """Returns the numbers of boxes or anchors, scores and positives in the classification loss."""
-    first, second, *rest = contender.inputs
-    if rest:
-        scores, classes = flatten_levels(second, rest[0])
-    else:
-        scores, classes = first[0][:, :-1], cat([p.gt_classes for p in second])
-    positive = (classes >= 0) & (classes < scores.shape[1])
+    logits, classes = model.logits_and_classes()
+    scores = logits[:, : model.head.num_classes]  # without the background's
+    positive = (classes >= 0) & (classes < model.head.num_classes)
     return {"rows": len(scores), "scores": scores.numel(), "positives": int(positive.sum())}
 
 
@@ -229,17 +219,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="about a minute: one small image, 4 pairs of steps")
-    add("--device", help="default: cuda if there is one, else cpu")
+    add("--device", help="cuda or cpu (default: cuda if this machine has a GPU)")
     add("--threads", type=int, help="CPU threads (default: torch's)")
     add("--amp", action="store_true", help="mixed precision, on a GPU")
-    add("--images", type=int, help="a batch (default: 16 on cuda, 2 on a CPU)")
-    text = "of an image (default: 800 1333 on cuda, 320 320 on a CPU)"
+    add("--images", type=int, help="images per batch (default: 16 on cuda, 2 on a CPU)")
+    text = "image size (default: 800 1333 on cuda, 320 320 on a CPU)"
     add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=text)
-    add("--boxes", type=int, default=8, help="true boxes of an image")
-    add("--proposals", type=int, default=512, help="of an image, Faster R-CNN")
+    add("--boxes", type=int, default=8, help="ground truth boxes per image")
+    add("--proposals", type=int, default=512, help="sampled proposals per image (Faster R-CNN)")
     add("--pairs", type=int, help="timed steps of each model (default: 20)")
     add("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    add("--out", type=Path, metavar="JSON", help="write the results there")
+    add("--out", type=Path, metavar="JSON", help="file for the results")
     args = parser.parse_args()
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.amp and not args.device.startswith("cuda"):
@@ -250,13 +240,12 @@ def main() -> None:
     args.images, args.size = args.images or images, args.size or size
     args.pairs = args.pairs or (4 if args.quick else 20)
     if args.pairs < 2:
-        parser.error("--pairs must be at least 2, for a spread")
+        parser.error("--pairs must be at least 2, so that quartiles can be computed")
     if args.threads:
         torch.set_num_threads(args.threads)
     about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    about |= {
-        k: vars(args)[k] for k in ("device", "amp", "images", "size", "proposals", "boxes", "pairs")
-    }
+    keys = ("device", "amp", "images", "size", "proposals", "boxes", "pairs")
+    about |= {key: vars(args)[key] for key in keys}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     results = []
     for name in args.models:

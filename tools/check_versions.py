@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check one row of the table of supported versions: a new environment, the wheel, a smoke test.
+"""Checks one row of the table of supported versions: a new environment, the wheel, a smoke test.
 
     python tools/check_versions.py --python python3.11 --torch 2.14.1 --torchvision 0.29.1 \\
         --detectron2 v0.6
@@ -41,13 +41,13 @@ def constraints(text: str) -> str:
 def install(folder: Path, row: dict[str, str], python: str, source: str) -> Path:
     """Makes the environment of a row; returns the path of its Python."""
     subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
-    own = folder / "bin" / "python"
+    venv_python = folder / "bin" / "python"
     pins = folder / "constraints.txt"
     pins.write_text(constraints((ROOT / "requirements.txt").read_text(encoding="utf-8")))
     torch = (f"torch=={row['torch']}", f"torchvision=={row['torchvision']}")
 
     def pip(command: str, *args: str | Path) -> None:
-        subprocess.run([own, "-m", "pip", command, "-q", *args], check=True)
+        subprocess.run([venv_python, "-m", "pip", command, "-q", *args], check=True)
 
     pip("install", "-c", pins, "pip")  # the pinned pip can download v0.6
     pip("install", "-c", pins, "setuptools<81", "wheel", *torch, *NEEDED)
@@ -56,17 +56,17 @@ def install(folder: Path, row: dict[str, str], python: str, source: str) -> Path
     pip("install", "--no-deps", built)
     if row["detectron2"] == "v0.6":
         code = "import get_detectron2; get_detectron2.install_v06()"
-        subprocess.run([own, "-c", code], check=True, cwd=ROOT / "tools")
+        subprocess.run([venv_python, "-c", code], check=True, cwd=ROOT / "tools")
     else:
         pip("install", "--no-deps", "--no-build-isolation", source)
-    return own
+    return venv_python
 
 
 def keep(row: dict[str, str]) -> None:
     """Stores a row; it replaces the row with the same versions. The oldest Python comes first."""
     key = ("python", "torch", "detectron2")
     rows = [old for old in load() if any(old[name] != row[name] for name in key)] + [row]
-    rows.sort(key=lambda one: [[int(n) for n in one[name].split(".")] for name in key[:2]])
+    rows.sort(key=lambda r: [[int(n) for n in r[name].split(".")] for name in key[:2]])
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
@@ -84,20 +84,20 @@ def main() -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--python", default=sys.executable, help="Python that the row is of")
+    add("--python", default=sys.executable, help="Python to test (default: this one)")
     add("--torch", metavar="VERSION")
     add("--torchvision", metavar="VERSION")
     add("--detectron2", choices=["v0.6", "main"], default="v0.6")
     of_main = f"git+{get_detectron2.REPOSITORY}@{get_detectron2.COMMIT}"
-    add("--source", default=of_main, help="where main comes from: what pip installs, or a folder")
+    add("--source", default=of_main, help="Detectron2 main: a pip requirement or a folder")
     add("--keep", action="store_true", help="do not remove the environment")
-    add("--table", action="store_true", help="print the table and check nothing")
+    add("--table", action="store_true", help="only print the table")
     args = parser.parse_args()
     if args.table:
         print(table(load()))
         return 0
     if not (args.torch and args.torchvision):
-        parser.error("say which: --torch 2.4.1 --torchvision 0.19.1, for example")
+        parser.error("versions missing, e.g. --torch 2.4.1 --torchvision 0.19.1")
     try:
         version = subprocess.check_output([args.python, "-c", VERSION], text=True).strip()
     except (OSError, subprocess.CalledProcessError) as error:
@@ -108,8 +108,8 @@ def main() -> int:
     row = dict(zip(NAMES, values, strict=True))
     folder = ROOT / "build" / "versions" / "-".join((version, args.torch, args.detectron2))
     try:
-        own = install(folder, row, args.python, args.source)
-        subprocess.run([own, ROOT / "tools" / "smoke_test.py"], check=True, cwd=folder)
+        venv_python = install(folder, row, args.python, args.source)
+        subprocess.run([venv_python, ROOT / "tools" / "smoke_test.py"], check=True, cwd=folder)
         row["result"] = "passed"
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd))

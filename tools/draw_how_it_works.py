@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the figure of docs/how-it-works.md: scores, ranks, the second ranking, the gradient.
+"""Draws the figure of docs/how-it-works.md: scores, ranks, the second ranking, the gradient.
 
     python tools/draw_how_it_works.py --out docs/how-it-works.png
 
@@ -44,10 +44,11 @@ def ranked() -> dict[str, Any]:
     again = blackbox_rank(moved, 1.0)
     by_the_rule = (again - ranks) / lambda_
     if not torch.allclose(leaf.grad, by_the_rule):
-        raise RuntimeError(f"ap_loss gives {leaf.grad}, the rule {by_the_rule}")
-    names = ("scores", "ranks", "moved", "again", "gradient", "lambda_", "loss")
-    values = (scores.detach(), ranks, moved, again, leaf.grad, lambda_, loss.item())
-    return dict(zip(names, values, strict=True))
+        raise RuntimeError(f"ap_loss gives {leaf.grad}, but the rule gives {by_the_rule}")
+    return {
+        "scores": scores.detach(), "ranks": ranks, "moved": moved, "again": again,
+        "gradient": leaf.grad, "loss": loss.item(),
+    }  # fmt: skip
 
 
 def draw_line(axis: Any, scores: Tensor, ranks: Tensor, title: str) -> None:
@@ -80,9 +81,8 @@ def draw(found: dict[str, Any]) -> Any:
     colours = [COLOURS[positive] for positive in POSITIVE.tolist()]
     axes[2].bar(found["scores"], found["gradient"], width=0.1, color=colours)
     axes[2].axhline(0, color="0.7", lw=1)
-    axes[2].set_title(
-        "3. The gradient is the change of rank, divided by λ", loc="left", fontsize=11
-    )
+    text = "3. The gradient is the change of rank, divided by λ"
+    axes[2].set_title(text, loc="left", fontsize=11)
     axes[2].set(xlabel="score", ylabel="gradient")
     low, high = axes[2].get_ylim()
     axes[2].text(-2.1, low * 0.85, "below 0: the step of an optimiser raises the score", fontsize=9)
@@ -90,15 +90,13 @@ def draw(found: dict[str, Any]) -> Any:
     return figure
 
 
-def main() -> int:
-    """Runs the command; returns the exit status."""
+def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     draw(ranked()).savefig(args.out, dpi=90)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""Install Detectron2 into the Python that runs this file; print which version it is and why.
+"""Installs Detectron2 into the Python that runs this file; prints which version it is and why.
 
 Keeps a Detectron2 that is installed. Else installs the official repository at a pinned commit or,
 if that cannot be reached or built, the v0.6 release from the package index, repaired for current

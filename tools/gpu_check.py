@@ -11,8 +11,8 @@ results and errors. Without a GPU the parts run on small inputs.
 
 import argparse
 import contextlib
+import itertools
 import json
-import logging
 import os
 import platform
 import re
@@ -28,11 +28,13 @@ from collections.abc import Callable
 from importlib import util
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 TESTS = ("tests/test_binning.py", "tests/test_cuda.py", "tests/test_no_waiting.py")
 TINY = ("--images", "1", "--size", "64", "64", "--proposals", "32", "--pairs", "2")
-Found = dict[str, Any]  # results of a part; the printed table shows "summary"
+Result = dict[str, Any]  # results of a part; the printed table shows "summary"
 
 
 def run_python(*command: Any) -> None:
@@ -41,65 +43,73 @@ def run_python(*command: Any) -> None:
         sys.exit(code)
 
 
-def about(args: argparse.Namespace) -> Found:
+def about(args: argparse.Namespace) -> Result:
     """Returns device, versions and --quick, which must be the same for all results in a folder."""
     import detectron2
     import torch
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found = {"device": device, "quick": args.quick, "python": platform.python_version()}
-    found |= {"torch": torch.__version__, "triton": None}
+    machine = {"device": device, "quick": args.quick, "python": platform.python_version()}
+    machine |= {"torch": torch.__version__, "triton": None}
     with contextlib.suppress(ImportError):
-        found["triton"] = __import__("triton").__version__
+        machine["triton"] = __import__("triton").__version__
     # Both the release and main have version 0.6; only main has a ViT.
     is_main = (Path(detectron2.__file__).parent / "modeling/backbone/vit.py").is_file()
-    found["detectron2"] = "main" if is_main else "v0.6"
+    machine["detectron2"] = "main" if is_main else "v0.6"
     if device == "cuda":
-        found["card"] = torch.cuda.get_device_name()
+        machine["card"] = torch.cuda.get_device_name()
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            found["driver"] = subprocess.check_output(query, text=True).split()[0]
-    return found
+            machine["driver"] = subprocess.check_output(query, text=True).split()[0]
+    return machine
 
 
-def tests(args: argparse.Namespace) -> Found:
+def tests(args: argparse.Namespace) -> Result:
     """Runs the tests that use a GPU; ends with an error that names the failed tests, if any."""
-    words = [sys.executable, "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider"]
-    words += TESTS[1:] if args.quick else TESTS
-    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider"]
+    command += TESTS[1:] if args.quick else TESTS
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     print(done.stdout)
     lines = done.stdout.splitlines()
     if done.returncode:
-        named = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-        sys.exit("; ".join([lines[-1], *named]) if lines else 1)
-    numbers = {how: int(number) for number, how in re.findall(r"(\d+) ([a-z]+)", lines[-1])}
+        failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        sys.exit("; ".join([lines[-1], *failures]) if lines else 1)
+    numbers = {outcome: int(number) for number, outcome in re.findall(r"(\d+) ([a-z]+)", lines[-1])}
     skipped = [line for line in lines if line.startswith("SKIPPED")]
     return {"numbers": numbers, "skipped": skipped, "summary": lines[-1]}
 
 
-def exact(args: argparse.Namespace) -> Found:
+def exact(args: argparse.Namespace) -> Result:
     """Compares the Triton kernel with plain PyTorch on the scores of an untrained RetinaNet."""
     on_gpu, interpreted = args.device == "cuda", os.environ.get("TRITON_INTERPRET") == "1"
     if not (on_gpu or (interpreted and util.find_spec("triton"))):
-        return {"summary": "no triton: it needs a GPU, or TRITON_INTERPRET=1"}
+        return {"summary": "no triton: Triton needs a GPU, or TRITON_INTERPRET=1"}
     import torch
-    from benchmark_step import MODELS, Contender, EventStorage, flatten_levels, make_batch
+    from benchmark_step import MODELS, TimedModel, make_batch
+    from detectron2.utils.events import EventStorage
+
+    from rambo_det.losses import RamboLoss, binning
+    from rambo_det.losses.binning import reference, triton_kernel
 
     number, size = (4, (800, 1333)) if on_gpu and not args.quick else (1, (64, 64))
-    model = Contender(MODELS["RetinaNet"][1], args.device, 512)
+    model = TimedModel(MODELS["RetinaNet"][1], args.device, 512)
     with EventStorage(0), torch.no_grad():
         model.model(make_batch(number, size, 32))
     every = 1 if on_gpu else 60  # the interpreter is slow
-    rows = [values[::every] for values in flatten_levels(*model.inputs[1:3])]
-    torch.save([values.contiguous() for values in rows], args.out / "scores.pt")
-    both, cases = [], {}
-    for triton in ("1", "0"):
-        os.environ.update(RAMBO_DET_TRITON=triton, RAMBO_DET_NATIVE="0")
-        run_python(__file__, "--worker", "gradients", "--out", args.out, "--device", args.device)
-        both.append(torch.load(args.out / "gradients.pt"))
-    for case in both[0]:
-        (value, grad), (wanted, wanted_grad) = (found[case] for found in both)
-        cases[case] = {
+    scores, gt_classes = (rows[::every].contiguous() for rows in model.logits_and_classes())
+    layouts, cases = {"rows": scores, "columns": scores.t().contiguous().t()}, {}
+    # Triton's interpreter truncates to bfloat16 instead of rounding.
+    dtypes = ("float32", "float16", "bfloat16")[: 3 if on_gpu else 2]
+    for dtype, (layout, values) in itertools.product(dtypes, layouts.items()):
+        results = []
+        for backend in (triton_kernel, reference):
+            leaf = values.to(getattr(torch, dtype), copy=True).requires_grad_()
+            with mock.patch.object(binning, "_backend", return_value=backend):
+                value = RamboLoss(scores.shape[1]).to(args.device)(leaf, gt_classes)
+                value.backward()
+            results.append((value.detach(), leaf.grad))
+        (value, grad), (wanted, wanted_grad) = results
+        cases[f"{dtype}, {layout}"] = {
             "equal": torch.equal(value, wanted) and torch.equal(grad, wanted_grad),
             "loss_difference": (value - wanted).abs().item(),
             "largest_difference": (grad.double() - wanted_grad.double()).abs().max().item(),
@@ -111,60 +121,37 @@ def exact(args: argparse.Namespace) -> Found:
     return {"scores": grad.numel(), "cases": cases, "summary": summary}
 
 
-def gradients(args: argparse.Namespace) -> Found:
-    """Writes loss and gradient of ``scores.pt``, computed as the environment variables say."""
-    import torch
-    from benchmark_loss import RamboLoss
-
-    handler = logging.Handler()  # the package warns if its kernel does not run
-    handler.emit = lambda record: sys.exit(record.getMessage())
-    logging.getLogger("rambo_det").addHandler(handler)
-    if args.device == "cpu" and os.environ["RAMBO_DET_TRITON"] == "1":
-        from rambo_det.losses import binning
-        from rambo_det.losses.binning import triton_kernel
-
-        binning.bin_negatives = triton_kernel.bin_negatives
-    scores, gt_classes = torch.load(args.out / "scores.pt", map_location=args.device)
-    found = {}
-    # Triton's interpreter truncates to bfloat16 instead of rounding.
-    for dtype in ("float32", "float16", "bfloat16")[: 3 if args.device == "cuda" else 2]:
-        for order, laid in (("rows", scores), ("columns", scores.t().contiguous().t())):
-            leaf = laid.to(getattr(torch, dtype), copy=True).requires_grad_()
-            value = RamboLoss(scores.shape[1]).to(args.device)(leaf, gt_classes)
-            value.backward()
-            found[f"{dtype}, {order}"] = value.detach().cpu(), leaf.grad.cpu()
-    torch.save(found, args.out / "gradients.pt")
-    return {}
-
-
-def loss(args: argparse.Namespace) -> Found:
+def loss(args: argparse.Namespace) -> Result:
     """Times the loss and other losses with benchmark_loss.py."""
     few = ["--quick"] if args.quick or args.device == "cpu" else []
     few += ["--sizes", "1e4", "--seconds", "0.05"] if args.quick else []
     run_python("tools/benchmark_loss.py", "--device", args.device, "--output", args.out, *few)
-    found = json.loads((args.out / "benchmark.json").read_text())
-    most = max(case["n"] for case in found["results"])
-    cases = [case["methods"]["RamboLoss"] for case in found["results"] if case["n"] == most]
-    low, *_, high = sorted(case["to_focal"] for case in cases)
-    return {**found, "summary": f"N {most:.0e}: {low:.2f} to {high:.2f} times focal loss's time"}
+    measured = json.loads((args.out / "benchmark.json").read_text())
+    largest = max(case["n"] for case in measured["results"])
+    cases = [case["methods"]["RamboLoss"] for case in measured["results"] if case["n"] == largest]
+    ratios = [case["to_focal"] for case in cases]
+    ratio = f"{min(ratios):.2f} to {max(ratios):.2f} times focal loss's time"
+    return {**measured, "summary": f"N {largest:.0e}: {ratio}"}
 
 
-def step(args: argparse.Namespace) -> Found:
+def step(args: argparse.Namespace) -> Result:
     """Times training steps with the stock loss and with RaMBO, using benchmark_step.py."""
     few = TINY if args.quick else ("--pairs", "10") if args.device == "cuda" else ("--quick",)
-    found, said = {}, "times the stock step:"
+    measured, summary = {}, "times the stock step:"
     for name in ("float32", "amp") if args.device == "cuda" else ("float32",):
         file, amp = args.out / f"{name}.json", ["--amp"] if name == "amp" else []
         run_python("tools/benchmark_step.py", "--device", args.device, "--out", file, *few, *amp)
-        found[name] = json.loads(file.read_text())
-        for result in found[name]["results"]:
-            said += f" {result['model']} {name} {result['parts']['step']['ratio']:.3f}"
-    return {**found, "summary": said}
+        measured[name] = json.loads(file.read_text())
+        for result in measured[name]["results"]:
+            summary += f" {result['model']} {name} {result['parts']['step']['ratio']:.3f}"
+    return {**measured, "summary": summary}
 
 
 def one_loss(args: argparse.Namespace, n: float) -> tuple[Any, Callable[[Any], Any]]:
     """Returns ``n`` scores of 80 classes, fewer in small runs, and the loss as their function."""
-    from benchmark_loss import RamboLoss, make_case
+    from benchmark_loss import make_case
+
+    from rambo_det.losses import RamboLoss
 
     n = 1e5 if args.quick else n if args.device == "cuda" else n / 10
     scores, gt_classes = make_case(int(n), 80, 5e-5, "mid", args.device)
@@ -172,20 +159,20 @@ def one_loss(args: argparse.Namespace, n: float) -> tuple[Any, Callable[[Any], A
     return scores.requires_grad_(), lambda scores: criterion(scores, gt_classes)
 
 
-def bandwidth(args: argparse.Namespace) -> Found:
+def bandwidth(args: argparse.Namespace) -> Result:
     """Compares the bytes per second of a call with those of a copy, and profiles the call."""
     from benchmark_loss import run_once, timed
     from torch.profiler import profile
 
     leaf, call = one_loss(args, 1e8)
     source, target, found = leaf.detach(), leaf.detach().clone(), {}
-    for name, moved, way in (
+    for name, moved, function in (
         ("copy", 2, lambda: target.copy_(source)),
         # Forward reads the scores; backward reads them again and writes their gradient.
         ("forward", 1, lambda: call(leaf)),
         ("forward and backward", 3, lambda: run_once(call, leaf)),
     ):
-        ms = statistics.median([timed(way) for _ in range(25)][5:])
+        ms = statistics.median([timed(function) for _ in range(25)][5:])
         found[name] = {"ms": ms, "gb_per_s": moved * source.nbytes / ms / 1e6}
         found[name]["of_copy"] = found[name]["gb_per_s"] / found["copy"]["gb_per_s"]
     with profile() as profiled:
@@ -204,7 +191,7 @@ def bandwidth(args: argparse.Namespace) -> Found:
     return found | {"summary": f"{share}; {launches} launches; waits: {', '.join(numbers)}"}
 
 
-def graph(args: argparse.Namespace) -> Found:
+def graph(args: argparse.Namespace) -> Result:
     """Checks whether a call can be captured in a CUDA graph and whether its replay is right."""
     if args.device == "cpu":
         return {"works": None, "summary": "no CUDA graph without a GPU"}
@@ -234,7 +221,7 @@ def graph(args: argparse.Namespace) -> Found:
 
 PARTS = {tests: 300, exact: 100, loss: 400, step: 300, bandwidth: 50, graph: 50}
 NAMES = [part.__name__ for part in PARTS]
-WORKERS = {worker.__name__: worker for worker in (about, gradients, *PARTS)}
+WORKERS = {worker.__name__: worker for worker in (about, *PARTS)}
 
 
 def write(file: Path, value: Any) -> None:
@@ -251,10 +238,10 @@ def work(args: argparse.Namespace) -> None:
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
-    write(args.out / "found.json", WORKERS[args.worker](args))
+    write(args.out / "result.json", WORKERS[args.worker](args))
 
 
-def in_process(name: str, args: argparse.Namespace, limit: float) -> Found:
+def run_worker(name: str, args: argparse.Namespace, limit: float) -> Result:
     """Runs a worker in a new process; returns its results, or its ``error`` and end of ``log``."""
     scratch = args.out / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -266,20 +253,19 @@ def in_process(name: str, args: argparse.Namespace, limit: float) -> Found:
         process = subprocess.Popen(command, **to, start_new_session=True)
         try:
             code = process.wait(limit)
-            why = f"ended by {signal.Signals(-code).name}" if code < 0 else ""
+            reason = f"ended by {signal.Signals(-code).name}" if code < 0 else ""
         except subprocess.TimeoutExpired:
-            why = f"took longer than {limit:g} s"
+            reason = f"took longer than {limit:g} s"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    lines = (scratch / "log").read_text(errors="replace").splitlines()
-    said = [line for line in lines if line.strip()]
-    if (scratch / "found.json").is_file():
-        found = json.loads((scratch / "found.json").read_text())
+    lines = [x for x in (scratch / "log").read_text(errors="replace").splitlines() if x.strip()]
+    if (scratch / "result.json").is_file():
+        result = json.loads((scratch / "result.json").read_text())
     else:
-        found = {"error": why or ["it said nothing", *said][-1], "log": said[-40:]}
+        result = {"error": reason or ["no output", *lines][-1], "log": lines[-40:]}
     shutil.rmtree(scratch)
-    return found
+    return result
 
 
 def main() -> int:
@@ -287,10 +273,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("output/gpu_check"), metavar="FOLDER")
-    add("--parts", nargs="+", choices=NAMES, default=NAMES, help="by default all")
-    add("--limit", type=float, metavar="SECONDS", help="how long a part may take")
-    add("--device", choices=["cuda", "cpu"], help="default: cuda if there is one")
-    add("--quick", action="store_true", help="about a minute: only whether everything runs")
+    add("--parts", nargs="+", choices=NAMES, default=NAMES, help="parts to run (default: all)")
+    add("--limit", type=float, metavar="SECONDS", help="time limit per part")
+    add("--device", choices=["cuda", "cpu"], help="default: cuda if this machine has a GPU")
+    add("--quick", action="store_true", help="about a minute: check only that everything runs")
     add("--worker", choices=list(WORKERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out = args.out.resolve()
@@ -298,14 +284,14 @@ def main() -> int:
         work(args)
         return 0
     try:
-        machine = in_process("about", args, 120)
+        machine = run_worker("about", args, 120)
     except OSError as error:
         parser.error(f"--out {args.out}: {error.strerror}")
     if "error" in machine:
         parser.error(machine["error"])
     args.device, found = machine["device"], {}
     if args.device == "cpu":
-        print("Device: cpu. The parts run in small, without what needs a GPU.")
+        print("Device: cpu. Runs small versions of the parts and skips what needs a GPU.")
     for file in (args.out / f"{name}.json" for name in NAMES):
         try:
             found[file.stem] = json.loads(file.read_text())
@@ -315,13 +301,13 @@ def main() -> int:
         except (ValueError, TypeError, KeyError):
             same = False
         if not same:
-            parser.error(f"{file} is not of this machine, versions and --quick: remove it")
+            parser.error(f"{file} is from another machine, version or --quick setting: remove it")
     for part, limit in PARTS.items():
         name, start = part.__name__, time.monotonic()
         if name in found or name not in args.parts:
             continue
         print(f"{name} ...", flush=True)
-        found[name] = in_process(name, args, args.limit or limit)
+        found[name] = run_worker(name, args, args.limit or limit)
         found[name] |= {"about": machine, "seconds": round(time.monotonic() - start, 1)}
         if "error" not in found[name]:
             write(args.out / f"{name}.json", found[name])
@@ -330,8 +316,8 @@ def main() -> int:
     print("\n" + ", ".join(f"{key} {value}" for key, value in machine.items()))
     for name in NAMES:
         row = {"summary": "not run", "seconds": 0, **found.get(name, {})}
-        said = f"FAILED: {row['error']}" if "error" in row else row["summary"]
-        print(f"{name:9s} {row['seconds']:5.0f} s  {said}")
+        text = f"FAILED: {row['error']}" if "error" in row else row["summary"]
+        print(f"{name:9s} {row['seconds']:5.0f} s  {text}")
     return int(any("error" in row for row in found.values()))
 
 

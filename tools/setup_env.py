@@ -1,4 +1,4 @@
-"""Make the environment that `make train` and `make test` run in. Standard library only.
+"""Makes the environment that `make train` and `make test` run in. Standard library only.
 
 Without arguments, makes the virtual environment .venv in the clone, with the pins of
 requirements.txt, Detectron2 (get_detectron2.py) and rambo_det itself. Another run updates .venv if
@@ -47,7 +47,7 @@ def write_state(state: dict[str, str]) -> None:
     os.replace(part, STATE)
 
 
-def runs() -> bool:
+def venv_python_runs() -> bool:
     """Returns whether the Python of .venv still starts: the Python that it links to may be gone."""
     try:
         return subprocess.run([PYTHON, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
@@ -55,7 +55,7 @@ def runs() -> bool:
         return False
 
 
-def step(title: str, *command: str | Path) -> None:
+def run_step(title: str, *command: str | Path) -> None:
     print(f"[set-up] {title}", flush=True)
     subprocess.run(command, check=True, cwd=ROOT)
 
@@ -78,13 +78,13 @@ def make_venv() -> None:
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([PYTHON, "-c", where], check=True, capture_output=True, text=True).stdout
     pip = (sys.executable, "-m", "pip", "install", "--target", site.strip(), "pip")
-    step("pip (this Python has no ensurepip)", *pip)
+    run_step("pip (this Python has no ensurepip)", *pip)
 
 
 def install() -> str:
     """Installs everything into .venv; returns the line about Detectron2."""
     pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install")
-    step("requirements.txt (about 5 GB on disk, most of it torch)", *pip, "-r", "requirements.txt")
+    run_step("requirements.txt (5 GB on disk, most of it torch)", *pip, "-r", "requirements.txt")
     print("[set-up] Detectron2", flush=True)
     command = [PYTHON, ROOT / "tools" / "get_detectron2.py"]
     line = ""
@@ -93,11 +93,11 @@ def install() -> str:
             print(line, end="", flush=True)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    step("rambo_det", *pip, "--no-deps", "--no-build-isolation", "-e", ".")
+    run_step("rambo_det", *pip, "--no-deps", "--no-build-isolation", "-e", ".")
     return line.strip()
 
 
-def own() -> None:
+def update_venv() -> None:
     """Brings .venv up to date, or does nothing if it is up to date."""
     state = json.loads(STATE.read_text(encoding="utf-8")) if STATE.is_file() else None
     if state is None and VENV.exists() and any(VENV.iterdir()):
@@ -105,7 +105,7 @@ def own() -> None:
             f"{VENV} was not made by this set-up: move it away, or use it with "
             "PYTHON=.venv/bin/python"
         )
-    if not (state and runs()):
+    if not (state and venv_python_runs()):
         make_venv()
     elif state["stamp"] == stamp():
         print(f"[set-up] {VENV} is up to date. {state['detectron2']}")
@@ -116,15 +116,15 @@ def own() -> None:
     print(f"[set-up] done. {line}")
 
 
-def existing(tests: bool) -> None:
+def check_existing(tests: bool) -> None:
     """Prints which Python and Detectron2 are used; RuntimeError if a package is missing."""
     needed = NEEDED + NEEDED_BY_TESTS if tests else NEEDED
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise RuntimeError(
-            f"{sys.executable} cannot import {', '.join(missing)}: install what is missing there "
+            f"{sys.executable} cannot import {', '.join(missing)}: install the missing packages "
             "(requirements.txt has tested versions, tools/get_detectron2.py installs Detectron2), "
-            "or leave PYTHON out to have an environment made"
+            "or leave out PYTHON, so that make creates an environment"
         )
     print(
         f"[set-up] nothing is installed: Python {platform.python_version()} at {sys.executable}, "
@@ -134,15 +134,15 @@ def existing(tests: bool) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    help_text = "check this Python, install nothing"
-    parser.add_argument("--existing", action="store_true", help=help_text)
-    parser.add_argument("--tests", action="store_true", help="with it: check for the tests' tools")
+    add = parser.add_argument
+    add("--existing", action="store_true", help="check this Python, install nothing")
+    add("--tests", action="store_true", help="with --existing: also check for the test tools")
     args = parser.parse_args()
     try:
         if args.existing:
-            existing(args.tests)
+            check_existing(args.tests)
         else:
-            own()
+            update_venv()
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd))
         print(f"error: set-up stopped at a command that failed: {command}", file=sys.stderr)

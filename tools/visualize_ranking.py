@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Show how a detector ranks: where false detections stand above true ones, and what that costs.
+"""Shows where a detector ranks false detections above true ones, and how much AP this costs.
 
     python tools/visualize_ranking.py --run output/quickstart
 
-Writes a picture for each of the --shown classes that lose most AP to the order (precision over
+Writes a picture for each of the --shown classes that lose most AP to ranking (precision over
 recall, all ranks, the false detections that cost most AP with the true ones below them), all these
 pictures as ranking.png, the numbers as ranking.json, and all in one file, index.html.
 """
@@ -21,8 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rambo_det.cli.failures import exit_status  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
 
-COUNTS = ("objects", "found", "outranked")
-SHARES = ("ap", "lost_to_order", "lost_to_not_found")
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Ranking of {{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -34,21 +32,21 @@ th { border-bottom: 2px solid #444 } img { width: 100%; margin: .5em 0 1.5em }
 code { background: #f2f2f2; padding: .1em .3em } p { max-width: 60em }
 </style>
 <h1>How {{ title }} ranks {{ data }}</h1>
-<p>Average precision (AP) asks one thing of the scores: that every true detection stands above every
-false one. A detection is true if it overlaps an object of its class with an IoU of at least
-{{ iou }} and no higher one has that object. What is missing to 100 has two parts: <b>lost to the
-order</b>, which the same detections with other scores would not lose, and <b>lost to objects that
-were not found</b>. A loss on the ranking works on the first.</p>
-<table><tr><th>class<th>objects<th>found<th>of these below a false one<th>AP{{ "%.0f" % (iou * 100) }}
-<th>lost to the order<th>lost to not found</tr>
+<p>Average precision (AP) is highest if every true detection has a higher score than every false one.
+A detection is true if its IoU with an object of its class is at least {{ iou }} and no detection
+with a higher score has this object. The AP that is missing to 100 has two parts: the AP <b>lost to
+ranking</b>, which other scores of the same detections would regain, and the AP <b>lost to missed
+objects</b>. A ranking loss works on the first part.</p>
+<table><tr><th>class<th>objects<th>found<th>outranked by a false one<th>AP{{ "%.0f" % (iou * 100) }}
+<th>AP lost to ranking<th>AP lost to missed objects</tr>
 {% for row in rows %}<tr><td>{{ row.name }}<td>{{ row.objects }}<td>{{ row.found }}
 <td>{{ row.outranked }}<td>{{ "%.1f" % row.ap }}<td>{{ "%.1f" % row.lost_to_order }}
 <td>{{ "%.1f" % row.lost_to_not_found }}</tr>
 {% endfor %}</table>
-<p>Below, the false detections that cost most AP, each with the next true one that it outranks: rank
-and score above, what it is and its IoU with the nearest object of the class below; dashed white are
-the objects. The classes that lose most to the order come first{% if left_out %};
-{{ left_out }} more are only in the table{% endif %}.</p>
+<p>The pictures show the false detections that cost most AP, each with the next true detection that it
+outranks. Above a picture are rank and score; below it are the kind of error and the IoU with the nearest
+object of the class. Objects are dashed white. The classes that lose most AP to ranking come
+first{% if left_out %}; {{ left_out }} more are only in the table{% endif %}.</p>
 {% for picture in pictures %}<img alt="{{ picture.name }}" src="data:image/png;base64,{{ picture.data }}">
 {% endfor %}<p><code>{{ command }}</code></p></html>
 """  # noqa: E501
@@ -56,16 +54,15 @@ the objects. The classes that lose most to the order come first{% if left_out %}
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; raises InputError for a wrong argument."""
-    from rambo_det.cli.predict import add_model_arguments
-    from rambo_det.engine.arguments import add_data_arguments
+    from rambo_det.engine.arguments import add_data_arguments, add_model_arguments
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_model_arguments(parser)
     add_data_arguments(parser)
     add = parser.add_argument
-    add("--dataset", metavar="NAME", help="by default the config's first test set")
-    add("--iou", type=float, default=0.5, help="from which on one is true [0.5]")
-    add("--shown", type=int, default=8, metavar="N", help="classes drawn [8]")
+    add("--dataset", metavar="NAME", help="dataset [the config's first test set]")
+    add("--iou", type=float, default=0.5, help="lowest IoU at which a detection is true [0.5]")
+    add("--shown", type=int, default=8, metavar="N", help="number of classes to draw [8]")
     add("--output", type=Path, metavar="FOLDER", help="[OUTPUT_DIR/ranking]")
     add("--overwrite", action="store_true", help="replace an earlier output")
     args = parser.parse_args(argv)
@@ -88,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     saved = find_model(args.run, args.config, args.weights, args.imports)
     output = args.output or Path(args.run or ".") / "ranking"
     if (output / "ranking.json").exists() and not args.overwrite:
-        raise InputError(f"{output} holds a ranking: --overwrite replaces it, or --output FOLDER")
+        raise InputError(f"{output} has a ranking: use --overwrite, or another --output FOLDER")
     detector = Detector(saved, args.opts)
     data = EvaluationData(args.dataset, detector, saved.data, args)
     ranked = rank_detections(data.truth, data.detect(detector), args.iou)
@@ -114,9 +111,10 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
         }
         for k in ranked
     ]  # fmt: skip
-    last: dict[str, Any] = {key: sum(row[key] for row in rows) for key in COUNTS}
-    last |= {key: float(np.mean([row[key] for row in rows])) for key in SHARES}
-    rows.append({"name": "mean or sum", **last})
+    total = {key: sum(row[key] for row in rows) for key in ("objects", "found", "outranked")}
+    shares = ("ap", "lost_to_order", "lost_to_not_found")
+    mean = {key: float(np.mean([row[key] for row in rows])) for key in shares}
+    rows.append({"name": "mean or sum", **total, **mean})
     output.mkdir(parents=True, exist_ok=True)
     pictures, encoded, taken = [], [], {Path("ranking.png")}
     for k in ranked[: args.shown]:
@@ -134,7 +132,7 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
     (output / "index.html").write_text(page, encoding="utf-8")
     numbers = {"dataset": data.name, "iou": args.iou, "classes": rows}
     (output / "ranking.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    print(f"{data.name}, at an IoU of {args.iou:g}; AP and what is lost of it in percent\n")
+    print(f"{data.name}, at an IoU of {args.iou:g}; AP and lost AP in percent\n")
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".1f"))
     print(f"\n{output / 'index.html'}")
 

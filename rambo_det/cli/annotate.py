@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..evaluation.pictures import delayed_interrupt, draw_detections, grid
 from .sources import OVERVIEW, Source, open_video
 
-_AT_A_GLANCE = 12  # number of pictures in the overview, at most
+_OVERVIEW_SIZE = 12  # maximum number of pictures in the overview
 _FRAMES_PER_SECOND = 25.0  # for a camera that reports no frame rate
 
 
@@ -43,99 +43,101 @@ class Annotator:
         targets = [self._results, self._index, *(output / s.output for s in sources)]
         if self._num_pictures > 1:
             targets.append(output / OVERVIEW)
-        inputs = {Path(source.place).resolve() for source in sources}
+        inputs = {Path(source.path_or_address).resolve() for source in sources}
         for target in targets:
             if target.resolve() in inputs:
-                raise InputError(f"{target} is an input: --output ANOTHER_FOLDER")
-        there = [target for target in targets if target.exists()]
-        if there and (not overwrite or any(target.is_dir() for target in there)):
-            more = f", and {len(there) - 1} more" if len(there) > 1 else ""
-            raise InputError(f"{there[0]} exists already{more}: --overwrite, or --output FOLDER")
+                raise InputError(f"{target} is one of the inputs: use another --output FOLDER")
+        existing = [target for target in targets if target.exists()]
+        if existing and (not overwrite or any(target.is_dir() for target in existing)):
+            more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+            hint = "use --overwrite, or another --output FOLDER"
+            raise InputError(f"{existing[0]} already exists{more}: {hint}")
         self.broken: list[str] = []
         self._images: list[dict[str, Any]] = []
-        self._drawn = self._found = 0
+        self._num_drawn = self._num_detections = 0
 
     def annotate(
-        self, detector: Detector, threshold: float | Sequence[float], most: int | None = None
+        self, detector: Detector, threshold: float | Sequence[float], max_frames: int | None = None
     ) -> None:
         """Annotates all sources; after Ctrl-C, the output is complete for the images done so far.
 
         ``threshold`` is the lowest score that is drawn, one for all classes or one for each class.
-        ``most`` is the number of frames to read from each video; None reads all.
+        ``max_frames`` is the number of frames to read from each video; None reads all.
         """
         for source in self._sources:
             make_folder((self._output / source.output).parent, "--output")
         self._detector, self._threshold = detector, torch.as_tensor(threshold)
-        lengths = [source.length and min(source.length, most or source.length) for source in
-                   self._sources]  # fmt: skip
+        lengths = [s.length and min(s.length, max_frames or s.length) for s in self._sources]
         total = None if None in lengths else sum(lengths)
-        shown: list[np.ndarray] = []
+        overview: list[np.ndarray] = []
         with delayed_interrupt() as self._interrupts:
             with (
                 atomic_write(str(self._results), "w") as self._file,
                 tqdm(total=total, unit="image", disable=None) as self._bar,
             ):
                 for source in takewhile(lambda _: not self._interrupts, self._sources):
-                    picture = self._annotate_source(source, most)
-                    if picture is not None and len(shown) < _AT_A_GLANCE:
-                        shown.append(picture)
-                self._file.write("\n]\n" if self._found else "[]\n")
+                    picture = self._annotate_source(source, max_frames)
+                    if picture is not None and len(overview) < _OVERVIEW_SIZE:
+                        overview.append(picture)
+                self._file.write("\n]\n" if self._num_detections else "[]\n")
             names = enumerate(detector.metadata.get("thing_classes") or ())
             categories = [{"id": detector.category_id(k), "name": name} for k, name in names]
             content = {"images": self._images, "annotations": [], "categories": categories}
             with atomic_write(str(self._index), "w") as file:
                 json.dump(content, file, indent=1)
-            if len(shown) > 1:
-                write_picture(self._output / OVERVIEW, grid(shown, min(4, len(shown))), 80)
+            if len(overview) > 1:
+                write_picture(self._output / OVERVIEW, grid(overview, min(4, len(overview))), 80)
 
-    def _annotate_source(self, source: Source, most: int | None) -> np.ndarray | None:
+    def _annotate_source(self, source: Source, max_frames: int | None) -> np.ndarray | None:
         """Writes the annotated copy of a source; returns the picture if the source is an image."""
-        target, about = self._output / source.output, {"file_name": source.place}
+        target, image_info = self._output / source.output, {"file_name": source.path_or_address}
         if not source.is_video:
             try:
-                image = read_image(source.place, format="BGR")
+                image = read_image(source.path_or_address, format="BGR")
             except Exception as error:  # each decoder has errors of its own
-                self.broken.append(f"{source.place} cannot be read: {error}")
+                self.broken.append(f"{source.path_or_address} cannot be read: {error}")
                 return None
             try:
-                picture = self._annotated(image, about)
+                picture = self._detect_and_draw(image, image_info)
+            except InputError:
+                raise
             except ValueError as error:  # Detectron2 cannot resize long, thin images
-                if isinstance(error, InputError):
-                    raise
-                self.broken.append(f"{source.place} cannot be looked at: {error}")
+                self.broken.append(f"{source.path_or_address} cannot be processed: {error}")
                 return None
             write_picture(target, picture)
             return picture
-        video = open_video(source.place)
+        video = open_video(source.path_or_address)
         rate = video.get(cv2.CAP_PROP_FPS)
 
         def pictures() -> Iterator[np.ndarray]:
-            for number, (_, frame) in enumerate(islice(iter(video.read, (False, None)), most)):
-                yield self._annotated(frame, {**about, "frame": number})
+            frames = islice(iter(video.read, (False, None)), max_frames)
+            for number, (_, frame) in enumerate(frames):
+                yield self._detect_and_draw(frame, {**image_info, "frame": number})
                 if self._interrupts:
                     return
 
         write_video(target, pictures(), rate if 0 < rate <= 240 else _FRAMES_PER_SECOND)
         return None
 
-    def _annotated(self, image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
-        found = self._detector(image)
-        number = len(self._images) + 1
+    def _detect_and_draw(self, image: np.ndarray, image_info: dict[str, Any]) -> np.ndarray:
+        detections = self._detector(image)
+        image_id = len(self._images) + 1
         size = {"height": image.shape[0], "width": image.shape[1]}
-        self._images.append({"id": number, **about, **size})
-        for item in instances_to_coco_json(found, number):
+        self._images.append({"id": image_id, **image_info, **size})
+        for item in instances_to_coco_json(detections, image_id):
             item["category_id"] = self._detector.category_id(item["category_id"])
-            self._file.write((",\n" if self._found else "[\n") + json.dumps(item))
-            self._found += 1
-        least = self._threshold[found.pred_classes] if self._threshold.dim() else self._threshold
-        shown = found[found.scores >= least]
-        self._drawn += len(shown)
+            self._file.write((",\n" if self._num_detections else "[\n") + json.dumps(item))
+            self._num_detections += 1
+        is_single = not self._threshold.dim()
+        min_score = self._threshold if is_single else self._threshold[detections.pred_classes]
+        drawn = detections[detections.scores >= min_score]
+        self._num_drawn += len(drawn)
         self._bar.update()
         rgb = np.ascontiguousarray(image[:, :, ::-1])
-        return draw_detections(rgb, shown, self._detector.metadata)[:, :, ::-1]
+        return draw_detections(rgb, drawn, self._detector.metadata)[:, :, ::-1]
 
     def summary(self, why: str) -> str:
-        """Returns a text on the output and hidden detections; ``why``: the threshold's origin."""
+        """Returns a text about the output; ``why`` is the origin of the threshold."""
         low, high = float(self._threshold.min()), float(self._threshold.max())
         threshold = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
         pictures = self._num_pictures - len(self.broken)
@@ -143,10 +145,12 @@ class Annotator:
         numbers = ((pictures, "picture"), (videos, "video"))
         counts = [f"{n} {what}{'s' * (n > 1)}" for n, what in numbers if n]
         return (
-            f"{' and '.join(counts)} in {self._output}\n"
-            f"drawn: {self._drawn} detections that score at least {threshold} ({why}); hidden: "
-            f"{self._found - self._drawn} lower ones (--threshold 0 draws all)\n"
-            f"all {self._found}: {self._results}, by the image ids of {self._index.name}"
+            f"{' and '.join(counts) or 'no pictures'} in {self._output}\n"
+            f"drawn: {self._num_drawn} detections with a score of at least {threshold} ({why}); "
+            f"not drawn: {self._num_detections - self._num_drawn} with lower scores "
+            "(--threshold 0 draws all)\n"
+            f"all {self._num_detections} detections: {self._results} (image ids: see "
+            f"{self._index.name})"
         )
 
 

@@ -16,19 +16,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; raises InputError for a wrong argument."""
     parser = argparse.ArgumentParser(
         prog="rambo-calibrate",
-        description="Fit a scale of the scores to labelled images and write it into the weights: "
-        "a checkpoint of the same architecture, whose scores are probabilities, with the "
-        "threshold of the best F1 for each class.",
+        description="Fits a rescaling of the scores to labelled images, so that scores are "
+        "probabilities. Writes a checkpoint of the same architecture and, for each class, the "
+        "threshold with the best F1.",
     )
     parser.error = raise_input_error  # type: ignore[method-assign]
     add_model_arguments(parser)
     add_data_arguments(parser)
-    add, text = parser.add_argument, "labelled images to fit to [the config's training set]"
-    add("--dataset", metavar="NAME", help=text)
-    add("--images", type=int, default=MAX_IMAGES, metavar="N", help="of them at most [%(default)s]")
-    text = "a data set to measure on, before and after [the config's test set; none: '']"
+    add, text = parser.add_argument, "use at most N images for the fit [%(default)s]"
+    add("--dataset", metavar="NAME", help="dataset for the fit [the config's training set]")
+    add("--images", type=int, default=MAX_IMAGES, metavar="N", help=text)
+    text = "dataset to evaluate on before and after [default: the config's test set; '' for none]"
     add("--test", metavar="NAME", help=text)
-    text = "[model_calibrated.pth beside the weights]"
+    text = "output checkpoint [model_calibrated.pth next to the weights]"
     add("--output", type=Path, metavar="FILE", help=text)
     add("--overwrite", action="store_true", help="replace an earlier output")
     args = parser.parse_args(argv)
@@ -55,35 +55,37 @@ def run(args: argparse.Namespace) -> None:
     saved = find_model(args.run, args.config, args.weights, args.imports)
     output = args.output or Path(saved.weights).with_name("model_calibrated.pth")
     if output.resolve() == Path(saved.weights).resolve():
-        raise InputError(f"--output {output} holds the weights themselves: name another file")
+        raise InputError(f"--output {output} would overwrite the input weights: name another file")
     thresholds, picture = (output.with_name(name) for name in CALIBRATION_FILES)
     for file in (output, thresholds, picture):
         if file.exists() and not args.overwrite:
-            raise InputError(f"{file} exists already: --overwrite, or --output FILE elsewhere")
+            raise InputError(f"{file} already exists: use --overwrite, or --output FILE elsewhere")
     if not output.parent.is_dir():
-        raise InputError(f"--output {output}: there is no folder {output.parent}")
+        raise InputError(f"--output {output}: the folder {output.parent} does not exist")
     detector = Detector(saved, args.opts)
     if args.dataset is None and not detector.train_sets:
         raise InputError("DATASETS.TRAIN is empty: name labelled images with --dataset")
     data = EvaluationData(args.dataset or detector.train_sets[0], detector, saved.data, args)
-    args.register = []  # the datasets are registered now
+    # The datasets of the command line are registered now, so the test set does not register them.
+    not_again = argparse.Namespace(**{**vars(args), "register": []})
     test = detector.datasets[0] if args.test is None and detector.datasets else args.test
-    measured = EvaluationData(test, detector, saved.data, args) if test else None
-    found = calibrate(detector.model, *labelled_images(data.name, detector.mapper, args.images))
-    before = _measure(detector, measured) if measured else {}
-    write_calibrated(detector.model, found, output, data.classes, data.name)
-    if measured:
-        after = _measure(detector, measured)
+    test_data = EvaluationData(test, detector, saved.data, not_again) if test else None
+    fit = calibrate(detector.model, *labelled_images(data.name, detector.mapper, args.images))
+    before = _measure(detector, test_data) if test_data else {}
+    write_calibrated(detector.model, fit, output, data.classes, data.name)
+    if test_data:
+        after = _measure(detector, test_data)
         rows = [(name, before[name], after[name]) for name in before]
         print(tabulate(rows, ("in %", "before", "after"), "github", floatfmt=".2f"))
-        if measured.name == data.name:
-            print("Measured on the images it was fitted to: name others with --test.")
-    old, new = found.errors
+        if test_data.name == data.name:
+            print("Measured on the images used for the fit: use --test for other images.")
+    old, new = fit.errors
     print(
-        f"\nfitted to {data.name}: calibration error there {old:.1f} %, now {new:.1f} %\n"
+        f"\ncalibration error on {data.name} (used for the fit): {old:.1f} % before, {new:.1f} % "
+        "after\n"
         f"checkpoint: {output} (loads where the raw one does)\n"
         f"thresholds: {thresholds}, one for each class; one for all: "
-        f"SCORE_THRESH_TEST {found.threshold:.3g}\n"
+        f"SCORE_THRESH_TEST {fit.threshold:.3g}\n"
         f"picture: {picture}"
     )
 
@@ -100,14 +102,13 @@ def _measure(detector: Any, data: Any) -> dict[str, float]:
 
     matches = find_matches(data.truth, data.detect(detector))
     with without_score_threshold(detector.model):
-        more = find_matches(data.truth, data.detect(detector), most=PER_IMAGE)
+        more = find_matches(data.truth, data.detect(detector), max_per_image=PER_IMAGE)
+    unit_weights = np.ones((1, matches.positives.shape[1]), int)
+    aps, aps_of_more = ({name: float(ap[0]) for name, ap in metrics(found, unit_weights).items()}
+                        for found in (matches, more))  # fmt: skip
+    ap_of_more = {f"AP of {PER_IMAGE} detections an image": aps_of_more["AP"]}
     error = calibration_error(*matches.counted)
-    once = np.ones((1, matches.positives.shape[1]), int)
-    ap, ap_of_more = (
-        {name: float(value[0]) for name, value in metrics(x, once).items()} for x in (matches, more)
-    )
-    of_more = {f"AP of {PER_IMAGE} detections an image": ap_of_more["AP"]}
-    return {"calibration error": error, "AP": ap.pop("AP"), **of_more, **ap}
+    return {"calibration error": error, "AP": aps.pop("AP"), **ap_of_more, **aps}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,69 +17,64 @@ from ..engine.arguments import add_data_arguments, add_hold_out, add_import, rai
 from ..errors import InputError
 from .failures import exit_status
 
-_EPILOG = """\
-The order of precedence of config keys: those of --config, then those at the end of the command
-line, of --data, and of --variant. A comparison that was interrupted goes on with the same command.
-"""
-
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; raises InputError for a wrong argument."""
     parser = argparse.ArgumentParser(
-        prog="rambo-compare", description="Train with several losses and seeds and compare.",
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="rambo-compare", description="Trains with several losses and seeds and compares them.",
+        epilog="A config key may be given in several places. The last of these takes precedence: "
+        "--config, the end of the command line, --data, --variant. To continue an interrupted "
+        "comparison, repeat the same command.",
     )  # fmt: skip
     parser.error = raise_input_error  # type: ignore[method-assign]
-    add, config = parser.add_argument, "yaml config of a model, with whichever loss"
-    names = ("--config", "--config-file")
-    add(*names, dest="config_file", required=True, metavar="FILE", help=config)
-    text = "of ce, focal, rambo; the first is the reference (default: the stock loss and rambo)"
+    add, text = parser.add_argument, "yaml config of the model; its loss is replaced"
+    add("--config", "--config-file", dest="config_file", required=True, metavar="FILE", help=text)
+    text = "losses from ce, focal, rambo; the first is the reference (default: stock loss, rambo)"
     add("--losses", metavar="A,B", help=text)
     more = {"action": "append", "default": []}
-    text = "a loss with config keys of its own; repeatable"
+    text = "a loss with extra config keys; repeatable"
     add("--variant", **more, metavar="'NAME=LOSS KEY VALUE ...'", help=text)
     text = "a variant for each combination of the values; repeatable"
     add("--grid", **more, metavar="'NAME=LOSS KEY V1,V2 ...'", help=text)
-    text = "number of seeds, 0 to N - 1, or a list: 3,4,7"
+    text = "number of seeds (0 to N-1), or a list such as 3,4,7; write seed 7 alone as 7,"
     add("--seeds", default="3", metavar="N", help=text)
-    text = "a data set: SPEC is voc:ROOT:TRAIN:VAL, coco:TRAIN.json:IMAGES:VAL.json:IMAGES or a "
-    text += "config file with its own sets; repeatable (default: those of --config)"
+    text = "a dataset: SPEC is voc:ROOT:TRAIN:VAL, yolo:DATA_YAML:TRAIN:VAL, coco:FOLDER:TRAIN:VAL"
+    text += ", coco:TRAIN.json:IMAGES:VAL.json:IMAGES or a config file with its own datasets; "
+    text += "repeatable (default: the datasets of --config)"
     add("--data", **more, metavar="'NAME=SPEC [KEY VALUE ...]'", help=text)
     add_data_arguments(parser)
     add_import(parser)
     add_hold_out(parser)
     add("--out", type=Path, default=Path("output/compare"), metavar="FOLDER")
-    add("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
-    text = "CPU threads of each training (default: all, shared by the jobs)"
-    add("--threads", type=int, help=text)
-    text = "which checkpoints of finished runs stay; last: with the best one, if kept (default)"
+    add("--jobs", type=int, default=1, help="number of trainings at a time (default: 1)")
+    add("--threads", type=int, help="CPU threads per training (default: all cores / --jobs)")
+    text = "which checkpoints of finished runs stay; last (default) includes the best one, if any"
     add("--checkpoints", choices=("all", "last", "none"), default="last", help=text)
-    text = "resamples (default: 2000)"
+    text = "number of bootstrap resamples of the test images (default: 2000)"
     add("--bootstrap", type=int, default=2000, metavar="N", help=text)
-    text = "config keys of all runs"
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=text)
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys for all runs")
     args = parser.parse_args(argv)
     if args.threads is None:
         args.threads = max(1, (os.cpu_count() or 1) // max(1, args.jobs))
-    for key, least in (("jobs", 1), ("threads", 1), ("bootstrap", 100)):
-        if getattr(args, key) < least:
-            raise InputError(f"--{key} must be >= {least}, got {getattr(args, key)}")
+    for key, minimum in (("jobs", 1), ("threads", 1), ("bootstrap", 100)):
+        if getattr(args, key) < minimum:
+            raise InputError(f"--{key} must be >= {minimum}, got {getattr(args, key)}")
     if not args.config_file.endswith((".yaml", ".yml")):
-        raise InputError(f"--config {args.config_file}: a yaml config is needed")
+        raise InputError(f"--config {args.config_file} must be a yaml config")
     if args.data and (args.register or args.classes is not None or args.split is not None):
-        raise InputError("--data goes without --register-..., --split and --classes")
+        raise InputError("--data cannot be combined with --register-..., --split or --classes")
     args.seeds = _seeds(args.seeds)
     return args
 
 
 def _seeds(text: str) -> list[int]:
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         numbers = [-1]
     seeds = numbers if "," in text else list(range(numbers[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds {text}: a number >= 1, or different numbers >= 0 as 3,4,7")
+        raise InputError(f"--seeds {text}: use a number >= 1 or different seeds such as 3,4,7")
     return seeds
 
 
@@ -114,9 +109,8 @@ def run(args: argparse.Namespace, command: str) -> int:
         failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints, lock)
         measured = measure_runs(plan)
         results = compare(plan, measured, command, args.bootstrap)
-        kept = write_results(plan, results, args.out)
-        if kept:
-            print(f"what was in {args.out} is of other runs too and is kept: {', '.join(kept)}")
+        if renamed := write_results(plan, results, args.out):
+            print(f"{args.out} had results of other runs; renamed them to {', '.join(renamed)}")
         write_report(plan, measured, results, args.out / "report.html")
     print(f"\n{as_text(results)}\n\nreport: {args.out / 'report.html'}")
     if failed:
@@ -135,6 +129,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["rambo-compare", *(sys.argv[1:] if argv is None else argv)])
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        return exit_status(lambda: run(parse_args(argv), command), "the same command goes on")
+        return exit_status(lambda: run(parse_args(argv), command), "repeat the command to continue")
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -8,9 +8,15 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+# errno of a file that cannot be written -> what the user can do about it.
+_ADVICE = {
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some disk space",
+    errno.EFBIG: "allow larger files (ulimit -f), or write to another file system",
+    errno.EROFS: "write to a folder that is not read-only",
+}
 _IN_ANOTHER_PROCESS = f"{InputError.__module__}.{InputError.__name__}: "
 _NO_DETECTRON2 = (
     "Detectron2 is not installed: pip install --no-build-isolation "
@@ -55,25 +61,21 @@ def _runtime_failure(error: BaseException | None) -> str | None:
     """Returns the line about a failure of the machine or another process; None for a bug."""
     if error is None:
         return None
-    text = " ".join(str(error).split())
-    if _is_full_disk(error):
-        return f"{error}: make room"
+    text = one_line(error)
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        return f"{error}: {_ADVICE[error.errno]}"
     if isinstance(error, PermissionError) and error.filename is not None:
-        return f"{error}: change the rights of the file or its folder"
+        return f"{error}: change the permissions of the file or its folder"
     if _is_dead_worker(error):
         return (
-            f"a data worker died, perhaps for want of memory ({text}): DATALOADER.NUM_WORKERS sets "
-            "how many there are"
+            f"a data loader worker died, perhaps because memory ran out ({text}): try fewer, with "
+            "DATALOADER.NUM_WORKERS"
         )
     # A collective operation fails if another process of the run has ended.
     if isinstance(error, RuntimeError) and ("gloo/transport" in text or "ncclRemoteError" in text):
         reason = text.split(". ")[0]
-        return f"another process of the run has ended, and may have said why ({reason})"
+        return f"another process of the run has ended; see its output for the reason ({reason})"
     return _runtime_failure(error.__cause__ or error.__context__)
-
-
-def _is_full_disk(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def _is_dead_worker(error: BaseException) -> bool:
@@ -89,7 +91,7 @@ def _is_dead_worker(error: BaseException) -> bool:
 def _quiet_thread(
     args: threading.ExceptHookArgs, otherwise: Callable[..., Any] = threading.excepthook
 ) -> None:
-    """Prints no traceback for a thread that a full disk ended: TensorBoard's thread passes its
-    error to the main thread, and a traceback would interrupt the one line about the error."""
-    if not _is_full_disk(args.exc_value):
+    """Prints no traceback for a thread that cannot write, as TensorBoard's thread passes its error
+    to the main thread, and a traceback would interrupt the one line about the error."""
+    if getattr(args.exc_value, "errno", None) not in _ADVICE:
         otherwise(args)

@@ -1,6 +1,8 @@
 """``rambo-predict`` (tools/predict.py): detects in images, videos or a camera's frames."""
 
 import argparse
+import contextlib
+import json
 import logging
 import os
 import sys
@@ -13,32 +15,27 @@ from ..engine.arguments import add_model_arguments, classes_from_args, raise_inp
 from ..errors import InputError
 from .failures import exit_status
 
-_FALLBACK = 0.5
-
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; raises InputError for a wrong argument."""
     parser = argparse.ArgumentParser(
         prog="rambo-predict",
-        description="Detect in images, folders of them, videos or a camera: writes annotated "
-        "pictures and videos, and all detections in COCO's result format.",
+        description="Detects objects in images, folders of images, videos or a camera's frames. "
+        "Writes annotated pictures and videos, and all detections in COCO's result format.",
     )
     parser.error = raise_input_error  # type: ignore[method-assign]
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="images, videos, folders")
     add_model_arguments(parser)
-    add("--classes", metavar="A,B,C", help="names, where the training is not there")
-    text = "a webcam, 0 the first, or the address of a stream; until Ctrl-C or --frames"
+    add("--classes", metavar="A,B,C", help="class names, if they are not stored with the training")
+    text = "number of a webcam (0 is the first) or URL of a stream; runs until Ctrl-C or --frames"
     add("--camera", action="append", default=[], metavar="NUMBER", help=text)
-    add("--frames", type=int, metavar="N", help="of each video: the first N")
+    add("--frames", type=int, metavar="N", help="read only the first N frames of each video")
     add("--output", default="predictions", metavar="FOLDER", help="[%(default)s]")
-    add("--overwrite", action="store_true", help="replace what is in the output")
-    add(
-        "--threshold", type=float, metavar="SCORE",
-        help="draw what scores at least that; by default the thresholds of a calibration, one for "
-        "each class, without one the score with the best F1 in the run's last evaluation, "
-        f"{_FALLBACK} where there is none",
-    )  # fmt: skip
+    add("--overwrite", action="store_true", help="replace existing files in the output")
+    text = "draw detections with at least this score; default: per-class thresholds of a "
+    text += "calibration, else the score with the best F1 in the run's last evaluation, else 0.5"
+    add("--threshold", type=float, metavar="SCORE", help=text)
     args = parser.parse_args(argv)
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise InputError(f"--threshold must be in [0, 1], got {args.threshold}")
@@ -49,8 +46,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def default_threshold(saved: Any) -> tuple[float, str]:
     """Returns the lowest score to draw, and its origin, for a ``SavedModel``."""
-    import json
-
     from ..engine.saved_model import load_ground_truth
     from ..evaluation.matches import find_matches
     from ..evaluation.ranking import best_f1
@@ -59,14 +54,12 @@ def default_threshold(saved: Any) -> tuple[float, str]:
     # The evaluations of several datasets overwrite each other's results.
     if saved.results is not None and len(saved.data.annotations) == 1:
         ((name, file),) = saved.data.annotations.items()
-        try:
-            matches = find_matches(
-                load_ground_truth(file), json.loads(saved.results.read_text()), [0.5]
-            )
+        # The results may be those of another dataset, or incomplete.
+        with contextlib.suppress(OSError, ValueError, KeyError, AssertionError):
+            results = json.loads(saved.results.read_text())
+            matches = find_matches(load_ground_truth(file), results, [0.5])
             score = best_f1(*matches.counted, int(matches.positives.sum()))
-        except (OSError, ValueError, KeyError, AssertionError):  # another dataset's, or incomplete
-            pass
-    return (_FALLBACK, "the default") if score is None else (score, f"the best F1 on {name}")
+    return (0.5, "the default") if score is None else (score, f"the best F1 on {name}")
 
 
 def silence_libraries() -> None:
@@ -98,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     files = len(broken) + len(sources)
     annotator = Annotator(output, sources, args.overwrite)
     detector = Detector(saved, args.opts, classes_from_args(args))
-    score, why = (args.threshold, "--threshold")
+    score, why = args.threshold, "--threshold"
     if score is None:
         names = list(detector.metadata.get("thing_classes") or ())
         score, why = read_thresholds(saved.weights, names), "thresholds.json, one for each class"

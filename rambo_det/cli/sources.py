@@ -20,7 +20,7 @@ _VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 class Source:
     """An image, a video or a camera."""
 
-    place: str  # the file, or the camera's number or address
+    path_or_address: str  # a file, or a camera's number or address
     output: Path  # path of the annotated copy, relative to the output folder
     is_video: bool = False
     length: int | None = 1  # number of frames; None: unknown, as for a camera
@@ -37,10 +37,9 @@ def find_sources(
     """
     sources: list[Source] = []
     broken: list[InputError] = []
-    for name in inputs:
-        path = Path(name)
+    for path in map(Path, inputs):
         if not path.exists():
-            raise InputError(f"{name}: no such file or folder")
+            raise InputError(f"{path}: no such file or folder")
         if not path.is_dir():
             sources.append(_source_from_file(path, Path(path.name)))
             continue
@@ -48,7 +47,7 @@ def find_sources(
         if output.resolve() != path.resolve():  # earlier results are not inputs
             inside = [p for p in inside if output.resolve() not in p.resolve().parents]
         if not inside:
-            raise InputError(f"{name}: no images or videos in this folder")
+            raise InputError(f"{path}: no images or videos in this folder")
         for file in inside:
             try:
                 sources.append(_source_from_file(file, file.relative_to(path)))
@@ -58,8 +57,8 @@ def find_sources(
         number = camera if camera.isdigit() else ""
         sources.append(Source(camera, Path(f"camera{number}.mp4"), True, None))
     if not sources:
-        nothing = "nothing to detect in: name images, folders or videos, or --camera 0"
-        raise broken[0] if broken else InputError(nothing)
+        no_inputs = "no inputs: name images, folders or videos, or use --camera 0"
+        raise broken[0] if broken else InputError(no_inputs)
     taken = {Path(OVERVIEW)}
     for source in sources:
         source.output = unique_path(source.output, taken)
@@ -73,17 +72,18 @@ def _source_from_file(file: Path, output: Path) -> Source:
         return Source(str(file), output.with_suffix(ending))
     video = open_video(str(file))
     length = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    there, _ = video.read()
+    has_frame, _ = video.read()
     video.release()
-    if not there:
+    if not has_frame:
         raise InputError(f"{file}: OpenCV cannot read a frame of this video")
     return Source(str(file), output.with_suffix(".mp4"), True, length if length > 0 else None)
 
 
-def open_video(place: str) -> cv2.VideoCapture:
+def open_video(path_or_address: str) -> cv2.VideoCapture:
     """Opens a video file, or a camera by its number or address; InputError if OpenCV cannot."""
-    video = cv2.VideoCapture(int(place) if place.isdigit() else place)
+    is_number = path_or_address.isdigit()
+    video = cv2.VideoCapture(int(path_or_address) if is_number else path_or_address)
     if not video.isOpened():
-        what = f"--camera {place}" if place.isdigit() or "://" in place else place
-        raise InputError(f"{what}: OpenCV cannot read a video there")
+        option = "--camera " if is_number or "://" in path_or_address else ""
+        raise InputError(f"{option}{path_or_address}: OpenCV cannot open this video")
     return video

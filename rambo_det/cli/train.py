@@ -16,7 +16,7 @@ from .failures import exit_status
 _TASKS = {
     "bbox": ("AP", "AP"),
     "segm": ("mask AP", "AP"),
-    "keypoints": ("key point AP", "AP"),
+    "keypoints": ("keypoint AP", "AP"),
     "voc": ("VOC AP50", "AP50"),
 }
 
@@ -34,8 +34,7 @@ def result_table(results: dict[str, Any]) -> str:
             continue
         bbox = result["bbox"]
         head = {key: bbox[key] for key in ("AP", "AP50", "AP75")}
-        labels = [key.removeprefix("AP-") for key in bbox if key.startswith("AP-")]
-        rows = [{"class": label} for label in labels]
+        rows = [{"class": key.removeprefix("AP-")} for key in bbox if key.startswith("AP-")]
         for task in filter(result.get, _TASKS):
             (title, metric), found = _TASKS[task], result[task]
             head[title] = found[metric]
@@ -43,12 +42,12 @@ def result_table(results: dict[str, Any]) -> str:
                 key = f"{metric}-{row['class']}"
                 if key in found:  # Detectron2 has no keypoint AP per class
                     row[title] = found[key]
-        tables = [[head], rows] if rows else [[head]]
-        lines += [tabulate(t, headers="keys", floatfmt=".3f", tablefmt="github") for t in tables]
+        for table in filter(None, ([head], rows)):
+            lines.append(tabulate(table, headers="keys", floatfmt=".3f", tablefmt="github"))
         if head["AP"] != head["AP"]:
-            lines.append("nan: nothing was detected, or the data have no object")
+            lines.append("nan: nothing was detected, or the dataset has no objects")
         elif any(row["AP"] != row["AP"] for row in rows):
-            lines.append("nan: the data have no object of that class")
+            lines.append("nan: the dataset has no object of this class")
     return "\n\n".join(lines)
 
 
@@ -63,18 +62,19 @@ def load_config(args: argparse.Namespace) -> Any:
     cfg, keys = (load_lazy_config(args), LAZY) if args.lazy else (build_config(args), YAML)
     if not args.lazy and not args.eval_only and cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
         logging.getLogger(__name__).warning(
-            "SOLVER.WARMUP_ITERS %d: in SOLVER.MAX_ITER %d iterations the learning rate does not "
-            "reach SOLVER.BASE_LR", cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER,
+            "SOLVER.WARMUP_ITERS %d is not less than SOLVER.MAX_ITER %d: the learning rate never "
+            "reaches SOLVER.BASE_LR", cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER,
         )  # fmt: skip
-    calibrate = get_key(cfg, keys.calibrate)
-    if calibrate == "train" and not dataset_names(cfg, keys.train_sets) and not args.eval_only:
+    calibrate = "off" if args.eval_only else get_key(cfg, keys.calibrate)
+    train = dataset_names(cfg, keys.train_sets)
+    if calibrate == "train" and not train:
         raise InputError(
-            f"{keys.calibrate} train: {keys.train_sets} names no data set: name one here"
+            f"{keys.calibrate} train needs a training set, but {keys.train_sets} is empty: give "
+            f"{keys.calibrate} the name of a dataset"
         )
-    if calibrate not in ("off", "train") and not args.eval_only:
-        train = dataset_names(cfg, keys.train_sets)[0]
+    if calibrate not in ("off", "train"):
         check_dataset(keys.calibrate, calibrate)
-        check_same_classes(keys.calibrate, calibrate, train, registered_classes(train))
+        check_same_classes(keys.calibrate, calibrate, train[0], registered_classes(train[0]))
     return cfg
 
 
@@ -87,11 +87,11 @@ def check_data(args: argparse.Namespace) -> None:
 
     if args.config_file:
         cfg, keys = load_config(args), LAZY if args.lazy else YAML
-        found = [*dataset_names(cfg, keys.train_sets), *dataset_names(cfg, keys.test_sets)]
+        names = [*dataset_names(cfg, keys.train_sets), *dataset_names(cfg, keys.test_sets)]
     else:
         register_own(args)
-        found = registered_names(args)
-    print(write_pages(list(dict.fromkeys(found)), Path(args.check_data)))
+        names = registered_names(args)
+    print(write_pages(list(dict.fromkeys(names)), Path(args.check_data)))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -108,13 +108,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..engine.trainer import RamboTrainer
 
     kind = LazyRun if args.lazy else RamboTrainer
-    keys, main = kind.keys, comm.is_main_process()
+    keys, is_main = kind.keys, comm.is_main_process()
 
     def print_results(results: dict[str, Any], checkpoint: Any, *more: str | None) -> None:
-        if main:
-            table = f"in percent:\n\n{result_table(results)}"
-            lines = [f"\n{table}\n\ncheckpoint: {checkpoint}", *filter(None, more)]
-            print("\n".join(lines))
+        if is_main:
+            text = f"\nin percent:\n\n{result_table(results)}\n\ncheckpoint: {checkpoint}"
+            print(text, *filter(None, more), sep="\n")
 
     with buffer_logs():
         cfg = load_config(args)
@@ -132,11 +131,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return results
     final, train, calibrate = folder / "model_final.pth", dataset_names(cfg, keys.train_sets), None
     trainer = kind(cfg)
-    if main:
+    if is_main:
         write_data(folder, args, train, dataset_names(cfg, keys.test_sets))
     results = trainer.fit(args.resume)
     best, data = trainer.evaluations.summary(), get_key(cfg, keys.calibrate)
-    if main and data != "off" and final.is_file():
+    if is_main and data != "off" and final.is_file():
         data = train[0] if data == "train" else data
         calibrate = calibrate_final(trainer.model, kind.test_mapper(cfg), folder, data)
     # All processes follow process 0: a process on another machine may not see the file.
@@ -162,15 +161,14 @@ def main(argv: Sequence[str] | None = None, lazy: bool = False) -> int:
         if args.check_data is not None:
             check_data(args)
             return
-        if args.num_gpus > max(torch.cuda.device_count(), 1):
-            there = torch.cuda.device_count()
-            raise InputError(f"--num-gpus {args.num_gpus}: there are {there} here")
+        if args.num_gpus > max(num_gpus := torch.cuda.device_count(), 1):
+            raise InputError(f"--num-gpus {args.num_gpus}: this machine has {num_gpus} GPUs")
         if args.num_gpus * args.num_machines > 1 and not lazy:
             with buffer_logs():  # finds mistakes before many processes start
                 load_config(args)
         launch(run, args)
 
-    return exit_status(launched, "--resume goes on from the last checkpoint")
+    return exit_status(launched, "--resume continues from the last checkpoint")
 
 
 if __name__ == "__main__":

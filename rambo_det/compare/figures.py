@@ -21,7 +21,7 @@ _STYLE: Any = {
     "grid.color": "#e6e8ec", "axes.axisbelow": True, "legend.frameon": False,
     "svg.hashsalt": "rambo_det", "axes.titlesize": 9,
 }  # fmt: skip
-_MOST_CLASSES = 12
+_MAX_CLASSES = 12
 _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 
 
@@ -30,27 +30,26 @@ def _figure(number: int, columns: int, width: float, height: float) -> tuple[Fig
     columns = min(columns, number)
     rows = -(-number // columns)
     with matplotlib.rc_context(_STYLE):
-        size = (width * columns + 0.4, height * rows + 0.6)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure((width * columns + 0.4, height * rows + 0.6), layout="constrained")
         axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axis in axes[number:]:
         axis.set_axis_off()
     return figure, axes[:number]
 
 
-def _save(figure: Figure, form: str = "svg") -> bytes:
+def _save(figure: Figure, image_format: str = "svg") -> bytes:
     buffer = io.BytesIO()
     # Leaves out the date and the Matplotlib version, so that equal plots give equal files.
-    metadata = {"Date": None} if form == "svg" else {"Software": None}
+    metadata = {"Date": None} if image_format == "svg" else {"Software": None}
     with ignore_missing_glyphs(), matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format=form, metadata=metadata, dpi=120)
+        figure.savefig(buffer, format=image_format, metadata=metadata, dpi=120)
     return buffer.getvalue()
 
 
-def draw_intervals(rows: Sequence[tuple[str, dict[str, float]]], form: str = "svg") -> bytes:
+def draw_intervals(rows: Sequence[tuple[str, Any]], image_format: str = "svg") -> bytes:
     """Draws differences in AP with their intervals, one below the other.
 
-    Each row is a label and a dict of ``mean``, ``low`` and ``high``; ``form`` is "svg" or "png".
+    Each row is a label and a dict of ``mean``, ``low`` and ``high``. The format is "svg" or "png".
     """
     figure, (axis,) = _figure(1, 1, 6.8, 0.2 + 0.42 * len(rows))
     axis.axvline(0, color="#333a45", linewidth=1)
@@ -60,23 +59,23 @@ def draw_intervals(rows: Sequence[tuple[str, dict[str, float]]], form: str = "sv
     axis.set_yticks(range(len(rows)), [label for label, _ in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("difference in AP (percentage points); the bar is the 95 % interval")
-    return _save(figure, form)
+    return _save(figure, image_format)
 
 
 def precision_recall(cells: RunsByVariant) -> bytes:
     """Draws precision over recall at IoU 0.5: a plot per frequent class, with a line per loss."""
-    one = next(iter(cells.values()))[0].matches
-    objects = one.positives.sum(axis=1)
-    chosen = sorted(np.argsort(-objects, kind="stable")[:_MOST_CLASSES])
+    first = next(iter(cells.values()))[0].matches
+    objects = first.positives.sum(axis=1)
+    chosen = sorted(np.argsort(-objects, kind="stable")[:_MAX_CLASSES])
     figure, axes = _figure(len(chosen), 4, 2.6, 2.3)
     for axis, k in zip(axes, chosen, strict=True):
         for colour, (title, runs) in enumerate(cells.items()):
             curves = np.array([run.matches.curves[k] for run in runs])
-            _plot_mean_and_std(axis, RECALLS, curves, colour, title)
-        axis.set_title(escape_dollars(f"{one.classes[k]} ({objects[k]} objects)"))
+            _plot_mean_band(axis, RECALLS, curves, colour, title)
+        axis.set_title(escape_dollars(f"{first.classes[k]} ({objects[k]} objects)"))
         axis.set(xlim=(0, 1), ylim=(0, 1.02))
-    figure.supxlabel("recall: share of the objects that are found", fontsize=9)
-    figure.supylabel("precision: share that is right", fontsize=9)
+    figure.supxlabel("recall: share of objects found", fontsize=9)
+    figure.supylabel("precision: share of detections that are right", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return _save(figure)
 
@@ -119,29 +118,26 @@ def reliability(cells: RunsByVariant) -> bytes:
 
 def ap_during_training(cells: RunsByVariant) -> bytes | None:
     """Draws AP at each evaluation that all seeds of a loss have; None if that is only the last."""
-    found: dict[str, dict[int, list[float]]] = {}
+    aps: dict[str, dict[int, list[float]]] = {}
     for title, runs in cells.items():
         curves = [{e["iteration"]: e["AP"] for e in run.result["evaluations"]} for run in runs]
-        iterations = sorted(set.intersection(*(set(curve) for curve in curves)))
-        found[title] = {i: [curve[i] for curve in curves] for i in iterations}
-    return learning_curves(found) if max(map(len, found.values())) > 1 else None
+        iterations = sorted(set.intersection(*map(set, curves)))
+        aps[title] = {i: [curve[i] for curve in curves] for i in iterations}
+    return learning_curves(aps) if max(map(len, aps.values())) > 1 else None
 
 
-def learning_curves(found: dict[str, dict[int, list[float]]], form: str = "svg") -> bytes:
-    """Draws ``found``, loss -> iteration -> AP of each seed; ``form`` is "svg" or "png"."""
+def learning_curves(aps: dict[str, dict[int, list[float]]], image_format: str = "svg") -> bytes:
+    """Draws ``aps``, loss -> iteration -> AP of each seed. The image format is "svg" or "png"."""
     figure, (axis,) = _figure(1, 1, 6.8, 2.6)
-    for colour, (title, aps) in enumerate(found.items()):
-        _plot_mean_and_std(
-            axis, np.array(list(aps)), np.array(list(aps.values()), float).T, colour, title
-        )
+    for colour, (title, curve) in enumerate(aps.items()):
+        values = np.array(list(curve.values()), float).T
+        _plot_mean_band(axis, np.array(list(curve)), values, colour, title)
     axis.set(xlabel="iteration", ylabel="AP on the validation images", ylim=(0, None))
     axis.legend()
-    return _save(figure, form)
+    return _save(figure, image_format)
 
 
-def _plot_mean_and_std(
-    axis: Any, x: np.ndarray, values: np.ndarray, colour: int, label: str
-) -> None:
+def _plot_mean_band(axis: Any, x: np.ndarray, values: np.ndarray, colour: int, label: str) -> None:
     """Draws the mean of ``values`` (S, X) over ``x`` (X,) in a band of one standard deviation."""
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     shade = _COLOURS[colour % len(_COLOURS)]

@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import Visualizer
 from pycocotools.coco import COCO
 
@@ -38,10 +39,10 @@ def disagreements(
         direction of the mean; ``difference``, AP50 (percent) of the second loss minus the first
         with this seed; ``panels``, caption -> jpeg: ground truth, then detections of each loss.
     """
-    each = np.array(
+    gains_of_seeds = np.array(  # (S, I)
         [ap50_of_images(b.matches) - ap50_of_images(a.matches) for a, b in pairs]
-    )  # (S, I)
-    gains = each.mean(axis=0)
+    )
+    gains = gains_of_seeds.mean(axis=0)
     order = np.argsort(-gains, kind="stable")
     ids = sorted(truth.getImgIds())
     files = {record["image_id"]: record["file_name"] for record in DatasetCatalog.get(test_set)}
@@ -50,7 +51,7 @@ def disagreements(
         if image is None or abs(gains[index]) < _MIN_DIFFERENCE:
             continue
         # This seed's difference is at least the mean, so the boxes show what the heading says.
-        pair = int(np.argmax(each[:, index] * np.sign(gains[index])))
+        pair = int(np.argmax(gains_of_seeds[:, index] * np.sign(gains[index])))
         objects = truth.loadAnns(truth.getAnnIds(ids[index]))
         names = [truth.cats[item["category_id"]]["name"] for item in objects]
         boxes = np.array([item["bbox"] for item in objects], float)
@@ -59,7 +60,7 @@ def disagreements(
             panels[title] = _detections(image, item.matches, int(index))
         yield {
             "image": ids[index], "file": Path(files[ids[index]]).name, "panels": panels,
-            "seed": pairs[pair][0].run.seed, "difference": float(each[pair, index]),
+            "seed": pairs[pair][0].run.seed, "difference": float(gains_of_seeds[pair, index]),
         }  # fmt: skip
 
 
@@ -77,13 +78,12 @@ def ap50_of_images(matches: Matches) -> np.ndarray:
 
 def _detections(image: np.ndarray, matches: Matches, index: int) -> bytes:
     """Draws an image's detections that reach the score of the loss's best F1 at IoU 0.5."""
-    lowest = best_f1(*matches.counted, int(matches.positives.sum()))
-    least = 1.0 if lowest is None else lowest
-    shown = np.flatnonzero((matches.images == index) & (matches.scores >= least))
-    of_class = np.searchsorted(matches.offsets, shown, side="right") - 1
+    threshold = best_f1(*matches.counted, int(matches.positives.sum()))
+    min_score = 1.0 if threshold is None else threshold
+    shown = np.flatnonzero((matches.images == index) & (matches.scores >= min_score))
+    classes = np.searchsorted(matches.offsets, shown, side="right") - 1
     names = [
-        f"{matches.classes[k]} {matches.scores[i]:.2f}"
-        for i, k in zip(shown, of_class, strict=True)
+        f"{matches.classes[k]} {matches.scores[i]:.2f}" for i, k in zip(shown, classes, strict=True)
     ]
     colours = [_RIGHT if matches.right[0, i] else _WRONG for i in shown]
     return _draw(image, matches.boxes[shown], names, colours)
@@ -92,8 +92,7 @@ def _detections(image: np.ndarray, matches: Matches, index: int) -> bytes:
 @ignore_missing_glyphs()
 def _draw(image: np.ndarray, boxes: np.ndarray, labels: list[str], colours: list[str]) -> bytes:
     """Draws ``boxes``, (N, 4) x, y, width, height, in an (H, W, 3) BGR image; returns a jpeg."""
-    corners = boxes.reshape(-1, 4) @ np.array([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0],
-                                               [0, 0, 0, 1]])  # fmt: skip
+    corners = BoxMode.convert(boxes.reshape(-1, 4), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
     drawer = Visualizer(image[:, :, ::-1], scale=_LONGER_SIDE_PX / max(image.shape[:2]))
     labels = [escape_dollars(label) for label in labels]
     output = drawer.overlay_instances(boxes=corners, labels=labels, assigned_colors=colours)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,7 @@ class Plan:
     variants: dict[str, Variant]  # by name; the first is the reference
     test_sets: dict[str, str]  # data name -> name of its test set in Detectron2's catalogs
     runs: list[Run]  # in execution order: everything with one seed, then the next seed
-    num_test_images_in_train: dict[str, int] = field(
-        default_factory=dict
-    )  # data -> test images trained on too
+    num_test_images_in_train: dict[str, int]  # data name -> number of images in both sets
 
 
 def make_plan(
@@ -72,43 +70,44 @@ def make_plan(
     plan = Plan({variant.name: variant for variant in variants}, {}, [], {})
     cells: list[tuple[str, str, list[str], dict[str, Any]]] = []
     for item in data:
-        given = [*item.words(), "RAMBO_TRAIN.CALIBRATE", "train", *opts, *item.opts]
+        common = [*item.train_arguments(), "RAMBO_TRAIN.CALIBRATE", "train", *opts, *item.opts]
         classes: list[str] | None = None
         name = ""
         for variant in variants:
-            words = [*given, *_variant_opts(given, variant)]
-            args = parse_args(words)
+            argv = [*common, *_variant_opts(common, variant)]
+            args = parse_args(argv)
             for key, option in (("SEED", "--seeds"), ("OUTPUT_DIR", "--out")):
                 if key in args.opts[::2]:
-                    raise InputError(f"{key} differs from run to run: use {option}")
+                    raise InputError(f"{key} is set per run: use {option} instead")
             cfg = build_config(args, classes)
             if len(cfg.DATASETS.TEST) != 1:
-                raise InputError(f"DATASETS.TEST must be one set, not {cfg.DATASETS.TEST}")
+                raise InputError(f"DATASETS.TEST must name one dataset, got {cfg.DATASETS.TEST}")
             if not name:  # first variant: the others share its datasets and classes
                 name = item.name or cfg.DATASETS.TEST[0]
                 if name in plan.test_sets:
-                    raise InputError(f"two data sets are called {name}: give them different names")
+                    raise InputError(f"two datasets have the name {name}: rename one")
                 plan.test_sets[name] = cfg.DATASETS.TEST[0]
                 plan.num_test_images_in_train[name] = _num_test_images_in_train(cfg)
                 classes = next(map(registered_classes, registered_names(args)), None)
             elif cfg.DATASETS.TEST[0] != plan.test_sets[name]:
                 raise InputError(
-                    f"{variant.name}: DATASETS.TEST is {cfg.DATASETS.TEST[0]}, that of the others "
-                    f"{plan.test_sets[name]}: all losses are measured on the same data"
+                    f"{variant.name}: DATASETS.TEST is {cfg.DATASETS.TEST[0]}, but the other "
+                    f"variants use {plan.test_sets[name]}: all must be tested on the same data"
                 )
-            cells.append((name, variant.name, words, _settings(cfg)))
+            cells.append((name, variant.name, argv, _settings(cfg)))
     for seed in seeds:
-        for name, of, words, settings in cells:
-            folder = out / "runs" / name / of / f"seed{seed}"
-            command = (sys.executable, "-m", "rambo_det.cli.train", *words,
+        for name, variant_name, argv, settings in cells:
+            folder = out / "runs" / name / variant_name / f"seed{seed}"
+            command = (sys.executable, "-m", "rambo_det.cli.train", *argv,
                        "SEED", str(seed), "OUTPUT_DIR", str(folder))  # fmt: skip
-            plan.runs.append(Run(name, of, seed, folder, command, {**settings, "SEED": seed}))
+            settings = {**settings, "SEED": seed}
+            plan.runs.append(Run(name, variant_name, seed, folder, command, settings))
     return plan
 
 
-def _variant_opts(given: list[str], variant: Variant) -> list[str]:
+def _variant_opts(argv: list[str], variant: Variant) -> list[str]:
     """Returns a variant's KEY VALUE list: its loss's keys, unless set by the user, then its own."""
-    args = parse_args(given)
+    args = parse_args(argv)
     opts: list[str] = []
     for key, value in loss_opts(merged_config(args), variant.loss).items():
         if key.endswith((".NAME", ".META_ARCHITECTURE")) or key not in args.opts[::2]:

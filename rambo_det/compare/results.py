@@ -60,7 +60,7 @@ def ground_truth_of(plan: Plan, data: str) -> COCO:
     files += [file for folder in folders for file in folder.glob(f"{name}_coco_format.json")]
     for file in filter(None, files):
         return load_ground_truth(str(file))
-    raise InputError(f"{data}: no run has finished: there is nothing to compare")
+    raise InputError(f"{data}: no run has finished, so there is nothing to compare")
 
 
 def measure_runs(plan: Plan) -> list[RunResult]:
@@ -70,8 +70,8 @@ def measure_runs(plan: Plan) -> list[RunResult]:
 
 def finished(plan: Plan, measured: Sequence[RunResult], data: str) -> RunsByVariant:
     """Returns variant -> its finished runs on this data."""
-    there = [item for item in measured if item.run.data == data and item.matches is not None]
-    return {name: [x for x in there if x.run.variant == name] for name in plan.variants}
+    done = [item for item in measured if item.run.data == data and item.matches is not None]
+    return {name: [item for item in done if item.run.variant == name] for name in plan.variants}
 
 
 def _measure(plan: Plan, run: Run) -> RunResult:
@@ -86,56 +86,52 @@ def _measure(plan: Plan, run: Run) -> RunResult:
     if not result["evaluations"]:
         raise damaged_run_error(run.folder, "metrics.json has no evaluation")
     matches = _matches(plan, run, _DETECTIONS)
-    calibrated = _matches(plan, run, f"{CALIBRATED_FOLDER}/{_DETECTIONS}", optional=True)
-    once = np.ones((1, matches.positives.shape[1]), int)
+    file = f"{CALIBRATED_FOLDER}/{_DETECTIONS}"
+    calibrated = _matches(plan, run, file) if (run.folder / file).is_file() else None
+    item = RunResult(run, result, matches, calibrated)
+    unit_weights = np.ones((1, matches.positives.shape[1]), int)
     # Computed anew: the evaluator logs no class AP for a single class, and nan without detections.
-    ours = {name: float(ap[0]) for name, ap in _metrics(matches, calibrated, once).items()}
+    ours = {name: float(ap[0]) for name, ap in _metrics(item, unit_weights).items()}
     ours["ECE"] = calibration_error(*matches.counted)
     if calibrated:
         ours["ECE calibrated"] = calibration_error(*calibrated.counted)
-    found = {**result["evaluations"][-1], **{name: _finite_or_none(x) for name, x in ours.items()}}
+    values = {**result["evaluations"][-1], **{name: _finite_or_none(x) for name, x in ours.items()}}
     times = [line["time"] for line in read_metrics(run.folder) if line.get("time")]
-    # Counts only iterations that were done: RAMBO_TRAIN.PATIENCE may have ended the run early.
-    minutes = statistics.median(times) * found["iteration"] / 60 if times else None
-    found["training minutes"] = minutes
-    classes = [name for name in found if name.startswith("AP-")]
-    result["metrics"] = {name: found.get(name) for name in (*METRICS, *classes)}
-    return RunResult(run, result, matches, calibrated)
+    if times:
+        # Counts only iterations that were done: RAMBO_TRAIN.PATIENCE may have ended the run early.
+        values["training minutes"] = statistics.median(times) * values["iteration"] / 60
+    classes = [name for name in values if name.startswith("AP-")]
+    result["metrics"] = {name: values.get(name) for name in (*METRICS, *classes)}
+    return item
 
 
-def _matches(plan: Plan, run: Run, name: str, optional: bool = False) -> Matches | None:
-    """Matches the detections in a file of the run; None if ``optional`` and the file is missing."""
+def _matches(plan: Plan, run: Run, name: str) -> Matches:
+    """Matches the detections in a file of the run; InputError if it is missing or incomplete."""
     try:
         detections = json.loads((run.folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if optional:
-            return None
-        raise damaged_run_error(run.folder, f"{name} is missing") from None
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise damaged_run_error(run.folder, f"{name} cannot be read ({error})") from None
     return find_matches(ground_truth_of(plan, run.data), detections)
 
 
-def _metrics(
-    matches: Matches, calibrated: Matches | None, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    found = metrics(matches, weights)
-    if calibrated:
-        found["AP calibrated"] = metrics(calibrated, weights)["AP"]
-    return found
+def _metrics(item: RunResult, weights: np.ndarray) -> dict[str, np.ndarray]:
+    values = metrics(item.matches, weights)
+    if item.calibrated:
+        values["AP calibrated"] = metrics(item.calibrated, weights)["AP"]
+    return values
 
 
 def _evaluations(run: Run) -> list[dict[str, Any]]:
     """Returns the metrics, in percent, of each evaluated iteration."""
-    found: dict[int, dict[str, Any]] = {}
+    evaluations: dict[int, dict[str, Any]] = {}
     for line in read_metrics(run.folder):
         values = {k[5:]: _finite_or_none(v) for k, v in line.items() if k.startswith("bbox/")}
         if values:
             # The last evaluation is logged after the training, with the next iteration's number.
             iteration = min(line["iteration"] + 1, run.iterations)
             aps = {name: values.get(name) or 0.0 for name in METRICS[:3]}  # None: no detections
-            found[iteration] = {"iteration": iteration, **values, **aps}
-    return [found[iteration] for iteration in sorted(found)]
+            evaluations[iteration] = {"iteration": iteration, **values, **aps}
+    return [evaluations[iteration] for iteration in sorted(evaluations)]
 
 
 def _finite_or_none(value: float) -> float | None:
@@ -150,7 +146,6 @@ def compare(
     data: dict[str, dict[str, Any]] = {}
     for name, test_set in plan.test_sets.items():
         truth = ground_truth_of(plan, name)
-        ids = sorted(truth.getCatIds())
         cells = finished(plan, measured, name)
         images = [item.matches.positives.shape[1] for cell in cells.values() for item in cell]
         losses = {
@@ -160,13 +155,17 @@ def compare(
         data[name] = {
             "test_set": test_set,
             "classes": class_names(truth),
-            "boxes": [len(truth.getAnnIds(catIds=[of], iscrowd=False)) for of in ids],
+            "boxes": [
+                len(truth.getAnnIds(catIds=[id_], iscrowd=False))
+                for id_ in sorted(truth.getCatIds())
+            ],
             "images": images[0] if images else None,
             "trained_on": plan.num_test_images_in_train.get(name, 0),
             "losses": losses,
             "differences": _differences(cells, images[0] if images else 1, resamples),
             "best": _best(plan, losses),
         }
+    sources = [item.result["source"] for item in measured if item.matches is not None]
     return {
         "command": command,
         "versions": {  # what affects the numbers most; "environment" has the rest
@@ -180,7 +179,7 @@ def compare(
         "reference": next(iter(plan.variants)),
         "resamples": resamples,
         # Several digests mean that the runs were made by different versions of the code.
-        "sources": sorted({i.result["source"] for i in measured if i.matches is not None}),
+        "sources": sorted({digest for source in sources for digest in source.split(", ")}),
         "variants": {
             v.name: {"loss": v.loss, "opts": list(v.opts), "title": v.title}
             for v in plan.variants.values()
@@ -195,8 +194,7 @@ def _mean_and_std(cell: Sequence[RunResult]) -> dict[str, dict[str, float | None
     result: dict[str, dict[str, float | None]] = {}
     for name in cell[0].result["metrics"] if cell else ():
         values = [item.result["metrics"].get(name) for item in cell]
-        known = [value for value in values if value is not None]
-        if known:
+        if known := [value for value in values if value is not None]:
             deviation = statistics.stdev(known) if len(known) > 1 else None
             result[name] = {"mean": statistics.mean(known), "std": deviation}
     return result
@@ -208,21 +206,19 @@ def _differences(cells: RunsByVariant, images: int, resamples: int) -> dict[str,
     drawn = image_weights(images, resamples if images > 1 else 0)
     weights = np.vstack([np.ones((1, images), drawn.dtype), drawn])
     reference, *others = (
-        {item.run.seed: _metrics(item.matches, item.calibrated, weights) for item in cell}
-        for cell in cells.values()
+        {item.run.seed: _metrics(item, weights) for item in cell} for cell in cells.values()
     )
     result: dict[str, Any] = {}
-    for variant, found in zip(list(cells)[1:], others, strict=True):
-        seeds = sorted(reference.keys() & found.keys())
-        result[variant] = {"seeds": seeds, "metrics": {}}
-        both = [of[seed].keys() for of in (reference, found) for seed in seeds]
-        for name in [n for n in found[seeds[0]] if all(n in x for x in both)] if seeds else ():
-            per_seed = np.stack([found[s][name] - reference[s][name] for s in seeds], axis=1)
+    for variant, values in zip(list(cells)[1:], others, strict=True):
+        seeds = sorted(reference.keys() & values.keys())
+        differences: dict[str, dict[str, float | None]] = {}
+        result[variant] = {"seeds": seeds, "metrics": differences}
+        both = [run[seed].keys() for run in (reference, values) for seed in seeds]
+        for name in [n for n in values[seeds[0]] if all(n in x for x in both)] if seeds else ():
+            per_seed = np.stack([values[s][name] - reference[s][name] for s in seeds], axis=1)
             if not np.isnan(per_seed[0]).any():  # per_seed: (1 + B, S)
                 interval = paired_difference(list(per_seed[0]), per_seed[1:])
-                result[variant]["metrics"][name] = {
-                    k: _finite_or_none(v) for k, v in interval.items()
-                }
+                differences[name] = {k: _finite_or_none(v) for k, v in interval.items()}
     return result
 
 
@@ -232,24 +228,24 @@ def _best(plan: Plan, losses: dict[str, Any]) -> dict[str, str]:
     for variant in plan.variants.values():
         if ap := losses[variant.name]["metrics"].get("AP"):
             aps.setdefault(variant.loss, {})[variant.name] = ap["mean"]
-    return {loss: max(of, key=lambda n: of[n]) for loss, of in aps.items() if len(of) > 1}
+    return {loss: max(ap, key=ap.__getitem__) for loss, ap in aps.items() if len(ap) > 1}
 
 
 def write_results(plan: Plan, results: dict[str, Any], out: Path) -> list[str]:
     """Writes results.json. First renames an earlier results.json and its report if they have runs
     that the plan lacks. Returns the new names of the renamed files."""
-    files, kept = [out / "results.json", out / "report.html"], []
+    files, renamed = [out / "results.json", out / "report.html"], []
     try:
         earlier = json.loads(files[0].read_text(encoding="utf-8"))["runs"]
-        there = {(run["data"], run["variant"], run["seed"]) for run in earlier}
+        old_runs = {(run["data"], run["variant"], run["seed"]) for run in earlier}
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # no earlier results to keep
-        there = set()
-    if there - {(run.data, run.variant, run.seed) for run in plan.runs}:
+        old_runs = set()
+    if old_runs - {(run.data, run.variant, run.seed) for run in plan.runs}:
         number = 1
         while any(file.with_suffix(f".{number}{file.suffix}").exists() for file in files):
             number += 1
-        kept = [file.rename(file.with_suffix(f".{number}{file.suffix}")).name
-                for file in files if file.exists()]  # fmt: skip
+        renamed = [file.rename(file.with_suffix(f".{number}{file.suffix}")).name
+                   for file in files if file.exists()]  # fmt: skip
     with atomic_write(str(files[0]), "w", encoding="utf-8") as f:
         f.write(json.dumps(results, indent=1) + "\n")
-    return kept
+    return renamed

@@ -1,5 +1,6 @@
 """Runs the trainings of a plan as processes, ``jobs`` at a time."""
 
+import ast
 import fcntl
 import hashlib
 import json
@@ -57,7 +58,7 @@ def run_all(
         mininterval=0.1 if sys.stdout.isatty() else 60,
     )  # fmt: skip
     if done:
-        bar.write(f"{len(done)} of {len(runs)} runs are finished already")
+        bar.write(f"{len(done)} of {len(runs)} runs are already finished")
     try:
         while waiting or active:
             while waiting and len(active) < jobs:
@@ -103,24 +104,26 @@ def folder_lock(folder: Path) -> Iterator[IO[str]]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            print(f"waiting for the process that works in {folder}", flush=True)
+            print(f"waiting for another comparison that works in {folder}", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
 
 
 def _start(run: Run, threads: int, lock: IO[str] | None, bar: Any) -> subprocess.Popen[bytes]:
     command = list(run.command)
+    begun = any((run.folder / name).exists() for name in ("last_checkpoint", "metrics.json"))
+    earlier = read_record(run.folder).get("source", "").split(", ") if begun else []
+    sources = dict.fromkeys([*filter(None, earlier), source_digest()])
     write_record(
         run.folder, status="started", settings=run.settings, command=command,
-        source=source_digest(), error=None,
+        source=", ".join(sources), error=None,
     )  # fmt: skip
-    begun = any((run.folder / name).exists() for name in ("last_checkpoint", "metrics.json"))
     if begun:
         command.insert(3, "--resume")  # after python -m rambo_det.cli.train
     package = str(Path(rambo_det.__file__).resolve().parents[1])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     cores = {key: str(threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    bar.write(f"{'go on with' if begun else 'start'} {run.name}")
+    bar.write(f"{'continue' if begun else 'start'} {run.name}")
     with open(run.folder / _OUTPUT, "ab") as output:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -136,26 +139,35 @@ def _failure_reason(run: Run, status: int) -> str:
 
 
 def source_digest() -> str:
-    """Returns a digest, 12 hex digits, of the code that trains and evaluates."""
+    """Returns a digest, 12 hex digits, of the training code without comments and docstrings."""
     package = Path(rambo_det.__file__).parent
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*")):
         name = file.relative_to(package)
         if file.suffix in (".py", ".cpp") and name.parts[0] not in _NOT_TRAINED_BY:
-            digest.update(name.as_posix().encode() + b"\0" + file.read_bytes())
+            code = file.read_bytes()
+            if file.suffix == ".py":
+                code = ast.unparse(_WithoutDocstrings().visit(ast.parse(code))).encode()
+            digest.update(name.as_posix().encode() + b"\0" + code)
     return digest.hexdigest()[:12]
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:  # noqa: N802
+        return None if isinstance(node.value, ast.Constant) else node
 
 
 def damaged_run_error(folder: Path, what: str) -> InputError:
     """Returns the error for a run's folder with a missing or unreadable file."""
-    return InputError(f"{folder}: {what}: remove this folder, and the same command trains it again")
+    return InputError(f"{folder}: {what}. Remove this folder; the same command then trains again")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Returns the record in a run's folder, {} if none exists; InputError if it is not json.
 
-    Keys: ``settings``, ``command``, ``source`` (digest of the code that trained), ``status``
-    ("started", "finished" or "failed"), ``error`` (one line, if the run failed).
+    Keys: ``settings``, ``command``, ``source`` (digests of the code that trained, separated by
+    commas if the run was resumed with other code), ``status`` ("started", "finished" or "failed"),
+    ``error`` (one line, if the run failed).
     """
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
@@ -179,15 +191,15 @@ def _check_same_run(run: Run) -> None:
     record = read_record(run.folder)
     names = {file.name for file in run.folder.iterdir()} if run.folder.is_dir() else set()
     if not record and names - {_RECORD + PART_SUFFIX}:
-        raise InputError(f"{run.folder} holds something else: name another folder with --out")
+        raise InputError(f"{run.folder} has files of something else: use another --out")
     # A config key that is newer than the record had its default value then.
-    was = {**default_settings(), **record.get("settings", run.settings)}
-    for key in sorted(run.settings):
+    old = {**default_settings(), **record.get("settings", run.settings)}
+    for key, new in sorted(run.settings.items()):
         # A dataset has no digest in old records or before its file exists; this is no difference.
-        if was.get(key) != run.settings[key] and (key in was or not key.startswith("data ")):
+        if old.get(key) != new and (key in old or not key.startswith("data ")):
             raise InputError(
-                f"{run.folder} was made with {key} {was.get(key)!r}, now it is "
-                f"{run.settings[key]!r}: name another folder with --out, or remove this one"
+                f"{run.folder} was trained with {key} = {old.get(key)!r}, but the command now "
+                f"gives {new!r}: use another --out, or remove this folder"
             )
 
 

@@ -27,7 +27,7 @@ _LOSS_KEYS = [
 
 @dataclass(frozen=True)
 class Variant:
-    """A loss, optionally with config keys of its own."""
+    """A loss, optionally with extra config keys."""
 
     name: str  # in the names of folders and in tables
     loss: str  # a key of LOSS_TITLES
@@ -43,10 +43,8 @@ def loss_opts(cfg: CfgNode, loss: str) -> dict[str, str]:
     """Returns the keys that give a config's model this loss; InputError if it cannot have it."""
     key, names = _loss_key(cfg)
     if loss not in names:
-        known = " or ".join(names)
-        raise InputError(
-            f"--losses {loss}: {key} {get_key(cfg, key)} has no such loss: use {known}"
-        )
+        model = f"a model with {key} {get_key(cfg, key)}"
+        raise InputError(f"--losses {loss}: {model} supports only {' and '.join(names)}")
     opts = {key: names[loss]}
     if "focal" in names:
         # The AP loss learns no natural zero of the scores. All losses get the same threshold.
@@ -65,14 +63,13 @@ def _loss_key(cfg: CfgNode) -> tuple[str, dict[str, str]]:
     model = cfg.MODEL
     for key, names in _LOSS_KEYS:
         # The configs of other meta-architectures also name ROI heads, but do not use them.
-        if get_key(cfg, key) in names.values() and (
-            key == "MODEL.META_ARCHITECTURE" or model.META_ARCHITECTURE == "GeneralizedRCNN"
-        ):
+        is_used = "ROI_HEADS" not in key or model.META_ARCHITECTURE == "GeneralizedRCNN"
+        if is_used and get_key(cfg, key) in names.values():
             return key, names
     known = ", ".join(next(iter(names.values())) for _, names in _LOSS_KEYS)
     raise InputError(
-        f"losses can be swapped in {known} and their twins, not in MODEL.META_ARCHITECTURE "
-        f"{model.META_ARCHITECTURE} with MODEL.ROI_HEADS.NAME {model.ROI_HEADS.NAME}"
+        f"losses can be swapped only in {known} and their Rambo versions, not in META_ARCHITECTURE "
+        f"{model.META_ARCHITECTURE} with ROI_HEADS.NAME {model.ROI_HEADS.NAME}"
     )
 
 
@@ -91,26 +88,24 @@ def parse_variants(
     names = [] if variants or grids else default
     if losses is not None:
         names = [name.strip() for name in losses.split(",")]
-    given: list[tuple[str, str, str, Sequence[str]]] = [("--losses", n, n, ()) for n in names]
-    form = '"NAME=LOSS KEY VALUE ..."'
-    given += [("--variant", *_parse_option("--variant", text, form)) for text in variants]
+    parsed = [Variant(name, name) for name in names]
+    syntax = '"NAME=LOSS KEY VALUE ..."'
+    parsed += [Variant(*_parse_option("--variant", text, syntax)) for text in variants]
     for text in grids:
-        name, loss, opts = _parse_option("--grid", text, form)
+        name, loss, opts = _parse_option("--grid", text, syntax)
         for values in itertools.product(*map(_split_commas, opts[1::2])):
             pairs = list(zip(opts[::2], values, strict=True))
             label = "_".join([name, *(f"{k.rpartition('.')[2].lower()}-{v}" for k, v in pairs)])
             label = re.sub(r"[^-+.\w]", "-", label)  # the label becomes a folder name
-            given.append(("--grid", label, loss, [*itertools.chain(*pairs)]))
-    found: list[Variant] = []
+            parsed.append(Variant(label, loss, tuple(itertools.chain(*pairs))))
     taken: set[str] = set()
-    for option, name, loss, opts in given:
-        if loss not in LOSS_TITLES:
-            raise InputError(f"{option}: there is no loss {loss!r}, only {', '.join(LOSS_TITLES)}")
-        found.append(Variant(name, loss, tuple(opts)))
-        if twice := sorted({name, found[-1].title} & taken):
-            raise InputError(f"two variants are called {twice[0]}: give them different names")
-        taken |= {name, found[-1].title}
-    return found
+    for variant in parsed:
+        if variant.loss not in LOSS_TITLES:
+            raise InputError(f"unknown loss {variant.loss!r}, choose from {', '.join(LOSS_TITLES)}")
+        if twice := sorted({variant.name, variant.title} & taken):
+            raise InputError(f"two variants have the name {twice[0]}: rename one")
+        taken |= {variant.name, variant.title}
+    return parsed
 
 
 def _split_commas(text: str) -> list[str]:
@@ -125,26 +120,26 @@ def _split_commas(text: str) -> list[str]:
     return [*parts, part] if part else parts
 
 
-def _parse_option(option: str, text: str, form: str) -> tuple[str, str, list[str]]:
-    """Splits ``NAME=WORD KEY VALUE …``; InputError, with the right ``form``, if it is malformed."""
+def _parse_option(option: str, text: str, syntax: str) -> tuple[str, str, tuple[str, ...]]:
+    """Splits ``NAME=WORD KEY VALUE …``; InputError, with the right ``syntax``, if malformed."""
     name, equals, rest = text.partition("=")
     try:
         words = shlex.split(rest)
     except ValueError as error:
         raise InputError(f"{option} {text!r}: {error}") from None
     if not equals or not words:
-        raise InputError(f"{option} {text!r} is not {form}")
+        raise InputError(f"{option} {text!r} must have the form {syntax}")
     if not re.fullmatch(r"[A-Za-z0-9][-+.\w]*", name):
-        raise InputError(f"{option} {text!r}: a name has letters, digits and - + . _ alone")
+        raise InputError(f"{option} {text!r}: a name may contain only letters, digits and - + . _")
     if len(words) % 2 == 0:
-        raise InputError(f"{option} {text!r}: keys come as KEY VALUE, {words[-1]!r} has no value")
-    return name, words[0], words[1:]
+        raise InputError(f"{option} {text!r}: the config key {words[-1]!r} has no value")
+    return name, words[0], tuple(words[1:])
 
 
 _DATA_SYNTAX = (
     '"NAME=voc:ROOT:TRAIN:VAL", "NAME=yolo:DATA_YAML:TRAIN:VAL", "NAME=coco:FOLDER:TRAIN:VAL", '
-    '"NAME=coco:TRAIN.json:IMAGES:VAL.json:IMAGES" or "NAME=CONFIG.yaml", each with KEY VALUE ... '
-    "behind it if need be"
+    '"NAME=coco:TRAIN.json:IMAGES:VAL.json:IMAGES" or "NAME=CONFIG.yaml", optionally followed by '
+    "KEY VALUE ..."
 )
 
 
@@ -161,16 +156,16 @@ class DataSpec:
     hold_out: int | None = None
     imports: Sequence[str] = ()
 
-    def words(self) -> list[str]:
+    def train_arguments(self) -> list[str]:
         """Returns the options of the training command, without the config keys."""
-        words = [word for name in self.imports for word in ("--import", name)]
-        words += ["--config", self.config]
-        for kind, *one in self.register:
-            words += [f"--register-{kind}", *one]
+        argv = [word for name in self.imports for word in ("--import", name)]
+        argv += ["--config", self.config]
+        for kind, *values in self.register:
+            argv += [f"--register-{kind}", *values]
         for option in ("classes", "split", "hold_out"):
-            if (given := getattr(self, option)) is not None:
-                words += [f"--{option.replace('_', '-')}", str(given)]
-        return words
+            if (value := getattr(self, option)) is not None:
+                argv += [f"--{option.replace('_', '-')}", str(value)]
+        return argv
 
 
 def parse_data(text: str, config: str) -> DataSpec:
@@ -181,10 +176,10 @@ def parse_data(text: str, config: str) -> DataSpec:
         return DataSpec(name, spec, opts=opts)
     kind, *parts = spec.split(":")
     train, val = f"{name}_train", f"{name}_val"
-    opts = ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)", *opts]
+    opts = ("DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)", *opts)
     if kind in READERS and len(parts) == 3:
         parts.insert(2, parts[0])
     elif kind != "coco" or len(parts) != 4:
-        raise InputError(f"--data {text!r} is not {_DATA_SYNTAX}")
+        raise InputError(f"--data {text!r} must have the form {_DATA_SYNTAX}")
     register = [(kind, train, *parts[:2]), (kind, val, *parts[2:])]
     return DataSpec(name, config, register, opts=opts)

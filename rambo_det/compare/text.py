@@ -8,7 +8,6 @@ from .results import METRICS
 from .specs import LOSS_TITLES
 
 _FEW_IMAGES = 10  # resampling fewer test images says too little about other images
-Table = list[dict[str, str]]
 
 
 def format_number(value: float | None, digits: int = 1) -> str:
@@ -26,13 +25,10 @@ def format_value(value: dict[str, float | None] | None) -> str:
     mean = format_number(value["mean"])
     if "std" in value:
         return mean if value["std"] is None else f"{mean} ± {format_number(value['std'])}"
-    sign = "+" if (value["mean"] or 0) > 0 else ""
-    interval = (
-        ""
-        if value["low"] is None
-        else f" ({format_number(value['low'])} … {format_number(value['high'])})"
-    )
-    return f"{sign}{mean}{interval}"
+    signed = f"+{mean}" if (value["mean"] or 0) > 0 else mean
+    if value["low"] is None:
+        return signed
+    return f"{signed} ({format_number(value['low'])} … {format_number(value['high'])})"
 
 
 def verdict(results: dict[str, Any], data: str, variant: str) -> dict[str, str]:
@@ -44,7 +40,7 @@ def verdict(results: dict[str, Any], data: str, variant: str) -> dict[str, str]:
     value, seeds = (part["differences"][variant][key] for key in ("metrics", "seeds"))
     value, one_image = value.get("AP"), part.get("images") == 1
     if value is None or (value["low"] is None and not one_image):
-        return {"kind": "missing", "text": f"{begin}: no finished seed to compare with {other}."}
+        return {"kind": "missing", "text": f"No seed is finished for both {title} and {other}."}
     if all(format_number(part["losses"][name]["metrics"]["AP"]["mean"]) == "0.0" for name in names):
         text = f"{begin} and {other}: AP 0.0, nothing is detected yet. Train for longer."
         return {"kind": "none", "text": text}
@@ -52,30 +48,30 @@ def verdict(results: dict[str, Any], data: str, variant: str) -> dict[str, str]:
     way = "higher" if value["mean"] >= 0 else "lower"
     text = f"{begin}’s AP is {format_number(abs(value['mean']))} {way} than that of {other}"
     if one_image:
-        text += ": one test image cannot tell whether that holds for others."
+        text += ": one test image cannot show whether this holds for other images."
         return {"kind": "none", "text": text}
     text += f" (95 % interval of the difference {format_number(low)} … {format_number(high)}): "
     sample = f"these {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     if low <= 0 <= high:
-        return {"kind": "none", "text": f"{text}no difference can be told from {sample}."}
+        return {"kind": "none", "text": f"{text}no difference can be shown with {sample}."}
     if len(seeds) == 1:
-        text += "more than the choice of images explains, but one seed does not show what chance "
-        return {"kind": "none", "text": f"{text}does in training."}
-    return {"kind": way, "text": f"{text}more than chance explains, going by {sample}."}
+        text += "more than the choice of images explains, but one seed does not show how much "
+        return {"kind": "none", "text": f"{text}trainings differ by chance."}
+    return {"kind": way, "text": f"{text}more than chance explains, with {sample}."}
 
 
 def dataset_warnings(results: dict[str, Any], data: str) -> list[str]:
     """Returns sentences that warn of what makes the numbers of a dataset less reliable."""
     images = results["data"][data].get("images")
-    found = overlap_warning(results["data"][data].get("trained_on", 0))
+    warnings = overlap_warning(results["data"][data].get("trained_on", 0))
     if images == 1:
-        found.append("There is one test image: no interval and no difference can be told.")
+        warnings.append("There is only one test image: no interval can be estimated.")
     elif images is not None and images < _FEW_IMAGES:
-        found.append(
-            f"There are only {images} test images: the choice of them matters more than so few can "
-            "show, and the intervals are too short."
+        warnings.append(
+            f"There are only {images} test images: results depend strongly on their choice, and "
+            "the intervals are too narrow."
         )
-    return found
+    return warnings
 
 
 def overlap_warning(images: int) -> list[str]:
@@ -83,22 +79,22 @@ def overlap_warning(images: int) -> list[str]:
     if not images:
         return []
     return [
-        f"{images} image{'s are' if images > 1 else ' is'} both trained on and tested on: the "
-        "numbers say in part how well the detectors remember, not how they do on new images."
+        f"{images} image{'s are' if images > 1 else ' is'} in both the training set and the test "
+        "set: the numbers partly measure memorization."
     ]
 
 
-def tables(results: dict[str, Any], data: str, form: str = "github") -> dict[str, str]:
+def tables(results: dict[str, Any], data: str, table_format: str = "github") -> dict[str, str]:
     """Returns heading -> table in a format of tabulate: metrics, AP of each class, differences."""
     part, variants = results["data"][data], results["variants"]
-    losses, less = (
+    losses, differences = (
         {variants[name]["title"]: found for name, found in part[kind].items()}
         for kind in ("losses", "differences")
     )
     shown = [m for m in METRICS if any(m in loss["metrics"] for loss in losses.values())]
     counted = zip(part["classes"], part["boxes"], strict=True)
     classes = [(f"{name} ({boxes})", f"AP-{name}") for name, boxes in counted]
-    rows: dict[str, Table] = {
+    rows: dict[str, list[dict[str, str]]] = {
         "Mean ± standard deviation over the seeds, percent": [
             {"loss": title, "seeds": str(len(loss["seeds"]))}
             | {metric: format_value(loss["metrics"].get(metric)) for metric in shown}
@@ -106,24 +102,24 @@ def tables(results: dict[str, Any], data: str, form: str = "github") -> dict[str
         ],
         "AP of each class": _by_metric("class (number of test boxes)", classes, losses),
     }
-    if less:
-        heading = f"Less {variants[results['reference']]['title']}, seed by seed"
+    if differences:
+        heading = f"Difference from {variants[results['reference']]['title']}, seed by seed"
         heading += "" if part.get("images") == 1 else ", with 95 % intervals"
         names = [(name, name) for name in METRICS[:3]]
-        if any("AP calibrated" in found["metrics"] for found in less.values()):
+        if any("AP calibrated" in found["metrics"] for found in differences.values()):
             names.append(("AP calibrated", "AP calibrated"))
         names += [(f"AP of {name}", f"AP-{name}") for name in part["classes"]]
-        rows[heading] = _by_metric("metric", names, less)
+        rows[heading] = _by_metric("metric", names, differences)
     return {
         title: tabulate(
-            table, "keys", tablefmt=form, disable_numparse=True,
+            table, "keys", tablefmt=table_format, disable_numparse=True,
             colalign=["left", *["right"] * (len(table[0]) - 1)],
         )
         for title, table in rows.items()
     }  # fmt: skip
 
 
-def _by_metric(head: str, names: list[tuple[str, str]], columns: dict[str, Any]) -> Table:
+def _by_metric(head: str, names: list[tuple[str, str]], columns: dict[str, Any]) -> list[dict]:
     return [
         {head: label}
         | {title: format_value(found["metrics"].get(name)) for title, found in columns.items()}

@@ -99,9 +99,8 @@ def _pattern(rng: Generator, name: str, mask: np.ndarray) -> np.ndarray:
     """Returns (size, size, 1) float in -1..1: stripes, checks or rings, turned at random around
     the middle of `mask`; 0 everywhere for "plain"."""
     rows, columns = np.nonzero(mask > 0.5)
-    y, x = (
-        np.mgrid[: len(mask), : len(mask)] - np.array([rows.mean(), columns.mean()])[:, None, None]
-    )
+    y, x = np.mgrid[: len(mask), : len(mask)]
+    y, x = y - rows.mean(), x - columns.mean()
     angle, period = rng.uniform(0, np.pi), rng.uniform(5, 8)
     u, v = (x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle))
     wave = 2 * np.pi / period
@@ -149,9 +148,9 @@ def draw_image(split: str, index: int) -> tuple[np.ndarray, list[tuple[int, list
             mask = _mask(rng, pool[rng.integers(len(pool))], size)
             after = np.where(mask > 0.5, len(painted), owner)
             areas = [*(area for _, area in painted), int((mask > 0.5).sum())]
-            seen = np.bincount(after[after >= 0], minlength=len(areas))
+            visible = np.bincount(after[after >= 0], minlength=len(areas))
             # Every painted object gets a label, so enough of each shape must stay visible.
-            if areas[-1] and (seen >= SPEC["min_visible"] * np.array(areas)).all():
+            if areas[-1] and (visible >= SPEC["min_visible"] * np.array(areas)).all():
                 _paint(rng, image, mask, pattern)
                 owner = after
                 painted.append((label, areas[-1]))

@@ -26,9 +26,11 @@ def make_folder(folder: Path, option: str = "RAMBO_DET_CACHE") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{option} {folder} cannot be made: {error}") from None
+        raise InputError(f"{option} {folder} cannot be created: {error}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {folder} cannot be written: change its rights or name another")
+        raise InputError(
+            f"{option} {folder} is not writable: change its permissions or name another folder"
+        )
 
 
 def printable(name: str | Path) -> str:
@@ -60,16 +62,15 @@ def files_in(folder: Path, endings: Collection[str]) -> list[Path]:
     Follows links to folders and skips hidden names. ``endings`` are in lower case, with the dot.
     """
     found: list[Path] = []
-    seen: set[str] = set()
+    visited: set[str] = set()
     for top, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(top)) in seen:
+        if (real := os.path.realpath(top)) in visited:
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = filter(_is_visible, folders)
-        found += [
-            Path(top, n) for n in names if _is_visible(n) and Path(n).suffix.lower() in endings
-        ]
+        paths = (Path(top, name) for name in names if _is_visible(name))
+        found += [path for path in paths if path.suffix.lower() in endings]
     return sorted(filter(os.path.isfile, found))
 
 
@@ -79,19 +80,19 @@ def _is_visible(name: str) -> bool:
 
 
 def check_image(
-    path: Path, named_in: str, size: tuple[int, int] | None = None, whole: bool = False
+    path: Path, referenced_by: str, size: tuple[int, int] | None = None, decode: bool = False
 ) -> tuple[int, int, int]:
     """Returns width and height in px of an upright image, and its EXIF orientation, 1 to 8.
 
     Reads the header and the last bytes. Decodes the whole image only if these leave a doubt or
-    ``whole`` is true. Raises InputError, naming the place ``named_in``, if the image is missing,
-    truncated, not an image, too large for Pillow or not of the given ``size``. Also raises
+    ``decode`` is true. Raises InputError, naming the place ``referenced_by``, if the image is
+    missing, truncated, not an image, too large for Pillow or not of the given ``size``. Also raises
     InputError if Detectron2 would change the image: its reader clips values above 255, and turns a
     TIFF with an orientation a second time, after Pillow.
     """
-    name = printable(path)
+    name = f"{referenced_by}: the image {printable(path)}"
     if not os.path.isfile(path):
-        raise InputError(f"{named_in}: the image {name} is missing{backslash_hint(path)}")
+        raise InputError(f"{name} is missing{backslash_hint(path)}")
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but readable
@@ -100,34 +101,32 @@ def check_image(
             file.seek(0)
             with Image.open(file) as image:
                 width, height = image.size
-                # Detectron2 reads images upright. Orientations 5 to 8 swap width and height.
-                orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-                if orientation not in range(2, 9):  # Detectron2 ignores text and bytes too
-                    orientation = 1
+                tag = image.getexif().get(_EXIF_ORIENTATION)
+                orientation = tag if tag in range(1, 9) else 1  # Detectron2 ignores text too
                 if image.format == "TIFF" and orientation > 1:
                     raise InputError(
-                        f"{named_in}: the image {name} is a TIFF with orientation {orientation}, "
-                        "which would be turned twice: save it upright"
+                        f"{name} is a TIFF with EXIF orientation {orientation}, which would be "
+                        "applied twice: save it upright, without orientation"
                     )
-                if orientation in (5, 6, 7, 8):
+                if orientation > 4:  # Detectron2 reads images upright: swaps width and height
                     width, height = height, width
-                if whole or not end.endswith(_LAST_BYTES.get(image.format or "", b"none")):
+                if decode or not end.endswith(_LAST_BYTES.get(image.format or "", b"none")):
                     image.load()
                 if image.mode not in _8_BITS:
-                    _check_range(image, f"{named_in}: the image {name}")
+                    _check_range(image, name)
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{named_in}: {name} is not an image that Pillow can read") from None
+        raise InputError(f"{name} is not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
-        raise InputError(f"{named_in}: the image {name}: {error} Scale it down.") from None
+        raise InputError(f"{name} is too large ({error}): scale it down") from None
     except (OSError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{named_in}: the image {name} is truncated or broken: {reason}") from None
+        raise InputError(f"{name} is truncated or broken: {reason}") from None
     if size not in (None, (width, height)):
         raise InputError(
-            f"{named_in}: the image {name} is {width}x{height} px (turned upright), but its "
-            f"annotation says {size[0]}x{size[1]}"
+            f"{name} is {width}x{height} px after EXIF rotation, but its annotation says "
+            f"{size[0]}x{size[1]}"
         )
     return width, height, orientation
 
@@ -138,6 +137,6 @@ def _check_range(image: Image.Image, name: str) -> None:
     if not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):
         kind = {"F": "floating point", "I": "32-bit"}.get(image.mode, "16-bit")
         raise InputError(
-            f"{name} is a {kind} image with values from {low:g} to {high:g}, which would be cut to "
-            "0 to 255: save it with 8 bits, scaled to that range"
+            f"{name} is a {kind} image with values from {low:g} to {high:g}, which would be "
+            "clipped to 0..255: save it with 8 bits, scaled to that range"
         )

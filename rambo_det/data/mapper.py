@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import one_line
 from .files import check_image
 
 
@@ -20,11 +21,11 @@ class ErrorReportingMapper:
             return self._mapper(record)
         except Exception as error:
             if {"file_name", "width", "height"} <= record.keys():
-                size = (record["width"], record["height"])
-                check_image(Path(record["file_name"]), "while the run goes on", size, whole=True)
+                file, size = Path(record["file_name"]), (record["width"], record["height"])
+                check_image(file, "during training or evaluation", size, decode=True)
             place = record.get("file_name", "an image without file_name")
             place += self._bad_annotation(record)
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise RuntimeError(f"the mapper failed on {place}: {reason}") from error
 
     def _bad_annotation(self, record: Mapping[str, Any]) -> str:

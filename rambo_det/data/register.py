@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from ..errors import InputError
 from ..paths import cache_dir
 from .coco import read_coco
 from .files import make_folder, printable
+from .findings import TABLE
 from .source import PART_SUFFIXES, DataSource, choose_held_out
 from .voc import read_voc
 from .yolo import read_yolo
@@ -75,55 +75,55 @@ def register_datasets(
         raise InputError(f"--split must be a share between 0 and 1, such as 0.2, not {split}")
     by_kind = {"coco": coco, "voc": voc, "yolo": yolo}
     given = [(kind, item) for kind, items in by_kind.items() for item in items]
-    wanted = [
-        item[0] + part for _, item in given for part in ([""] if split is None else PART_SUFFIXES)
-    ]
-    _check_names(wanted)
+    endings = [""] if split is None else PART_SUFFIXES
+    all_names = [item[0] + ending for _, item in given for ending in endings]
+    _check_names(all_names)
     for name in train or ():
-        if name not in wanted:
-            raise InputError(f"train: '{name}' is none of the data sets: {', '.join(wanted)}")
+        if name not in all_names:
+            raise InputError(f"train: '{name}' is not one of the datasets: {', '.join(all_names)}")
     sources = [READERS[kind](*item) for kind, item in given]
     for source in sources:
         source.check()
-    trained_on = list(train or wanted)
-    trained = [s for s in sources if split is not None or s.name in trained_on]
+    train_names = list(train or all_names)
+    trained = [s for s in sources if split is not None or s.name in train_names]
     names = _class_names(sources, classes, trained)
     for source in sources:
         source.drop_other_classes(names)
-        for line in source.findings.warnings(source.num_boxes):
-            logger.warning("%s: %s", source.file, line)
+        for kind in TABLE:
+            if warning := source.findings.describe(kind, source.num_boxes):
+                logger.warning("%s: %s", source.file, warning)
     _warn_of_shared_images(trained, sources)
-    found: list[_CheckedDataset] = []
+    checked: list[_CheckedDataset] = []
     for source in sources:
         metadata = {**class_metadata(names), **source.metadata}
         metadata["flagged_images"] = list(source.findings.images)
         whole = _CheckedDataset(source.name, source.as_json(names), source.image_dir, metadata)
         if split is None:
-            found.append(whole)
+            checked.append(whole)
         else:
             number = max(1, round(split * len(source.images)))
-            found += _split(whole, number, PART_SUFFIXES, f"--split {split}:")
-    boxes = [a for each in found if each.name in trained_on for a in each.content["annotations"]]
+            checked += _split(whole, number, PART_SUFFIXES, f"--split {split}")
+    boxes = [a for each in checked if each.name in train_names for a in each.content["annotations"]]
     used = {box["category_id"] for box in boxes if not box["iscrowd"]}
     for number, name in enumerate(names, 1):
         if number not in used:
-            logger.warning("no training box has the class '%s'", name)
-    _register(found)
+            logger.warning("class '%s' has no box in the training data", name)
+    _register(checked)
     return names
 
 
-def _check_names(wanted: Sequence[str]) -> None:
+def _check_names(names: Sequence[str]) -> None:
     """Raises InputError for a name that is not allowed for a dataset, or already taken."""
     from detectron2.data import DatasetCatalog
 
     taken = set(DatasetCatalog.list())
-    for name in wanted:
+    for name in names:
         if not re.fullmatch(r"[\w.\- ]{1,100}", name):
             short = printable(name)[:100]
-            raise InputError(f"a data set cannot be named '{short}': use letters, digits, - . _")
+            raise InputError(f"a dataset cannot be named '{short}': use letters, digits, - . _")
         if name in taken:
             raise InputError(
-                f"a data set named '{name}' is already registered: choose another name, or call "
+                f"a dataset named '{name}' is already registered: choose another name, or call "
                 f"DatasetCatalog.remove('{name}') first"
             )
         taken.add(name)
@@ -146,26 +146,38 @@ def _split(
         for key, image_id in (("images", "id"), ("annotations", "image_id")):
             content[key] = [item for item in content[key] if (item[image_id] in aside) == inside]
         if all(box["iscrowd"] for box in content["annotations"]):
-            raise InputError(f"{option} {name} would have no box")
+            raise InputError(f"{option} leaves no box in {name}")
         parts.append(_CheckedDataset(name, content, whole.image_dir, metadata))
     return parts
 
 
-def _register(found: Sequence[_CheckedDataset]) -> None:
-    """Writes the annotations of all datasets, and only then registers the datasets."""
-    files = [write_json(each.name, each.content) for each in found]
-    for file, each in zip(files, found, strict=True):
+def _register(checked: Sequence[_CheckedDataset]) -> None:
+    """Writes the annotations of all datasets into the cache, and only then registers them."""
+    folder, files = cache_dir() / "annotations", []
+    make_folder(folder)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as scratch:
+        for each in checked:
+            text = json.dumps(each.content)
+            # The file name has a hash of the content, so no file is ever stale.
+            digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+            file_name = f"{re.sub(r'[^-.0-9A-Za-z]', '_', each.name)}-{digest}.json"
+            part = Path(scratch, file_name)
+            part.write_text(text)
+            # Renames in one step: several processes may write the same file.
+            files.append(part.replace(folder / file_name))
+    for file, each in zip(files, checked, strict=True):
         add_to_catalogs(each.name, file, each.image_dir, each.metadata)
 
 
 def _warn_of_shared_images(trained: Sequence[DataSource], sources: Sequence[DataSource]) -> None:
     """Warns of each other dataset that has images in common with the training datasets."""
-    seen = {file: source.name for source in trained for file in source.files()}
+    trained_in = {file: source.name for source in trained for file in source.files()}
     for source in sources:
-        if source not in trained and (both := [f for f in source.files() if f in seen]):
+        if source not in trained and (both := [f for f in source.files() if f in trained_in]):
             logger.warning(
-                "%s: %d of %d images are trained on too, such as %s in %s: AP on them says little",
-                source.name, len(both), len(source.images), printable(both[0]), seen[both[0]],
+                "%s: %d of %d images also occur in the training data, for example %s in %s: the AP "
+                "on these images is too optimistic",
+                source.name, len(both), len(source.images), printable(both[0]), trained_in[both[0]],
             )  # fmt: skip
 
 
@@ -179,34 +191,20 @@ def group_by_format(register: Iterable[Sequence[str]]) -> dict[str, Any]:
 
 
 def _class_names(
-    sources: Sequence[DataSource], classes: Sequence[str] | None, deciding: Sequence[DataSource]
+    sources: Sequence[DataSource], classes: Sequence[str] | None, trained: Sequence[DataSource]
 ) -> list[str]:
-    found = list(dict.fromkeys(name for s in deciding for name in s.used_classes()))
-    names = found if classes is None else list(classes)
+    used = dict.fromkeys(name for source in trained for name in source.used_classes())
+    names = list(used if classes is None else classes)
     if len(set(names)) < len(names) or not all(names):
-        raise InputError(f"classes must be different names, none empty, but are {names}")
+        raise InputError(f"class names must be unique and not empty, but are {names}")
     origin = "the training data's" if classes is None else "the given"
     for source in sources:
         for unknown in [name for name in source.used_classes() if name not in names]:
-            known = f"{origin} classes: {', '.join(names)}"
             raise InputError(
-                f"{source.file}: class '{unknown}' is not among {known}: correct it, or name all "
-                "classes with --classes"
+                f"{source.file}: class '{unknown}' is not one of {origin} classes "
+                f"({', '.join(names)}): correct the name, or list all classes with --classes"
             )
     return names
-
-
-def write_json(name: str, content: dict[str, Any]) -> Path:
-    """Writes a json into the cache. The file name has a content hash, so no file is ever stale."""
-    folder = cache_dir() / "annotations"
-    make_folder(folder)
-    text = json.dumps(content)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    path = folder / f"{re.sub(r'[^-.0-9A-Za-z]', '_', name)}-{digest}.json"
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)  # in one step: several processes may write the same file
-    return path
 
 
 def registered_classes(name: str) -> list[str]:
@@ -218,11 +216,10 @@ def registered_classes(name: str) -> list[str]:
 
 def class_metadata(names: Sequence[str]) -> dict[str, Any]:
     """Returns MetadataCatalog entries for classes with category ids 1..K and COCO's metrics."""
-    numbers = {index + 1: index for index in range(len(names))}
     return {
         "evaluator_type": "coco",
         "thing_classes": list(names),
-        "thing_dataset_id_to_contiguous_id": numbers,
+        "thing_dataset_id_to_contiguous_id": {k + 1: k for k in range(len(names))},
     }
 
 
@@ -263,18 +260,19 @@ def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     if number < 2:
-        raise InputError(f"--hold-out must be >= 2 (one image of so many), got {number}")
+        raise InputError(
+            f"--hold-out N sets aside one image of every N, so N must be >= 2, not {number}"
+        )
     parts: list[_CheckedDataset] = []
     for name in names:
         DatasetCatalog.get(name)  # creates files and metadata that exist only after loading
         metadata = MetadataCatalog.get(name)
-        file = metadata.get("json_file")
-        if not file:
-            raise InputError(f"--hold-out: {name} has no annotations in COCO's format to split")
+        if not (file := metadata.get("json_file")):
+            raise InputError(f"--hold-out: {name} has no annotations in COCO format to split")
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         whole = _CheckedDataset(name, content, metadata.image_root, metadata.as_dict())
-        least, option = len(content["images"]) // number, f"--hold-out {number}: of {name},"
-        parts += _split(whole, least, _HOLD_OUT_SUFFIXES, option)
+        num_held_out = len(content["images"]) // number
+        parts += _split(whole, num_held_out, _HOLD_OUT_SUFFIXES, f"--hold-out {number}")
     for part in parts:
         DatasetCatalog.pop(part.name, None)  # from an earlier split in this process
     _register(parts)

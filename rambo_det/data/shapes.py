@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -56,16 +55,15 @@ def prepare_shapes() -> Path:
         return folder
     make_folder(folder.parent)
     logger.info("drawing the quickstart's images into %s", folder)
-    scratch = Path(tempfile.mkdtemp(prefix=".drawing-", dir=folder.parent))
-    try:
-        for split in SPLITS:
-            write_split(scratch / "new", split, SPEC["images"][split])
-        os.rename(scratch / "new", folder)
-    except OSError:
-        if not folder.is_dir():  # otherwise another process was faster
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".drawing-", dir=folder.parent) as scratch:
+        new = Path(scratch, "new")
+        try:
+            for split in SPLITS:
+                write_split(new, split, SPEC["images"][split])
+            os.rename(new, folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster
+                raise
     return folder
 
 

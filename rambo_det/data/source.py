@@ -43,31 +43,30 @@ class DataSource:
     annotations: list[dict[str, Any]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
-    _seen: set[Any] = field(default_factory=set)
-    _may_be_corners: bool = True
-    _num_zero_one_boxes: int = (
-        0  # boxes of zeros and ones: the whole image if the numbers are fractions
-    )
+    _added: set[Any] = field(default_factory=set)  # keys of files and boxes
+    _may_be_corners: bool = True  # whether all boxes would fit as x1, y1, x2, y2
+    # Number of boxes of zeros and ones. As fractions, such a box is the whole image.
+    _num_zero_one_boxes: int = 0
 
-    def add_image(self, image: Mapping[str, Any], named_in: Any, check: bool = True) -> None:
+    def add_image(self, image: Mapping[str, Any], referenced_by: Any, check: bool = True) -> None:
         """Adds an image, a dict with ``id``, ``file_name``, ``width`` and ``height`` in px.
 
         Reads the size from the file if the size is missing or 0; otherwise, without ``check``,
-        trusts the size. Raises InputError, naming the place ``named_in``, if :func:`check_image`
-        finds a fault: a file that is missing or truncated, another size, more than 8 bits.
+        trusts the size. Raises InputError, naming the place ``referenced_by``, if
+        :func:`check_image` finds a fault: a missing or truncated file, another size, over 8 bits.
         """
         width, height = int(image.get("width", 0)), int(image.get("height", 0))
         known = (width, height) if width and height else None
         if check or known is None:
             file = Path(self.image_dir, image["file_name"])
-            width, height, orientation = check_image(file, str(named_in), known)
+            width, height, orientation = check_image(file, str(referenced_by), known)
             # Orientations from 5 on swap the sides, so a matching size means the turned image.
             is_meant = orientation > 4 and known is not None and width != height
-            if orientation in range(2, 9) and not is_meant:
+            if orientation > 1 and not is_meant:
                 self.findings.add("turned", image["file_name"], image["id"])
-        if (key := ("file", os.path.normpath(image["file_name"]))) in self._seen:
+        if (key := ("file", os.path.normpath(image["file_name"]))) in self._added:
             self.findings.add("same file", image["file_name"], image["id"])
-        self._seen.add(key)
+        self._added.add(key)
         self.images[image["id"]] = {**image, "width": width, "height": height}
 
     def add_box(
@@ -89,18 +88,16 @@ class DataSource:
         right, bottom = x + width, y + height
         inside_x = min(right, image["width"]) - max(x, 0)
         inside_y = min(bottom, image["height"]) - max(y, 0)
-        inside = 0 < width <= image["width"] and 0 < height <= image["height"]
-        as_corners = x < width and y < height and inside and min(x, y) >= 0
-        self._may_be_corners = self._may_be_corners and as_corners
+        fits = 0 <= x < width <= image["width"] and 0 <= y < height <= image["height"]
+        self._may_be_corners = self._may_be_corners and fits
         if min(width, height, inside_x, inside_y) <= 0:
             self.findings.add("dropped", place, image_id)
             return False
-        beyond = max(-x, -y, right - image["width"], bottom - image["height"])
-        if beyond > TOLERANCE_PX:
+        if max(-x, -y, right - image["width"], bottom - image["height"]) > TOLERANCE_PX:
             self.findings.add("beyond", place, image_id)
-        if (key := (image_id, category_id, *box)) in self._seen:
+        if (key := (image_id, category_id, *box)) in self._added:
             self.findings.add("twice", place, image_id)
-        self._seen.add(key)
+        self._added.add(key)
         area = fields.get("area")
         if area is None or _is_implausible_area(area, width * height, mask):
             if area is not None:
@@ -116,12 +113,11 @@ class DataSource:
     def note_fractions(self, numbers: Sequence[float], image_id: int | str, place: str) -> None:
         """Records a box whose numbers in the file look like fractions of the image size."""
         image = self.images[image_id]
-        if max(image["width"], image["height"]) <= 4 or not all(0 <= n <= 1 for n in numbers):
-            return
-        if all(n == int(n) for n in numbers):
-            self._num_zero_one_boxes += 1
-        else:
-            self.findings.add("fraction", place, image_id)
+        if max(image["width"], image["height"]) > 4 and all(0 <= n <= 1 for n in numbers):
+            if all(n == int(n) for n in numbers):
+                self._num_zero_one_boxes += 1
+            else:
+                self.findings.add("fraction", place, image_id)
 
     def files(self) -> list[str]:
         """Returns the paths of the image files, with links resolved."""
@@ -131,7 +127,7 @@ class DataSource:
     @property
     def num_boxes(self) -> int:
         """The number of boxes in the files, dropped ones included."""
-        return len(self.annotations) + len(self.findings.places("dropped"))
+        return len(self.annotations) + len(self.findings.places["dropped"])
 
     def check(self) -> None:
         """Makes the checks that need the whole dataset.
@@ -139,20 +135,21 @@ class DataSource:
         Raises InputError if no box can be trained on and counted, if all boxes have fractions as
         coordinates, or if most boxes reach beyond their image but all fit as x1, y1, x2, y2.
         """
-        fractions, lost, beyond = map(self.findings.places, ("fraction", "dropped", "beyond"))
+        places, number = self.findings.places, self.num_boxes
         mistake = ""
-        if fractions and len(fractions) + self._num_zero_one_boxes == self.num_boxes:
-            mistake = f"all {self.num_boxes} boxes have fractions between 0 and 1 for coordinates, "
-            mistake += f"such as {fractions[0]}: multiply them by width and height of the image"
+        if places["fraction"] and len(places["fraction"]) + self._num_zero_one_boxes == number:
+            mistake = self.findings.describe("fraction", number)
         elif not self.annotations:
-            why = f" with area inside its image, such as {lost[0]}" if lost else ""
-            mistake = f"the data set '{self.name}' has no boxes{why}"
+            lost = places["dropped"]
+            why = f" with area inside its image, for example {lost[0]}" if lost else ""
+            mistake = f"the dataset '{self.name}' has no boxes{why}"
         elif all(annotation["iscrowd"] for annotation in self.annotations):
-            mistake = f"the data set '{self.name}' has no box that can be trained on or counted: "
+            mistake = f"the dataset '{self.name}' has no box that can be trained on or counted: "
             mistake += f"all {len(self.annotations)} are crowds (iscrowd or ignore is 1)"
-        elif self._may_be_corners and 2 * len(beyond) > self.num_boxes:
-            mistake = f"{len(beyond)} of {self.num_boxes} boxes reach beyond their image, such as "
-            mistake += f"{beyond[0]}: they are x1, y1, x2, y2 and must be x, y, width, height"
+        elif self._may_be_corners and 2 * len(places["beyond"]) > number:
+            mistake = f"{len(places['beyond'])} of {number} boxes extend beyond their image, for "
+            mistake += f"example {places['beyond'][0]}: they seem to be x1, y1, x2, y2 but must be "
+            mistake += "x, y, width, height"
         if mistake:
             raise InputError(f"{self.file}: {mistake}")
 
@@ -163,12 +160,12 @@ class DataSource:
 
     def drop_other_classes(self, names: Sequence[str]) -> None:
         """Removes the crowds of classes that are not in ``names``; ``findings`` records them."""
+        others = {n: label for n, label in self.categories.items() if label not in names}
         for item in self.annotations:
-            if (label := self.categories[item["category_id"]]) not in names:
+            if label := others.get(item["category_id"]):
                 where = self.images[item["image_id"]]["file_name"]
                 self.findings.add("crowd", f"'{label}' in {where}", item["image_id"])
-        kept = {number for number, label in self.categories.items() if label in names}
-        self.annotations = [item for item in self.annotations if item["category_id"] in kept]
+        self.annotations = [item for item in self.annotations if item["category_id"] not in others]
 
     def as_json(self, names: Sequence[str]) -> dict[str, Any]:
         """Returns the content of a COCO json with the classes `names`, whose ids are 1..K in order.
@@ -207,9 +204,8 @@ def choose_held_out(images: Iterable[dict[str, Any]], number: int) -> set[Any]:
 
 def _is_implausible_area(area: float, box: float, mask: Shape | None) -> bool:
     """Returns whether an area cannot be that of the object; differences up to 2 px² are fine."""
-    if mask is None:
-        return area <= 0 or not (_AREA_RATIOS[0] * box - 2 <= area <= _AREA_RATIOS[1] * box + 2)
-    return area <= 0 or not (mask.area / 2 - 2 <= area <= mask.area * 2 + 2)
+    low, high = (box * x for x in _AREA_RATIOS) if mask is None else (mask.area / 2, mask.area * 2)
+    return area <= 0 or not low - 2 <= area <= high + 2
 
 
 def _overlap(*boxes: list[float]) -> float:

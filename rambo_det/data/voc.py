@@ -31,30 +31,29 @@ def read_voc(name: str, root: str | Path, split: str, check_images: bool = True)
     # The evaluators of VOC's metric find the xml files again through these keys.
     source.metadata = {"dirname": str(root), "split": split, "year": 2012}
     source.metadata["without_mask"] = f"{source.file} has no masks"
-    source.metadata["without_keypoints"] = f"{name} has no key points"
+    source.metadata["without_keypoints"] = f"{name} has no keypoints"
     trees = {stem: _parse(file, source.file, stem) for stem, file in files.items()}
     labels = {_label(item) for tree in trees.values() for item in tree.findall("object")}
     source.categories = dict(enumerate(sorted(labels - {""}), 1))
     by_stem: dict[str, list[str]] = defaultdict(list)
     for path in files_in(Path(source.image_dir), IMAGE_EXTENSIONS):
-        image = path.relative_to(source.image_dir)
-        by_stem[image.with_suffix("").as_posix()].append(image.as_posix())
-    taken: dict[str, str] = {}
+        relative = path.relative_to(source.image_dir)
+        by_stem[relative.with_suffix("").as_posix()].append(relative.as_posix())
+    xml_of: dict[str, str] = {}
     for stem, tree in trees.items():
-        file, own = printable(files[stem]), by_stem.get(stem, [])
-        file_name = _image_of(stem, tree, file, Path(source.image_dir), own)
-        if (other := taken.setdefault(file_name, stem)) != stem:
+        file, same_name = printable(files[stem]), by_stem.get(stem, [])
+        file_name = _image_of(stem, tree, file, Path(source.image_dir), same_name)
+        if (other := xml_of.setdefault(file_name, file)) != file:
             raise InputError(
-                f"{file}: its image {printable(file_name)} is that of {other}.xml too: correct "
+                f"{other} and {file} both describe the image {printable(file_name)}: correct "
                 "<filename>, or rename the xml"
             )
-        width, height = (int(_number(tree, f"size/{side}", 0)) for side in ("width", "height"))
-        about = {"id": stem, "file_name": file_name, "width": width, "height": height}
-        source.add_image(about, file, check_images)
+        size = {side: int(_number(tree, f"size/{side}", 0)) for side in ("width", "height")}
+        source.add_image({"id": stem, "file_name": file_name, **size}, file, check_images)
         _add_objects(source, stem, tree, file)
     if os.path.isdir(source.file):  # not a list of images
-        for left in sorted({name for names in by_stem.values() for name in names} - set(taken)):
-            source.findings.add("no xml", left)
+        for image in sorted({name for names in by_stem.values() for name in names} - set(xml_of)):
+            source.findings.add("no xml", image)
     return source
 
 
@@ -69,73 +68,81 @@ def _xml_files(name: str, root: Path, split: str) -> tuple[DataSource, dict[str,
     xml_dir = image_dir = folder
     parts = {file.relative_to(folder).parts[0] for file in found}
     if len(parts) == 1 and {part.lower() for part in parts} <= {"annotations", "labels"}:
-        xml_dir, image_dir = folder / parts.pop(), _image_folder(folder)
+        xml_dir = folder / parts.pop()
+        beside = (f for f in sorted(folder.iterdir()) if f.name.lower() in ("jpegimages", "images"))
+        image_dir = next(filter(os.path.isdir, beside), folder)
     files = {file.relative_to(xml_dir).with_suffix("").as_posix(): file for file in found}
     return DataSource(name, str(folder), str(image_dir)), files
 
 
 def _add_objects(source: DataSource, stem: str, tree: ET.Element, file: str) -> None:
+    """Adds the objects of an xml. Raises InputError if a name or a corner is missing."""
     numbers = {label: number for number, label in source.categories.items()}
     for index, item in enumerate(tree.findall("object"), 1):
-        corners, place = _corners(item, file), f"{file}: object {index}, '{_label(item)}'"
+        if not (label := _label(item)):
+            raise InputError(f"{file}: object {index} has no name")
+        place = f"{file}: object {index}, '{label}'"
+        corners = [_number(item, f"bndbox/{key}", math.nan) for key in _CORNERS]
+        if any(map(math.isnan, corners)) or len(item.findall("bndbox")) > 1:
+            raise InputError(f"{place} needs a bndbox with numbers {', '.join(_CORNERS)}")
+        xmin, ymin, xmax, ymax = corners
+        # A box one pixel wide has xmin == xmax, but in practice such a box is an accidental click.
+        width = xmax - xmin + 1 if xmax > xmin else 0
+        height = ymax - ymin + 1 if ymax > ymin else 0
         source.note_fractions(corners, stem, place)
         turns = [a for a in item.iter("attribute") if a.findtext("name") == "rotation"]
         if any(_number(turn, "value", 0) for turn in turns):
             source.findings.add("rotated", place, stem)
         fields = {"iscrowd": 0, "difficult": int(_number(item, "difficult", 0))}
-        source.add_box(stem, numbers[_label(item)], _box(corners), fields, place)
+        box = [xmin - 1, ymin - 1, width, height]
+        source.add_box(stem, numbers[label], box, fields, place)
 
 
-def _image_folder(folder: Path) -> Path:
-    """Returns the folder of images inside ``folder``; ``folder`` itself if it has none."""
-    found = (f for f in sorted(folder.iterdir()) if f.name.lower() in ("jpegimages", "images"))
-    return next(filter(os.path.isdir, found), folder)
-
-
-def _image_of(stem: str, tree: ET.Element, file: str, folder: Path, own: list[str]) -> str:
+def _image_of(stem: str, tree: ET.Element, file: str, folder: Path, same_name: list[str]) -> str:
     """Returns the image of an xml, relative to ``folder``: the image in `<filename>`, or else the
-    image in ``own``, which have the xml's name. Raises InputError if both exist and differ."""
-    said = (tree.findtext("filename") or "").strip()
-    name = Path(said).name  # empty for "."
-    beside = Path(stem).with_name(name).as_posix() if name else ""
-    # A bare file name that equals the xml's name can only mean the image beside the xml.
-    inside = said if said and ("/" in said or Path(said).stem != Path(stem).name) else ""
-    names = filter(None, dict.fromkeys((beside, inside)))
-    there = [name for name in names if os.path.isfile(folder / name)]
-    if not there and len(own) > 1:
-        raise InputError(f"{file}: {' and '.join(own)} are there: <filename> must say which")
-    found = [*there, *own, said if "\\" in said else beside or f"{stem}.jpg"][0]
-    if own and found not in own:
+    image in ``same_name``, the images with the xml's name. Raises InputError if both differ."""
+    filename = (tree.findtext("filename") or "").strip()
+    name = Path(filename).name  # empty for "."
+    next_to_xml = Path(stem).with_name(name).as_posix() if name else ""
+    # A bare file name that equals the xml's name can only mean the image next to the xml.
+    is_path = "/" in filename or Path(filename).stem != Path(stem).name
+    candidates = dict.fromkeys((next_to_xml, filename if is_path else ""))
+    existing = [name for name in filter(None, candidates) if os.path.isfile(folder / name)]
+    if not existing and len(same_name) > 1:
+        raise InputError(f"{file}: {' and '.join(same_name)} exist: <filename> must say which")
+    default = filename if "\\" in filename else next_to_xml or f"{stem}.jpg"
+    image = [*existing, *same_name, default][0]
+    if same_name and image not in same_name:
         raise InputError(
-            f"{file}: <filename> says {printable(said)}, but {own[0]} is there too: correct "
+            f"{file}: <filename> is {printable(filename)}, but {same_name[0]} also exists: correct "
             "<filename>, or rename the xml"
         )
-    return found
+    return image
 
 
 def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
     if not os.path.isfile(split_file):
-        there = ", ".join(sorted(path.stem for path in split_file.parent.glob("*.txt"))) or "none"
-        folder = split_file.parents[2] / split
+        splits = ", ".join(sorted(path.stem for path in split_file.parent.glob("*.txt"))) or "none"
+        folder = printable(split_file.parents[2] / split)
         raise InputError(
-            f"the VOC split file {printable(split_file)} does not exist (splits there: {there}), "
-            f"and the folder {printable(folder)} has no xml files: if they are beside the images, "
-            "write . for the split"
+            f"the VOC split file {printable(split_file)} does not exist (existing splits: {splits})"
+            f", and the folder {folder} contains no xml files: if the xml files are beside the "
+            "images, use . as the split"
         )
     text = read_text(split_file, "VOC split file")
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
-        raise InputError(f"the VOC split file {split_file} names no image")
+        raise InputError(f"the VOC split file {split_file} lists no image")
     # The split file of a single class has a flag after each name, but a name may look the same:
     # `frame 0`. Some tools write the image names with extensions.
     folder = split_file.parents[2] / "Annotations"
 
-    def are_there(stems: list[str]) -> bool:
+    def have_xml(stems: list[str]) -> bool:
         return any(os.path.isfile(folder / f"{stem}.xml") for stem in stems)
 
     for ending in (r"\s+(-1|0|1)", r"\.(?i:bmp|jpe?g|png|tiff?|webp)"):
         short = [re.sub(f"{ending}$", "", name) for name in names]
-        if all(map(operator.ne, names, short)) and not are_there(names) and are_there(short):
+        if all(map(operator.ne, names, short)) and not have_xml(names) and have_xml(short):
             names = short
     for name, number in Counter(names).items():
         if number > 1:
@@ -143,20 +150,20 @@ def _image_names(split_file: Path, split: str, source: DataSource) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _parse(xml_file: Path, named_in: str, stem: str) -> ET.Element:
+def _parse(xml_file: Path, referenced_by: str, stem: str) -> ET.Element:
+    name = printable(xml_file)
     if not os.path.isfile(xml_file):
-        missing = f"{printable(xml_file)} does not exist{backslash_hint(stem)}"
-        raise InputError(f"{printable(named_in)} names {printable(stem)!r}, but {missing}")
+        missing = f"{name} does not exist{backslash_hint(stem)}"
+        raise InputError(f"{printable(referenced_by)} lists {stem!r}, but {missing}")
     try:
         tree = ET.parse(xml_file).getroot()
     except (ET.ParseError, ValueError, LookupError, OSError) as error:  # two are for bad encodings
-        raise InputError(f"{printable(xml_file)} is not valid xml: {error}") from None
-    if len([*tree.iter("object")]) != len(tree.findall("object")) or (
-        tree.tag != "annotation" and tree.find("object") is None
-    ):
+        raise InputError(f"{name} is not valid xml: {error}") from None
+    objects = tree.findall("object")
+    if objects != [*tree.iter("object")] or (tree.tag != "annotation" and not objects):
         raise InputError(
-            f"{printable(xml_file)} is not VOC's: <object> must lie in the <annotation> that the "
-            f"file has, which begins with <{printable(tree.tag)}>"
+            f"{name} is not a VOC annotation: the root element must be <annotation> with the "
+            f"<object>s directly inside, but the root is <{printable(tree.tag)}>"
         )
     return tree
 
@@ -171,23 +178,3 @@ def _number(tree: ET.Element, key: str, default: float) -> float:
     except ValueError:
         return default
     return value if math.isfinite(value) and abs(value) <= 1e9 else default
-
-
-def _corners(item: ET.Element, file: str) -> list[float]:
-    """Returns xmin, ymin, xmax, ymax. Raises InputError if one or the object's name is missing."""
-    if not (label := _label(item)):
-        raise InputError(f"{file}: an object has no name")
-    corners = [_number(item, f"bndbox/{key}", math.nan) for key in _CORNERS]
-    if any(math.isnan(value) for value in corners) or len(item.findall("bndbox")) > 1:
-        wanted = f"a bndbox with numbers {', '.join(_CORNERS)}"
-        raise InputError(f"{file}: '{label}' needs {wanted}")
-    return corners
-
-
-def _box(corners: list[float]) -> list[float]:
-    """Returns x, y, width and height in px."""
-    xmin, ymin, xmax, ymax = corners
-    # A box one pixel wide has xmin == xmax, but in practice such a box is an accidental click.
-    width = xmax - xmin + 1 if xmax > xmin else 0
-    height = ymax - ymin + 1 if ymax > ymin else 0
-    return [xmin - 1, ymin - 1, width, height]

@@ -1,6 +1,7 @@
 """Reads and checks a user's dataset in YOLO format, as written by Ultralytics and Roboflow."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,8 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
     places = [_place(entry, content, file) for entry in _entries_of(content, split, file)]
     source = DataSource(name, f"{file}: {split}", os.path.realpath(file.parent))
     source.categories = _names(content, file)
-    points = content.get("kpt_shape")
     paths = [path for place in places for path in _images_of(place, content, file)]
-    images_of: dict[Path, Path] = {}
+    image_of: dict[Path, Path] = {}  # by label file
     for path in paths:
         image_id = _relative(path, file.parent)
         if image_id in source.images:
@@ -47,37 +47,38 @@ def read_yolo(name: str, data_yaml: str | Path, split: str) -> DataSource:
         if not os.path.isfile(label):
             source.findings.add("no label", image_id)
             continue
-        if (other := images_of.setdefault(label, path)) != path:
+        if (other := image_of.setdefault(label, path)) != path:
             raise InputError(
-                f"{printable(label)} would be of both {printable(path)} and {printable(other)}"
+                f"the label file {printable(label)} belongs to two images, {printable(other)} and "
+                f"{printable(path)}"
             )
         lines = read_text(label, "label file").splitlines()
         for number, line in enumerate(lines, 1):
             if words := line.split():
-                _add_object(source, image_id, words, f"{printable(label)}:{number}", points)
-    if paths and len(source.findings.places("no label")) == len(source.images):
+                place = f"{printable(label)}:{number}"
+                _add_object(source, image_id, words, place, bool(content.get("kpt_shape")))
+    if len(source.findings.places["no label"]) == len(source.images):
         raise InputError(
-            f"{source.file}: none of its {len(source.images)} images has a label file; that of "
-            f"{paths[0]} would be {_label_file(paths[0])}"
+            f"{source.file}: none of the {len(source.images)} images has a label file; expected "
+            f"for example {printable(_label_file(paths[0]))} for {printable(paths[0])}"
         )
-    labels = {_label_file(path) for path in paths}
-    folders = {label.parent for label in labels} if all(p.is_dir() for p in places) else ()
-    for folder in sorted(folders):  # a list may leave out images
-        for left in files_in(folder, {".txt"}):
-            about = left.name.lower().startswith(("classes", "notes", "readme", "labels"))
-            if left.parent == folder and left not in labels and not about:
-                source.findings.add("no image", _relative(left, file.parent))
-    polygons = [a["image_id"] for a in source.annotations if "segmentation" in a]
-    if len(polygons) < len(source.annotations):
-        for image_id in polygons:
+    are_folders = all(place.is_dir() for place in places)  # a list may leave out images
+    for folder in sorted({_label_file(path).parent for path in paths if are_folders}):
+        for text in files_in(folder, {".txt"}):
+            is_notes = text.name.lower().startswith(("classes", "notes", "readme", "labels"))
+            if text.parent == folder and text not in image_of and not is_notes:
+                source.findings.add("no image", _relative(text, file.parent))
+    if any("segmentation" not in a for a in source.annotations):
+        polygons = (a["image_id"] for a in source.annotations if "segmentation" in a)
+        for image_id in dict.fromkeys(polygons):
             source.findings.add("mixed", image_id, image_id)
-    source.metadata.setdefault("without_keypoints", f"{name} has no key points")
+    source.metadata.setdefault("without_keypoints", f"{name} has no keypoints")
     return source
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     if file.is_dir():
-        raise InputError(f"{file} is a folder: name the data.yaml in it")
+        raise InputError(f"{file} is a folder: give the path of its data.yaml")
     text = read_text(file, "data.yaml of YOLO")
     try:
         # BaseLoader keeps values as text: class names such as no and 1 must not become bool or int.
@@ -90,19 +91,19 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _names(content: dict[str, Any], file: Path) -> dict[int, str]:
-    names = content["names"]
-    pairs = dict(names if isinstance(names, dict) else enumerate(names))
+    value = content["names"]
+    pairs = dict(value if isinstance(value, dict) else enumerate(value))
     try:
-        found = {int(number): label.strip() for number, label in pairs.items()}
+        names = {int(number): label.strip() for number, label in pairs.items()}
     except (ValueError, AttributeError):
-        found = {}
-    if isinstance(names, str) or not all(found.values()) or not found:
+        names = {}
+    if isinstance(value, str) or not all(names.values()) or not names:
         raise InputError(f"{file}: 'names' must be a list of names, or number: name")
-    if len(set(found.values())) < len(pairs):
+    if len(set(names.values())) < len(pairs):
         raise InputError(f"{file}: 'names' has a name or number twice")
-    if "nc" in content and content["nc"] != str(len(found)):
-        raise InputError(f"{file}: 'nc' is {content['nc']}, but 'names' has {len(found)}")
-    return found
+    if "nc" in content and content["nc"] != str(len(names)):
+        raise InputError(f"{file}: 'nc' is {content['nc']}, but 'names' has {len(names)}")
+    return names
 
 
 def _entries_of(content: dict[str, Any], split: str, file: Path) -> list[str]:
@@ -110,8 +111,8 @@ def _entries_of(content: dict[str, Any], split: str, file: Path) -> list[str]:
     value = content.get(split) or content.get(_ALIASES.get(split, split))
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list) or not all(isinstance(e, str) and e for e in entries):
-        there = [key for key in _SPLITS if content.get(key)]
-        raise InputError(f"{file} has no split '{split}', only {', '.join(there) or 'none'}")
+        splits = ", ".join(key for key in _SPLITS if content.get(key)) or "none"
+        raise InputError(f"{file} has no split '{split}' (existing splits: {splits})")
     return entries
 
 
@@ -125,8 +126,8 @@ def _place(entry: str, content: dict[str, Any], file: Path) -> Path:
     for path in tried:
         if os.path.exists(path):
             return path
-    more = backslash_hint(entry + root)
-    raise InputError(f"{file}: {printable(entry)!r} is not there, {printable(tried[0])}{more}")
+    missing = f"{entry!r} does not exist (looked for {printable(tried[0])})"
+    raise InputError(f"{file}: the path {missing}{backslash_hint(entry + root)}")
 
 
 def _images_of(place: Path, content: dict[str, Any], file: Path) -> list[Path]:
@@ -160,49 +161,48 @@ def _label_file(image: Path) -> Path:
     if not folders:
         return beside
     parts[folders[-1]] = "labels"
-    there = Path(*parts).with_suffix(".txt")
-    return beside if os.path.isfile(beside) and not os.path.isfile(there) else there
+    in_labels = Path(*parts).with_suffix(".txt")
+    return beside if os.path.isfile(beside) and not os.path.isfile(in_labels) else in_labels
 
 
 def _add_object(
-    source: DataSource, image_id: str, words: list[str], where: str, points: Any
+    source: DataSource, image_id: str, words: list[str], place: str, has_keypoints: bool
 ) -> None:
     try:
-        label, *numbers = [float(word) for word in words]
-        fits = label == int(label) and bool(np.isfinite(numbers).all())
+        label, *numbers = map(float, words)
+        if label != int(label) or not np.isfinite(numbers).all():
+            raise ValueError
     except (ValueError, OverflowError):
-        fits = False
-    if not fits:
-        raise InputError(f"{where}: a line must be numbers, 'class x y width height'")
+        raise InputError(f"{place}: a line must be numbers, 'class x y width height'") from None
     if int(label) not in source.categories:
-        raise InputError(f"{where}: 'names' has no class {int(label)}")
-    if points:  # keypoints follow the box
-        source.findings.add("key points", where, image_id)
-        source.metadata["without_keypoints"] = f"{where}: key points of YOLO are not read"
+        raise InputError(f"{place}: 'names' has no class {int(label)}")
+    note = partial(source.findings.add, place=place, image_id=image_id)
+    if has_keypoints:  # they follow the box
+        note("keypoints")
+        why = f"{place}: YOLO keypoints are not supported and are ignored"
+        source.metadata["without_keypoints"] = why
         numbers = numbers[:4]
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
         raise InputError(
-            f"{where}: {len(words)} numbers are neither 'class x y width height' nor a polygon, "
+            f"{place}: {len(words)} numbers are neither 'class x y width height' nor a polygon, "
             "'class x1 y1 x2 y2 x3 y3 ...'"
         )
     if min(numbers) < -_TOLERANCE or max(numbers) > 1 + _TOLERANCE:
         raise InputError(
-            f"{where}: {min(numbers):g} to {max(numbers):g} are no parts of the image, from 0 to "
-            "1: divide px by its width and height"
+            f"{place}: values from {min(numbers):g} to {max(numbers):g} are not fractions of the "
+            "image (0 to 1): divide px by the image width and height"
         )
-    image = source.images[image_id]
-    width, height = image["width"], image["height"]
+    size = source.images[image_id]["width"], source.images[image_id]["height"]
+    in_px = (np.array(numbers).reshape(-1, 2) * size).reshape(-1).tolist()
     fields: dict[str, Any] = {"iscrowd": 0}
     shape = None
     if len(numbers) == 4:
-        x, y, w, h = (n * side for n, side in zip(numbers, (width, height) * 2, strict=True))
-        box = [x - w / 2, y - h / 2, w, h]
+        x, y, width, height = in_px
+        box = [x - width / 2, y - height / 2, width, height]
     else:
-        corners = np.array(numbers).reshape(-1, 2) * (width, height)
-        (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
-        box = [float(left), float(top), float(right - left), float(bottom - top)]
-        polygon = corners.reshape(-1).tolist()
-        mask, shape = read_mask([polygon], (height, width), source.findings, where)
+        left, top = min(in_px[::2]), min(in_px[1::2])
+        box = [left, top, max(in_px[::2]) - left, max(in_px[1::2]) - top]
+        mask, shape = read_mask([in_px], size[::-1], note)
         fields |= {"segmentation": mask} if mask else {}
-    if source.add_box(image_id, int(label), box, fields, where, shape) and shape is None:
-        source.metadata.setdefault("without_mask", f"{where} has no mask")
+    if source.add_box(image_id, int(label), box, fields, place, shape) and shape is None:
+        source.metadata.setdefault("without_mask", f"{place} has no mask")

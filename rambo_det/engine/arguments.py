@@ -22,9 +22,8 @@ class _Register(argparse.Action):
     def __call__(self, _parser: Any, args: argparse.Namespace, values: Any, _: Any = None) -> None:
         # Existing paths are not refused: a folder may have the same name as the dataset.
         if "/" in values[0] or values[0].endswith((".json", ".yaml")):
-            raise_input_error(
-                f"--register-{self.const} {' '.join(values)}: the name of the data comes first"
-            )
+            rule = "the first value must be a dataset name, not a path"
+            raise InputError(f"--register-{self.const} {' '.join(values)}: {rule}")
         args.register = [*args.register, (self.const, *values)]
 
 
@@ -32,18 +31,20 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that register a user's own datasets, for every tool that reads datasets."""
     parser.set_defaults(register=[])
     for kind, metavar, text in (
-        ("coco", "NAME JSON IMAGE_DIR", "a COCO json, or a folder with it: NAME FOLDER SPLIT"),
-        ("voc", "NAME ROOT SPLIT", "Pascal VOC: ROOT/ImageSets/Main/SPLIT.txt, or the folder "
-         "ROOT/SPLIT of images with an xml beside each (SPLIT . is ROOT itself)"),
-        ("yolo", "NAME DATA_YAML SPLIT", "data in YOLO format"),
+        ("coco", "NAME JSON IMAGE_DIR", "a dataset in COCO format: its json file and image folder; "
+         "or NAME FOLDER SPLIT to find both in FOLDER"),
+        ("voc", "NAME ROOT SPLIT", "a dataset in Pascal VOC format: the images that "
+         "ROOT/ImageSets/Main/SPLIT.txt lists; or a folder ROOT/SPLIT of images with an xml file "
+         "beside each (SPLIT . is ROOT itself)"),
+        ("yolo", "NAME DATA_YAML SPLIT", "a dataset in YOLO format"),
     ):  # fmt: skip
         parser.add_argument(
             f"--register-{kind}", nargs=3, action=_Register, const=kind, dest="register",
             metavar=tuple(metavar.split()), default=argparse.SUPPRESS, help=f"{text}; repeatable",
         )  # fmt: skip
-    text = "data without splits: NAME becomes NAME_train and, of this share, NAME_val"
+    text = "split each registered dataset: NAME_val gets this share of images, NAME_train the rest"
     parser.add_argument("--split", type=float, metavar="SHARE", help=text)
-    text = "class names of that data; by default read from it"
+    text = "class names of the registered datasets, in order; default: read from the annotations"
     parser.add_argument("--classes", metavar="A,B,C", help=text)
 
 
@@ -51,8 +52,8 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     """Adds the option that imports a user's own code."""
     parser.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="MODULE_OR_FILE",
-        help="code of your own that registers backbones, heads or data sets, imported before the "
-        "config is read; its add_config(cfg) is called; repeatable",
+        help="your own code, which may register backbones, heads or datasets; imported before the "
+        "config is read; its function add_config(cfg) may add config keys; repeatable",
     )  # fmt: skip
 
 
@@ -69,19 +70,21 @@ def classes_from_args(args: argparse.Namespace) -> list[str] | None:
 
 def add_hold_out(parser: argparse.ArgumentParser) -> None:
     """Adds the option that sets training images aside for the evaluation."""
-    text = "evaluate on one of every N training images, set aside, and not on DATASETS.TEST"
+    text = "hold out one of every N training images and evaluate on these instead of DATASETS.TEST"
     parser.add_argument("--hold-out", type=int, metavar="N", help=text)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that name a trained detector, for every tool that uses one."""
-    add = parser.add_argument
-    add("--run", metavar="OUTPUT_DIR", help="a training: its last checkpoint")
-    add("--config", metavar="FILE", help="or a yaml config or a LazyConfig, and")
-    add("--weights", metavar="FILE", help="a checkpoint, of RaMBO or stock")
+    for option, metavar, text in (
+        ("--run", "OUTPUT_DIR", "output folder of a training; uses its last checkpoint"),
+        ("--config", "FILE", "yaml config or LazyConfig; use with --weights instead of --run"),
+        ("--weights", "FILE", "checkpoint file of a RaMBO or stock Detectron2 model"),
+    ):
+        parser.add_argument(option, metavar=metavar, help=text)
     add_import(parser)
-    text = "changes to the config, at the end of the command"
-    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help=text)
+    text = "config overrides; must be the last option (KEY VALUE, or KEY=VALUE for a LazyConfig)"
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help=text)
 
 
 def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argparse.Namespace:
@@ -102,20 +105,19 @@ def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argpars
         parser.set_defaults(hold_out=None)
     else:
         add_hold_out(parser)
-    text = "train nothing: print what the data sets have, and write pictures with boxes to FOLDER"
+    text = "do not train; print dataset statistics and write images with their boxes to FOLDER"
     add("--check-data", metavar="FOLDER", help=text)
-    text = "start anew in an OUTPUT_DIR that holds a run, which is moved aside"
+    text = "start a new run; an earlier run in OUTPUT_DIR is renamed to OUTPUT_DIR.1, .2, ..."
     add("--fresh", action="store_true", help=text)
     args = parser.parse_args(argv)
     args.lazy = lazy
     if args.resume and args.fresh:
-        raise InputError("--resume goes on with a run and --fresh starts anew: choose one of them")
-    if args.check_data is not None and not args.config_file:
-        if not args.register:
-            raise InputError("--check-data: name data with --register-..., or a --config FILE")
-        return args
-    if not args.config_file:
+        raise InputError("--resume and --fresh exclude each other")
+    if args.config_file:
+        # Detectron2 opens this file too, but does not search the configs of the package.
+        args.config_file = find_config(args.config_file)
+    elif args.check_data is None:
         raise InputError("--config FILE is missing, e.g. configs/quickstart/faster_rcnn_rambo.yaml")
-    # Detectron2 opens this file too, but does not search the configs shipped with the package.
-    args.config_file = find_config(args.config_file)
+    elif not args.register:
+        raise InputError("--check-data needs datasets: add --register-... or --config FILE")
     return args

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.evaluation import inference_context
 from pycocotools.coco import COCO
 from torch import nn
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
+from ..data.mapper import ErrorReportingMapper
 from ..errors import InputError
 from ..evaluation.calibration import Calibration, calibrate, draw_reliability
 from ..modeling.classifier import Classifier
-from .checkpointer import CALIBRATION_FILES, RAW_FILE
+from .checkpointer import CALIBRATION_FILES, RAW_FILE, load_checkpoint
 from .files import atomic_write
 from .saved_model import ground_truth_of
 
@@ -28,53 +30,47 @@ MAX_IMAGES = 500
 
 def write_calibrated(
     model: nn.Module,
-    found: Calibration,
+    calibration: Calibration,
     file: Path,
     classes: list[str],
     data: str,
-    kept: dict[str, Any] | None = None,
+    **extra_state: Any,
 ) -> None:
     """Rescales a model; writes its checkpoint, and beside it thresholds and a reliability diagram.
 
     ``file`` is the path of the checkpoint. ``data`` is the name of the dataset that the calibration
-    was fitted to. ``kept`` has further entries for the checkpoint.
+    was fitted to. ``extra_state`` has further entries for the checkpoint.
     """
     from matplotlib.figure import Figure
 
-    Classifier(model).apply(found.rescaling)
-    calibration = {
-        "factor": float(found.rescaling.factor),
-        "shift": found.rescaling.shift.tolist(),
-        "data": data,
-    }
-    state = {"model": model.state_dict(), "calibration": calibration, **(kept or {})}
+    rescaling, right = calibration.rescaling, calibration.right
+    Classifier(model).apply(rescaling)
+    fitted = {"factor": float(rescaling.factor), "shift": rescaling.shift.tolist(), "data": data}
     with atomic_write(str(file), "wb") as stream:
-        torch.save(state, stream)
-    before, after = found.errors
+        torch.save({"model": model.state_dict(), "calibration": fitted, **extra_state}, stream)
     content = {
         "weights": file.name,
         "data": data,
-        "calibration error in percent": [round(before, 3), round(after, 3)],
-        "all": found.threshold,
-        "classes": dict(zip(classes, found.thresholds, strict=True)),
+        "calibration error in percent": [round(error, 3) for error in calibration.errors],
+        "all": calibration.threshold,
+        "classes": dict(zip(classes, calibration.thresholds, strict=True)),
     }
     with atomic_write(str(file.with_name(_THRESHOLDS)), "w") as stream:
         json.dump(content, stream, indent=1)
     figure = Figure(figsize=(5, 5), layout="constrained")
-    curves = [("raw", found.raw, found.right), ("calibrated", found.scores, found.right)]
+    curves = [("raw", calibration.raw, right), ("calibrated", calibration.scores, right)]
     draw_reliability(figure.add_subplot(), curves)
     with atomic_write(str(file.with_name(_PICTURE)), "wb") as stream:
         figure.savefig(stream, dpi=100)
 
 
-def labelled_images(name: str, mapper: Any, most: int) -> tuple[Any, COCO]:
-    """Returns a loader of at most ``most`` images, spread over a dataset, and their annotations."""
+def labelled_images(name: str, mapper: Any, max_images: int) -> tuple[Any, COCO]:
+    """Returns a loader of up to ``max_images``, spread over a dataset, and their annotations."""
     records = DatasetCatalog.get(name)  # first: this call may create the annotation file
-    records = records[:: -(-len(records) // most)]
+    records = records[:: -(-len(records) // max_images)]
     # The default sampler gives each process only a part, but a single process calibrates.
-    loader = build_detection_test_loader(
-        records, mapper=mapper, sampler=SequentialSampler(records), num_workers=0
-    )
+    mapper, sampler = ErrorReportingMapper(mapper), SequentialSampler(records)
+    loader = build_detection_test_loader(records, mapper=mapper, sampler=sampler)
     return tqdm(loader, desc="calibrate", unit="image", disable=None), ground_truth_of(name)
 
 
@@ -86,27 +82,23 @@ def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> s
     """
     model = getattr(model, "module", model)
     file, raw = folder / "model_final.pth", folder / RAW_FILE
-    training = model.training
-    model.eval()
     try:
-        images, truth = labelled_images(data, mapper, MAX_IMAGES)
-        found = calibrate(model, images, truth)
+        with inference_context(model):
+            calibration = calibrate(model, *labelled_images(data, mapper, MAX_IMAGES))
     except InputError as error:
-        return f"The scores are as trained, not calibrated: {error}"
-    finally:
-        model.train(training)
+        return f"Calibration skipped; the scores in model_final.pth are uncalibrated: {error}"
     if not raw.is_file():  # raw exists if a finished, calibrated run is resumed
         with atomic_write(str(raw), "wb") as stream, file.open("rb") as source:
             shutil.copyfileobj(source, stream)
-    kept = torch.load(raw, map_location="cpu", mmap=True)
-    kept = {key: kept[key] for key in ("iteration", "seed") if key in kept}
+    state = load_checkpoint(raw)
+    state = {key: state[key] for key in ("iteration", "seed") if key in state}
     classes = list(MetadataCatalog.get(data).thing_classes)
-    write_calibrated(model, found, file, classes, data, kept)
-    before, after = found.errors
+    write_calibrated(model, calibration, file, classes, data, **state)
+    before, after = calibration.errors
     return (
-        f"Calibrated on {data}: calibration error {before:.1f} % before, {after:.1f} % after; raw "
-        f"weights: {RAW_FILE}; thresholds of the classes: {_THRESHOLDS}, one for all: "
-        f"SCORE_THRESH_TEST {found.threshold:.3g}"
+        f"Calibrated on {data}: calibration error {before:.1f} % before, {after:.1f} % after; "
+        f"uncalibrated weights: {RAW_FILE}; per-class thresholds: {_THRESHOLDS}; single threshold "
+        f"for all classes: SCORE_THRESH_TEST {calibration.threshold:.3g}"
     )
 
 
@@ -120,13 +112,12 @@ def read_thresholds(weights: str, classes: list[str]) -> list[float] | None:
         content = json.loads(file.read_text())
         if content["weights"] != Path(weights).name:
             return None
-        found = {name: float(score) for name, score in content["classes"].items()}
+        thresholds = {name: float(score) for name, score in content["classes"].items()}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"{file} is not what rambo-calibrate wrote ({error}): delete it, or give --threshold"
-        ) from None
-    if list(found) != classes:
-        raise InputError(f"{file} is of other classes: delete it, or give --threshold")
-    return list(found.values())
+        why = f"{file} is not what rambo-calibrate wrote ({error})"
+        raise InputError(f"{why}: delete it, or use --threshold") from None
+    if list(thresholds) != classes:
+        raise InputError(f"{file} lists other classes than the model: delete it or use --threshold")
+    return list(thresholds.values())

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import detectron2.utils.comm as comm
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from ..errors import InputError
 from ..losses import ScoreMemory
 from .files import AtomicPathManager
+from .keys import LAZY, YAML
 
+_WEIGHTS = f"{YAML.weights} (LazyConfig: {LAZY.weights})"
 BEST_NAME = "model_best"
 #: File of the weights as trained; it exists only if model_final.pth has calibrated weights.
 RAW_FILE = "model_raw.pth"
@@ -69,18 +72,15 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Loads a checkpoint; InputError if only some processes find it, or it cannot be read."""
-        found = comm.all_gather(self.has_checkpoint())
-        if resume and len(set(found)) > 1:
-            raise InputError(
-                f"not every process finds a checkpoint in {self.save_dir}: the folder must be "
-                "shared by all machines of the run"
-            )
+        has_checkpoint = comm.all_gather(self.has_checkpoint())
+        if resume and len(set(has_checkpoint)) > 1:
+            remedy = "the folder must be shared by all machines of the run"
+            raise InputError(f"only some processes find a checkpoint in {self.save_dir}: {remedy}")
         checkpoint: dict[str, Any] = super().resume_or_load(path, resume=resume)
-        if not resume:
-            return checkpoint
-        if not all(found):
-            text = "--resume: no checkpoint in %s yet: starting from the beginning"
-            self.logger.warning(text, self.save_dir)
+        if not resume or not all(has_checkpoint):
+            if resume:
+                text = "--resume: no checkpoint in %s yet: starting from the beginning"
+                self.logger.warning(text, self.save_dir)
             return checkpoint
         means = checkpoint.get("loss_normalizers") or [None]
         mean = means[comm.get_rank() if len(means) == comm.get_world_size() else 0]
@@ -88,29 +88,22 @@ class AtomicCheckpointer(DetectionCheckpointer):
             self.model.loss_normalizer = mean
         seed = checkpoint.get("seed")
         if None not in (seed, self._seed) and seed != self._seed:
-            self.logger.warning(
-                "The run in %s began with SEED %d, this one with %d: what it draws from here on is "
-                "not what it would have drawn",
-                self.save_dir, seed, self._seed,
-            )  # fmt: skip
+            text = "The run in %s began with SEED %d, this one with %d: its results will differ"
+            self.logger.warning(text, self.save_dir, seed, self._seed)
         return checkpoint
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().load(path, *args, **kwargs)
         except OSError as error:  # includes a failed download
-            raise InputError(
-                f"{path} cannot be loaded: {error}: name a file that is there with MODEL.WEIGHTS, "
-                "or train.init_checkpoint of a LazyConfig; '' starts from random weights"
-            ) from error
+            remedy = f"set {_WEIGHTS} to an existing file, or to '' for random weights"
+            raise InputError(f"{path} cannot be loaded: {error}: {remedy}") from error
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         number = len(self.model.state_dict())
         if len(incompatible.missing_keys) + len(incompatible.incorrect_shapes) >= number:
-            raise InputError(
-                "MODEL.WEIGHTS, or train.init_checkpoint of a LazyConfig: none of the weights in "
-                "that file is one of this model: name another file"
-            )
+            mismatch = "no weight in this checkpoint matches the model (name and shape)"
+            raise InputError(f"{_WEIGHTS}: {mismatch}: use another checkpoint")
         super()._log_incompatible_keys(incompatible)
 
     def _load_file(self, filename: str) -> Any:
@@ -127,18 +120,25 @@ def load_whole_model(model: Any, weights: str, config: str) -> None:
     """
 
     def check(incompatible: Any) -> None:
-        other = f"{weights} is not of the model of {config}"
+        mismatch = f"{weights} does not fit the model of {config}"
         for name, *shapes in incompatible.incorrect_shapes:
-            there, here = map(tuple, shapes)
-            remedy = ": is NUM_CLASSES that of the checkpoint?" if "cls_score" in name else ""
-            raise InputError(f"{other}: {name} has the shape {there} there and {here} here{remedy}")
+            saved, expected = map(tuple, shapes)
+            hint = ": is NUM_CLASSES that of the checkpoint?" if "cls_score" in name else ""
+            difference = f"{name} has shape {saved} in the checkpoint but {expected} in the model"
+            raise InputError(f"{mismatch}: {difference}{hint}")
         if missing := incompatible.missing_keys:
-            raise InputError(f"{other}: it lacks {missing[0]}, of {len(missing)} weights")
+            raise InputError(f"{mismatch}: {len(missing)} weights are missing, first: {missing[0]}")
         log(incompatible)
 
     checkpointer = AtomicCheckpointer(model)
     log, checkpointer._log_incompatible_keys = checkpointer._log_incompatible_keys, check
     checkpointer.load(weights)
+
+
+def load_checkpoint(file: Any) -> dict[str, Any]:
+    """Reads a checkpoint of a run; its tensors stay on the disk until they are used."""
+    # The run itself wrote this file, and a user's hooks may have put any object into it.
+    return torch.load(file, map_location="cpu", mmap=True, weights_only=False)
 
 
 def unreadable_checkpoint(file: Any, error: Exception) -> InputError:

@@ -30,12 +30,12 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
     first image that cannot be read completely.
     """
     make_folder(folder, "--check-data")
-    found = []
+    texts = []
     for name in names:
         records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
         for record in tqdm(records, desc=name, unit="image", disable=None):
             size = (record["width"], record["height"])
-            check_image(Path(record["file_name"]), name, size, whole=True)
+            check_image(Path(record["file_name"]), name, size, decode=True)
         page = folder / f"{name}.jpg"
         flagged = set(metadata.get("flagged_images") or ())
         chosen = [record for record in records if record["image_id"] in flagged][:_PICTURES]
@@ -45,8 +45,8 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
         with delayed_interrupt():
             pictures = [_draw(record, metadata) for record in chosen]
         write_picture(page, grid(pictures, min(_COLUMNS, len(pictures)))[:, :, ::-1], 85)
-        found.append(f"{name}: {summary(records, metadata.get('thing_classes') or ())}\n{page}")
-    return "\n\n".join(found)
+        texts.append(f"{name}: {summary(records, metadata.get('thing_classes') or ())}\n{page}")
+    return "\n\n".join(texts)
 
 
 def summary(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
@@ -70,11 +70,8 @@ def summary(records: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
         k for record in records for k in {a["category_id"] for a in record["annotations"]}
     )
     counts = Counter(a["category_id"] for a, _ in boxes)
-    rows = [
-        {"class": name, "boxes": counts[index], "images": in_images[index]}
-        for index, name in enumerate(classes)
-    ]
-    return "\n".join([*lines, tabulate(rows, headers="keys", tablefmt="github")])
+    rows = [(name, counts[index], in_images[index]) for index, name in enumerate(classes)]
+    return "\n".join([*lines, tabulate(rows, ("class", "boxes", "images"), "github")])
 
 
 def _box(annotation: dict[str, Any]) -> list[float]:
@@ -84,7 +81,7 @@ def _box(annotation: dict[str, Any]) -> list[float]:
 
 def _draw(record: dict[str, Any], metadata: Any) -> np.ndarray:
     image = read_image(record["file_name"], format="RGB")
-    found = Instances(image.shape[:2])
-    found.pred_boxes = Boxes(torch.tensor([_box(a) for a in record["annotations"]]).reshape(-1, 4))
-    found.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]]).long()
-    return draw_detections(np.ascontiguousarray(image), found, metadata)
+    objects, annotations = Instances(image.shape[:2]), record["annotations"]
+    objects.pred_boxes = Boxes(torch.tensor([_box(a) for a in annotations]).reshape(-1, 4))
+    objects.pred_classes = torch.tensor([a["category_id"] for a in annotations]).long()
+    return draw_detections(np.ascontiguousarray(image), objects, metadata)

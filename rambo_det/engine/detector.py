@@ -18,7 +18,7 @@ from ..data.shapes import register_shapes
 from ..errors import InputError
 from .checkpointer import load_whole_model
 from .keys import LAZY, YAML, dataset_names
-from .lazy import read_lazy_config
+from .lazy import LazyRun, read_lazy_config
 from .saved_model import SavedModel
 from .setup import check_model, read_config
 from .user_code import import_user_code
@@ -50,7 +50,7 @@ class Detector:
         if saved.is_lazy:
             keys, cfg = LAZY, read_lazy_config(saved.config, opts)
             self.model = instantiate(cfg.model).to(cfg.train.device)
-            self.mapper: Any = instantiate(cfg.dataloader.test.mapper)
+            self.mapper: Any = LazyRun.test_mapper(cfg)
         else:
             keys, cfg = YAML, read_config(saved.config, opts)
             check_model(cfg)
@@ -58,35 +58,40 @@ class Detector:
             self.mapper = DatasetMapper(cfg, is_train=False)
         if getattr(self.model, "proposal_generator", self.model) is None:
             key = "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals"
-            raise InputError(f"{saved.config}: needs proposals ({key}), and an image has none")
+            need = f"the model needs precomputed proposals ({key})"
+            raise InputError(f"{saved.config}: {need}, which this tool cannot supply")
         load_whole_model(self.model, saved.weights, saved.config)
         self.model.eval()
-        self.train_sets, self.datasets = (
-            dataset_names(cfg, keys.train_sets),
-            dataset_names(cfg, keys.test_sets),
-        )
+        self.train_sets = dataset_names(cfg, keys.train_sets)
+        self.datasets = dataset_names(cfg, keys.test_sets)
         number = getattr(getattr(self.model, "roi_heads", self.model), "num_classes", None)
         self.metadata = _metadata(saved, classes, [*self.train_sets, *self.datasets], number)
+        self._category_ids = category_ids(self.metadata)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
         """Returns the detections in an image, ``(H, W, 3)`` uint8 BGR: on the CPU, with boxes in
         px of the image, the highest score first. Raises InputError if the model is no detector."""
         rgb = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
-        seen = AugInput(convert_PIL_to_numpy(rgb, self.mapper.image_format))
-        self.mapper.augmentations(seen)
-        pixels = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+        augmented = AugInput(convert_PIL_to_numpy(rgb, self.mapper.image_format))
+        self.mapper.augmentations(augmented)
+        pixels = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         height, width = image.shape[:2]
         (output,) = self.model([{"image": pixels, "height": height, "width": width}])
         if "instances" not in output:
-            raise InputError("the model detects no objects: it gives " + ", ".join(output))
-        found = output["instances"].to("cpu")
-        return found[found.scores.argsort(descending=True)]
+            raise InputError(f"the model is not a detector: its outputs are {', '.join(output)}")
+        instances = output["instances"].to("cpu")
+        return instances[instances.scores.argsort(descending=True)]
 
     def category_id(self, index: int) -> int:
         """Returns a class's category id in COCO's terms: the dataset's own, else ``index + 1``."""
-        own = self.metadata.get("thing_dataset_id_to_contiguous_id") or {}
-        return {k: number for number, k in own.items()}.get(index, index + 1)
+        return self._category_ids.get(index, index + 1)
+
+
+def category_ids(metadata: Metadata) -> dict[int, int]:
+    """Returns class index -> category id in the annotations of a dataset; {} if it has no ids."""
+    indices = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+    return {index: category_id for category_id, index in indices.items()}
 
 
 def _metadata(
@@ -96,10 +101,9 @@ def _metadata(
         if number not in (None, len(classes)):
             raise InputError(f"--classes names {len(classes)} classes, the model has {number}")
         return Metadata(thing_classes=list(classes))
-    noted = saved.data.classes
-    for name in datasets:
-        metadata = MetadataCatalog.get(name) if name in MetadataCatalog.list() else Metadata()
-        there = list(metadata.get("thing_classes") or ())
-        if there == noted if noted else len(there) == number:
+    saved_classes = saved.data.classes
+    for metadata in (MetadataCatalog.get(name) for name in datasets):
+        names = list(metadata.get("thing_classes") or ())
+        if names == saved_classes if saved_classes else len(names) == number:
             return metadata
-    return Metadata(thing_classes=noted or [f"class {k}" for k in range(number or 0)])
+    return Metadata(thing_classes=saved_classes or [f"class {k}" for k in range(number or 0)])

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..data.register import group_by_format, register_datasets, registered_classes
 from ..errors import InputError
 from .arguments import classes_from_args
-from .detector import Detector
+from .detector import Detector, category_ids
 from .run_data import RunData
 from .saved_model import ground_truth_of
 from .user_data import check_dataset, check_same_classes
@@ -39,33 +39,31 @@ class EvaluationData:
         self, name: str | None, detector: Detector, saved: RunData, args: argparse.Namespace
     ) -> None:
         if name is None and not detector.datasets:
-            raise InputError("DATASETS.TEST is empty: name a data set with --dataset")
+            raise InputError("the config has no test dataset: name a dataset with --dataset")
         self.name = name or detector.datasets[0]
         classes = detector.metadata.get("thing_classes")
-        given = classes_from_args(args) or classes
+        names = classes_from_args(args) or classes
         if args.register:
-            register_datasets(**group_by_format(args.register), classes=given, split=args.split)
+            register_datasets(**group_by_format(args.register), classes=names, split=args.split)
         if self.name not in DatasetCatalog.list():
-            known = [item for item in saved.register if item[1] == self.name]
-            register_datasets(**group_by_format(known), classes=given)
+            locations = [item for item in saved.register if item[1] == self.name]
+            register_datasets(**group_by_format(locations), classes=names)
         check_dataset("--dataset", self.name)
         self.records: list[dict[str, Any]] = DatasetCatalog.get(self.name)
         self.truth = ground_truth_of(self.name)
         self.classes = registered_classes(self.name)
         check_same_classes("--dataset", self.name, "the detector", classes or ())
-        own = MetadataCatalog.get(self.name).get("thing_dataset_id_to_contiguous_id") or {}
-        self._category_ids = {index: number for number, index in own.items()}
+        self._category_ids = category_ids(MetadataCatalog.get(self.name))
         self._files = {record["image_id"]: record["file_name"] for record in self.records}
 
     def detect(self, detector: Detector) -> list[dict[str, Any]]:
         """Returns the detections in all images, in COCO's result format."""
         results: list[dict[str, Any]] = []
         for record in tqdm(self.records, desc="detect", unit="image", disable=None):
-            found = detector(read_image(record["file_name"], format="BGR"))
-            items = instances_to_coco_json(found, record["image_id"])
-            results += [
-                {**item, "category_id": self._category_ids[item["category_id"]]} for item in items
-            ]
+            instances = detector(read_image(record["file_name"], format="BGR"))
+            for item in instances_to_coco_json(instances, record["image_id"]):
+                item["category_id"] = self._category_ids[item["category_id"]]
+                results.append(item)
         return results
 
     def look(self, name: str) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
@@ -73,8 +71,8 @@ class EvaluationData:
         (number,) = self.truth.getCatIds(catNms=[name])
 
         def look(image_id: Any) -> tuple[np.ndarray, np.ndarray]:
-            there = self.truth.imgToAnns.get(image_id, ())
-            boxes = [item["bbox"] for item in there if item["category_id"] == number]
+            annotations = self.truth.imgToAnns.get(image_id, ())
+            boxes = [item["bbox"] for item in annotations if item["category_id"] == number]
             return read_image(self._files[image_id], format="RGB"), np.array(boxes).reshape(-1, 4)
 
         return look

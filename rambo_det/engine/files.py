@@ -55,12 +55,12 @@ def write_picture(path: Path, picture: np.ndarray, jpeg_quality: int = 95) -> No
 
 def unique_path(path: Path, taken: set[Path]) -> Path:
     """Returns ``path``, numbered if it is in ``taken``; adds the returned path to ``taken``."""
-    found, number = path, 1
-    while found in taken:
+    candidate, number = path, 1
+    while candidate in taken:
         number += 1
-        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    taken.add(found)
-    return found
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    taken.add(candidate)
+    return candidate
 
 
 def drop_unfinished_line(file: str) -> None:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import detectron2.utils.comm as comm
-import torch
 import yaml
 
 from ..data.files import make_folder
 from ..errors import InputError
-from .checkpointer import unreadable_checkpoint
-from .keys import YAML, Keys, dataset_names, get_key, set_key
+from .checkpointer import load_checkpoint, unreadable_checkpoint
+from .keys import LAZY, YAML, Keys, dataset_names, get_key, set_key
 from .run_data import read_data
 from .seeds import run_seed
 from .user_data import check_same_classes
@@ -36,15 +35,13 @@ def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
     holds a run that would be overwritten, or if the run to resume has another model or classes.
     """
     if not get_key(cfg, keys.folder):
-        raise InputError(f"{keys.folder} is empty: name a folder")
+        raise InputError(f"{keys.folder} is empty: set an output folder")
     folder = Path(get_key(cfg, keys.folder))
     if args.eval_only and not keys.is_set(keys.weights, args.opts):
         file = last_checkpoint(folder)
         if file is None:
-            raise InputError(
-                f"--eval-only: no checkpoint in {keys.folder} {folder}: name one with "
-                f"{keys.weights}{keys.separator}FILE"
-            )
+            option = f"{keys.weights}{keys.separator}FILE"
+            raise InputError(f"--eval-only: no checkpoint in {keys.folder} {folder}: add {option}")
         set_key(cfg, keys.weights, str(file))
         _check_classes("--eval-only", folder, dataset_names(cfg, keys.test_sets))
     elif args.resume and not args.eval_only:
@@ -52,17 +49,23 @@ def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
         if keys is YAML:
             _check_model(folder, cfg)
     weights = get_key(cfg, keys.weights)
-    if weights and not args.resume and "://" not in weights and not os.path.isfile(weights):
-        raise InputError(f"{keys.weights} {weights}: no such file")
+    if weights and not args.resume:
+        check_weights(keys.weights, weights)
     main = comm.is_main_process()
     # A resumed run keeps its seed unless the command line gives another seed.
     is_given = keys.is_set(keys.seed, args.opts)
     earlier = saved_seed(folder) if args.resume and main else None
     set_key(cfg, keys.seed, run_seed(get_key(cfg, keys.seed), None if is_given else earlier))
     if main and not args.eval_only:
-        prepare_folder(folder, args.resume, args.fresh, f"{keys.folder}{keys.separator}FOLDER")
+        prepare_folder(folder, args.resume, args.fresh, keys)
     comm.synchronize()
     return folder
+
+
+def check_weights(option: str, weights: str) -> None:
+    """Raises InputError, naming the option, unless ``weights`` is a URL or an existing file."""
+    if "://" not in weights and not os.path.isfile(weights):
+        raise InputError(f"{option} {weights}: no such file")
 
 
 def _check_classes(option: str, folder: Path, data: Sequence[str]) -> None:
@@ -73,34 +76,32 @@ def _check_classes(option: str, folder: Path, data: Sequence[str]) -> None:
 def _check_model(folder: Path, cfg: Any) -> None:
     """Raises InputError unless the config has the same model as the run in the folder."""
     for key in _MODEL_KEYS:
-        was, now = saved_config_value(folder, key), get_key(cfg, key)
-        if was is not None and was != str(now):
-            raise InputError(f"--resume: {key} is {now!r}, the run in {folder} has {was!r}")
-    rate, now = saved_config_value(folder, "SOLVER.BASE_LR"), cfg.SOLVER.BASE_LR
-    if rate is not None and float(rate) != now:
-        logger.warning(
-            "SOLVER.BASE_LR %g is not taken: the run goes on with its own, %s", now, rate
-        )
+        saved, value = saved_config_value(folder, key), get_key(cfg, key)
+        if saved is not None and saved != str(value):
+            raise InputError(f"--resume: {key} is {value!r}, but {saved!r} in the run in {folder}")
+    saved, rate = saved_config_value(folder, "SOLVER.BASE_LR"), cfg.SOLVER.BASE_LR
+    if saved is not None and float(saved) != rate:
+        logger.warning("SOLVER.BASE_LR %g is ignored: the resumed run keeps %s", rate, saved)
 
 
-def prepare_folder(folder: Path, resume: bool, fresh: bool, remedy: str) -> None:
+def prepare_folder(folder: Path, resume: bool, fresh: bool, keys: Keys) -> None:
     """Creates the folder of a run, and makes sure that no other run is overwritten.
 
-    With ``fresh`` an earlier run is moved aside. Raises InputError if the folder holds a run and no
-    flag is set, or if it cannot be written. Messages name the option ``remedy`` for another folder.
+    With ``fresh`` an earlier run is renamed. Raises InputError, naming the key of the folder, if
+    the folder holds a run and no flag is set, or if it cannot be written.
     """
-    make_folder(folder, "OUTPUT_DIR")
+    make_folder(folder, keys.folder)
     files = [folder / name for name in ("last_checkpoint", "metrics.json")]
     # A run that ended before its first iteration leaves an empty metrics.json.
     if resume or not any(file.is_file() and file.stat().st_size for file in files):
         return
+    folder_option = f"{keys.folder}{keys.separator}FOLDER"
     if not fresh:
-        raise InputError(
-            f"OUTPUT_DIR {folder} holds another run: --resume goes on with it, --fresh sets it "
-            f"aside, or name another folder with {remedy}"
-        )
+        remedies = f"--resume continues it, --fresh renames it, or use {folder_option}"
+        raise InputError(f"{keys.folder} {folder} holds another run: {remedies}")
     if Path.cwd().is_relative_to(folder.resolve()):
-        raise InputError(f"--fresh: OUTPUT_DIR {folder} is where you are: {remedy}")
+        place = f"{keys.folder} {folder}, your current directory"
+        raise InputError(f"--fresh cannot rename {place}: change directory, or use {folder_option}")
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
@@ -127,24 +128,20 @@ def saved_seed(folder: str | Path) -> int | None:
 
     Raises InputError if the checkpoint cannot be read.
     """
-    seed: Any = None
     file = last_checkpoint(folder)
-    if file is not None:
-        try:
-            seed = torch.load(file, map_location="cpu", mmap=True).get("seed")
-        except Exception as error:  # torch's readers have no common error type
-            raise InputError(f"{unreadable_checkpoint(file, error)}: {_remedy(folder)}") from error
+    try:
+        seed = None if file is None else load_checkpoint(file).get("seed")
+    except Exception as error:  # torch's readers have no common error type
+        raise InputError(f"{unreadable_checkpoint(file, error)}: {_remedy(folder)}") from error
     if seed is None:
-        seed = saved_config_value(folder, "SEED") or saved_config_value(folder, "train.seed")
+        seed = saved_config_value(folder, YAML.seed) or saved_config_value(folder, LAZY.seed)
     return int(seed) if str(seed).isdigit() else None
 
 
 def _remedy(folder: str | Path) -> str:
     others = ", ".join(sorted(file.name for file in Path(folder).glob("model_*.pth"))) or "none"
-    return (
-        f"write the name of another checkpoint there ({others}) into {folder}/last_checkpoint, "
-        "or start anew with --fresh"
-    )
+    write = f"write the name of another checkpoint ({others}) into {folder}/last_checkpoint"
+    return f"{write}, or start a new run with --fresh"
 
 
 def saved_config_value(folder: str | Path, key: str) -> Any:
@@ -153,7 +150,7 @@ def saved_config_value(folder: str | Path, key: str) -> Any:
     Returns None if file or key is missing. Values stay text, as a LazyConfig may contain objects.
     """
     try:
-        found = yaml.load(Path(folder, "config.yaml").read_text(), yaml.BaseLoader)
-        return get_key(found, key)
+        text = Path(folder, "config.yaml").read_text()
+        return get_key(yaml.load(text, yaml.BaseLoader), key)
     except (OSError, yaml.YAMLError, KeyError, TypeError):  # a killed run may leave half a file
         return None

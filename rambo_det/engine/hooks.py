@@ -2,18 +2,17 @@
 
 import json
 import logging
-import os
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import detectron2.utils.comm as comm
-import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
 from ..errors import InputError
-from .checkpointer import BEST_NAME, AtomicCheckpointer
+from .checkpointer import BEST_NAME, AtomicCheckpointer, load_checkpoint
 from .files import atomic_write
 from .keys import Keys, get_key
 from .loader import ResumableLoader
@@ -84,13 +83,16 @@ class BestEvalHook(hooks.EvalHook):
         start, storage = self.trainer.start_iter, self.trainer.storage
         if not self._tracks_best or start == 0:
             return
-        self._values = comm.all_gather(self._read(start))[0]
+        saved = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        evaluations = saved["evaluations"] if saved.get("metric") == self._metric else {}
+        values = {int(i): value for i, value in evaluations.items() if int(i) < start}
+        self._values = comm.all_gather(values)[0]
         # The calls below expect the state right after the last step before the checkpoint.
         self.trainer.iter = storage.iter = start - 1
         if start - 1 in self._values:
             self._stop_if_out_of_patience(start - 1)
         elif start % self._period == 0 and start < self.trainer.max_iter:
-            logger.info("Evaluating iteration %d, which was cut off", start - 1)
+            logger.info("Repeating the interrupted evaluation after iteration %d", start - 1)
             self._do_eval()
         self.trainer.iter = storage.iter = start
 
@@ -98,21 +100,19 @@ class BestEvalHook(hooks.EvalHook):
         super()._do_eval()
         for writer in self._writers:
             writer.write()
-        if self._tracks_best:
-            # The run may resume from a checkpoint beyond max_iter.
-            end = max(self.trainer.max_iter, self.trainer.start_iter)
-            iteration = min(self.trainer.iter, end - 1)
-            self._record(iteration)
-            self._stop_if_out_of_patience(iteration)
-
-    def _record(self, iteration: int) -> None:
+        if not self._tracks_best:
+            return
+        # The run may resume from a checkpoint beyond max_iter.
+        end = max(self.trainer.max_iter, self.trainer.start_iter)
+        iteration = min(self.trainer.iter, end - 1)
         latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
         latest = comm.all_gather(latest)[0]  # evaluators return metrics only in the main process
         if self._metric not in latest:
-            there = ", ".join(sorted(k for k in latest if "/AP" in k and "rambo/" not in k))
-            raise InputError(f"{self._key} {self._metric!r}: the evaluation has {there}")
-        found = float(latest[self._metric])
-        self._values[iteration] = found if found == found else None
+            names = ", ".join(sorted(k for k in latest if "/AP" in k and "rambo/" not in k))
+            problem = f"{self._key} {self._metric!r} is not a metric of the evaluation"
+            raise InputError(f"{problem}; available: {names or 'none'}")
+        value = float(latest[self._metric])
+        self._values[iteration] = None if math.isnan(value) else value
         if self._keep and self.best is not None and self.best[0] == iteration:
             self._checkpointer.save(BEST_NAME, iteration=iteration)
         if comm.is_main_process():  # last: after a kill before this, the evaluation is repeated
@@ -120,6 +120,7 @@ class BestEvalHook(hooks.EvalHook):
             content = {"metric": self._metric, "best": best, "evaluations": self._values}
             with atomic_write(str(self._file), "w") as file:
                 json.dump(content, file, indent=1)
+        self._stop_if_out_of_patience(iteration)
 
     def _stop_if_out_of_patience(self, iteration: int) -> None:
         since = -1 if self.best is None else self.best[0]
@@ -127,16 +128,9 @@ class BestEvalHook(hooks.EvalHook):
         if not self._patience or waited < self._patience or iteration + 1 >= self.trainer.max_iter:
             return
         self._checkpointer.save("model_final", iteration=iteration)
-        why = f"{waited} evaluations without a better {self._metric}"
-        raise EarlyStop(f"Stopped early, after iteration {iteration}: {why}")
-
-    def _read(self, start: int) -> dict[int, float | None]:
-        """Reads the run's evaluations before iteration ``start``; {} if the metric has changed."""
-        if not self._file.is_file():
-            return {}
-        content = json.loads(self._file.read_text())
-        values = {int(i): v for i, v in content["evaluations"].items() if int(i) < start}
-        return values if content["metric"] == self._metric else {}
+        text = "Stopped early, after iteration %d: %d evaluations without a better %s"
+        logger.info(text, iteration, waited, self._metric)
+        raise EarlyStop
 
     def summary(self) -> str | None:
         """Returns a line about the best evaluation and the file of its weights; None without one.
@@ -148,12 +142,10 @@ class BestEvalHook(hooks.EvalHook):
             return None
         iteration, best = self.best
         line = f"best {self._metric}: {best:.3f}, after iteration {iteration}"
-        file = os.path.join(self._checkpointer.save_dir, f"{BEST_NAME}.pth")
-        if not self._keep or not os.path.isfile(file):
-            return line
-        # The run itself wrote this file, and a user's hooks may have put any object into it.
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
-        return f"{line}: {file}" if content.get("iteration") == iteration else line
+        file = self._file.with_name(f"{BEST_NAME}.pth")
+        is_saved = self._keep and file.is_file()
+        is_best = is_saved and load_checkpoint(file).get("iteration") == iteration
+        return f"{line}: {file}" if is_best else line
 
 
 def training_hooks(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Keys(NamedTuple):
-    """Dotted keys of a config; ``sign`` separates key and value on the command line."""
+    """Dotted keys of a config; ``separator`` is between key and value on the command line."""
 
     folder: str
     weights: str
@@ -52,7 +52,7 @@ def set_key(cfg: Any, key: str, new: Any) -> None:
 def dataset_names(cfg: Any, key: str) -> list[str]:
     """Returns the dataset names under a key; a LazyConfig may have one name instead of a list."""
     try:
-        found = get_key(cfg, key)
+        names = get_key(cfg, key)
     except (KeyError, AttributeError):  # a LazyConfig with a user's own loader
         return []
-    return [found] if isinstance(found, str) else list(found)
+    return [names] if isinstance(names, str) else list(names)

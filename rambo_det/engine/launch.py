@@ -29,19 +29,17 @@ def torchrun_variables(environment: Mapping[str, str]) -> dict[str, str]:
         raise InputError(f"SLURM started {size} tasks on {nodes} nodes: set --ntasks-per-node")
     numbers = (environment["SLURM_PROCID"], size, environment["SLURM_LOCALID"], size // nodes)
     # All processes of a job get the same port; different jobs get different ports.
-    meeting = {
+    rendezvous = {
         "MASTER_ADDR": environment.get("SLURM_LAUNCH_NODE_IPADDR", ""),
         "MASTER_PORT": str(20000 + int(environment["SLURM_JOB_ID"]) % 20000),
     }
-    given = {name: environment[name] for name in meeting if name in environment}
-    return {**dict(zip(_TORCHRUN, map(str, numbers), strict=True)), **meeting, **given}
+    rendezvous |= {name: environment[name] for name in rendezvous if name in environment}
+    return {**dict(zip(_TORCHRUN, map(str, numbers), strict=True)), **rendezvous}
 
 
 def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
-    """Runs ``process(args)`` in each process of the run.
-
-    Uses the processes of torchrun or SLURM if there are several, else Detectron2's ``launch``.
-    """
+    """Runs ``process(args)`` in the processes of torchrun or SLURM, if there are several; else in
+    the processes that Detectron2's ``launch`` starts."""
     if not all(name in os.environ for name in _TORCHRUN):
         os.environ.update(torchrun_variables(os.environ))
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "LOCAL_WORLD_SIZE" not in os.environ:

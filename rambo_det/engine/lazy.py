@@ -8,7 +8,9 @@ import pydoc
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -24,7 +26,7 @@ from omegaconf import OmegaConf
 from ..config import add_rambo_config
 from ..data.mapper import ErrorReportingMapper
 from ..data.shapes import register_shapes
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..paths import find_config
 from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
@@ -47,31 +49,30 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     needed = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
     cfg = read_lazy_config(find_config(args.config_file), args.opts, needed)
     check_amp("train.amp.enabled=True", cfg.train.amp.enabled, LAZY.device, cfg.train.device)
-    tests = dataset_names(cfg, LAZY.test_sets)
-    if len(tests) > 1:
-        raise InputError(
-            f"{LAZY.test_sets}: a LazyConfig is evaluated on one data set, not {tests}"
-        )
-    if tests:  # COCOEvaluator takes a name, not a list
-        set_key(cfg, LAZY.test_sets, tests[0])
-    classes, own = register_data(cfg, LAZY, args)
+    train, test = dataset_names(cfg, LAZY.train_sets), dataset_names(cfg, LAZY.test_sets)
+    if len(test) > 1:
+        raise InputError(f"{LAZY.test_sets} must be one dataset in a LazyConfig, not {test}")
+    if test:  # COCOEvaluator takes a name, not a list
+        set_key(cfg, LAZY.test_sets, test[0])
+    classes, own_names = register_data(cfg, LAZY, args)
     heads = cfg.model.get("roi_heads", {})
-    why = [f"model.roi_heads.{head} is there" * (heads.get(head) is not None)
-           for head in ("mask_head", "keypoint_head")]  # fmt: skip
-    for name in own:
-        check_masks_and_keypoints(name, *why)
+    names = ("mask_head", "keypoint_head")
+    needs = [f"model.roi_heads.{x} is set" if heads.get(x) is not None else "" for x in names]
+    check_masks_and_keypoints(own_names, *needs)
     if classes is not None:
         node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
         node.num_classes = len(classes)
-    mapper, trained = cfg.dataloader.train.get("mapper") or {}, dataset_names(cfg, LAZY.train_sets)
-    known = all(MetadataCatalog.get(name).get("keypoint_names") for name in trained)
-    if "keypoint_hflip_indices" in mapper and set(trained) <= set(own) and known:
+    mapper = cfg.dataloader.train.get("mapper") or {}
+    have_names = all(MetadataCatalog.get(name).get("keypoint_names") for name in train)
+    if "keypoint_hflip_indices" in mapper and set(train) <= set(own_names) and have_names:
         # The config's own indices are those of COCO's person keypoints.
-        mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(trained)
+        mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(train)
     if not args.eval_only:
-        check_best_metric(
-            cfg, LAZY, dataset_names(cfg, LAZY.test_sets)[:1]
-        )  # a LazyConfig has one test dataset
+        loader = cfg.dataloader.get("test")
+        # A user's own test loader may name its dataset under another key.
+        check_best_metric(cfg, LAZY, [""] if loader and "dataset" not in loader else test)
+        if cfg.train.calibrate != "off":
+            LazyRun.test_mapper(cfg)
     return cfg
 
 
@@ -92,13 +93,12 @@ def read_lazy_config(
                 # Detectron2 also writes a pickle if a run's config cannot be loaded from yaml.
                 if not os.path.isfile(f"{file}.pkl"):
                     raise
-                with open(f"{file}.pkl", "rb") as stream:
-                    cfg = cloudpickle.load(stream)
+                cfg = cloudpickle.loads(Path(f"{file}.pkl").read_bytes())
     except Exception as error:  # a LazyConfig is a program, which can raise any error
         steps = traceback.extract_tb(error.__traceback__)
         line = next((f", line {s.lineno}" for s in reversed(steps) if s.filename == file), "")
-        message = " ".join(str(error).split())
-        raise InputError(f"{file}{line}: {type(error).__name__}: {message}") from error
+        why = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"cannot load the LazyConfig {file}{line}: {why}") from error
     for node in needed:
         if node not in cfg:
             raise InputError(f"{file} is not a LazyConfig of a training: it has no {node!r}")
@@ -123,29 +123,30 @@ def _override(cfg: Any, opt: str) -> None:
     if opt.startswith("--"):
         raise InputError(f"options come before the config keys: {opt}")
     if not equals:
-        raise InputError(f"config keys come as KEY=VALUE, got {opt!r}")
+        raise InputError(f"expected KEY=VALUE, got {opt!r}")
     parent, _, leaf = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else None
     # A callable may accept arguments that the config does not list.
     if not OmegaConf.is_config(node) or not (
-        key.startswith("model.") or leaf in node or leaf in _arguments(node)
+        key.startswith("model.")
+        or leaf in node
+        or (callable(target := _target(node)) and leaf in inspect.signature(target).parameters)
     ):
         raise InputError(f"unknown config key {key}")
-    before = OmegaConf.select(cfg, key)
+    current = OmegaConf.select(cfg, key)
     try:
         LazyConfig.apply_overrides(cfg, [opt])
     except Exception as error:  # hydra's parser raises errors without a common type
-        raise InputError(f"{opt}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{opt}: {one_line(error)}") from error
     number = (int, float)
-    if isinstance(before, number) and not isinstance(OmegaConf.select(cfg, key), number):
-        raise InputError(f"{key} must be a number or a truth value, as {before!r}, got {opt!r}")
+    if isinstance(current, number) and not isinstance(OmegaConf.select(cfg, key), number):
+        raise InputError(f"{opt}: must be a number or a boolean, like the current value {current}")
 
 
-def _arguments(node: Any) -> list[str]:
-    """Returns the argument names of the callable of a LazyConfig's node; [] without a callable."""
+def _target(node: Any) -> Any:
+    """Returns the callable of a LazyConfig's node, whose config may have its name; else None."""
     target = node.get("_target_") if OmegaConf.is_dict(node) else None
-    target = pydoc.locate(target) if isinstance(target, str) else target
-    return [*inspect.signature(target).parameters] if callable(target) else []
+    return pydoc.locate(target) if isinstance(target, str) else target
 
 
 class LazyRun:
@@ -173,16 +174,19 @@ class LazyRun:
         data = self._cfg.dataloader
         evaluator = instantiate(data.evaluator)
         loader = {key: data.test[key] for key in data.test}
-        if "mapper" in loader:  # a user's own loader may have no mapper
-            loader["mapper"] = self.test_mapper(self._cfg)
+        if loader.get("mapper") is not None:  # a user's own loader may have no mapper
+            loader["mapper"] = ErrorReportingMapper(self.test_mapper(self._cfg))
         results = inference_on_dataset(model or self.model, instantiate(loader), evaluator)
         self._results = dict(results or {})
         return self._results
 
     @staticmethod
     def test_mapper(cfg: Any) -> Any:
-        """Returns the test mapper, which makes an unaugmented model input from a record."""
-        return ErrorReportingMapper(instantiate(cfg.dataloader.test.mapper))
+        """Returns the test mapper, without augmentation; raises InputError if there is none."""
+        mapper = OmegaConf.select(cfg, "dataloader.test.mapper")
+        if mapper is None:
+            raise InputError("dataloader.test.mapper is missing: it must prepare the test images")
+        return instantiate(mapper)
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: Any, file: str, config: str) -> dict[str, Any]:
@@ -196,7 +200,7 @@ class LazyRun:
 
         Random numbers and the order of the data depend only on the seed ``train.seed`` (below 0: a
         random one) and the iteration. So a killed and resumed run equals an uninterrupted one. Only
-        a loader other than ``build_detection_train_loader`` starts its data anew.
+        a loader other than ``build_detection_train_loader`` starts from the beginning.
         """
         cfg, train = self._cfg, self._cfg.train
         seed = run_seed(train.seed)
@@ -212,33 +216,27 @@ class LazyRun:
         if comm.is_main_process():
             drop_unfinished_line(os.path.join(train.output_dir, "metrics.json"))
             writers = default_writers(train.output_dir, train.max_iter)
-
         evaluate = partial(self.evaluate, model)
-        ours = training_hooks(
-            cfg, LAZY, checkpointer, evaluate, writers, train.log_period, **train.checkpointer
-        )
+        periods = {"log_period": train.log_period, **train.checkpointer}
+        ours = training_hooks(cfg, LAZY, checkpointer, evaluate, writers, **periods)
         self.evaluations = ours[1]
         schedule = hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))
-        first = [SeedHook(seed, loader), hooks.IterationTimer(), schedule]
-        trainer.register_hooks([*first, *ours])
+        trainer.register_hooks([SeedHook(seed, loader), hooks.IterationTimer(), schedule, *ours])
         checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
         start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-        try:
+        with suppress(EarlyStop):
             trainer.train(start, train.max_iter)
-        except EarlyStop as stopped:
-            logging.getLogger(__name__).info("%s", stopped)
         return evaluate() if self._results is None else self._results
 
     def _loader(self, seed: int) -> Any:
         """Returns the training loader; a ResumableLoader in place of Detectron2's own loader."""
         node = self._cfg.dataloader.train
-        target = node.get("_target_")
-        target = pydoc.locate(target) if isinstance(target, str) else target
-        if target in (build_detection_train_loader, train_loader):
+        if _target(node) in (build_detection_train_loader, train_loader):
             node.update(_target_=train_loader, seed=seed)
         else:
             logging.getLogger(__name__).warning(
-                "dataloader.train is not build_detection_train_loader: --resume will start it anew"
+                "dataloader.train is not build_detection_train_loader: on --resume its data start "
+                "from the beginning"
             )
         with seeded(seed, ORDER):  # some samplers draw a seed themselves
             return instantiate(node)

@@ -13,7 +13,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.serialize import PicklableWrapper
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..data.mapper import ErrorReportingMapper
 from ..errors import InputError
@@ -38,9 +38,9 @@ class ResumableLoader:
         total_batch_size: number of images in the batches of all processes together.
         aspect_ratio_grouping: a batch has only wide images, or only others. To know the sizes of
             the images, the loader reads a dataset that is not a list once as a whole.
-        num_workers, collate_fn: as in Detectron2's ``build_detection_train_loader``.
+        collate_fn: as in Detectron2's ``build_detection_train_loader``.
         seed: the seed; below 0: a random one.
-        **kwargs: passed to DataLoader.
+        **kwargs: passed to DataLoader, e.g. ``num_workers``.
 
     Attributes:
         seed: the seed, >= 0.
@@ -55,7 +55,6 @@ class ResumableLoader:
         sampler: Sampler | None = None,
         total_batch_size: int,
         aspect_ratio_grouping: bool = True,
-        num_workers: int = 0,
         collate_fn: Callable[[list], Any] | None = None,
         seed: int = -1,
         **kwargs: Any,
@@ -65,18 +64,13 @@ class ResumableLoader:
         world_size = comm.get_world_size()
         self._batch_size, rest = divmod(total_batch_size, world_size)
         if rest or total_batch_size < 1:
-            raise InputError(
-                f"{total_batch_size} images per batch (SOLVER.IMS_PER_BATCH, total_batch_size) "
-                f"cannot be divided among {world_size} processes"
-            )
-        if sampler is None:
-            with seeded(self.seed, ORDER):
-                sampler = TrainingSampler(len(dataset), seed=comm.shared_random_seed())
-        self._sampler = sampler
+            size = f"{total_batch_size} images per batch (SOLVER.IMS_PER_BATCH, total_batch_size)"
+            raise InputError(f"{size} cannot be divided among {world_size} processes")
+        with seeded(self.seed, ORDER):  # the default sampler draws a seed itself
+            self._sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
         self._wide = _wide_images(dataset) if aspect_ratio_grouping else None
         self._images = _MappedImages(dataset, mapper, self.seed)
-        collate_fn = collate_fn or trivial_batch_collator
-        self._arguments = {**kwargs, "num_workers": num_workers, "collate_fn": collate_fn}
+        self._arguments = {**kwargs, "collate_fn": collate_fn or trivial_batch_collator}
 
     def __iter__(self) -> Iterator[Any]:
         # This generator reads `start` and starts its workers when the first batch is requested.
@@ -84,23 +78,21 @@ class ResumableLoader:
         yield from DataLoader(
             self._images,
             batch_sampler=islice(self.batches(), self.start, None),
-            # DataLoader draws a seed for its workers. That must not change the random numbers of
-            # the model.
+            # By default, DataLoader draws a seed from the generator that the model uses.
             generator=torch.Generator().manual_seed(self.seed),
             **self._arguments,
         )
 
     def batches(self) -> Iterator[list[_StreamItem]]:
         """Yields the images of each batch of this process, from the first batch on."""
-        rank, world_size = comm.get_rank(), comm.get_world_size()
-        places = ((index, rank + i * world_size) for i, index in enumerate(self._sampler))
-        if self._wide is None:
-            yield from BatchSampler(places, self._batch_size, drop_last=True)
-            return
-        wide = self._wide
-        shapes = ({"width": int(wide[place[0]]), "height": 0, "place": place} for place in places)
-        for batch in AspectRatioGroupedDataset(shapes, self._batch_size):
-            yield [shape["place"] for shape in batch]
+        wide, rank, world_size = self._wide, comm.get_rank(), comm.get_world_size()
+        images = (  # without aspect_ratio_grouping, all images are in one group
+            {"width": 0 if wide is None else int(wide[index]), "height": 0,
+             "item": (index, rank + i * world_size)}
+            for i, index in enumerate(self._sampler)
+        )  # fmt: skip
+        for batch in AspectRatioGroupedDataset(images, self._batch_size):
+            yield [image["item"] for image in batch]
 
 
 def train_loader(dataset: Any, *, seed: int, **kwargs: Any) -> Any:
@@ -112,7 +104,7 @@ def train_loader(dataset: Any, *, seed: int, **kwargs: Any) -> Any:
     if not isinstance(dataset, IterableDataset):
         return ResumableLoader(dataset, seed=seed, **kwargs)
     logging.getLogger(__name__).warning(
-        "The training data are an IterableDataset: after --resume they start from the beginning"
+        "The training dataset is an IterableDataset: on --resume it starts from the beginning"
     )
     return build_detection_train_loader(dataset, **kwargs)
 
@@ -120,11 +112,8 @@ def train_loader(dataset: Any, *, seed: int, **kwargs: Any) -> Any:
 def _wide_images(dataset: Any) -> torch.Tensor:
     """Returns which images are wide, ``(N,)`` bool; an image of unknown size counts as not wide."""
     if not isinstance(dataset, (list, DatasetFromList)):
-        logging.getLogger(__name__).info(
-            "Reading the %d items of the training data for the sizes of their images; "
-            "aspect_ratio_grouping=False does without",
-            len(dataset),
-        )
+        text = "Reading %d items to group images by shape; aspect_ratio_grouping=False skips this"
+        logging.getLogger(__name__).info(text, len(dataset))
     records = (dataset[i] for i in range(len(dataset)))  # some datasets are not iterable
     return torch.tensor([r.get("width", 0) > r.get("height", 0) for r in records], dtype=torch.bool)
 
@@ -134,13 +123,14 @@ class _MappedImages(Dataset):
 
     def __init__(self, dataset: Any, mapper: Callable[[Any], Any] | None, seed: int) -> None:
         # Detectron2's DatasetFromList serialises the records, so that workers share their memory.
-        is_list = isinstance(dataset, list)
-        self._records = DatasetFromList(dataset, copy=False) if is_list else dataset
+        self._records = (
+            DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+        )
         self._mapper = mapper and PicklableWrapper(ErrorReportingMapper(mapper))
         self._seed = seed
 
-    def __getitem__(self, place: _StreamItem) -> Any:
-        index, position = place
+    def __getitem__(self, item: _StreamItem) -> Any:
+        index, position = item
         with seeded(self._seed, IMAGE, position):
             for _ in range(_TRIES):
                 record = self._records[index]
@@ -148,4 +138,4 @@ class _MappedImages(Dataset):
                 if mapped is not None:
                     return mapped
                 index = random.randrange(len(self._records))
-        raise RuntimeError(f"the mapper of the training data gave None {_TRIES} times in a row")
+        raise RuntimeError(f"the training mapper returned None for {_TRIES} images in a row")

@@ -37,29 +37,25 @@ def write_data(
     # Without this entry, no later command could register the datasets of --split and --hold-out.
     used = map(MetadataCatalog.get, dict.fromkeys([*registered_names(args), *train, *test]))
     parts = [metadata for metadata in used if metadata.get("part_of")]
-    register = [_located(*item) for item in args.register] if args.split is None else []
+    images = {p.name: json.loads(Path(p.json_file).read_text("utf-8"))["images"] for p in parts}
+    register = [_with_absolute_paths(*item) for item in args.register] if args.split is None else []
     files = {name: MetadataCatalog.get(name).get("json_file") for name in test}
     data = RunData(
         registered_classes([*train, *test][0]) if train or test else [],
         [os.path.abspath(x) if x.endswith(".py") else x for x in args.imports],
         register + [["coco", p.name, p.json_file, p.image_root] for p in parts],
-        {p.name: _image_files(p.json_file) for p in parts},
+        {name: sorted(image["file_name"] for image in items) for name, items in images.items()},
         {name: os.path.abspath(file) for name, file in files.items() if file},
     )
     with atomic_write(str(Path(folder, _DATA)), "w") as file:
         json.dump(vars(data), file, indent=1)
 
 
-def _located(kind: str, name: str, place: str, part: str) -> list[str]:
+def _with_absolute_paths(kind: str, name: str, place: str, part: str) -> list[str]:
     """Returns a dataset of the command line with absolute paths."""
     if kind == "coco":
         return [kind, name, *(os.path.abspath(path) for path in find_coco(place, part))]
     return [kind, name, os.path.abspath(place), part]
-
-
-def _image_files(json_file: str) -> list[str]:
-    content = json.loads(Path(json_file).read_text(encoding="utf-8"))
-    return sorted(image["file_name"] for image in content["images"])
 
 
 def read_data(folder: Path) -> RunData:

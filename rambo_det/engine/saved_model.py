@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 
 from ..errors import InputError
 from ..paths import find_config
-from .folder import last_checkpoint, saved_config_value
+from .folder import check_weights, last_checkpoint, saved_config_value
 from .keys import LAZY
 from .run_data import RunData, read_data
 
@@ -44,26 +44,25 @@ def find_model(
     ``imports`` are further modules of the user that the model needs. Raises InputError if too few
     or too many of the arguments are given, or something does not exist.
     """
-    if weights is not None and "://" not in weights and not os.path.isfile(weights):
-        raise InputError(f"--weights {weights}: no such file")
+    if weights is not None:
+        check_weights("--weights", weights)
     if run is None:
         if config is None or weights is None:
-            raise InputError("which detector? --run OUTPUT_DIR, or --config FILE --weights FILE")
-        data = read_data(Path(weights).parent)
-        found = SavedModel(find_config(config), weights, data)
+            raise InputError("name a detector: --run OUTPUT_DIR, or --config FILE --weights FILE")
+        model = SavedModel(find_config(config), weights, read_data(Path(weights).parent))
     elif config is not None:
-        raise InputError("--run has a config of its own: leave out --config")
+        raise InputError("--run and --config exclude each other: the run has its own config")
     else:
         folder = Path(run)
         if not (folder / "config.yaml").is_file():
-            raise InputError(f"--run {run}: no training has been there (it has no config.yaml)")
-        file, data = str(weights or last_checkpoint(run) or ""), read_data(folder)
-        if not file:
-            raise InputError(f"--run {run}: no checkpoint there yet: name one with --weights FILE")
+            raise InputError(f"--run {run} is not the output folder of a training: no config.yaml")
+        file = weights or last_checkpoint(run)
+        if file is None:
+            raise InputError(f"--run {run} has no checkpoint yet: name one with --weights FILE")
         results = None if weights else folder / "inference" / "coco_instances_results.json"
-        found = SavedModel(str(folder / "config.yaml"), file, data, results)
-    data.imports = [*imports, *data.imports]
-    return found
+        model = SavedModel(str(folder / "config.yaml"), str(file), read_data(folder), results)
+    model.data.imports = [*imports, *model.data.imports]
+    return model
 
 
 def ground_truth_of(name: str) -> COCO:

@@ -21,7 +21,7 @@ def run_seed(given: int, earlier: int | None = None) -> int:
     A resumed run has the ``earlier`` seed. Others have the ``given`` seed; below 0, one is drawn.
     """
     if given >= 2**32:
-        raise InputError(f"SEED {given}: it must be below 2**32, for numpy")
+        raise InputError(f"SEED (LazyConfig: train.seed) must be below 2**32, got {given}")
     choices = (-1 if earlier is None else earlier, given, comm.shared_random_seed())
     seed = int(next(choice for choice in choices if choice >= 0))
     return int(comm.all_gather(seed)[0])  # perhaps only the main process knows ``earlier``

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from detectron2 import modeling
 from detectron2.config import CfgNode
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from torch import nn
 
 from ..data.register import hold_out
 from ..data.shapes import register_shapes
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..modeling.config_checks import check_architecture
 from ..modeling.criterion import RamboCriterion
 from ..modeling.scores import score_function
@@ -31,9 +32,9 @@ _REGISTRIES = {
     "ANCHOR_GENERATOR.NAME": modeling.ANCHOR_GENERATOR_REGISTRY,
     "ROI_HEADS.NAME": modeling.ROI_HEADS_REGISTRY,
 }
-_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+#: The metrics of COCOEvaluator and VOCDetectionEvaluator.
+_METRIC = re.compile(r"(?!keypoints/APs)(bbox|segm|keypoints)/AP(50|75|[sml]|-.+)?|voc/AP50(-.+)?")
 _DEPTHS = (18, 34, 50, 101, 152)
-_MINIMUM = {"SOLVER.MAX_ITER": 1, "SOLVER.IMS_PER_BATCH": 1, "SOLVER.CHECKPOINT_PERIOD": 1}
 
 
 def build_config(args: argparse.Namespace, registered: Sequence[str] | None = None) -> CfgNode:
@@ -47,17 +48,16 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     check_model(cfg)
     if not args.eval_only:
         check_training(cfg)
-    classes, own = register_data(cfg, YAML, args, registered)
+    classes, own_names = register_data(cfg, YAML, args, registered)
     if classes is not None:
         for key in ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"):
-            if YAML.is_set(key, args.opts) and get_key(cfg, key) != len(classes):
-                raise InputError(
-                    f"{key} {get_key(cfg, key)}: the data have {len(classes)} classes: leave it out"
-                )
-        adapt_config(cfg, classes, own)
+            value = get_key(cfg, key)
+            if YAML.is_set(key, args.opts) and value != len(classes):
+                problem = f"{key} is {value}, but the data have {len(classes)} classes"
+                raise InputError(f"{problem}: remove this setting, it is set automatically")
+        adapt_config(cfg, classes, own_names)
     if args.hold_out is not None:
-        train = cfg.DATASETS.TRAIN
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(train, args.hold_out)
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(cfg.DATASETS.TRAIN, args.hold_out)
     check_architecture(cfg)
     # Check MODEL.RAMBO before the run has a folder; the model would find its errors only later.
     RamboCriterion.from_cfg(cfg, num_classes=1, class_names=None)
@@ -83,23 +83,22 @@ def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
             raise InputError(f"options come before the config keys: {word}")
         # After one word too many or too few, the values stand in the positions of the keys.
         if word not in known:
-            what = f"config keys come as KEY VALUE pairs, {word!r} is no config key"
-            what = what if len(opts) % 2 else f"unknown config key {word}"
-            raise InputError(f"{what}{_did_you_mean(word, known)}")
+            hint = _did_you_mean(word, known)
+            raise InputError(f"expected KEY VALUE pairs, but {word!r} is not a config key{hint}")
     if len(opts) % 2:
-        raise InputError(f"config keys come as KEY VALUE pairs, {opts[-1]!r} has no value")
+        raise InputError(f"expected KEY VALUE pairs, but {opts[-1]!r} has no value")
     try:
         cfg.merge_from_file(file)
     except RecursionError:
-        raise InputError(f"{file}: _BASE_: the file builds on itself") from None
+        raise InputError(f"{file} cannot be used as a config: circular _BASE_ reference") from None
     except Exception as error:  # the file may not be yaml or a config, or have unknown keys
-        message = _one_line(error)
+        message = one_line(error)
         if isinstance(error, (AttributeError, TypeError)):
-            message = "it has no keys with values, such as MODEL: ..."
+            message = "it is not a yaml mapping such as 'MODEL: ...'"
         if file.endswith(".py"):
             message = "it is a LazyConfig, for tools/lazyconfig_train_net.py"
-        if unknown := re.fullmatch(r"Non-existent config key: (\S+)", message):
-            message += _did_you_mean(unknown[1], known)
+        if unknown := re.search(r"Non-existent config key: ([^\s']+)", message):
+            message = f"unknown config key {unknown[1]}{_did_you_mean(unknown[1], known)}"
         raise InputError(f"{file} cannot be used as a config: {message}") from error
     for key, text in zip(opts[::2], opts[1::2], strict=True):
         # yacs refuses an integer for a key whose default is a float.
@@ -107,9 +106,9 @@ def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
         try:
             cfg.merge_from_list([key, f"{text}.0" if is_integer else text])
         except (ValueError, AssertionError) as error:
-            message = _one_line(error)
+            message = one_line(error)
             if message.startswith("Type mismatch"):
-                message = f"it must be of the kind of its default, {known[key]!r}"
+                message = f"it must have the same type as its default, {known[key]!r}"
                 if isinstance(known[key], tuple):
                     words = re.findall(r"[^\s'\"(),\[\]]+", text)
                     items = [w if re.fullmatch(r"-?[\d.]+", w) else repr(w) for w in words]
@@ -119,25 +118,14 @@ def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
-def flat_config(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_config(cfg: dict[str, Any]) -> dict[str, Any]:
     """Returns the values of a nested config by their dotted keys, as on the command line."""
-    found: dict[str, Any] = {}
-    for key, held in cfg.items():
-        if isinstance(held, dict):  # true for a CfgNode too
-            found.update(flat_config(held, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = held
-    return found
+    return {key.replace("/", "."): value for key, value in flatten_results_dict(cfg).items()}
 
 
 def _did_you_mean(key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key.upper(), list(known), 1)
     return f": did you mean {near[0]}?" if near else ""
-
-
-def _one_line(error: Exception) -> str:
-    text = error.args[0] if isinstance(error, KeyError) else error
-    return " ".join(str(text).split())
 
 
 def pick_device(cfg: Any, keys: Keys, opts: Sequence[str]) -> None:
@@ -148,7 +136,7 @@ def pick_device(cfg: Any, keys: Keys, opts: Sequence[str]) -> None:
     device = get_key(cfg, keys.device)
     if device.startswith("cuda") and not torch.cuda.is_available():
         if keys.is_set(keys.device, opts):
-            raise InputError(f"{keys.device} {device}: torch finds no GPU here: use cpu")
+            raise InputError(f"{keys.device} {device}: torch finds no GPU on this machine: use cpu")
         set_key(cfg, keys.device, "cpu")
 
 
@@ -158,9 +146,9 @@ def check_model(cfg: CfgNode) -> None:
         name = get_key(cfg.MODEL, key)
         if name not in registry and name != "PrecomputedProposals":
             known = ", ".join(sorted(dict(registry)))
-            raise InputError(f"MODEL.{key}: there is no {name!r}, only {known}")
+            raise InputError(f"MODEL.{key} {name!r} does not exist; available: {known}")
     if "resnet" in cfg.MODEL.BACKBONE.NAME and cfg.MODEL.RESNETS.DEPTH not in _DEPTHS:
-        raise InputError(f"MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH} is none of {_DEPTHS}")
+        raise InputError(f"MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH} must be one of {_DEPTHS}")
     try:
         torch.device(cfg.MODEL.DEVICE)
     except RuntimeError:
@@ -170,61 +158,54 @@ def check_model(cfg: CfgNode) -> None:
 def check_training(cfg: CfgNode) -> None:
     """Raises InputError if the config's datasets and solver do not allow a training."""
     if not cfg.DATASETS.TRAIN:
-        raise InputError("DATASETS.TRAIN is empty: name a data set to train on, ('NAME',)")
-    for key, least in _MINIMUM.items():
-        if get_key(cfg, key) < least:
-            raise InputError(f"{key} must be >= {least}, got {get_key(cfg, key)}")
+        raise InputError("DATASETS.TRAIN is empty: name a dataset to train on, ('NAME',)")
+    for key in ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.CHECKPOINT_PERIOD"):
+        if get_key(cfg, key) < 1:
+            raise InputError(f"{key} must be >= 1, got {get_key(cfg, key)}")
     for key in ("SOLVER.BASE_LR", "RAMBO_TRAIN.CLS_WEIGHT"):
         if not 0 < get_key(cfg, key) < float("inf"):
             raise InputError(f"{key} must be > 0, got {get_key(cfg, key)}")
     check_amp("SOLVER.AMP.ENABLED True", cfg.SOLVER.AMP.ENABLED, YAML.device, cfg.MODEL.DEVICE)
     if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        raise InputError("TEST.AUG.ENABLED True: Detectron2 augments in tests for R-CNNs alone")
+        raise InputError("TEST.AUG.ENABLED True needs MODEL.META_ARCHITECTURE GeneralizedRCNN")
     check_best_metric(cfg, YAML, cfg.DATASETS.TEST)
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))  # the run logs these warnings again
     try:
         build_lr_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
     except (ValueError, AssertionError) as error:
-        name, message = cfg.SOLVER.LR_SCHEDULER_NAME, _one_line(error)
-        raise InputError(f"SOLVER.LR_SCHEDULER_NAME {name}: {message}") from error
+        name = cfg.SOLVER.LR_SCHEDULER_NAME
+        raise InputError(f"SOLVER.LR_SCHEDULER_NAME {name}: {one_line(error)}") from error
     finally:
         logging.disable(disabled)
 
 
-def check_amp(asked: str, enabled: bool, key: str, device: str) -> None:
-    """Raises InputError, naming the setting ``asked``, for mixed precision without a GPU."""
+def check_amp(setting: str, enabled: bool, key: str, device: str) -> None:
+    """Raises InputError, naming the ``setting``, for mixed precision without a GPU."""
     if enabled and not device.startswith("cuda"):
-        raise InputError(f"{asked} needs a GPU, and {key} is {device}: set it to False")
+        raise InputError(f"{setting} needs a GPU, but {key} is {device}: set it to False")
 
 
 def check_best_metric(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
     """Raises InputError if the keys of the best evaluation on datasets ``tests`` are invalid."""
-    keep, metric, patience, period = (
-        get_key(cfg, key) for key in (keys.keep_best, keys.metric, keys.patience, keys.eval_period)
-    )
-    for key, given in ((keys.patience, patience), (keys.eval_period, period)):
-        if not isinstance(given, int):  # a LazyConfig does not check types
-            raise InputError(f"{key} must be an integer, got {given!r}")
+    names = (keys.keep_best, keys.metric, keys.patience, keys.eval_period)
+    keep, metric, patience, period = (get_key(cfg, name) for name in names)
+    for key, value in ((keys.patience, patience), (keys.eval_period, period)):
+        if not isinstance(value, int):  # a LazyConfig does not check types
+            raise InputError(f"{key} must be an integer, got {value!r}")
     if patience < 0:
         raise InputError(f"{keys.patience} must be >= 0, got {patience}")
     if period < 1 and patience:
-        raise InputError(f"{keys.patience} needs evaluations to wait for: set {keys.eval_period}")
+        raise InputError(f"{keys.patience} needs periodic evaluation: set {keys.eval_period} > 0")
     if period < 1 or not (keep or patience):
         return
     if not tests:
-        raise InputError(f"{keys.test_sets} is empty: name a data set to evaluate on, ('NAME',)")
-    task, _, name = str(metric).partition("/")
-    if len(tests) > 1:
-        if task not in tests:
-            raise InputError(
-                f"{keys.metric} {metric!r}: on which data set? write {tests[0]}/bbox/AP"
-            )
-        task, _, name = name.partition("/")
+        raise InputError(f"{keys.test_sets} is empty: name a dataset to evaluate on, ('NAME',)")
+    dataset, _, rest = str(metric).partition("/")
+    if len(tests) > 1 and dataset not in tests:
+        hint = f"prefix the metric with a dataset name, e.g. {tests[0]}/bbox/AP"
+        raise InputError(f"{keys.metric} {metric!r}: with several test datasets, {hint}")
     # Whether the class of "AP-<class>" exists is known only after an evaluation.
-    is_known = name in _METRICS or name.startswith("AP-")
-    if task not in ("bbox", "segm", "keypoints", "voc") or not is_known:
-        raise InputError(
-            f"{keys.metric} {metric!r}: there are bbox/{', '.join(_METRICS)}, AP-<class>, the same "
-            "of segm and keypoints, and voc/AP50"
-        )
+    if not _METRIC.fullmatch(rest if len(tests) > 1 else str(metric)):
+        valid = "bbox/, segm/, keypoints/ with AP, AP50, AP75, APs, APm, APl, AP-<class>; voc/AP50"
+        raise InputError(f"{keys.metric} {metric!r}: unknown metric; valid: {valid}[-<class>]")

@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 from .keys import Keys, get_key, set_key
 
 #: Beginnings of the messages of hundreds of lines in which Detectron2 logs config and model.
-_DUMPS = ("Contents of args.config_file=", "Running with full config:", "Model:\n")
+_DUMP_PREFIXES = ("Contents of args.config_file=", "Running with full config:", "Model:\n")
 _held = MemoryHandler(sys.maxsize, sys.maxsize)
 
 
@@ -37,14 +37,14 @@ def setup_logging(cfg: Any, keys: Keys, args: argparse.Namespace) -> None:
     # default_setup makes the same call. Detectron2 caches the result and adds no second handler.
     for handler in setup_logger(folder, distributed_rank=rank).handlers:
         if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-            handler.addFilter(lambda record: not str(record.msg).startswith(_DUMPS))
+            handler.addFilter(lambda record: not str(record.msg).startswith(_DUMP_PREFIXES))
     default_setup(cfg, args)
     logger = setup_logger(folder, distributed_rank=rank, name="rambo_det")
     _give_held_to(logger)
-    device, about = get_key(cfg, keys.device), f"{torch.get_num_threads()} threads"
+    device, details = get_key(cfg, keys.device), f"{torch.get_num_threads()} threads"
     if device.startswith("cuda"):
-        about = torch.cuda.get_device_name(torch.device(device))
-    logger.info("Device: %s (%s)", device, about)
+        details = torch.cuda.get_device_name(torch.device(device))
+    logger.info("Device: %s (%s)", device, details)
 
 
 @contextmanager

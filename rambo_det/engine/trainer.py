@@ -1,17 +1,14 @@
 """A DefaultTrainer that can resume exactly and chooses the evaluators that a dataset needs."""
 
-import logging
 import os
 import weakref
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from unittest import mock
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader
-
-# Returns the arguments that build_detection_train_loader gets from a config.
-from detectron2.data.build import _train_loader_from_config
+from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -40,10 +37,9 @@ class RamboTrainer(DefaultTrainer):
     keys = YAML
 
     def __init__(self, cfg: CfgNode) -> None:
-        ddp = create_ddp_model
-        if not cfg.MODEL.DEVICE.startswith("cuda"):
-            # DefaultTrainer passes a GPU's number, which DistributedDataParallel refuses on a CPU.
-            ddp = partial(create_ddp_model, device_ids=None)
+        # Without device_ids, Detectron2 passes a GPU's number, which DDP refuses on a CPU.
+        arguments = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
+        ddp = partial(create_ddp_model, **arguments)
         with mock.patch.object(defaults, "create_ddp_model", ddp):
             super().__init__(cfg)
 
@@ -58,12 +54,13 @@ class RamboTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         seed = run_seed(cfg.SEED)
         with seeded(seed, ORDER):  # some samplers draw a seed themselves
-            parts = _train_loader_from_config(cfg)
-        return train_loader(parts.pop("dataset"), seed=seed, **parts)
+            arguments = build_detection_train_loader.from_config(cfg)
+        return train_loader(seed=seed, **arguments)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return build_detection_test_loader(cfg, dataset_name, mapper=cls.test_mapper(cfg))
+        mapper = ErrorReportingMapper(cls.test_mapper(cfg))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
@@ -75,7 +72,7 @@ class RamboTrainer(DefaultTrainer):
     @staticmethod
     def test_mapper(cfg: CfgNode) -> Any:
         """Returns the test mapper, which makes an unaugmented model input from a record."""
-        return ErrorReportingMapper(DatasetMapper(cfg, is_train=False))
+        return DatasetMapper(cfg, is_train=False)
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg, loader = self.cfg, self.data_loader
@@ -85,8 +82,7 @@ class RamboTrainer(DefaultTrainer):
             self.model, cfg.OUTPUT_DIR, seed=seed, trainer=weakref.proxy(self)
         )
         stock = super().build_hooks()
-        writing = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
-        writers = [writer for hook in writing for writer in hook._writers]
+        writers = [w for h in stock if isinstance(h, hooks.PeriodicWriter) for w in h._writers]
         # Our hooks replace these stock hooks: every process must take part in a checkpoint.
         replaced = (hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter)
         stock = [hook for hook in stock if not isinstance(hook, replaced)]
@@ -96,20 +92,14 @@ class RamboTrainer(DefaultTrainer):
         return [SeedHook(seed, loader), *stock, *ours]
 
     def evaluate(self) -> Any:
-        """Evaluates the current model on ``DATASETS.TEST``; returns metrics in the main process.
-
-        Every process must call this method.
-        """
+        """Evaluates on ``DATASETS.TEST``, in every process; returns metrics in the main process."""
         self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
     def train(self) -> Any:
         """Trains as the stock method; stops early according to ``RAMBO_TRAIN.PATIENCE``."""
-        try:
+        with suppress(EarlyStop):
             return super().train()
-        except EarlyStop as stopped:
-            logging.getLogger(__name__).info("%s", stopped)
-            return None
 
     def fit(self, resume: bool) -> dict[str, Any]:
         """Loads weights, trains, and returns the final metrics; {} except in the main process."""

@@ -1,6 +1,5 @@
 """Imports a user's own modules, which register backbones, heads, datasets and config keys."""
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_rambo_config
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 _imported: dict[str, ModuleType] = {}
 
@@ -31,16 +30,16 @@ def import_user_code(names: Iterable[str]) -> None:
         try:
             if is_file:
                 # A unique module name, because the file may be named like another module.
-                own = f"_rambo_det_import_{len(_imported)}_{os.path.basename(key)[:-3]}"
-                spec: Any = importlib.util.spec_from_file_location(own, key)
-                sys.modules[own] = module = importlib.util.module_from_spec(spec)
+                unique = f"_rambo_det_import_{len(_imported)}_{os.path.basename(key)[:-3]}"
+                spec: Any = importlib.util.spec_from_file_location(unique, key)
+                sys.modules[unique] = module = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
             else:
                 module = importlib.import_module(name)
             _imported[key] = module
         except Exception as error:  # whatever the user's code raises
-            reason = " ".join(str(error).split())
-            raise InputError(f"--import {name}: {type(error).__name__}: {reason}") from error
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(f"--import {name}: {reason}") from error
 
 
 def new_config() -> CfgNode:

@@ -29,7 +29,8 @@ _DEVIATION = 0.5
 #: Largest absolute value of the logarithm of the factor.
 _MAX_LOG_FACTOR = 12.0
 _BINS = 15
-_FEW_RIGHT = 10
+#: Number of right detections that a class needs for its own threshold.
+_MIN_RIGHT = 10
 
 
 @dataclass
@@ -85,17 +86,16 @@ def label_detections(
             for item in instances_to_coco_json(found.to("cpu"), image["image_id"]):
                 results.append({**item, "category_id": category_ids[item["category_id"]]})
     if not results:
-        raise InputError("nothing was detected in the images to calibrate on")
+        raise InputError("no detection in the calibration images")
     matches = find_matches(truth, results, [0.5], PER_IMAGE, ids)
     if not matches.positives.any():
-        raise InputError("the images to calibrate on have no object that counts")
-    counted = ~matches.ignored[0]
-    place = torch.from_numpy(matches.indices[counted])
-    right, objects = matches.right[0, counted], matches.positives.sum(axis=1)
-    return LabelledDetections(
-        torch.cat(outputs)[place], torch.cat(classes)[place], torch.from_numpy(right),
-        torch.from_numpy(objects),
-    )  # fmt: skip
+        raise InputError(
+            "the calibration images have no ground-truth objects (crowds do not count)"
+        )
+    indices = torch.from_numpy(matches.indices[~matches.ignored[0]])
+    right, objects = map(torch.from_numpy, (matches.counted[1], matches.positives.sum(axis=1)))
+    outputs, classes = torch.cat(outputs)[indices], torch.cat(classes)[indices]
+    return LabelledDetections(outputs, classes, right, objects)
 
 
 def identity(num_classes: int) -> Rescaling:
@@ -111,26 +111,25 @@ def fit_rescaling(classifier: Classifier, labelled: LabelledDetections) -> Resca
     With a softmax, all classes share one shift against background: separate shifts would change
     which class of a box scores highest. Raises InputError if no rescaling fits.
     """
-    log_factor, common = (
-        torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2)
-    )
-    own = torch.zeros(classifier.num_classes, dtype=torch.float64)
-    parameters = [log_factor, common]
-    if not classifier.is_softmax:
-        parameters.append(own.requires_grad_())
+    log_factor = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    common = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    class_shifts = torch.zeros(classifier.num_classes, dtype=torch.float64)
+    class_shifts.requires_grad_(not classifier.is_softmax)
+    parameters = [x for x in (log_factor, common, class_shifts) if x.requires_grad]
     right = labelled.right.double()
     optimizer = torch.optim.LBFGS(parameters, max_iter=500, line_search_fn="strong_wolfe")
 
     def rescaling() -> Rescaling:
         # The line search may try values at which the factor would be infinite.
-        return Rescaling(log_factor.clamp(-_MAX_LOG_FACTOR, _MAX_LOG_FACTOR).exp(), common + own)
+        factor = log_factor.clamp(-_MAX_LOG_FACTOR, _MAX_LOG_FACTOR).exp()
+        return Rescaling(factor, common + class_shifts)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         scores = classifier.scores(labelled.outputs, labelled.classes, rescaling())
         scores = scores.clamp(1e-12, 1 - 1e-12)
         value = torch.nn.functional.binary_cross_entropy(scores, right, reduction="sum")
-        value = value + (own / _DEVIATION).square().sum() / 2
+        value = value + (class_shifts / _DEVIATION).square().sum() / 2
         # Keeps factor and common shift finite if scores separate right from wrong perfectly.
         value = value + 1e-3 * (log_factor.square() + common.square())
         value.backward()
@@ -138,10 +137,10 @@ def fit_rescaling(classifier: Classifier, labelled: LabelledDetections) -> Resca
 
     optimizer.step(loss)
     with torch.no_grad():
-        found = rescaling()
-    if not (found.factor.isfinite() and found.shift.isfinite().all()):
-        raise InputError("no calibration fits these detections")
-    return found
+        fitted = rescaling()
+    if not (fitted.factor.isfinite() and fitted.shift.isfinite().all()):
+        raise InputError("the calibration did not converge to finite values")
+    return fitted
 
 
 @dataclass
@@ -161,7 +160,7 @@ class Calibration:
 def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: COCO) -> Calibration:
     """Fits a rescaling to labelled images, and chooses thresholds; does not change the model.
 
-    The arguments and errors are those of :func:`label_detections` and :func:`fit`.
+    The arguments and errors are those of :func:`label_detections` and :func:`fit_rescaling`.
     """
     labelled = label_detections(model, images, truth)
     classifier = Classifier(model)
@@ -171,21 +170,20 @@ def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: C
         for x in (identity(classifier.num_classes), new)
     )
     classes, right = labelled.classes.numpy(), labelled.right.numpy()
-    threshold = _threshold(scores, right, int(labelled.objects.sum()))
+    threshold = _threshold(scores, right, int(labelled.objects.sum()), 1)
     if threshold is None:
-        raise InputError("no detection in the images to calibrate on is right")
+        raise InputError("no detection in the calibration images matches an object")
     thresholds = []
     for k, objects in enumerate(labelled.objects.tolist()):
-        mine = classes == k
-        few = right[mine].sum() < _FEW_RIGHT
-        of_class = None if few else _threshold(scores[mine], right[mine], objects)
-        thresholds.append(threshold if of_class is None else of_class)
+        of_class = classes == k
+        own = _threshold(scores[of_class], right[of_class], objects, _MIN_RIGHT)
+        thresholds.append(threshold if own is None else own)
     errors = (calibration_error(raw, right), calibration_error(scores, right))
     return Calibration(new, threshold, thresholds, raw, scores, right, errors)
 
 
-def _threshold(scores: np.ndarray, right: np.ndarray, objects: int) -> float | None:
-    best = best_f1(scores, right, objects) if right.any() else None
+def _threshold(scores: np.ndarray, right: np.ndarray, objects: int, min_right: int) -> float | None:
+    best = best_f1(scores, right, objects) if right.sum() >= min_right else None
     # Three digits are enough. Rounds down, as Detectron2 drops a score equal to the threshold.
     return None if best is None else math.floor(best * 1000) / 1000
 
@@ -198,9 +196,8 @@ def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
     """
     if not len(scores):
         return float("nan")
-    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, weights=right.astype(float) - scores, minlength=_BINS)
-    return float(100 * np.abs(gaps).sum() / len(scores))
+    _, sums, hits = _bin_sums(scores, right)
+    return float(100 * np.abs(hits - sums).sum() / len(scores))
 
 
 def draw_reliability(axis: Any, curves: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
@@ -208,14 +205,17 @@ def draw_reliability(axis: Any, curves: Sequence[tuple[str, np.ndarray, np.ndarr
     error. Each curve is a label, (N,) scores, and (N,) bool, whether each detection is right."""
     axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for label, scores, right in curves:
-        bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
-        number = np.bincount(bins, minlength=_BINS)
-        used = number >= 5  # the share of fewer detections says nothing
-        mean, share = (
-            np.bincount(bins, weights=x, minlength=_BINS)[used] / number[used]
-            for x in (scores, right.astype(float))
-        )
+        sums = _bin_sums(scores, right)
+        # The share of fewer than five detections says nothing.
+        number, total, hits = sums[:, sums[0] >= 5]
         error = calibration_error(scores, right)
-        axis.plot(mean, share, marker="o", label=f"{label}: error {error:.1f} %")
+        axis.plot(total / number, hits / number, marker="o", label=f"{label}: error {error:.1f} %")
     axis.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axis.legend(loc="upper left")
+
+
+def _bin_sums(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Returns (3, 15): number of detections, sum of scores and number of right ones per bin."""
+    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    rows = (np.ones_like(scores), scores, right)
+    return np.stack([np.bincount(bins, weights=row, minlength=_BINS) for row in rows])

@@ -38,8 +38,8 @@ class Matches:
     @property
     def counted(self) -> tuple[np.ndarray, np.ndarray]:
         """The scores of the detections that count at the first IoU, and whether they are right."""
-        kept = ~self.ignored[0]
-        return self.scores[kept], self.right[0, kept]
+        counts = ~self.ignored[0]
+        return self.scores[counts], self.right[0, counts]
 
 
 def class_names(truth: COCO) -> list[str]:
@@ -51,7 +51,7 @@ def find_matches(
     truth: COCO,
     detections: Sequence[dict[str, Any]],
     ious: Sequence[float] | None = None,
-    most: int = 100,
+    max_per_image: int = 100,
     image_ids: Sequence[Any] | None = None,
 ) -> Matches:
     """Matches detections with the objects of a dataset as COCO's evaluation does.
@@ -60,14 +60,14 @@ def find_matches(
         truth: the annotations.
         detections: in COCO's result format.
         ious: the T IoU thresholds for a right detection; None: COCO's ten.
-        most: how many detections of a class count in an image: the highest scores.
+        max_per_image: how many detections of a class count in an image: the highest scores.
         image_ids: the images to evaluate; None: all.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         found = truth.loadRes([{**item} for item in detections]) if detections else COCO()
         evaluation = COCOeval(truth, found, "bbox")
         params = evaluation.params
-        params.areaRng, params.maxDets = params.areaRng[:1], [most]  # all sizes
+        params.areaRng, params.maxDets = params.areaRng[:1], [max_per_image]  # all sizes
         params.iouThrs = params.iouThrs if ious is None else np.array(ious)
         params.imgIds = params.imgIds if image_ids is None else list(image_ids)
         evaluation.evaluate()
@@ -82,21 +82,20 @@ def find_matches(
         k, i = class_of[item["category_id"]], image_of[item["image_id"]]
         positives[k, i] = np.sum(np.asarray(item["gtIgnore"]) == 0)
         overlaps = np.asarray(evaluation.ious[item["image_id"], item["category_id"]])
-        for place, number in enumerate(item["dtIds"]):
-            best = overlaps[place].max() if overlaps.size else 0.0
-            # loadRes numbers the detections from 1.
-            row = [k, i, item["dtScores"][place], best, number - 1, *found.anns[number]["bbox"]]
-            rows.append(row)
+        for row, number in enumerate(item["dtIds"]):
+            best = overlaps[row].max() if overlaps.size else 0.0
+            score, box = item["dtScores"][row], found.anns[number]["bbox"]
+            rows.append([k, i, score, best, number - 1, *box])  # loadRes numbers from 1
         matched.append(item["dtMatches"])
         ignored.append(item["dtIgnore"])
     table = np.array(rows, float).reshape(-1, 9)
     order = np.lexsort((-table[:, 2], table[:, 0]))
-    classes, images, scores, iou, places = table[order, :5].T
+    classes, images, scores, iou, indices = table[order, :5].T
     skipped = np.concatenate(ignored, axis=1)[:, order] > 0
     return Matches(
         classes=class_names(truth),
         scores=scores,
-        indices=places.astype(int),
+        indices=indices.astype(int),
         images=images.astype(int),
         offsets=np.searchsorted(classes, range(len(class_of) + 1)),
         right=(np.concatenate(matched, axis=1)[:, order] > 0) & ~skipped,
@@ -127,31 +126,31 @@ def average_precisions(matches: Matches, weights: np.ndarray) -> np.ndarray:
         chunk = slice(first, first + _CHUNK)
         objects = weights[chunk] @ matches.positives.T
         for k, (start, end) in enumerate(zip(matches.offsets, matches.offsets[1:], strict=False)):
-            right, known = matches.right[:, start:end], objects[:, k] > 0
+            right, has_objects = matches.right[:, start:end], objects[:, k] > 0
             # Detections after the last one that is right at any IoU do not change the AP.
             end = int(np.flatnonzero(right.any(axis=0)).max(initial=-1)) + 1
             copies = weights[chunk][:, matches.images[start : start + end]]
-            all_seen = np.cumsum(copies, axis=1)
+            all_counts = np.cumsum(copies, axis=1)
             for t, ignored in enumerate(matches.ignored[:, start : start + end]):
                 hits = np.flatnonzero(right[t])
-                seen = np.cumsum(copies * ~ignored, axis=1) if ignored.any() else all_seen
-                ap = ap_of_lists(copies[:, hits], seen[:, hits], objects[:, k])
-                result[chunk][known, k, t] = ap[known]
+                counts = np.cumsum(copies * ~ignored, axis=1) if ignored.any() else all_counts
+                ap = ap_of_lists(copies[:, hits], counts[:, hits], objects[:, k])
+                result[chunk][has_objects, k, t] = ap[has_objects]
     return result
 
 
-def ap_of_lists(copies: np.ndarray, seen: np.ndarray, objects: np.ndarray) -> np.ndarray:
+def ap_of_lists(copies: np.ndarray, num_seen: np.ndarray, objects: np.ndarray) -> np.ndarray:
     """Returns the 101-point AP of B lists of detections, (B,).
 
     Args:
         copies: (B, P) how often each of the P right detections occurs, the highest score first.
-        seen: (B, P) number of detections down to and including each right detection.
+        num_seen: (B, P) number of detections down to and including each right detection.
         objects: (B,) number of objects to find.
     """
-    found = np.cumsum(copies, axis=1)
-    precision = found / np.maximum(seen, 1)
+    hits = np.cumsum(copies, axis=1)
+    precision = hits / np.maximum(num_seen, 1)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = found / np.maximum(objects, 1)[:, None]
+    recall = hits / np.maximum(objects, 1)[:, None]
     # The number of RECALLS that each detection is the first to reach.
     reached = np.diff(np.searchsorted(RECALLS, recall, side="right"), axis=1, prepend=0)
     return (envelope * reached).sum(axis=1) / len(RECALLS)
@@ -166,5 +165,5 @@ def metrics(matches: Matches, weights: np.ndarray) -> dict[str, np.ndarray]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # for a mean of no class
         mean = np.nanmean(ap, axis=1)
-    found = {"AP": mean.mean(axis=1), "AP50": mean[:, 0], "AP75": mean[:, 5]}
-    return found | {f"AP-{name}": ap[:, k].mean(axis=1) for k, name in enumerate(matches.classes)}
+    means = {"AP": mean.mean(axis=1), "AP50": mean[:, 0], "AP75": mean[:, 5]}
+    return means | {f"AP-{name}": ap[:, k].mean(axis=1) for k, name in enumerate(matches.classes)}

@@ -6,6 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,11 @@ from PIL import Image, ImageOps
 
 from .ranking import RankedClass
 
-_LEAST_PX = 512  # minimum of the longer side; labels would cover a smaller picture
+_MIN_PX = 512  # minimum of the longer side; labels would cover a smaller picture
 TRUE_COLOR, FALSE_COLOR = "#2166ac", "#d6604d"  # colours that colour-blind people can distinguish
 _CROPS = 10
-_LEAST_CROP_PX = 24
-_AROUND = 0.35  # margin on each side, as a share of the box's longer side
+_MIN_CROP_PX = 24
+_MARGIN = 0.35  # margin on each side, as a share of the box's longer side
 
 #: A function from an image id to the image, ``(H, W, 3)`` uint8 RGB, and the boxes of the class's
 #: objects in the image, ``(G, 4)`` x, y, width, height in px.
@@ -47,13 +48,13 @@ def delayed_interrupt() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     is_main = threading.current_thread() is threading.main_thread()
-    heard = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if heard:
+    is_handled = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_handled:
         signal.signal(signal.SIGINT, note)
     try:
         yield noted
     finally:
-        if heard:
+        if is_handled:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     if noted:
         raise KeyboardInterrupt
@@ -87,7 +88,7 @@ def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> 
     labels = [escape_dollars(names[k]) if k < len(names) else f"class {k}" for k in classes]
     if found.has("scores"):
         labels = [f"{x} {s:.0%}" for x, s in zip(labels, found.scores.tolist(), strict=True)]
-    drawer = Visualizer(image, metadata, scale=max(1, round(_LEAST_PX / max(image.shape[:2]))))
+    drawer = Visualizer(image, metadata, scale=max(1, round(_MIN_PX / max(image.shape[:2]))))
     drawer.overlay_instances(
         boxes=found.pred_boxes,
         masks=list(found.pred_masks.numpy()) if found.has("pred_masks") else None,
@@ -95,17 +96,13 @@ def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> 
         labels=labels,
         assigned_colors=[palette[k % len(palette)] for k in classes],
     )
-    picture: np.ndarray = drawer.output.get_image()
-    return picture
+    return drawer.output.get_image()
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int, cell_px: int = 384) -> np.ndarray:
     """Arranges pictures in rows, each fitted into a ``cell_px`` square; ``(H, W, 3)`` uint8."""
-    cells = [
-        np.asarray(ImageOps.pad(Image.fromarray(p), (cell_px, cell_px), color="white",
-                                centering=(0, 0)))
-        for p in pictures
-    ]  # fmt: skip
+    pad = partial(ImageOps.pad, size=(cell_px, cell_px), color="white", centering=(0, 0))
+    cells = [np.asarray(pad(Image.fromarray(picture))) for picture in pictures]
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
     rows = [np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)]
     return np.concatenate(rows)
@@ -128,9 +125,9 @@ def draw_class(ranked: RankedClass, iou: float, look: ImageLookup) -> np.ndarray
         figure.add_artist(ConnectionPatch(*ends, color="0.55", lw=0.8))
     lost, found = ranked.ap_ideal - ranked.ap, ranked.true.sum()
     words = (
-        f"AP{iou * 100:.0f} {ranked.ap * 100:.1f}.  {lost * 100:.1f} lost to the order: "
-        f"{ranked.outranked} of {found} true detections have a false one above them.  "
-        f"{(1 - ranked.ap_ideal) * 100:.1f} lost to objects that were not found "
+        f"AP{iou * 100:.0f} {ranked.ap * 100:.1f}.  {lost * 100:.1f} lost to ranking: "
+        f"{ranked.outranked} of {found} true detections are outranked by a false one.  "
+        f"{(1 - ranked.ap_ideal) * 100:.1f} lost to missed objects "
         f"({ranked.num_objects - found} of {ranked.num_objects})."
     )
     figure.text(0.035, 0.92, escape_dollars(ranked.name), fontsize=15, weight="bold", va="center")
@@ -165,8 +162,8 @@ def _curve(axis: Axes, ranked: RankedClass) -> None:
     axis.axvspan(recall[-1], 1, color="0.88", lw=0)
     axis.plot(recall, precision, color=TRUE_COLOR, lw=1.5)
     if recall[-1] > 0.45:
-        axis.text(recall[-1] * 0.03, 0.05, "shaded red: AP lost to the order", fontsize=8)
-    axis.text(0.985, 0.97, "grey: not found", fontsize=8, ha="right", va="top", rotation=90)
+        axis.text(recall[-1] * 0.03, 0.05, "shaded red: AP lost to ranking", fontsize=8)
+    axis.text(0.985, 0.97, "grey: missed objects", fontsize=8, ha="right", va="top", rotation=90)
     axis.set(xlim=(0, 1), ylim=(0, 1.02))
     axis.set_xlabel("recall", fontsize=9, labelpad=1)
     axis.set_ylabel("precision", fontsize=9, labelpad=1)
@@ -198,10 +195,10 @@ def _crop(axis: Axes, ranked: RankedClass, index: int, look: ImageLookup) -> Non
     image, objects = look(ranked.image_ids[index])
     color = TRUE_COLOR if ranked.true[index] else FALSE_COLOR
     x, y, width, height = box = ranked.boxes[index]
-    side = round(max(max(width, height) * (1 + 2 * _AROUND), _LEAST_CROP_PX))
+    side = round(max(max(width, height) * (1 + 2 * _MARGIN), _MIN_CROP_PX))
     left, top = round(x + width / 2 - side / 2), round(y + height / 2 - side / 2)
-    cut = image[max(top, 0) : top + side, max(left, 0) : left + side]
     x0, y0 = max(left, 0), max(top, 0)
+    cut = image[y0 : top + side, x0 : left + side]
     axis.set_facecolor("0.88")
     axis.imshow(cut, extent=(x0, x0 + cut.shape[1], y0 + cut.shape[0], y0))
     for x, y, width, height in objects:

@@ -72,17 +72,17 @@ def rank_detections(
     matches, ids = find_matches(truth, results, [iou]), np.array(sorted(truth.getImgIds()))
     ranked = []
     for k, number in enumerate(sorted(truth.getCatIds())):
-        mine = np.arange(*matches.offsets[k : k + 2])
-        mine = mine[~matches.ignored[0, mine]]
-        boxes, image_ids = matches.boxes[mine], ids[matches.images[mine]]
-        true, overlaps = matches.right[0, mine], matches.overlaps[mine]
+        of_class = np.arange(*matches.offsets[k : k + 2])
+        of_class = of_class[~matches.ignored[0, of_class]]
+        boxes, image_ids = matches.boxes[of_class], ids[matches.images[of_class]]
+        true, overlaps = matches.right[0, of_class], matches.overlaps[of_class]
         reasons = [
             "" if right else _reason(truth, image, number, box, overlap, iou)
             for right, image, box, overlap in zip(true, image_ids, boxes, overlaps, strict=True)
         ]
         ranked.append(
             RankedClass(
-                matches.classes[k], int(matches.positives[k].sum()), matches.scores[mine], true,
+                matches.classes[k], int(matches.positives[k].sum()), matches.scores[of_class], true,
                 overlaps, image_ids, boxes, np.array(reasons, dtype=object),
             )
         )  # fmt: skip
@@ -95,10 +95,11 @@ def _reason(
     """Returns why a detection of category ``number`` is false, in a few words."""
     if overlap >= iou:
         return "found twice"
-    there = [x for x in truth.imgToAnns.get(image, ()) if x["category_id"] != number]
-    if there:
-        ious = mask_util.iou([box.tolist()], [x["bbox"] for x in there], [0] * len(there))[0]
-        name = truth.cats[there[int(ious.argmax())]["category_id"]]["name"]
+    objects = truth.imgToAnns.get(image, ())
+    others = [x for x in objects if x["category_id"] != number and not x.get("iscrowd")]
+    if others:
+        ious = mask_util.iou([box.tolist()], [x["bbox"] for x in others], [0] * len(others))[0]
+        name = truth.cats[others[int(ious.argmax())]["category_id"]]["name"]
         if ious.max() >= iou:
             return f"wrong: {name}"
         if ious.max() >= max(_TOUCHES, overlap):

@@ -41,10 +41,10 @@ class VOCDetectionEvaluator(DatasetEvaluator):
         self._is_2007 = metadata.get("year") == 2007
         source = read_voc(dataset_name, metadata.dirname, metadata.split, check_images=False)
         # Class name -> image id -> objects.
-        self._objects: dict[str, Any] = {name: defaultdict(list) for name in self._classes}
+        self._objects: dict[str, Any] = defaultdict(lambda: defaultdict(list))
         for item in source.annotations:
             name = source.categories[item["category_id"]]
-            self._objects.setdefault(name, defaultdict(list))[item["image_id"]].append(item)
+            self._objects[name][item["image_id"]].append(item)
         self.reset()
 
     def reset(self) -> None:
@@ -82,16 +82,16 @@ class VOCDetectionEvaluator(DatasetEvaluator):
         if not number:
             return float("nan")
         right, wrong = np.zeros((2, len(found)))
-        taken = set()
-        for place, (_, image, box) in enumerate(found):
-            there = objects.get(image, ())
-            ious = mask_util.iou([box], [item["bbox"] for item in there], [0] * len(there))
-            best = int(np.argmax(ious)) if there else 0
-            if not there or ious[0, best] <= _IOU:
-                wrong[place] = 1
-            elif not there[best]["difficult"]:
-                (wrong if (image, best) in taken else right)[place] = 1
-                taken.add((image, best))
+        matched = set()
+        for row, (_, image, box) in enumerate(found):
+            items = objects.get(image, ())
+            ious = mask_util.iou([box], [item["bbox"] for item in items], [0] * len(items))
+            best = int(np.argmax(ious)) if items else 0
+            if not items or ious[0, best] <= _IOU:
+                wrong[row] = 1
+            elif not items[best]["difficult"]:
+                (wrong if (image, best) in matched else right)[row] = 1
+                matched.add((image, best))
         last_of_tie = np.flatnonzero(np.diff([score for score, *_ in found], append=-np.inf))
         hits, misses = np.cumsum(right)[last_of_tie], np.cumsum(wrong)[last_of_tie]
         precision = hits / np.maximum(hits + misses, 1)

@@ -21,14 +21,14 @@ class Processes:
             initialized. False: this process ranks alone.
 
     Attributes:
-        size, rank: number of processes, and the index of this process.
+        size, index: number of processes, and the index of this process.
         bytes_sent: number of bytes that this process has passed to collectives so far.
     """
 
     def __init__(self, together: bool = True) -> None:
         together = together and dist.is_available() and dist.is_initialized()
         self.size = dist.get_world_size() if together else 1
-        self.rank = dist.get_rank() if together else 0
+        self.index = dist.get_rank() if together else 0
         self.bytes_sent = 0
 
     def all_gather(self, tensor: Tensor) -> Tensor:

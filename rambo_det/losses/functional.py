@@ -1,13 +1,9 @@
 """The losses as functions, without a memory. All losses rank in float32 and count in integers.
 
-The keyword arguments are those of :class:`.rambo_loss.RamboLoss`. Every loss returns a float32
+``margin`` and ``lambda_`` are those of :class:`.rambo_loss.RamboLoss`. Every loss returns a float32
 scalar >= 0; an AP loss is < 1. Without a positive the loss is 0, still connected to the scores.
 Invalid values, shapes and devices raise InputError, which is a ValueError.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,17 +15,7 @@ from .inputs import prepare_inputs
 from .objectives import Objective, recall_log, recall_loglog
 from .ranking import RankingSpec, compute_ranking
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 _RECALL: dict[str, Objective] = {"log": recall_log, "loglog": recall_loglog}
-
-
-class Ranking(TypedDict, total=False):
-    """Keyword arguments of the losses, see :class:`.rambo_loss.RamboLoss`."""
-
-    margin: float
-    lambda_: float | None
 
 
 @torch.compiler.disable  # torch.compile cannot compile C++ and Triton
@@ -40,7 +26,9 @@ def _loss(scores: Tensor, gt_classes: Tensor, spec: RankingSpec) -> Tensor:
     return attach_gradient(scores, inputs.scores, result.loss, result.gradient, alone)
 
 
-def class_ap_loss(scores: Tensor, gt_classes: Tensor, **ranking: Unpack[Ranking]) -> Tensor:
+def class_ap_loss(
+    scores: Tensor, gt_classes: Tensor, *, margin: float = 0.5, lambda_: float | None = None
+) -> Tensor:
     """Returns L_APC: the mean of L_AP over the classes with a positive, one list per class.
 
     Args:
@@ -56,15 +44,19 @@ def class_ap_loss(scores: Tensor, gt_classes: Tensor, **ranking: Unpack[Ranking]
         >>> round(interclass_ap_loss(scores, torch.tensor([0, 1])).item(), 4)  # 1 - (1 + 2/3) / 2
         0.1667
     """
-    return _loss(scores, gt_classes, RankingSpec(interclass=False, **ranking))
+    return _loss(scores, gt_classes, RankingSpec(margin, lambda_, interclass=False))
 
 
-def interclass_ap_loss(scores: Tensor, gt_classes: Tensor, **ranking: Unpack[Ranking]) -> Tensor:
+def interclass_ap_loss(
+    scores: Tensor, gt_classes: Tensor, *, margin: float = 0.5, lambda_: float | None = None
+) -> Tensor:
     """Returns L_AP of one list with the scores of all classes; arguments: see class_ap_loss."""
-    return _loss(scores, gt_classes, RankingSpec(per_class=False, beta=1.0, **ranking))
+    return _loss(scores, gt_classes, RankingSpec(margin, lambda_, beta=1.0, per_class=False))
 
 
-def ap_loss(scores: Tensor, targets: Tensor, **ranking: Unpack[Ranking]) -> Tensor:
+def ap_loss(
+    scores: Tensor, targets: Tensor, *, margin: float = 0.5, lambda_: float | None = None
+) -> Tensor:
     """Returns L_AP = 1 - (1/P) Σ_{i positive} r⁺_i / r_i of one list (RaMBO, Eq. 6).
 
     Args:
@@ -78,11 +70,16 @@ def ap_loss(scores: Tensor, targets: Tensor, **ranking: Unpack[Ranking]) -> Tens
         >>> loss.item(), bool(scores.grad[0] > 0), bool(scores.grad[1] < 0)
         (0.5, True, True)
     """
-    return class_ap_loss(*_as_one_class(scores, targets), **ranking)
+    return class_ap_loss(*_as_one_class(scores, targets), margin=margin, lambda_=lambda_)
 
 
 def recall_loss(
-    scores: Tensor, targets: Tensor, *, weighting: str = "log", **ranking: Unpack[Ranking]
+    scores: Tensor,
+    targets: Tensor,
+    *,
+    weighting: str = "log",
+    margin: float = 0.5,
+    lambda_: float | None = None,
 ) -> Tensor:
     """Returns the recall loss of one list: the positives' mean of ``w(r - r⁺)`` (RaMBO, Eq. 9).
 
@@ -97,7 +94,7 @@ def recall_loss(
     """
     if weighting not in _RECALL:
         raise InputError(f"weighting must be one of {sorted(_RECALL)}, got {weighting!r}")
-    spec = RankingSpec(interclass=False, objective=_RECALL[weighting], **ranking)
+    spec = RankingSpec(margin, lambda_, interclass=False, objective=_RECALL[weighting])
     return _loss(*_as_one_class(scores, targets), spec)
 
 

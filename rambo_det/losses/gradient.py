@@ -15,7 +15,7 @@ from .inputs import RankingInputs
 
 @dataclass
 class Gradient:
-    """The gradient as :func:`.ranking.rank` finds it: without its N·C values.
+    """The gradient as :func:`.ranking.compute_ranking` finds it: without its N·C values.
 
     The backward pass writes the N·C values, once. So they take no memory before the backward, and a
     loss scale multiplies them before they are rounded to half precision.
@@ -28,12 +28,12 @@ class Gradient:
 
     def write(self, scores: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns the gradient ``(N, C)`` of the ranked scores, multiplied by ``factor``."""
-        of, factor = self.inputs, factor.double()
+        inputs, factor = self.inputs, factor.double()
         _, grad = binning.bin_negatives(
-            scores, of.gt_classes, self.edges, self.values * factor, dtype, of.max_score
+            scores, inputs.gt_classes, self.edges, self.values * factor, dtype, inputs.max_score
         )
         assert grad is not None
-        grad[of.rows, of.columns] = (self.of_positives * factor).to(dtype)
+        grad[inputs.pos_rows, inputs.pos_columns] = (self.of_positives * factor).to(dtype)
         return grad
 
 
@@ -75,5 +75,4 @@ def attach_gradient(
     gradient is multiplied by the number of processes, as DistributedDataParallel takes the mean.
     ``scores`` are connected to the model; ``ranked`` are the detached scores of the inputs.
     """
-    attached: Tensor = _RankingLoss.apply(scores, ranked, loss, gradient, processes.size)
-    return attached
+    return _RankingLoss.apply(scores, ranked, loss, gradient, processes.size)

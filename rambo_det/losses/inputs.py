@@ -20,10 +20,10 @@ class RankingInputs:
     gt_classes: Tensor  # (N,) int64; C is background, below 0 is ignored
     min_score: float  # the lowest of the scores
     max_score: float  # the highest of the scores
-    rows: Tensor  # (Q,) int64, the rows of this process's positives
-    columns: Tensor  # (Q,) int64, the columns of this process's positives: their classes
-    keys: Tensor  # (P,) int64, see sort_keys.py: the positives of process 0, 1, ...
-    first_key: int  # the index in keys of this process's first positive
+    pos_rows: Tensor  # (Q,) int64, the rows of this process's positives
+    pos_columns: Tensor  # (Q,) int64, the columns of this process's positives: their classes
+    pos_keys: Tensor  # (P,) int64, see sort_keys.py: the positives of process 0, 1, ...
+    first_pos: int  # the index in pos_keys of this process's first positive
     all_finite: bool  # whether all scores of all processes are finite
 
 
@@ -35,14 +35,19 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
     InputError for invalid shapes, devices or labels.
     """
     if torch._C._functorch.is_functorch_wrapped_tensor(scores):
-        raise InputError("a ranking has no torch.func transform (grad, vmap): call backward()")
+        raise InputError(
+            "RaMBO losses do not support torch.func transforms (grad, vmap): use loss.backward()"
+        )
     if scores.dim() != 2 or gt_classes.shape != scores.shape[:1]:
         raise InputError(
             "scores must be (N, C) and gt_classes (N,), "
             f"got {tuple(scores.shape)} and {tuple(gt_classes.shape)}"
         )
     if scores.device != gt_classes.device:
-        raise InputError(f"scores are on {scores.device}, gt_classes on {gt_classes.device}")
+        raise InputError(
+            "scores and gt_classes must be on the same device, "
+            f"got {scores.device} and {gt_classes.device}"
+        )
     if gt_classes.is_floating_point() and gt_classes.numel():
         raise InputError(f"gt_classes must be integers, got {gt_classes.dtype}")
     ranked = scores.detach()
@@ -55,27 +60,27 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
     top_class = gt_classes.max() if gt_classes.numel() else gt_classes.new_zeros(())
     header = torch.stack([x.double() for x in (is_positive.sum(), lowest, highest, top_class)])
     headers = processes.all_gather(header).tolist()  # waits for the device
-    counts = [int(count) for count, *_ in headers]
-    top = int(max(top_class for *_, top_class in headers))
-    if top > scores.shape[1]:
+    num_pos, lows, highs, top_classes = zip(*headers, strict=True)  # each has a value per process
+    counts, top, num_classes = [int(n) for n in num_pos], int(max(top_classes)), scores.shape[1]
+    if top > num_classes:
         raise InputError(
-            f"gt_classes has {top}, but of {scores.shape[1]} classes the highest label is "
-            f"{scores.shape[1]}, background"
+            f"gt_classes contains {top}, but with {num_classes} classes the largest valid label is "
+            f"{num_classes} (background)"
         )
-    rows = true_indices(is_positive, counts[processes.rank])
+    index = processes.index
+    rows = true_indices(is_positive, counts[index])
     columns = gt_classes.index_select(0, rows)
     keys = make_keys(columns, ranked[rows, columns].float())
     keys = processes.all_gather_uneven(keys, counts)
-    first = sum(counts[: processes.rank])
-    finite = all(math.isfinite(low) and math.isfinite(high) for _, low, high, _ in headers)
-    _, low, high, _ = headers[processes.rank]
+    first, finite = sum(counts[:index]), all(map(math.isfinite, lows + highs))
+    low, high = lows[index], highs[index]
     return RankingInputs(ranked, gt_classes, low, high, rows, columns, keys, first, finite)
 
 
-def true_indices(mask: Tensor, number: int = 0) -> Tensor:
-    """Returns ``(K,)`` int64 indices of a mask's true entries; on a GPU the first ``number``."""
+def true_indices(mask: Tensor, number: int) -> Tensor:
+    """Returns the ``(number,)`` int64 indices of the ``number`` true entries of a mask."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times as fast as in torch
     # nonzero() would wait for the device.
-    wanted = torch.arange(1, number + 1, device=mask.device)
-    return torch.searchsorted(mask.cumsum(0), wanted)
+    ordinals = torch.arange(1, number + 1, device=mask.device)
+    return torch.searchsorted(mask.cumsum(0), ordinals)

@@ -1,4 +1,4 @@
-"""The positives, sorted within the lists that are ranked."""
+"""The positives, sorted within the segments that are ranked."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from .sort_keys import key_scores, key_segments, make_keys_ceil, segment_offsets
 
 
 class ListedPositives:
-    """The T positives of all lists, sorted by segment, then by rising score.
+    """The T positives of all segments, sorted by segment, then by rising score.
 
-    Each segment is one list that is ranked. A *place* is an index in the sorted order.
+    A *segment* is one ranked list. A *place* is an index in the sorted order.
 
     Args:
         keys: ``(T,)`` int64 keys of the positives. Among equal keys, the first ranks highest.
@@ -20,8 +20,9 @@ class ListedPositives:
     Attributes:
         keys: ``(T,)`` int64, rising.
         segment: ``(T,)`` int64, rising.
-        start: ``(T,)`` float64, score minus margin. A negative >= start ranks above the positive.
-        rank_pos: ``(T,)`` int64, r⁺, the rank among the positives of the list, 1 = highest.
+        threshold: ``(T,)`` float64, score minus margin. A negative ranks above the positive if it
+            is at or above this threshold.
+        rank_pos: ``(T,)`` int64, r⁺, the rank among the positives of the segment, 1 = highest.
         num_pos: ``(G,)`` int64, number of positives in each segment.
     """
 
@@ -29,33 +30,29 @@ class ListedPositives:
         self.keys, order = keys.flip(0).sort(stable=True)
         self._order = (order.shape[0] - 1) - order
         self.segment = key_segments(self.keys)
-        self.start = key_scores(self.keys).double() - margin
+        self.threshold = key_scores(self.keys).double() - margin
         offsets = segment_offsets(self.keys, num_segments)
         self._first, ends = offsets[:-1], offsets[1:]
         self.num_pos = ends - self._first
-        self.rank_pos = self.per_place(ends) - torch.arange(len(keys), device=keys.device)
+        self.rank_pos = self.gather_by_segment(ends) - torch.arange(len(keys), device=keys.device)
 
     def threshold_keys(self, thresholds: Tensor) -> Tensor:
         """Returns the ``(T,)`` int64 keys of ``(T,)`` float64 thresholds, one for each place."""
         return make_keys_ceil(self.segment, thresholds)
 
-    def per_place(self, values: Tensor) -> Tensor:
+    def gather_by_segment(self, values: Tensor) -> Tensor:
         """Returns ``(T,)``: for each place the value of its segment, from ``(G,)`` values."""
         return values.index_select(0, self.segment)
 
     def lowest_thresholds(self) -> Tensor:
-        """Returns ``(G,)`` float32: the lowest start of each segment; infinite for an empty one."""
-        starts = pad(self.start.float(), (0, 1))[self._first]
-        return starts.masked_fill_(self.num_pos == 0, torch.inf)
-
-    def sum_by_segment(self, values: Tensor) -> Tensor:
-        """Returns ``(G,)`` float64: the sum of ``(T,)`` values over each segment."""
-        return values.new_zeros(len(self.num_pos)).index_add_(0, self.segment, values)
+        """Returns ``(G,)`` float32: the lowest threshold of each segment; infinite if empty."""
+        lowest = pad(self.threshold.float(), (0, 1))[self._first]
+        return lowest.masked_fill_(self.num_pos == 0, torch.inf)
 
     def cumsum(self, values: Tensor) -> Tensor:
         """Returns ``(T,)``: the cumulative sum of ``(T,)`` values in each segment, lowest first."""
         sums = pad(values.cumsum(0), (1, 0))
-        return sums[1:] - self.per_place(sums.index_select(0, self._first))
+        return sums[1:] - self.gather_by_segment(sums.index_select(0, self._first))
 
     def argsort(self, values: Tensor) -> Tensor:
         """Returns ``(T,)`` int64: the stable order by segment, then by rising value."""

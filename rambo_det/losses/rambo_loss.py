@@ -13,10 +13,6 @@ from .ranking import RankingResult, RankingSpec, compute_ranking
 from .score_memory import ScoreMemory
 
 
-def _is_integer(value: object, lowest: int) -> bool:
-    return isinstance(value, Integral) and int(value) >= lowest
-
-
 class LossStats:
     """Statistics of the last call of :class:`RamboLoss`; tensors on the device of the scores.
 
@@ -86,18 +82,14 @@ class RamboLoss(nn.Module):
         global_ranking: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, right, is_right in (
-            ("num_classes", num_classes, "an integer >= 1", _is_integer(num_classes, 1)),
-            ("memory_length (τ)", memory_length, "an integer >= 0", _is_integer(memory_length, 0)),
-            ("memory_size", memory_size, "an integer >= 8", _is_integer(memory_size, 8)),
-        ):
-            if not is_right:
-                raise InputError(f"{name} must be {right}, got {value}")
+        integers = ("num_classes", num_classes, 1), ("memory_length", memory_length, 0)
+        for name, value, lowest in (*integers, ("memory_size", memory_size, 8)):
+            if not isinstance(value, Integral) or int(value) < lowest:
+                raise InputError(f"{name} must be an integer >= {lowest}, got {value}")
         self.num_classes, self.margin, self.beta = num_classes, margin, beta
         self.global_ranking = global_ranking
         # With one class and no memory, the list of all classes equals the list of that class.
-        is_other_list = num_classes > 1 or memory_length > 0
-        interclass = bool(beta > 0 and is_other_list)
+        interclass = bool(beta > 0 and (num_classes > 1 or memory_length > 0))
         self._spec = RankingSpec(margin, lambda_, beta, interclass=interclass)
         self.memory = ScoreMemory(memory_length, memory_size, num_classes)
         self.stats: LossStats | None = None
@@ -122,14 +114,15 @@ class RamboLoss(nn.Module):
         memory = self.memory if self.memory.length else None
         if memory is not None and memory.positives.device != scores.device:
             raise InputError(
-                f"scores are on {scores.device}, the memory of RamboLoss on "
-                f"{memory.positives.device}: move it there with .to(...)"
+                f"scores are on {scores.device}, but the score memory of RamboLoss is on "
+                f"{memory.positives.device}: move the loss with .to({str(scores.device)!r})"
             )
         training = self.training and torch.is_grad_enabled()
         if training and memory is not None and torch._C._current_graph_task_id() != -1:
             raise InputError(
-                "RamboLoss is computed anew during backward(), which would put the batch into its "
-                "memory twice: leave the loss out of torch.utils.checkpoint"
+                "RamboLoss was recomputed during backward() (torch.utils.checkpoint). This would "
+                "store the batch in the score memory twice: keep the loss outside of checkpointed "
+                "code"
             )
         # Only in training is every process sure to call the loss.
         processes = Processes(self.global_ranking and training)

@@ -32,7 +32,7 @@ One pass in the backward writes the gradient.
 A negative with the score of a threshold ranks above the positive. Positives with equal scores keep
 their order, before and after the step. A remembered positive ranks above an equal one of the batch.
 
-Each class is one segment. One more segment, C, has the scores of all classes.
+A segment is one ranked list. Each class is a segment; one more, C, has the scores of all classes.
 """
 
 import math
@@ -59,37 +59,33 @@ class RankingSpec:
     margin: float = 0.5
     lambda_: float | None = None
     beta: float = 0.5
-    per_class: bool = True  # rank the scores of each class in its own list
-    interclass: bool = True  # rank all classes' scores in one list; β is its share of the loss
+    per_class: bool = True  # rank the scores of each class in their own segment
+    interclass: bool = True  # rank all classes' scores in segment C; β is its share of the loss
     objective: Objective = average_precision  # loss and slope of each positive
 
     def __post_init__(self) -> None:
-        lambda_ = self.lambda_
-        for name, value, right, is_right in (
-            ("margin (α)", self.margin, ">= 0 and finite", 0 <= self.margin < math.inf),
-            ("lambda_ (λ)", lambda_, "> 0 and finite", lambda_ is None or 0 < lambda_ < math.inf),
-            ("beta (β)", self.beta, "in [0, 1]", 0 <= self.beta <= 1),
-        ):
-            if not is_right:
-                raise InputError(f"{name} must be {right}, got {value}")
+        if not 0 <= self.margin < math.inf:
+            raise InputError(f"margin must be >= 0 and finite, got {self.margin}")
+        if self.lambda_ is not None and not 0 < self.lambda_ < math.inf:
+            raise InputError(f"lambda_ must be > 0 and finite, got {self.lambda_}")
+        if not 0 <= self.beta <= 1:
+            raise InputError(f"beta must be in [0, 1], got {self.beta}")
 
 
 @dataclass
 class RankingResult:
-    """The result of :func:`rank`, on the device of the scores; segment C has all classes.
+    """The result of :func:`compute_ranking`, on the device of the scores.
 
-    The values of the P positives of all processes come from the list of the positive's class, or
-    from the list of all classes if the classes are not ranked.
+    The values of the P positives of all processes come from the segment of the positive's class,
+    or from segment C if the classes are not ranked.
     """
 
     loss: Tensor  # scalar float64, (1-β) · mean over the present classes + β · segment C
     segment_losses: Tensor  # (C + 1,) float64; 0 for a segment not ranked or without positives
     present: Tensor  # (C + 1,) bool, the segments that are ranked and have a positive
     num_above: Tensor  # (P,) int64, negatives of the batch above, also within the margin
-    positive_grad: Tensor  # (P,) float64, gradient of the loss of that list alone
-    lowest_thresholds: (
-        Tensor  # (C + 1,) float32, lowest threshold of each segment; infinite if empty
-    )
+    positive_grad: Tensor  # (P,) float64, gradient of the loss of that segment alone
+    lowest_thresholds: Tensor  # (C + 1,) float32, lowest of each segment; infinite if empty
     gradient: Gradient  # of the loss, with respect to the scores of this process
 
 
@@ -100,21 +96,21 @@ def compute_ranking(
     processes: Processes,
     memory: ScoreMemory | None = None,
 ) -> RankingResult:
-    """Computes the losses of all lists, and the gradient of their weighted sum.
+    """Computes the losses of all segments, and the gradient of their weighted sum.
 
     A collective of ``processes``. It never waits for the device of the scores.
 
     Args:
         inputs: the scores of this process and the positives of all processes.
-        memory: its scores count in the ranks of the classes' lists. Its positives are the same in
-            all processes; its negatives are those of this process.
+        memory: its scores count in the ranks of the classes' segments. Its positives are the same
+            in all processes; its negatives are those of this process.
     """
     num_classes = inputs.scores.shape[1]
-    keys = inputs.keys if spec.per_class else inputs.keys[:0]
+    keys = inputs.pos_keys if spec.per_class else inputs.pos_keys[:0]
     if spec.interclass:
-        of_all_classes = inputs.keys + ((num_classes - key_segments(inputs.keys)) << 32)
+        of_all_classes = inputs.pos_keys + ((num_classes - key_segments(inputs.pos_keys)) << 32)
         keys = torch.cat([keys, of_all_classes])
-    lists = ListedPositives(keys, num_classes + 1, spec.margin)
+    positives = ListedPositives(keys, num_classes + 1, spec.margin)
 
     def count(edges: Tensor) -> Tensor:
         """Returns ``(E,)`` int64: negatives of this process at or above each sorted edge."""
@@ -123,65 +119,67 @@ def compute_ranking(
         )
         return counts
 
-    edges = lists.threshold_keys(lists.start)
+    edges = positives.threshold_keys(positives.threshold)
     remembered_neg = remembered_pos = torch.zeros_like(edges)
     if memory:
         remembered_neg = count_at_or_above(memory.negatives, edges, num_classes + 1)
-        remembered_pos = count_at_or_above(memory.positives, lists.keys, num_classes + 1)
+        remembered_pos = count_at_or_above(memory.positives, positives.keys, num_classes + 1)
     num_above, remembered_neg = processes.all_reduce_sum(
         torch.stack([count(edges), remembered_neg])
     )
-    rank_pos = lists.rank_pos + remembered_pos
+    rank_pos = positives.rank_pos + remembered_pos
     per_positive_loss, dloss_drank = spec.objective(
         (num_above + remembered_neg + rank_pos).double(),
         rank_pos.double(),
-        lists.per_place(lists.num_pos.double()),
+        positives.gather_by_segment(positives.num_pos.double()),
     )
-    losses = lists.sum_by_segment(per_positive_loss)
-    present, of_segment = _segment_weights(lists, spec)
-    weight = lists.per_place(of_segment)
+    losses = per_positive_loss.new_zeros(num_classes + 1)
+    losses.index_add_(0, positives.segment, per_positive_loss)
+    present, segment_weight = _segment_weights(positives, spec)
+    weight = positives.gather_by_segment(segment_weight)
     # From here on only the batch counts: no positive passes a remembered score.
     if spec.lambda_ is None:
-        pull = per_positive_loss * (num_above > 0)
-        positive_grad = -pull
-        values = lists.cumsum(weight * pull / num_above.clamp(min=1))
+        grad_size = per_positive_loss * (num_above > 0)
+        positive_grad = -grad_size
+        values = positives.cumsum(weight * grad_size / num_above.clamp(min=1))
     else:
-        ranks = num_above + lists.rank_pos
-        moved = lists.start + spec.lambda_ * dloss_drank
-        moved_keys, by_key = lists.threshold_keys(moved).sort(stable=True)
-        num_at_moved = processes.all_reduce_sum(count(moved_keys))
-        num_at_moved = torch.empty_like(ranks).index_copy_(0, by_key, num_at_moved)
-        # After the step, the positives of a list have the same ranks r⁺, but in another order.
-        by_moved = lists.argsort(moved)
-        moved_rank_pos = torch.empty_like(ranks).index_copy_(0, by_moved, lists.rank_pos)
-        positive_grad = (num_at_moved + moved_rank_pos - ranks).double() / spec.lambda_
+        ranks = num_above + positives.rank_pos
+        shifted = positives.threshold + spec.lambda_ * dloss_drank
+        shifted_keys, by_key = positives.threshold_keys(shifted).sort(stable=True)
+        num_at_shifted = processes.all_reduce_sum(count(shifted_keys))
+        num_at_shifted = torch.empty_like(ranks).index_copy_(0, by_key, num_at_shifted)
+        # After the step, the positives of a segment have the same ranks r⁺, but in another order.
+        by_shifted = positives.argsort(shifted)
+        shifted_rank_pos = torch.empty_like(ranks).index_copy_(0, by_shifted, positives.rank_pos)
+        positive_grad = (num_at_shifted + shifted_rank_pos - ranks).double() / spec.lambda_
         # Sums integers and divides once, which equals the blackbox rule to the last digit.
-        edges, order = torch.cat([edges, moved_keys]).sort(stable=True)
+        edges, order = torch.cat([edges, shifted_keys]).sort(stable=True)
         num_pushing = ((order < len(ranks)) * 2 - 1).cumsum(0)
         values = num_pushing.double() / spec.lambda_ * torch.cat([weight, weight[by_key]])[order]
-    own = _local_positive_grad(lists.unsort(positive_grad * weight), inputs, spec)
+    local_grad = _local_positive_grad(positives.unsort(positive_grad * weight), inputs, spec)
+    without_scores = replace(inputs, scores=inputs.scores.new_empty(0))
     return RankingResult(
-        loss=(losses * of_segment).sum(),
+        loss=(losses * segment_weight).sum(),
         segment_losses=losses,
         present=present,
-        num_above=lists.unsort(num_above)[: len(inputs.keys)],
-        positive_grad=lists.unsort(positive_grad)[: len(inputs.keys)],
-        lowest_thresholds=lists.lowest_thresholds(),
-        gradient=Gradient(replace(inputs, scores=inputs.scores.new_empty(0)), edges, values, own),
+        num_above=positives.unsort(num_above)[: len(inputs.pos_keys)],
+        positive_grad=positives.unsort(positive_grad)[: len(inputs.pos_keys)],
+        lowest_thresholds=positives.lowest_thresholds(),
+        gradient=Gradient(without_scores, edges, values, local_grad),
     )
 
 
 def _local_positive_grad(of_positive: Tensor, inputs: RankingInputs, spec: RankingSpec) -> Tensor:
-    """Returns the ``(Q,)`` gradient of this process's positives, from ``(T,)`` of all lists."""
-    own = slice(inputs.first_key, inputs.first_key + len(inputs.rows))
+    """Returns the ``(Q,)`` gradient of this process's positives, from ``(T,)`` of all segments."""
+    own = slice(inputs.first_pos, inputs.first_pos + len(inputs.pos_rows))
     if spec.per_class and spec.interclass:
-        return of_positive[own] + of_positive[len(of_positive) - len(inputs.keys) :][own]
+        return of_positive[own] + of_positive[len(of_positive) - len(inputs.pos_keys) :][own]
     return of_positive[own]
 
 
-def _segment_weights(lists: ListedPositives, spec: RankingSpec) -> tuple[Tensor, Tensor]:
+def _segment_weights(positives: ListedPositives, spec: RankingSpec) -> tuple[Tensor, Tensor]:
     """Returns ``(C + 1,)`` bool, the segments with a positive, and ``(C + 1,)`` float64 weights."""
-    present, beta = lists.num_pos > 0, spec.beta * spec.interclass
+    present, beta = positives.num_pos > 0, spec.beta * spec.interclass
     weight = present.double()
     weight[:-1] *= (1 - beta) / weight[:-1].sum().clamp(min=1)
     weight[-1] *= beta

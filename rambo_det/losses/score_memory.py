@@ -1,5 +1,6 @@
 """A memory of the scores of the last τ batches, which makes the AP of each class less biased."""
 
+import logging
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ class ScoreMemory(nn.Module):
         size: the number of negatives kept per batch.
         num_classes: C.
 
-    A state saved with another length, size or number of classes, or by version 0.1, is ignored: the
-    memory then starts empty.
+    A state with another length, size, number of classes or format is not loaded; one line in the
+    log says so.
     """
 
     positives: Tensor  # (τ, size // 4) int64 keys, rising in each row; EMPTY_KEY: unused
@@ -80,13 +81,13 @@ class ScoreMemory(nn.Module):
         if self.length == 0:
             return
         slot = int(self.written) % self.length
-        number, room = inputs.keys.shape[0], self.positives.shape[1]
+        number, capacity = inputs.pos_keys.shape[0], self.positives.shape[1]
         # Takes positives evenly from the batch: the highest alone would make precision too high.
-        kept = torch.arange(min(number, room), device=inputs.keys.device)
-        kept = kept * number // room if number > room else kept
-        self.positives[slot].fill_(EMPTY_KEY)[: len(kept)] = inputs.keys[kept].sort().values
-        of_others = lowest.min().nan_to_num(posinf=0.0)
-        lowest = torch.where(lowest.isfinite(), lowest, of_others)
+        chosen = torch.arange(min(number, capacity), device=inputs.pos_keys.device)
+        chosen = chosen * max(number, capacity) // capacity
+        self.positives[slot].fill_(EMPTY_KEY)[: len(chosen)] = inputs.pos_keys[chosen].sort().values
+        lowest_of_all = lowest.min().nan_to_num(posinf=0.0)
+        lowest = torch.where(lowest.isfinite(), lowest, lowest_of_all)
         negatives = highest_negatives(inputs, lowest, self.negatives.shape[1]).sort().values
         self.negatives[slot].fill_(EMPTY_KEY)[: len(negatives)] = negatives
         self.written.add_(1)
@@ -117,26 +118,29 @@ class ScoreMemory(nn.Module):
         saved = local_metadata.get("memory", {})
         if self.length and saved.keys() == set(_SAVED) and self._fits(saved):
             processes = Processes()
-            saved = {**saved, **_local_part(saved, processes.rank, processes.size)}
-            for name in _OF_PROCESS:
-                saved[name] = saved[name].sort().values  # other versions may not sort
-            for name, own in self.tensors().items():
-                own.copy_(saved[name])
+            saved = {**saved, **_local_part(saved, processes.index, processes.size)}
+            for name, tensor in self.tensors().items():
+                tensor.copy_(saved[name])
             self._is_loaded = True
+        elif self.length and saved:
+            logging.getLogger(__name__).info(
+                "The score memory of the checkpoint is not loaded: its length, size, number of "
+                "classes or format is another one"
+            )
 
     def _fits(self, saved: dict[str, Tensor]) -> bool:
-        own = self.tensors()
-        return all(saved[k].shape[-own[k].dim() :] == own[k].shape for k in own) and int(
-            saved["num_classes"]
-        ) == int(self.num_classes)
+        shapes = {name: tensor.shape for name, tensor in self.tensors().items()}
+        same = all(saved[name].shape[-len(shape) :] == shape for name, shape in shapes.items())
+        return same and int(saved["num_classes"]) == int(self.num_classes)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ScoreMemory":
         super()._apply(fn, recurse)
         for name in _OF_PROCESS:
             value = getattr(self, name)
             device = fn(value).device
-            new = torch.full_like(value, EMPTY_KEY, device=device) if value.is_meta else None
-            setattr(self, name, value.to(device) if new is None else new)
+            if value.is_meta:  # a meta tensor has no values to move
+                value = torch.full_like(value, EMPTY_KEY, device=device)
+            setattr(self, name, value.to(device))
         return self
 
 
@@ -148,7 +152,7 @@ def highest_negatives(inputs: RankingInputs, lowest: Tensor, size: int) -> Tenso
     heights = inputs.scores - lowest
     heights.masked_fill_((inputs.gt_classes < 0)[:, None], -torch.inf)
     # Assigning a Python number would copy it to the GPU and wait for the GPU.
-    heights[inputs.rows, inputs.columns] = heights.new_full((), -torch.inf)
+    heights[inputs.pos_rows, inputs.pos_columns] = heights.new_full((), -torch.inf)
     highest, places = heights.flatten().topk(min(size, heights.numel()), sorted=False)
     num_classes = max(inputs.scores.shape[1], 1)
     rows, columns = places // num_classes, places % num_classes
@@ -156,22 +160,18 @@ def highest_negatives(inputs: RankingInputs, lowest: Tensor, size: int) -> Tenso
     return keys.masked_fill_(highest.isneginf(), EMPTY_KEY)
 
 
-def _local_part(saved: dict[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:
-    """Returns what process ``rank`` of ``size`` loads from the memories that W processes saved.
+def _local_part(saved: dict[str, Tensor], index: int, size: int) -> dict[str, Tensor]:
+    """Returns what process ``index`` of ``size`` loads from the memories that W processes saved.
 
     Args:
         saved: tensors of one process, or the stacked tensors of W processes.
     """
-    saved = {name: saved[name].view(-1, *saved[name].shape[-2:]) for name in _OF_PROCESS}
-    negatives = saved["negatives"]
-    # Processes that rank together all have the same positives.
-    shared = {"positives": saved["positives"][rank % len(saved["positives"])]}
-    mine = negatives[rank::size]
-    if mine.shape[0] == 0:
-        return {**shared, "negatives": torch.full_like(negatives[0], EMPTY_KEY)}
-    if mine.shape[0] == 1:
-        return {**shared, "negatives": mine[0]}
-    mine = mine.transpose(0, 1).flatten(1)  # (τ, W' * size)
-    scores = key_scores(mine).masked_fill(mine == EMPTY_KEY, -torch.inf)
-    highest = scores.topk(negatives.shape[2], dim=1).indices
-    return {**shared, "negatives": mine.gather(1, highest)}
+    positives, negatives = (saved[n].view(-1, *saved[n].shape[-2:]) for n in _OF_PROCESS)
+    # Merges every size-th memory. Without one for this process, only empty keys are left.
+    parts = torch.cat([negatives[index::size], torch.full_like(negatives[:1], EMPTY_KEY)])
+    keys = parts.transpose(0, 1).flatten(1)  # (τ, W' * size)
+    scores = key_scores(keys).masked_fill(keys == EMPTY_KEY, -torch.inf)
+    highest = keys.gather(1, scores.topk(negatives.shape[2], dim=1).indices)
+    # Processes that rank together all have the same positives. Old states may be unsorted.
+    local = {"positives": positives[index % len(positives)], "negatives": highest}
+    return {name: tensor.sort().values for name, tensor in local.items()}

@@ -3,6 +3,7 @@
 Shapes: D detections, R boxes, K classes, S last layers (one, or one for each cascade stage).
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +54,8 @@ class Classifier:
             self.num_classes = roi_heads.num_classes
         else:
             raise InputError(
-                f"{type(model).__name__} has no scores that can be calibrated: an R-CNN, RetinaNet "
-                "or FCOS has"
+                f"{type(model).__name__} cannot be calibrated: only R-CNN, RetinaNet and FCOS "
+                "models have scores to calibrate"
             )
         if not all(hasattr(head, "cls_score") for head in self._heads):
             raise InputError(f"{type(self._heads[0]).__name__} has no layer cls_score to rescale")
@@ -77,26 +78,23 @@ class Classifier:
             the centre-ness; otherwise ``(D, 1)`` logits of the class.
         """
         self._captured.clear()
-        hooks = [head.register_forward_hook(self._capture_outputs) for head in self._heads]
-        try:
-            with torch.no_grad():
-                found = self._model([image])[0]["instances"]
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as hooks, torch.no_grad():
+            for head in self._heads:
+                hooks.enter_context(head.register_forward_hook(self._capture_outputs))
+            detections = self._model([image])[0]["instances"]
         if not (self.is_softmax or self._is_fcos):
-            return found, torch.logit(found.scores.double(), eps=1e-7)[:, None].float()
+            return detections, torch.logit(detections.scores.double(), eps=1e-7)[:, None].float()
         # Detectron2 selects and suppresses boxes; the score of a detection identifies its box.
-        classes = found.pred_classes
+        classes = detections.pred_classes
         if self.is_softmax:
             outputs = torch.stack(self._captured, dim=1)  # (R, S, K + 1)
             scores = outputs.softmax(dim=-1).mean(dim=1)
         else:
             (outputs,) = self._captured  # (R, K, 2)
             scores = outputs.sigmoid().prod(dim=-1).sqrt()
-        distance = (scores.T[classes] - found.scores[:, None]).abs()  # (D, R)
-        row = distance.argmin(dim=1) if len(found) else classes  # argmin fails without boxes
-        return found, outputs[row] if self.is_softmax else outputs[row, classes]
+        distance = (scores.T[classes] - detections.scores[:, None]).abs()  # (D, R)
+        row = distance.argmin(dim=1) if len(detections) else classes  # argmin fails without boxes
+        return detections, outputs[row] if self.is_softmax else outputs[row, classes]
 
     def _capture_outputs(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
         if self.is_softmax:

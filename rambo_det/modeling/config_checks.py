@@ -24,14 +24,16 @@ def check_architecture(cfg: CfgNode) -> None:
     without_heads = (RetinaNet, SemanticSegmentor, ProposalNetwork)
     if heads.startswith("Rambo") and issubclass(model, without_heads):
         raise InputError(
-            f"MODEL.ROI_HEADS.NAME {heads}: MODEL.META_ARCHITECTURE {name} has no ROI heads: set "
-            "that to GeneralizedRCNN or RamboRetinaNet, or MODEL.ROI_HEADS.NAME to a stock name"
+            f"MODEL.ROI_HEADS.NAME is {heads}, but MODEL.META_ARCHITECTURE {name} has no ROI "
+            "heads: set MODEL.META_ARCHITECTURE to GeneralizedRCNN or RamboRetinaNet, or "
+            "MODEL.ROI_HEADS.NAME to a stock name"
         )
     generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
     if generator == "RamboRPN" and issubclass(model, without_heads[:2]):
         raise InputError(
-            f"MODEL.PROPOSAL_GENERATOR.NAME {generator}: MODEL.META_ARCHITECTURE {name} has no "
-            "RPN: set it to RPN, or use GeneralizedRCNN or ProposalNetwork"
+            f"MODEL.PROPOSAL_GENERATOR.NAME is {generator}, but MODEL.META_ARCHITECTURE {name} has "
+            "no RPN: set MODEL.PROPOSAL_GENERATOR.NAME to RPN, or use GeneralizedRCNN or "
+            "ProposalNetwork"
         )
 
 
@@ -45,7 +47,7 @@ def check_roi_heads(cfg: CfgNode, shared_boxes: bool) -> None:
         raise InputError(
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG cannot be combined with "
             f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME}: set it to False, or use "
-            "RamboCascadeROIHeads, whose stages share their boxes"
+            "RamboCascadeROIHeads, which always predict one box for all classes"
         )
 
 
@@ -53,7 +55,8 @@ def check_no_fed_loss(use_fed_loss: bool) -> None:
     """Raises InputError if the config also enables the federated loss, which samples classes."""
     if use_fed_loss:
         raise InputError(
-            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS cannot go with the RaMBO loss: set it to False"
+            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS cannot be combined with the RaMBO loss: set "
+            "USE_FED_LOSS to False"
         )
 
 
@@ -62,6 +65,7 @@ def check_sigmoid_score(cfg: CfgNode) -> None:
     score = rambo_node(cfg).SCORE
     if score not in ("log_odds", "logits"):
         raise InputError(
-            f"MODEL.RAMBO.SCORE {score!r}: MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} "
-            "scores by a sigmoid, whose log odds are the logits: use 'log_odds' or 'logits'"
+            f"MODEL.RAMBO.SCORE {score!r} needs a softmax, but MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE} scores boxes by a sigmoid: use 'log_odds' or 'logits' "
+            "(here both rank the logits)"
         )

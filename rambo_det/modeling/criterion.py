@@ -1,7 +1,6 @@
 """The criterion that computes the loss from a detector's scores, for all heads and models."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +41,6 @@ class RamboCriterion(RamboLoss):
     Args:
         num_classes: number of foreground classes C.
         weight: > 0, weight of the loss.
-        memory_length: τ, as in RamboLoss.
         class_names: C names for the training scalars; None: their indices.
         prefix: of the training scalars, see :meth:`_log`.
         name: of the loss, for the error about scores that are not finite.
@@ -61,7 +59,6 @@ class RamboCriterion(RamboLoss):
         num_classes: int,
         *,
         weight: float = 0.2,
-        memory_length: int = 0,
         class_names: Sequence[str] | None = None,
         prefix: str = "rambo",
         name: str = "loss_cls",
@@ -70,18 +67,19 @@ class RamboCriterion(RamboLoss):
         max_iter: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, memory_length=memory_length, **kwargs)
+        super().__init__(num_classes, **kwargs)
         if not 0 < weight < math.inf:
             raise InputError(f"weight must be > 0 and finite, got {weight}")
         if not 0 <= ce_warmup < math.inf:
             raise InputError(f"ce_warmup must be >= 0 and finite, got {ce_warmup}")
         self.weight, self.ce_warmup = weight, ce_warmup
-        self.prefix = prefix
-        self.name = name
-        self._saved = checkpoint_period, max_iter
+        self.prefix, self.name = prefix, name
+        self._checkpoint_period, self._max_iter = checkpoint_period, max_iter
         self.class_names = list(class_names or map(str, range(num_classes)))
         if len(self.class_names) != num_classes:
-            raise InputError(f"class_names must be {num_classes}, got {len(self.class_names)}")
+            raise InputError(
+                f"class_names must have {num_classes} entries, got {len(self.class_names)}"
+            )
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, num_classes: int, **kwargs: Any) -> "RamboCriterion":
@@ -106,12 +104,11 @@ class RamboCriterion(RamboLoss):
         try:
             return cls(num_classes, **{**arguments, **kwargs})
         except InputError as error:
-            # The message begins with the argument, as in "margin (α) must be ...".
-            found = re.match(r"(\w+)(?: \(.\))?(?= must be )", str(error))
-            if found is None or found[1] not in _KEYS:
+            # The message begins with the argument, as in "margin must be ...".
+            argument, _, rest = str(error).partition(" ")
+            if argument not in _KEYS:
                 raise
-            key = f"MODEL.RAMBO.{_KEYS[found[1]]}"
-            raise InputError(key + str(error)[found.end() :]) from None
+            raise InputError(f"MODEL.RAMBO.{_KEYS[argument]} {rest}") from None
 
     @torch.jit.unused  # not used at inference; autograd.Function cannot be scripted
     def forward(self, scores: Tensor, gt_classes: Tensor, *logits: Tensor) -> Tensor:
@@ -172,12 +169,11 @@ class RamboCriterion(RamboLoss):
     @torch.jit.unused
     def _gather_for_checkpoint(self) -> None:
         # Every process runs this code; a stock trainer's checkpointer runs in the main one alone.
-        period, max_iter = self._saved
-        storage = current_storage()
+        period, max_iter, storage = self._checkpoint_period, self._max_iter, current_storage()
         if storage is None or period is None or max_iter is None:
             return
-        done = storage.iter + 1
-        if (period > 0 and done % period == 0) or done >= max_iter:
+        iteration = storage.iter + 1
+        if (period > 0 and iteration % period == 0) or iteration >= max_iter:
             self.memory.all_gather_for_checkpoint()
 
     @torch.jit.unused
@@ -194,9 +190,8 @@ class RamboCriterion(RamboLoss):
         if stats.present.is_cuda and (storage.iter + 1) % _GPU_PERIOD:
             return
         scalars = torch.stack([stats.zero_gradient, stats.starved])
-        zero_gradient, starved, *rest = torch.cat(
-            [scalars, stats.class_ap, stats.present.double()]
-        ).tolist()
+        of_classes = torch.stack([stats.class_ap, stats.present.double()])
+        zero_gradient, starved, *rest = torch.cat([scalars, of_classes.flatten()]).tolist()
         if self.memory.length:
             storage.put_scalar(f"{prefix}/memory_fill", self.memory.fill_fraction)
         storage.put_scalar(f"{prefix}/score_range", stats.score_range)
@@ -205,8 +200,8 @@ class RamboCriterion(RamboLoss):
         if zero_gradient == zero_gradient:  # NaN if the batch has no positive
             storage.put_scalar(f"{prefix}/zero_gradient", zero_gradient)
             storage.put_scalar(f"{prefix}/starved", starved)
-        each = zip(self.class_names, rest, rest[self.num_classes :], strict=False)
-        present = {name: ap for name, ap, is_present in each if is_present}
+        classes = zip(self.class_names, rest, rest[self.num_classes :], strict=False)
+        present = {name: ap for name, ap, is_present in classes if is_present}
         if present:
             storage.put_scalar(f"{prefix}/AP", sum(present.values()) / len(present))
         storage.put_scalars(**{f"{prefix}/AP-{name}": ap for name, ap in present.items()})
@@ -217,16 +212,16 @@ class RamboCriterion(RamboLoss):
         storage = current_storage()
         at = "" if storage is None else f" at iteration={storage.iter}"
         where = "in the batch of another process"
-        for each in scores:
-            counts = (~each.detach().isfinite()).sum(dim=0).tolist()
+        for tensor in scores:
+            counts = (~tensor.detach().isfinite()).sum(dim=0).tolist()
             named = zip([*self.class_names, "background"], counts, strict=False)
-            bad = [f"{name} ({count} of {each.shape[0]})" for name, count in named if count]
+            bad = [f"{name} ({count} of {tensor.shape[0]})" for name, count in named if count]
             if bad:
                 more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
                 where = f"of class {', '.join(bad[:_MAX_NAMED])}{more}"
                 break
         return FloatingPointError(
-            f"Loss became infinite or NaN{at}! {self.name}: scores that are not finite, {where}"
+            f"Loss became infinite or NaN{at}! {self.name}: some scores are not finite, {where}"
         )
 
 

@@ -3,7 +3,6 @@
 Shapes: N images, R anchors (FCOS: locations) over all levels, K classes.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,10 +38,43 @@ class _RamboOneStageMixin:
         super().__init__(num_classes=num_classes, **kwargs)
         self.rambo_loss = rambo_loss or RamboCriterion(num_classes, name=self._loss_name)
 
-    def losses(self, *inputs: Any) -> dict[str, Tensor]:
-        """Returns the stock losses, except the classification loss, which is the AP loss."""
-        stock = super().losses  # type: ignore[misc]
-        return one_stage_losses(self, stock, self._loss_name, *inputs)
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+        *more_per_level: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Returns the stock losses, except the classification loss, which is the AP loss.
+
+        If the stock classification loss is not used, the stock method gets only the anchors that
+        are positive in some image. The other anchors contribute only to that loss; box losses,
+        normaliser and statistics are the same without them.
+
+        Args:
+            anchors: Boxes of each level.
+            pred_logits: of each level ``(N, R of the level, K)``.
+            gt_labels: N tensors ``(R,)`` int64; K is background, -1 is ignored.
+            pred_anchor_deltas: of each level ``(N, R of the level, 4)``.
+            gt_boxes: N tensors ``(R, 4)`` in px.
+            *more_per_level: the stock method's other arguments, in the form of the deltas.
+        """
+        ranked, num_classes = flatten_levels(pred_logits, gt_labels), self.num_classes
+        if not self.rambo_loss.stock_loss_weight():
+            labels = torch.stack(gt_labels)
+            used = ((labels >= 0) & (labels != num_classes)).any(dim=0)  # (R,)
+            gt_labels, anchors = list(labels[:, used]), [Boxes.cat(anchors)[used]]
+            # Zeros replace the logits; an expanded tensor takes no memory.
+            no_logits = pred_logits[0].new_zeros(())
+            pred_logits = [no_logits.expand(len(gt_labels), len(anchors[0]), num_classes)]
+            pred_anchor_deltas = [cat(pred_anchor_deltas, dim=1)[:, used]]
+            gt_boxes = [of_image[used] for of_image in gt_boxes]
+            more_per_level = tuple([cat(levels, dim=1)[:, used]] for levels in more_per_level)
+        inputs = (anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level)
+        stock = partial(super().losses, *inputs)  # type: ignore[misc]
+        return self.rambo_loss.replace_stock_loss(self._loss_name, stock, *ranked)
 
 
 @META_ARCH_REGISTRY.register()
@@ -71,54 +103,6 @@ class RamboFCOS(_RamboOneStageMixin, FCOS):
     """
 
     _loss_name = "loss_fcos_cls"
-
-
-def one_stage_losses(
-    model: Any,
-    stock_losses: Callable[..., dict[str, Tensor]],
-    name: str,
-    anchors: list[Boxes],
-    pred_logits: list[Tensor],
-    gt_labels: list[Tensor],
-    pred_anchor_deltas: list[Tensor],
-    gt_boxes: list[Tensor],
-    *more_per_level: list[Tensor],
-) -> dict[str, Tensor]:
-    """Returns the losses of a one-stage detector, with the AP loss in place of the loss ``name``.
-
-    If the stock classification loss is not used, the stock method gets only the anchors that are
-    positive in some image. The other anchors contribute only to that loss; box losses, normaliser
-    and statistics are the same without them.
-
-    Args:
-        model: the detector, with ``rambo_loss`` and ``num_classes``.
-        stock_losses: the stock method.
-        name: the name of the classification loss.
-        anchors: Boxes of each level.
-        pred_logits: of each level ``(N, R of the level, K)``.
-        gt_labels: N tensors ``(R,)`` int64; K is background, -1 is ignored.
-        pred_anchor_deltas: of each level ``(N, R of the level, 4)``.
-        gt_boxes: N tensors ``(R, 4)`` in px.
-        *more_per_level: the stock method's other arguments, in the form of ``pred_anchor_deltas``.
-    """
-    if model.rambo_loss.stock_loss_weight():
-        inputs = (anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level)
-    else:
-        labels = torch.stack(gt_labels)
-        used = ((labels >= 0) & (labels != model.num_classes)).any(dim=0)  # (R,)
-        labels = labels[:, used]
-        # Zeros replace the logits; an expanded tensor takes no memory.
-        no_logits = pred_logits[0].new_zeros(()).expand(*labels.shape, model.num_classes)
-        inputs = (
-            [Boxes.cat(anchors)[used]],
-            [no_logits],
-            list(labels),
-            [cat(pred_anchor_deltas, dim=1)[:, used]],
-            [of_image[used] for of_image in gt_boxes],
-            *([cat(levels, dim=1)[:, used]] for levels in more_per_level),
-        )
-    ranked = flatten_levels(pred_logits, gt_labels)
-    return model.rambo_loss.replace_stock_loss(name, partial(stock_losses, *inputs), *ranked)
 
 
 def flatten_levels(pred_logits: list[Tensor], gt_labels: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,18 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.rambo_score = score
         self._score = score_function(score)
         self._sigmoid = score == "logits"
-        _check_sigmoid(score, kwargs.get("use_sigmoid_ce", False), self.rambo_loss)
+        key, use_sigmoid_ce = "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", kwargs.get("use_sigmoid_ce")
+        if use_sigmoid_ce and not self._sigmoid:
+            raise InputError(
+                f"{key} is True, so a sigmoid scores boxes, but MODEL.RAMBO.SCORE {score} ranks "
+                f"softmax scores: set {key} to False, or MODEL.RAMBO.SCORE to logits"
+            )
+        if self._sigmoid and not use_sigmoid_ce and self.rambo_loss.ce_warmup:
+            raise InputError(
+                "MODEL.RAMBO.SCORE logits scores boxes by a sigmoid, but the cross entropy of "
+                f"MODEL.RAMBO.CE_WARMUP uses a softmax: set {key} to True (Detectron2 v0.6 lacks "
+                "this key, main has it), or CE_WARMUP to 0"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -83,18 +94,3 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         # When a model is traced, len() would make the number of proposals a constant. Detectron2
         # patches len() to avoid this, but only in its own modules.
         return probs.split([p.__len__() for p in proposals], dim=0)
-
-
-def _check_sigmoid(score: str, use_sigmoid_ce: bool, loss: RamboCriterion) -> None:
-    key = "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"
-    if use_sigmoid_ce and score != "logits":
-        raise InputError(
-            f"{key} scores boxes by a sigmoid, MODEL.RAMBO.SCORE {score} ranks them by a softmax: "
-            "set one to False, or the other to logits"
-        )
-    if score == "logits" and not use_sigmoid_ce and loss.ce_warmup:
-        raise InputError(
-            "MODEL.RAMBO.SCORE logits scores boxes by a sigmoid, the cross entropy of "
-            f"MODEL.RAMBO.CE_WARMUP is that of a softmax: set {key} to True "
-            "(a key that Detectron2 main has and its v0.6 release lacks)"
-        )

@@ -54,7 +54,7 @@ class _RamboPredictorMixin:
 
 @ROI_HEADS_REGISTRY.register()
 class RamboROIHeads(_RamboPredictorMixin, StandardROIHeads):
-    """StandardROIHeads with :class:`RamboFastRCNNOutputLayers`; same masks and key points."""
+    """StandardROIHeads with :class:`RamboFastRCNNOutputLayers`; same masks and keypoints."""
 
     # For torch.jit.script; Detectron2 annotates only StandardROIHeads itself.
     mask_on: torch.jit.Final[bool]

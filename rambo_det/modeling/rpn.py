@@ -50,16 +50,13 @@ class RamboRPN(RPN):
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
         """Returns the stock losses; ``loss_rpn_cls`` is the AP loss of all sampled anchors."""
-        logits = pred_objectness_logits
-        stock_logits = (
-            logits if self.rambo_loss.stock_loss_weight() else [x.detach() for x in logits]
-        )
-        stock = partial(
-            super().losses, anchors, stock_logits, gt_labels, pred_anchor_deltas, gt_boxes
-        )
+        logits, name = pred_objectness_logits, "loss_rpn_cls"
+        if not self.rambo_loss.stock_loss_weight():
+            logits = [x.detach() for x in logits]
+        stock = partial(super().losses, anchors, logits, gt_labels, pred_anchor_deltas, gt_boxes)
         labels = torch.stack(gt_labels).flatten().long()
         # RPN labels: 1 object, 0 background, -1 ignored. The loss: 0 object, 1 background, -1.
         classes = torch.where(labels >= 0, 1 - labels, labels)
-        scores, scale = cat(logits, dim=1).reshape(-1, 1), self.loss_weight.get("loss_rpn_cls", 1.0)
-        inputs = scores, classes
-        return self.rambo_loss.replace_stock_loss("loss_rpn_cls", stock, *inputs, scale=scale)
+        scores = cat(pred_objectness_logits, dim=1).reshape(-1, 1)
+        scale = self.loss_weight.get(name, 1.0)
+        return self.rambo_loss.replace_stock_loss(name, stock, scores, classes, scale=scale)

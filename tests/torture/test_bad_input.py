@@ -107,9 +107,9 @@ KEYS = {
     "SOLVER.MAX_ITER=5 x": "SOLVER.MAX_ITER=5",
     "MODEL.RAMBO 3": "MODEL.RAMBO",
     "MODEL.RAMBO.MARGINS 1":
-        "error: unknown config key MODEL.RAMBO.MARGINS: did you mean MODEL.RAMBO.MARGIN?",
+        "but 'MODEL.RAMBO.MARGINS' is not a config key: did you mean MODEL.RAMBO.MARGIN?",
     "solver.max_iter 5": "did you mean SOLVER.MAX_ITER?",
-    "SOLVER.MAX_ITER many": "SOLVER.MAX_ITER many: it must be of the kind of its default, 40000",
+    "SOLVER.MAX_ITER many": "MAX_ITER many: it must have the same type as its default, 40000",
     "SOLVER.IMS_PER_BATCH 0": "IMS_PER_BATCH",
     "SOLVER.CHECKPOINT_PERIOD 0": "SOLVER.CHECKPOINT_PERIOD must be >= 1",
     "SOLVER.AMP.ENABLED True MODEL.DEVICE cpu": "SOLVER.AMP.ENABLED True needs a GPU",
@@ -123,20 +123,20 @@ KEYS = {
     "MODEL.DEVICE gpu": "MODEL.DEVICE",
     "MODEL.RAMBO.MARGIN -1": "MODEL.RAMBO.MARGIN must be >= 0",
     "MODEL.RAMBO.SCORE x": "MODEL.RAMBO.SCORE must be one of",
-    "RAMBO_TRAIN.PATIENCE 3": "RAMBO_TRAIN.PATIENCE needs evaluations to wait for",
+    "RAMBO_TRAIN.PATIENCE 3": "RAMBO_TRAIN.PATIENCE needs periodic evaluation",
     "RAMBO_TRAIN.PATIENCE -1": "RAMBO_TRAIN.PATIENCE must be >= 0, got -1",
-    "TEST.EVAL_PERIOD 1 RAMBO_TRAIN.BEST_METRIC AP": "there are bbox/AP,",
-    "TEST.EVAL_PERIOD 1 DATASETS.TEST ('tt_data','rambo_shapes_val')": "write tt_data/bbox/AP",
-    "TEST.EVAL_PERIOD 1 RAMBO_TRAIN.BEST_METRIC bbox/AP60": "there are bbox/AP, AP50,",
+    "TEST.EVAL_PERIOD 1 RAMBO_TRAIN.BEST_METRIC AP": "unknown metric; valid: bbox/",
+    "TEST.EVAL_PERIOD 1 DATASETS.TEST ('tt_data','rambo_shapes_val')": "e.g. tt_data/bbox/AP",
+    "TEST.EVAL_PERIOD 1 RAMBO_TRAIN.BEST_METRIC bbox/AP60": "unknown metric; valid: bbox/",
     "RAMBO_TRAIN.CLS_WEIGHT 0": "RAMBO_TRAIN.CLS_WEIGHT must be > 0",
-    "SEED 4294967296": "SEED 4294967296: it must be below 2**32",
+    "SEED 4294967296": "must be below 2**32, got 4294967296",
     "MODEL.RAMBO.MARGIN wide": "MODEL.RAMBO.MARGIN",
     "SOLVER.MAX_ITER -1": "SOLVER.MAX_ITER",
     "DATASETS.TRAIN ()": "DATASETS.TRAIN",
     "DATASETS.TRAIN tt_data": "it must be a list: write \"('tt_data',)\"",
     "DATASETS.TRAIN ('tt_data')": "it must be a list: write \"('tt_data',)\"",
     "SOLVER.STEPS (100)": "it must be a list: write \"(100,)\"",
-    "MODEL.ROI_HEADS.NUM_CLASSES 3": "NUM_CLASSES 3: the data have",
+    "MODEL.ROI_HEADS.NUM_CLASSES 3": "NUM_CLASSES is 3, but the data have",
     "DATASETS.TRAIN ('trian',)": "trian is not registered",
     "DATASETS.TEST ('coco_2017_val',)": "coco_2017_val needs",
     "MODEL.WEIGHTS x.pth": "x.pth: no such",
@@ -145,15 +145,15 @@ KEYS = {
 LAZY_KEYS = {
     "train.max_iter=many": "train.max_iter",
     "train.max_iter 5": "KEY=VALUE, got 'train.max_iter'",
-    "train.patience=3 train.eval_period=0": "train.patience needs evaluations to wait",
+    "train.patience=3 train.eval_period=0": "train.patience needs periodic evaluation",
     "train.patience=-1": "train.patience must be >= 0, got -1",
-    "train.best_metric=AP train.eval_period=5": "train.best_metric 'AP': there are",
-    "train.best_metric=5 train.eval_period=5": "train.best_metric 5: there are",
+    "train.best_metric=AP train.eval_period=5": "train.best_metric 'AP': unknown metric",
+    "train.best_metric=5 train.eval_period=5": "train.best_metric 5: unknown metric",
     "train.max_itr=5": "unknown config key train.max_itr",
     "modle.num_classes=5": "config key modle.num_classes",
     "dataloader.test.dataset.names=nowhere": "nowhere is not registered",
     "dataloader.train.dataset.names=coco_2017_train dataloader.test.dataset.names=coco_2017_val":
-        "name tt_data, but dataloader.train.dataset.names is coco_2017_train: add ",
+        "(tt_data) is in dataloader.train.dataset.names, which is coco_2017_train: add ",
     "train.init_checkpoint=none.pth": "none.pth: no such file",
 }  # fmt: skip
 CASES: dict[str, tuple[Make, str]] = {
@@ -161,7 +161,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "a flag that does not exist": (words("--epochs", "5"), "--epochs"),
     "a flag without its value": (words("--config"), "--config"),
     "a name of data that comes last": (
-        words("--register-coco", "train.json", "images", "a"), "the name of the data comes first",
+        words("--register-coco", "train.json", "images", "a"), "must be a dataset name",
     ),
     "a flag with two of three": (words("--register-coco", "a", "b"), "--register-coco"),
     "a number of GPUs that is none": (words("--num-gpus", "two"), "--num-gpus"),
@@ -169,12 +169,12 @@ CASES: dict[str, tuple[Make, str]] = {
     "no config": (words(), "--config FILE is missing"),
     "a flag behind the keys": (last("--seeds", "2"), "come before the config keys: --seeds"),
     "a lone flag behind the keys": (last("--resume"), "come before the config keys: --resume"),
-    "a word too many": (last("rambo", "SOLVER.MAX_ITER", "10"), "'rambo' is no config key"),
+    "a word too many": (last("rambo", "SOLVER.MAX_ITER", "10"), "'rambo' is not a config key"),
     "a key without a value": (last("SOLVER.MAX_ITER"), "'SOLVER.MAX_ITER' has no value"),
     "a wrong key without a value": (
-        last("SOLVER.MAXITER"), "'SOLVER.MAXITER' is no config key: did you mean SOLVER.MAX_ITER",
+        last("SOLVER.MAXITER"), "'SOLVER.MAXITER' is not a config key: did you mean SOLVER.MAX_",
     ),
-    "more GPUs than there are": (words("--config", QUICKSTART, "--num-gpus", "99"), "there are "),
+    "more GPUs than there are": (words("--config", QUICKSTART, "--num-gpus", "99"), "this machine"),
     "classes of no data": (
         words("--config", QUICKSTART, "--classes", "a,b"), "--classes goes with --register",
     ),
@@ -187,7 +187,7 @@ CASES: dict[str, tuple[Make, str]] = {
             "--config", QUICKSTART, "--register-coco", "a", "no.json", ".", "--register-voc", "b",
             ".", "val", "DATASETS.TEST", "('b',)",
         ),
-        "--register-... name a, b, but DATASETS.TRAIN is rambo_shapes_train: "
+        "registered datasets (a, b) is in DATASETS.TRAIN, which is rambo_shapes_train: "
         "add DATASETS.TRAIN \"('a',)\"",
     ),
     "own data that are not tested on": (
@@ -195,15 +195,15 @@ CASES: dict[str, tuple[Make, str]] = {
             "--config", QUICKSTART, "--register-coco", "a", "no.json", ".", "--register-voc", "b",
             ".", "val", "DATASETS.TRAIN", "('a',)",
         ),
-        "DATASETS.TEST is rambo_shapes_val: add DATASETS.TEST \"('b',)\"",
+        "DATASETS.TEST, which is rambo_shapes_val: add DATASETS.TEST \"('b',)\"",
     ),
     "own data tested on others": (
-        keys("DATASETS.TEST", "('rambo_shapes_val',)"), "in the same order, name other data",
+        keys("DATASETS.TEST", "('rambo_shapes_val',)"), "in the same order: use other data",
     ),
     "a folder as data.yaml": (
         words("--config", QUICKSTART, "--register-yolo", "a", "configs", "train",
               "DATASETS.TRAIN", "('a',)", "DATASETS.TEST", "('a',)"),
-        "configs is a folder: name the data.yaml in it",
+        "configs is a folder: give the path of its data.yaml",
     ),
     "an evaluation of no run": (keys("--eval-only"), "no checkpoint in"),
     "that, on images held out of no data": (
@@ -229,7 +229,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "weights that are text": (file("w.pth", b"text", "MODEL.WEIGHTS", "{folder}/w.pth"), "w.pth"),
     "weights that are empty": (file("w.pth", b"", "MODEL.WEIGHTS", "{folder}/w.pth"), "w.pth"),
     "weights of nothing in the model": (
-        file("w.pth", FOREIGN, "MODEL.WEIGHTS", "{folder}/w.pth"), "none of the weights in that",
+        file("w.pth", FOREIGN, "MODEL.WEIGHTS", "{folder}/w.pth"), "no weight in this checkpoint",
     ),
     "weights that are a folder": (keys("MODEL.WEIGHTS", "{folder}/train"), "MODEL.WEIGHTS"),
     "an output that is a file": (keys("OUTPUT_DIR", "{folder}/train.json"), "train.json"),
@@ -314,17 +314,21 @@ def test_an_output_that_cannot_be_written(make, user, capsys, catalogs, monkeypa
     monkeypatch.setattr(
         os, "access", lambda path, mode, **how: Path(path) != out and access(path, mode, **how)
     )
-    before = snapshot(user)
+    before, key = snapshot(user), "OUTPUT_DIR" if make is good else "train.output_dir"
     assert train.main(make(user), lazy=make is lazily) == 2
     assert capsys.readouterr().err == (
-        f"error: OUTPUT_DIR {out} cannot be written: change its rights or name another\n"
+        f"error: {key} {out} is not writable: change its permissions or name another folder\n"
     )
     assert snapshot(user) == before
 
 
 @pytest.mark.parametrize(
     "number, advice",
-    [(errno.EACCES, "change the rights of the file or its folder"), (errno.ENOSPC, "make room")],
+    [
+        (errno.EACCES, "change the permissions of the file or its folder"),
+        (errno.ENOSPC, "free some disk space"),
+        (errno.EROFS, "write to a folder that is not read-only"),
+    ],
 )
 def test_what_cannot_be_read_or_written_on_the_way_is_named(
     number, advice, user, capsys, catalogs, monkeypatch
@@ -338,7 +342,7 @@ def test_what_cannot_be_read_or_written_on_the_way_is_named(
     assert train.main(good(user)) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: [Errno {number}] {os.strerror(number)}: {file!r}: {advice}; "
-        "--resume goes on from the last checkpoint"
+        "--resume continues from the last checkpoint"
     )
 
 

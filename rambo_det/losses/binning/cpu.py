@@ -38,16 +38,15 @@ def bin_negatives(
     """See :func:`.binning.bin_negatives`."""
     native = library()
     assert native is not None
-    scores, counts = scores.float().contiguous(), torch.empty_like(edges)
+    scores, counts = scores.float().contiguous(), torch.zeros_like(edges)
     is_double = dtype == torch.float64
     grad = None if values is None else torch.empty_like(scores, dtype=dtype if is_double else None)
-    if scores.shape[1] == 0:
-        return counts.zero_(), None if grad is None else grad.to(dtype)
-    native.rambo_bin_negatives(
-        scores.data_ptr(), *scores.shape, gt_classes.data_ptr(), max_score, edges.data_ptr(),
-        edges.shape[0], None if values is None else values.data_ptr(), is_double,
-        None if grad is None else grad.data_ptr(), torch.get_num_threads(), counts.data_ptr(),
-    )  # fmt: skip
+    if scores.shape[1]:
+        native.rambo_bin_negatives(
+            scores.data_ptr(), *scores.shape, gt_classes.data_ptr(), max_score, edges.data_ptr(),
+            edges.shape[0], None if values is None else values.data_ptr(), is_double,
+            None if grad is None else grad.data_ptr(), torch.get_num_threads(), counts.data_ptr(),
+        )  # fmt: skip
     return counts, None if grad is None else grad.to(dtype)
 
 
@@ -60,9 +59,9 @@ def library() -> ctypes.CDLL | None:
         native = ctypes.CDLL(str(_compiled_library()))
     except (OSError, subprocess.SubprocessError) as error:
         logging.getLogger(__name__).warning(
-            "The loss takes longer than it could, on a CPU several times as long: its C++ part "
-            "cannot be compiled or loaded (%s). A C++ compiler, which CXX may name, mends that; "
-            "RAMBO_DET_NATIVE=0 silences this line.",
+            "The loss is several times slower on a CPU than it could be: its C++ library cannot be "
+            "compiled or loaded (%s). Install a C++ compiler (the variable CXX can name it). "
+            "RAMBO_DET_NATIVE=0 silences this warning.",
             " ".join(str(error).split()),
         )
         return None
@@ -79,15 +78,16 @@ def _compiled_library() -> Path:
     The file appears in the cache folder once it is complete; its name has a hash of all its inputs.
     Raises OSError if no compiler exists, compiling fails, or the folder cannot be written.
     """
-    named = shlex.split(os.environ.get("CXX", ""))
-    found = [path for path in map(shutil.which, named[:1] or _COMPILERS) if path]
-    if not found:
-        raise OSError(f"no C++ compiler: {', '.join(named[:1] or _COMPILERS)} not found")
-    compiler = [found[0], *named[1:]]
+    command = shlex.split(os.environ.get("CXX", ""))
+    names = command[:1] or _COMPILERS
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        raise OSError(f"no C++ compiler: {', '.join(names)} not found")
+    compiler = [path, *command[1:]]
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
     # The hash includes the processor and the system: machines may share the folder.
-    made_for = (compiler, _FLAGS, platform.platform(), _cpu())
-    parts = [_SOURCE.read_bytes(), version, repr(made_for).encode()]
+    target = (compiler, _FLAGS, platform.platform(), _cpu())
+    parts = [_SOURCE.read_bytes(), version, repr(target).encode()]
     folder = cache_dir()
     library = folder / f"binning-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     if not library.is_file():
@@ -110,8 +110,9 @@ def _cpu() -> str:
 def _compile(compiler: list[str], library: Path) -> None:
     command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(library)]
     # Some compilers lack OpenMP (the library then uses one thread) or -march=native.
-    for more in (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], []):
-        made = subprocess.run([*command, *more], capture_output=True, text=True)
-        if made.returncode == 0:
+    for flags in (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], []):
+        done = subprocess.run([*command, *flags], capture_output=True, text=True)
+        if done.returncode == 0:
             return
-    raise OSError(f"{compiler[0]} ended with {made.returncode}: {made.stderr.strip()[-300:]}")
+    stderr = done.stderr.strip()[-300:]
+    raise OSError(f"{compiler[0]} failed with exit status {done.returncode}: {stderr}")

@@ -32,11 +32,11 @@ def bin_negatives(
         is_negative = (classes >= 0) & (classes != columns)
         part_grad = torch.zeros(part.shape, dtype=torch.float64, device=scores.device)
         for segments in (columns, torch.full_like(columns, num_classes)):
-            found = torch.searchsorted(edges, make_keys(segments, part), right=True)
-            found = found.where(is_negative & (segment_of_bin[found] == segments), 0)
-            bins.index_add_(0, found.flatten(), torch.ones_like(found).flatten())
+            bin_ = torch.searchsorted(edges, make_keys(segments, part), right=True)
+            bin_ = bin_.where(is_negative & (segment_of_bin[bin_] == segments), 0)
+            bins.index_add_(0, bin_.flatten(), torch.ones_like(bin_).flatten())
             if value_of_bin is not None:
-                part_grad += value_of_bin[found]
+                part_grad += value_of_bin[bin_]
         if grad is not None:
             grad[start : start + rows] = part_grad
     return cumulative_counts(bins[1:], edges), grad
@@ -44,6 +44,6 @@ def bin_negatives(
 
 def cumulative_counts(bins: Tensor, edges: Tensor) -> Tensor:
     """Returns ``(E,)`` int64 counts at or above each edge, from the counts between edges."""
-    from_here_on = torch.nn.functional.pad(bins.flip(0).cumsum(0).flip(0), (0, 1))
+    reverse_sums = torch.nn.functional.pad(bins.flip(0).cumsum(0).flip(0), (0, 1))
     end_of_segment = torch.searchsorted(edges, ((edges >> 32) + 1) << 32)
-    return from_here_on[:-1] - from_here_on[end_of_segment]
+    return reverse_sums[:-1] - reverse_sums[end_of_segment]

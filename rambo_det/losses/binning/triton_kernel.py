@@ -17,9 +17,9 @@ from .reference import cumulative_counts
 #: Scores per block, and warps per block.
 _BLOCK, _WARPS = 256, 4
 #: Upper limit of programs per launch: several for each multiprocessor of a large GPU.
-_PROGRAMS = 2048
+_MAX_PROGRAMS = 2048
 #: Upper limits of the bins in all copies together, and of the copies.
-_PLACES, _COPIES = 1 << 18, 64
+_MAX_BINS, _MAX_COPIES = 1 << 18, 64
 
 
 @triton.jit
@@ -48,10 +48,10 @@ def _num_at_or_below(value, near, edges, first, number, highest):
     while longest > 0:
         longest = longest >> 1
         middle = (low + high) >> 1
-        open_ = low < high
-        reached = tl.load(edges + first + middle, mask=open_, other=float("inf")) <= value
-        low = tl.where(open_ & reached, middle + 1, low)
-        high = tl.where(open_ & (reached == 0), middle, high)
+        searching = low < high
+        reached = tl.load(edges + first + middle, mask=searching, other=float("inf")) <= value
+        low = tl.where(searching & reached, middle + 1, low)
+        high = tl.where(searching & (reached == 0), middle, high)
     return tl.where(over, number, low), over, between
 
 
@@ -67,44 +67,44 @@ def _bin_kernel(
     lowest, highest = lowest[None, :], highest[None, :]
     # The same for the segment of all columns.
     first_all, number_all, lowest_all, highest_all = _segment(edges, offsets, columns, columns > 0)
-    mine = bins + (tl.program_id(0) % COPIES).to(tl.int64) * num_edges
+    counts = bins + (tl.program_id(0) % COPIES).to(tl.int64) * num_edges
     zeros = tl.zeros((ROWS, COLUMNS), tl.int32)
     one = tl.full((1, 1), 1, tl.int64)
     num_over, num_over_all = zeros, zeros
     for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         row = block * ROWS + tl.arange(0, ROWS)
         gt_class = tl.load(gt_classes + row, mask=row < rows, other=-1)[:, None]
-        row_place, column_place = row[:, None].to(tl.int64), column[None, :].to(tl.int64)
+        row_index, column_index = row[:, None].to(tl.int64), column[None, :].to(tl.int64)
         exists = (row[:, None] < rows) & (column[None, :] < columns)
-        place = row_place * row_stride + column_place * column_stride
-        value = tl.load(scores + place, mask=exists, other=float("-inf")).to(tl.float32)
+        position = row_index * row_stride + column_index * column_stride
+        value = tl.load(scores + position, mask=exists, other=float("-inf")).to(tl.float32)
         negative = exists & (gt_class >= 0) & (gt_class != column[None, :])
         near, near_all = negative & (value >= lowest), negative & (value >= lowest_all)
-        pushed = tl.zeros((ROWS, COLUMNS), tl.float64)
+        block_grad = tl.zeros((ROWS, COLUMNS), tl.float64)
         if tl.max(tl.max((near | near_all).to(tl.int32), axis=1), axis=0) > 0:
-            found, over, between = _num_at_or_below(
+            below, over, between = _num_at_or_below(
                 value, near, edges, first, zeros + number, highest
             )
             num_over += over.to(tl.int32)
-            tl.atomic_add(mine + first + found - 1, zeros + one, mask=between, sem="relaxed")
+            tl.atomic_add(counts + first + below - 1, zeros + one, mask=between, sem="relaxed")
             if WRITE:
-                pushed += tl.load(values + first + found - 1, mask=near, other=0.0)
-            found, over, between = _num_at_or_below(
+                block_grad += tl.load(values + first + below - 1, mask=near, other=0.0)
+            below, over, between = _num_at_or_below(
                 value, near_all, edges, first_all, zeros + number_all, highest_all
             )
             num_over_all += over.to(tl.int32)
-            tl.atomic_add(mine + first_all + found - 1, zeros + one, mask=between, sem="relaxed")
+            tl.atomic_add(counts + first_all + below - 1, zeros + one, mask=between, sem="relaxed")
             if WRITE:
-                pushed += tl.load(values + first_all + found - 1, mask=near_all, other=0.0)
+                block_grad += tl.load(values + first_all + below - 1, mask=near_all, other=0.0)
         if WRITE:
-            place = row_place * grad_row_stride + column_place * grad_column_stride
+            position = row_index * grad_row_stride + column_index * grad_column_stride
             if grad.dtype.element_ty != tl.float64:  # half precision is rounded from float32
-                pushed = pushed.to(tl.float32)
-            tl.store(grad + place, pushed.to(grad.dtype.element_ty), mask=exists)
+                block_grad = block_grad.to(tl.float32)
+            tl.store(grad + position, block_grad.to(grad.dtype.element_ty), mask=exists)
     total = tl.sum(num_over.to(tl.int64), axis=0)[None, :]
-    tl.atomic_add(mine + first + number - 1, total, mask=total > 0, sem="relaxed")
+    tl.atomic_add(counts + first + number - 1, total, mask=total > 0, sem="relaxed")
     total_all = tl.sum(tl.sum(num_over_all.to(tl.int64), axis=1), axis=0)
-    tl.atomic_add(mine + first_all + number_all - 1, total_all, mask=total_all > 0, sem="relaxed")
+    tl.atomic_add(counts + first_all + number_all - 1, total_all, mask=total_all > 0, sem="relaxed")
 
 
 def _tiles(rows: int, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
@@ -115,7 +115,7 @@ def _tiles(rows: int, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
     width = min(reversed(widths), key=lambda w: -(-columns // w) * w)
     height = _BLOCK // width
     across = -(-columns // width)
-    down = max(min(-(-rows // height), _PROGRAMS // across), 1)
+    down = max(min(-(-rows // height), _MAX_PROGRAMS // across), 1)
     return (down, across), {"ROWS": height, "COLUMNS": width, "num_warps": _WARPS}
 
 
@@ -140,8 +140,8 @@ def bin_negatives(
     num_edges, write = edges.shape[0], values is not None
     make = torch.empty_like if num_edges else torch.zeros_like
     grad = make(scores, dtype=dtype) if write else None
-    room = max(_PLACES // max(num_edges, 1), 1)
-    copies = min(1 << (room.bit_length() - 1), _COPIES)
+    max_copies = max(_MAX_BINS // max(num_edges, 1), 1)
+    copies = min(1 << (max_copies.bit_length() - 1), _MAX_COPIES)
     bins = edges.new_zeros((copies, num_edges))
     if scores.numel() and num_edges:
         offsets = segment_offsets(edges, scores.shape[1] + 1)
