@@ -1,4 +1,4 @@
-"""Every architecture that has an adapter, as small as it trains, with its stock twin."""
+"""Small trainable models of every supported architecture, each with its stock counterpart."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .models import CONFIGS, small_cfg, training_inputs
 
 
 class Architecture(NamedTuple):
-    rambo: str  # config file
-    stock: str
+    rambo: str  # config file with the AP loss
+    stock: str  # config file of the stock counterpart
     opts: tuple = ()
     memories: int = 1
 
@@ -46,7 +46,7 @@ ARCHITECTURES = {
 
 
 def config(name: str, stock: bool = False, *opts: object) -> CfgNode:
-    """The resolved config of an architecture, or of its stock twin."""
+    """Returns the resolved config of an architecture, or of its stock counterpart."""
     architecture = ARCHITECTURES[name]
     cfg = small_cfg(architecture.stock if stock else architecture.rambo, *architecture.opts, *opts)
     check_architecture(cfg)
@@ -54,9 +54,9 @@ def config(name: str, stock: bool = False, *opts: object) -> CfgNode:
 
 
 def build(name: str, stock: bool = False, *opts: object) -> torch.nn.Module:
-    """The model of an architecture, "fcos" too, or of its stock twin; always the same weights."""
+    """Returns the model of an architecture (or "fcos"), or its stock counterpart; fixed weights."""
     seed_all_rng(3)
-    if name == "fcos":  # has no yaml
+    if name == "fcos":  # has only a LazyConfig
         file = CONFIGS / "lazy/quickstart" / f"fcos_{'focal' if stock else 'rambo'}.py"
         return instantiate(LazyConfig.load(str(file)).model)
     return build_model(config(name, stock, *opts))
@@ -65,23 +65,23 @@ def build(name: str, stock: bool = False, *opts: object) -> torch.nn.Module:
 def training_losses(
     model: torch.nn.Module, inputs: list[dict] | None = None, iteration: int = 0
 ) -> tuple[dict, dict]:
-    """The losses of a training step, which always samples the same, and the scalars it logs."""
+    """Returns the losses of a training step with a fixed seed, and the scalars that it logs."""
     seed_all_rng(1)
     with EventStorage(iteration) as storage:
         return model.train()(inputs or training_inputs()), storage.latest()
 
 
 def memories(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The score memories of a model."""
+    """Returns an iterator over the score memories of a model."""
     return (m for name, m in model.named_modules() if name.endswith("rambo_loss.memory"))
 
 
 def add_outlines(source: str | Path, target: Path, most_crowded: int | None = None) -> str:
-    """Copies a COCO json; every object gets a mask and 17 key points, as boxes have corners.
+    """Copies a COCO json, adds a mask and 17 keypoints to every box, and returns the new path.
 
     Args:
-        source, target: the files.
-        most_crowded: only that many images, those of the most objects; None: all.
+        source, target: paths of the json files.
+        most_crowded: number of images to keep, those with the most objects first; None: all.
     """
     content = json.loads(Path(source).read_text())
     objects = Counter(annotation["image_id"] for annotation in content["annotations"])
@@ -101,7 +101,7 @@ def add_outlines(source: str | Path, target: Path, most_crowded: int | None = No
 
 
 def captured(model: torch.nn.Module, part: torch.nn.Module, inputs: list) -> tuple:
-    """The arguments that ``losses`` of a part of the model is called with in training."""
+    """Returns the arguments of the first call of ``part.losses`` in a training step of a model."""
     calls, real = [], part.losses
     part.losses = lambda *args: calls.append(args) or real(*args)
     with EventStorage():
@@ -111,16 +111,16 @@ def captured(model: torch.nn.Module, part: torch.nn.Module, inputs: list) -> tup
 
 
 def spread(logits: torch.Tensor) -> torch.Tensor:
-    """Others of that shape, whose order matters: those of a new model lie within the margin."""
+    """Returns random logits of this shape, wider apart than the margin, unlike a new model's."""
     return 4 * torch.randn(logits.shape)
 
 
 def pieces(scores: list[torch.Tensor], labels: list[torch.Tensor]) -> Iterator[tuple]:
-    """Scores and labels of each level of each image.
+    """Yields the scores and labels of each level of each image.
 
     Args:
-        scores: ``(N, R of the level, ...)`` of each level.
-        labels: ``(R,)`` of each image.
+        scores: for each level, a tensor ``(N, R of the level, ...)``.
+        labels: for each image, a tensor ``(R,)``, where R is the sum over the levels.
     """
     for image, of_image in enumerate(labels):
         of_levels = of_image.split([level.shape[1] for level in scores])
@@ -128,7 +128,7 @@ def pieces(scores: list[torch.Tensor], labels: list[torch.Tensor]) -> Iterator[t
 
 
 def assert_same_predictions(ours: torch.nn.Module, stock: torch.nn.Module, inputs: list) -> None:
-    """Boxes, scores and classes of the two models are equal, bit for bit, and there are some."""
+    """Checks that both models detect something, and that all fields are equal bit for bit."""
     inputs = [{k: v for k, v in x.items() if k != "instances"} for x in inputs]
     with torch.no_grad():
         pairs = list(zip(ours.eval()(inputs), stock.eval()(inputs), strict=True))

@@ -1,4 +1,4 @@
-"""The command line's main in this process, as often as a test likes."""
+"""Helpers that call the ``main`` of a command line tool in this process, as often as needed."""
 
 import resource
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from .models import write_coco
 
 
 def call(main, *words):
-    """The exit status of ``main``; data sets that an earlier call has registered are forgotten."""
+    """Returns the exit status of ``main``; first removes the datasets that it will register."""
     words = [str(word) for word in words]
     for flag, name in pairwise(words):
         names = [name] if flag.startswith("--register-") else []
@@ -22,7 +22,7 @@ def call(main, *words):
 
 
 def refused(capsys, main, *words):
-    """The one line with which ``main`` refuses these words."""
+    """Checks that ``main`` refuses these arguments with a one-line error, and returns the line."""
     capsys.readouterr()
     assert call(main, *words) == 2
     error = capsys.readouterr().err
@@ -31,7 +31,7 @@ def refused(capsys, main, *words):
 
 
 def registered(folder):
-    """The flags that register the data of the fixture ``finished_run``."""
+    """Returns the flags that register the data of the fixture ``finished_run``."""
     return [
         word
         for split in ("train", "val")
@@ -40,12 +40,12 @@ def registered(folder):
 
 
 def own_data(folder, name, num=4, num_val=4):
-    """The flags that register two drawn data sets, ``NAME_train`` and ``NAME_val``, and their keys.
+    """Draws the datasets ``NAME_train`` and ``NAME_val``; returns their flags and config keys.
 
     Args:
-        folder: where they are drawn.
-        name: what their names begin with.
-        num, num_val: how many images.
+        folder: folder for the files.
+        name: prefix of the dataset names.
+        num, num_val: number of training images and of validation images.
     """
     train, val = f"{name}_train", f"{name}_val"
     flags = ["--register-coco", train, *write_coco(folder, num, "train")]
@@ -55,7 +55,7 @@ def own_data(folder, name, num=4, num_val=4):
 
 @contextmanager
 def disk_full():
-    """No file of this process can have more than 200 bytes."""
+    """Limits every file that this process writes to 200 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
     try:

@@ -13,10 +13,10 @@ import torch
 from .torture import WHOLE
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, where triton is first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # triton reads this once, when imported
 
 HERE = Path(__file__).parent
-# The loss's own tests run without Detectron2 too.
+# The tests of the loss itself also run without Detectron2.
 _IMPORTS = (
     r"^(from|import) (detectron2|rambo_det\.compare|\.+(models|architectures|command_line))\b"
 )
@@ -29,7 +29,7 @@ collect_ignore = [
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked ``whole`` are those of ``make torture`` alone."""
+    """Deselects the tests marked ``whole``, unless ``make torture`` runs."""
     if not WHOLE:
         left_out = [item for item in items if item.get_closest_marker("whole")]
         config.hook.pytest_deselected(items=left_out)
@@ -43,10 +43,10 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def heard_by_caplog() -> None:
-    """What earlier tests of this process have set at loggers of ours does not matter.
+    """Resets the package's loggers, so that caplog receives their records in every test.
 
-    Detectron2's set-up of a run keeps them from the root's handlers, among which is caplog's, and
-    the prediction tool quiets one of them.
+    Detectron2's logger setup stops propagation to the root logger, which has caplog's handler. The
+    prediction tool raises the level of one logger.
     """
     for name in list(logging.root.manager.loggerDict):
         if name.partition(".")[0] == "rambo_det":
@@ -57,14 +57,14 @@ def heard_by_caplog() -> None:
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """Gives what the package has warned of."""
-    caplog.set_level(logging.WARNING, logger="rambo_det")  # and not what Detectron2 says
+    """Returns a function that returns the package's warnings so far."""
+    caplog.set_level(logging.WARNING, logger="rambo_det")  # not Detectron2's records
     return lambda: [record.getMessage() for record in caplog.records]
 
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder of the real data sets; the test is skipped where it is absent."""
+    """Returns the folder of the real datasets; skips the test if it does not exist."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("RAMBO_DET_DATA", beside))
     if not (folder / "chess").is_dir() or not (folder / "bccd").is_dir():
@@ -74,10 +74,10 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished training of a few thousand parameters in ``out``.
+    """Trains a model of a few thousand parameters; returns a folder with the run in ``out``.
 
-    Its data, named on the command line: ``train.json``, ``train``, ``val.json``, ``val``. What it
-    printed: ``printed.txt``.
+    The folder also contains the data, ``train.json``, ``train``, ``val.json`` and ``val``, which
+    the command line registers, and the output of the command, ``printed.txt``.
     """
     from .command_line import own_data
     from .forked import python
@@ -97,7 +97,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def catalogs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of its own, and Detectron2's catalogs are afterwards as they were."""
+    """Sets an empty cache for the test, and restores Detectron2's catalogs after the test."""
     from detectron2 import data
 
     from rambo_det.data.shapes import register_shapes
@@ -105,17 +105,17 @@ def catalogs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "cache"))
     aside = []
     for catalog in (data.DatasetCatalog, data.MetadataCatalog):
-        # Made in another cache, or by a model that asked for the names of the classes.
+        # Left by a test with another cache, or by a model that looked up the class names.
         for name in filter(lambda name: name.startswith("rambo_shapes_"), list(catalog)):
             aside.append((catalog, name, catalog.pop(name)))
     before = [set(catalog.keys()) for catalog in (data.DatasetCatalog, data.MetadataCatalog)]
-    register_shapes()  # as importing rambo_det did, now in this cache
+    register_shapes()  # in this cache
     yield
     for catalog, names in zip((data.DatasetCatalog, data.MetadataCatalog), before, strict=True):
         for name in set(catalog.keys()) - names:
             catalog.remove(name)
     for catalog, name, entry in aside:
         catalog[name] = entry
-    # Their handlers write to a stream that the test's capture has closed by now.
+    # The handlers of these loggers write to a stream that pytest has closed by now.
     for logger in ("detectron2", "fvcore", "rambo_det"):
         logging.getLogger(logger).handlers.clear()

@@ -1,11 +1,11 @@
-"""Annotations and detections in COCO's format, without images, for tests of rankings."""
+"""Annotations and detections in COCO format, without images, for tests of rankings."""
 
 import numpy as np
 from pycocotools.coco import COCO
 
 
 def truth_of(boxes, names=("a", "b", "c"), images=12):
-    """COCO's index of (image, category, box, crowd)."""
+    """Returns a COCO index of ``boxes``: tuples (image, category, box as XYWH, is crowd)."""
     truth = COCO()
     truth.dataset = {
         "images": [{"id": i, "width": 96, "height": 96} for i in range(images)],
@@ -25,7 +25,7 @@ def result(image, number, box, score):
 
 
 def random_data(seed):
-    """Boxes of three classes in twelve images, and detections near them and elsewhere."""
+    """Returns random boxes of three classes in twelve images, and detections near the boxes."""
     rng = np.random.default_rng(seed)
     boxes, results = [], []
     for image in range(12):

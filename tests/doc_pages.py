@@ -1,4 +1,4 @@
-"""README and docs/ as the tests read them: their code blocks, and the lines of their tables."""
+"""Helpers that read README, CONTRIBUTING and docs/: code blocks, commands and sections."""
 
 import re
 from pathlib import Path
@@ -14,17 +14,17 @@ def text_of(page):
 
 
 def blocks(page, language):
-    """The fenced blocks of a page in that language ("" for none), in order."""
+    """Returns the fenced code blocks of a page in a language ("" for none), in order."""
     return [code for name, code in _BLOCK.findall(text_of(page)) if name == language]
 
 
 def commands(page):
-    """The command lines of the blocks marked ``sh``, continued lines joined."""
+    """Returns the command lines of the ``sh`` blocks of a page, with continued lines joined."""
     lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     return [" ".join(line.split()) for line in lines if line.strip()]
 
 
 def sections(page):
-    """(heading, text) of the parts of a page that begin with ``## ``."""
+    """Returns (heading, text) of each section of a page that begins with ``## ``."""
     parts = re.split(r"^## (.+)$", text_of(page), flags=re.M)[1:]
     return list(zip(parts[::2], parts[1::2], strict=True))

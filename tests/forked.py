@@ -1,6 +1,6 @@
-"""Processes of tests, forked from one that has imported everything.
+"""Helpers that start processes for tests, some forked from a server with all imports done.
 
-Importing takes longer than what most of them do. They are real processes all the same.
+Most of these processes run for less time than the imports take. They are still real processes.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def python(*words, **environment):
-    """``python WORDS…`` in the repository, to its end: exit status and what it printed."""
+    """Runs ``python WORDS…`` in the repository; returns the CompletedProcess with its output."""
     return subprocess.run(
         [sys.executable, *map(str, words)], cwd=REPOSITORY, capture_output=True, text=True,
         env={**os.environ, **environment},
@@ -32,19 +32,19 @@ def python(*words, **environment):
 
 
 def background(*words, **environment):
-    """The same while it runs, in a session of its own; one may send it Ctrl-C."""
+    """Starts ``python WORDS…`` in a new session, which can receive Ctrl-C; returns a Popen."""
     return subprocess.Popen(
         [sys.executable, *map(str, words)], cwd=REPOSITORY, env={**os.environ, **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        # What runs in the background of a script ignores Ctrl-C, and what it starts does too.
+        # A background process of a shell script ignores SIGINT, and its children inherit this.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
 def wait_until(condition, process, each=0.05):
-    """Returns once the condition holds; looked at every so many seconds.
+    """Waits until the condition holds; checks the condition every ``each`` seconds.
 
-    The process, of :func:`background` or :func:`start_script`, has to live until then.
+    Fails if the process, of :func:`background` or :func:`start_script`, ends before.
     """
     end = time.monotonic() + 300
     while not condition():
@@ -66,7 +66,7 @@ def _server():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "rambo_det.engine.trainer", "rambo_det.engine.lazy"])
     threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read as torch is imported
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch reads this when imported
     forkserver.ensure_running()
     os.environ.pop("OMP_NUM_THREADS")
     if threads is not None:
@@ -75,7 +75,7 @@ def _server():
 
 
 def _run_script(environment, output, command):
-    multiprocessing.set_start_method("fork", force=True)  # of its data workers, as in any run
+    multiprocessing.set_start_method("fork", force=True)  # for data workers
     os.environ.update(environment)
     os.chdir(REPOSITORY)
     for stream in (1, 2):
@@ -88,12 +88,12 @@ def start_script(environment, output, command):
     """Starts ``python COMMAND`` in the repository.
 
     Args:
-        environment: added to that of the tests.
-        output: the file that it appends to what it prints.
+        environment: variables to add to the environment of the tests.
+        output: file to which the script's stdout and stderr are appended.
         command: script and arguments.
 
     Returns:
-        A process of multiprocessing.
+        The multiprocessing process.
     """
     arguments = environment, str(output), list(map(str, command))
     process = _server().Process(target=_run_script, args=arguments)
@@ -102,10 +102,10 @@ def start_script(environment, output, command):
 
 
 def run_together(commands, outputs, environments):
-    """Runs scripts at the same time, see :func:`start_script`, to a good end.
+    """Runs scripts at the same time, see :func:`start_script`, and checks that all succeed.
 
     Returns:
-        What each has printed into its file of ``outputs``.
+        The text of each file in ``outputs``.
     """
     processes = [
         start_script(environment, output, command)
@@ -119,7 +119,7 @@ def run_together(commands, outputs, environments):
 
 
 def run_logged(environments, outputs, arguments):
-    """Runs ``python tests/logged_run.py ARGUMENTS…`` in each environment, to a good end."""
+    """Runs ``tests/logged_run.py ARGUMENTS…`` in each environment, and checks that all succeed."""
     commands = [["tests/logged_run.py", *arguments]] * len(outputs)
     return run_together(commands, outputs, environments)
 
@@ -136,7 +136,7 @@ def _check(rank, world, port, folder, check, args):
 
 
 def in_processes(world, folder, check, *args):
-    """Calls ``check(rank, world, *args)`` in each of ``world`` processes, which gloo connects."""
+    """Calls ``check(rank, world, *args)`` in ``world`` processes that gloo connects."""
     _server()
     try:
         torch.multiprocessing.start_processes(

@@ -1,7 +1,7 @@
-"""``python tests/logged_run.py LOSSES TOOL ARGUMENTS…``: a tool that trains, as a user runs it.
+"""``python tests/logged_run.py LOSSES TOOL ARGUMENTS…``: runs a training tool and logs its losses.
 
-Each step's losses are appended to the file LOSSES, exact, before anything is done after the step:
-metrics.json has medians of 20.
+Appends the exact losses of each step to the file LOSSES, before any hook runs after the step.
+metrics.json cannot replace this file: it has medians of 20 steps.
 """
 
 import json
@@ -15,9 +15,9 @@ def log_losses(file: str) -> None:
     after_step = TrainerBase.after_step
 
     def log_first(trainer):
-        latest = trainer.storage.latest()  # numbers, or with the iteration that they are of
+        latest = trainer.storage.latest()  # value, or (value, iteration)
         values = {k: v[0] if isinstance(v, tuple) else v for k, v in latest.items() if "loss" in k}
-        if values:  # of several processes the main one has them, the mean of all
+        if values:  # only the main process has losses: the means over all processes
             line = {"iteration": trainer.iter, **{k: v.hex() for k, v in values.items()}}
             with open(file, "a") as f:
                 f.write(json.dumps(line) + "\n")

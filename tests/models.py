@@ -1,4 +1,4 @@
-"""Small real models and data for the Detectron2 tests."""
+"""Configs, datasets and training inputs of small models for the Detectron2 tests."""
 
 import json
 from pathlib import Path
@@ -15,15 +15,15 @@ from rambo_det.data.drawing import CLASSES, SPEC, draw_image
 
 CONFIGS = Path(rambo_det.__file__).resolve().parents[1] / "configs"
 SIZE = SPEC["image_px"]
-#: Makes a quickstart config one of some thousand parameters, for a few fast iterations.
+#: Reduces a quickstart config to a model of a few thousand parameters, for fast iterations.
 THIN = [
     "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res3']",
     "MODEL.RPN.IN_FEATURES", "['res3']", "MODEL.ROI_HEADS.IN_FEATURES", "['res3']",
     "MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32]]", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
     "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0", "MODEL.DEVICE", "cpu",
 ]  # fmt: skip
-#: For runs that are compared to the last bit: sizes are drawn, batches are remembered, and there
-#: are several checkpoints.
+#: For runs that are compared bit for bit: random image sizes, a score memory and several
+#: checkpoints.
 VARIED = [
     *THIN, "INPUT.MIN_SIZE_TRAIN", "(64,80,96)", "SOLVER.CHECKPOINT_PERIOD", "3",
     "SOLVER.WARMUP_ITERS", "4", "MODEL.RAMBO.MEMORY_LENGTH", "2",
@@ -31,7 +31,7 @@ VARIED = [
 
 
 def small_cfg(name: str = "quickstart/faster_rcnn_rambo.yaml", *opts: object) -> CfgNode:
-    """A quickstart config for a few iterations of 2 images on the CPU, with a memory."""
+    """Returns a quickstart config with a score memory, for 3 iterations of 2 images on the CPU."""
     cfg = get_cfg()
     rambo_det.add_rambo_config(cfg)
     cfg.merge_from_file(str(CONFIGS / name))
@@ -44,7 +44,7 @@ def small_cfg(name: str = "quickstart/faster_rcnn_rambo.yaml", *opts: object) ->
 
 
 def write_coco(folder: Path, num: int = 4, split: str = "train") -> tuple[str, str]:
-    """Draws a small COCO data set; returns its json file and its image folder."""
+    """Draws a small COCO dataset; returns its json file and its image folder."""
     images, annotations = [], []
     (folder / split).mkdir(parents=True)
     for index in range(num):
@@ -68,7 +68,7 @@ def write_coco(folder: Path, num: int = 4, split: str = "train") -> tuple[str, s
 
 VOC_OBJECT = """<object><name>{}</name>{}<difficult>{}</difficult><bndbox><xmin>{}</xmin>
 <ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
-# Upstream's evaluator cannot do without these.
+# Detectron2's VOC evaluator needs these elements in each object.
 EXTRA = "<pose>Unspecified</pose><truncated>0</truncated>"
 
 
@@ -76,10 +76,10 @@ def write_voc(root, split, images, size=(60, 50), extra=""):
     """Adds a split to a folder in VOC's layout.
 
     Args:
-        root, split: the folder, made if it is not there, and the split's name.
-        images: image name -> its objects: class name, corners as VOC counts pixels, difficult.
+        root, split: the folder, made if it does not exist, and the name of the split.
+        images: image name -> its objects: (class name, XYXY in VOC's 1-based px, difficult).
         size: width and height of the images in px.
-        extra: xml of each object.
+        extra: xml to add to each object.
 
     Returns:
         The folder.
@@ -97,12 +97,12 @@ def write_voc(root, split, images, size=(60, 50), extra=""):
 
 
 def training_inputs(num: int = 2, empty: bool = False, outlines: bool = False) -> list[dict]:
-    """Inputs of a model in training, drawn.
+    """Returns training inputs of a model, with drawn images.
 
     Args:
-        num: how many images.
-        empty: without any object.
-        outlines: the objects have masks and 17 key points too.
+        num: number of images.
+        empty: whether to leave out all objects.
+        outlines: whether to add a mask and 17 keypoints to each object.
     """
     inputs = []
     for index in range(num):

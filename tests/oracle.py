@@ -1,17 +1,17 @@
-"""The slow, obviously right version: float64, every pair of scores compared, from the paper.
+"""A slow and simple implementation of the paper in float64, which compares every pair of scores.
 
-``rk(y)`` counts who ranks above whom, ``∂L/∂y = (rk(y + λ ∂L/∂rk) - rk(y)) / λ`` over *all*
-scores, negatives included. Remembered scores enter the ranks that give the loss and its slope
-``∂L/∂rk``; the ``rk`` of the gradient are those of the batch alone. Nothing of this is shared with
-the package.
+``rk(y)`` are the ranks of the scores. The gradient is ``∂L/∂y = (rk(y + λ ∂L/∂rk) - rk(y)) / λ``
+over *all* scores, negatives included. Remembered scores enter the ranks that give the loss and its
+slope ``∂L/∂rk``. The ``rk`` in the gradient are ranks within the batch alone. This module shares no
+code with the package.
 """
 
 import numpy as np
 
 
 def ranks(y, positive, led_before=None):
-    """Rank of each score, 1 = highest. A tie goes to the negative; among positives to the one that
-    led before (by default the earlier one); among negatives to the earlier one."""
+    """Returns the rank of each score, 1 = highest. In a tie, a negative ranks above a positive. Two
+    positives or two negatives rank in ascending order of ``led_before`` (default: their index)."""
     n = len(y)
     lead = np.arange(n) if led_before is None else led_before
     higher = y[:, None] > y[None, :]
@@ -35,8 +35,8 @@ def recall_loglog_objective(r, r_pos, p):
 
 
 def pulled_by_loss(y, positive, summand):
-    """The gradient where each positive in turn, alone, moves above all negatives: it gets its
-    summand of the loss, in equal parts from those that it passes; nothing if it passes none."""
+    """Returns the gradient (N,) if each positive, alone, moves above all negatives. A positive gets
+    minus its summand of the loss, and the negatives that it passes share the summand equally."""
     grad = np.zeros(len(y))
     for k, of_loss in zip(np.flatnonzero(positive), summand, strict=True):
         passed = ~positive & (y >= y[k])
@@ -47,8 +47,8 @@ def pulled_by_loss(y, positive, summand):
 
 
 def list_loss(scores, positive, *, margin, lambda_=None, objective=ap_objective, in_batch=None):
-    """(loss, gradient (N,)) of one list of scores, of which some are remembered, not in_batch: the
-    loss is that of the batch's positives, with their ranks among all."""
+    """Returns (loss, gradient (N,)) of one list of scores. Scores that are not ``in_batch`` are
+    remembered: they enter the ranks, but only the positives of the batch enter the loss."""
     y = np.asarray(scores, dtype=np.float64).copy()
     positive = np.asarray(positive, dtype=bool)
     in_batch = np.ones(len(y), dtype=bool) if in_batch is None else in_batch
@@ -57,13 +57,13 @@ def list_loss(scores, positive, *, margin, lambda_=None, objective=ap_objective,
     if num_pos == 0:
         return 0.0, grad
     y[positive] -= margin
-    # A remembered positive that ties ranks higher.
+    # In a tie, a remembered positive ranks above one of the batch.
     lead = np.arange(len(y)) + len(y) * in_batch
     r = ranks(y, positive, lead)[positive][of_batch].astype(float)
     r_pos = ranks(y[positive], np.ones(len(of_batch), dtype=bool), lead[positive])[of_batch]
     loss, slope = objective(r, r_pos.astype(float), num_pos)
     summand = np.array([objective(*one, num_pos)[0] for one in zip(r, r_pos, strict=True)])
-    # The gradient is found in the batch alone.
+    # The gradient uses the scores of the batch alone.
     y, positive = y[in_batch], positive[in_batch]
     if lambda_ is None:
         grad[in_batch] = pulled_by_loss(y, positive, summand)
@@ -72,15 +72,15 @@ def list_loss(scores, positive, *, margin, lambda_=None, objective=ap_objective,
     moved = y.copy()
     moved[positive] += lambda_ * slope
     lead = np.arange(len(y))
-    lead[positive] = rk[positive]  # r⁺ order: who led among the positives
+    lead[positive] = rk[positive]  # tied positives stay in their old order
     grad[in_batch] = (ranks(moved, positive, lead) - rk) / lambda_
     return loss, grad
 
 
 def class_lists(scores, gt_classes, number=None, **kwargs):
-    """(losses (C,), present (C,), gradients (N, C)): one list a class, ignored rows left out.
+    """Returns (losses (C,), present (C,), gradients (N, C)): a list per class, no ignored rows.
 
-    The first ``number`` rows are those of the batch, the others are remembered; None: no others."""
+    The first ``number`` rows are the batch, the others are remembered; None: all are the batch."""
     n, c = scores.shape
     in_batch = np.arange(n) < (n if number is None else number)
     losses, present, grad = np.zeros(c), np.zeros(c, dtype=bool), np.zeros((n, c))
@@ -95,7 +95,7 @@ def class_lists(scores, gt_classes, number=None, **kwargs):
 
 
 def flat_list(scores, gt_classes, **kwargs):
-    """(loss, gradient (N, C)): all classes' scores in one list."""
+    """Returns (loss, gradient (N, C)) of one list with the scores of all classes."""
     valid = gt_classes >= 0
     positive = gt_classes[valid][:, None] == np.arange(scores.shape[1])[None, :]
     grad = np.zeros(scores.shape)

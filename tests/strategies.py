@@ -1,4 +1,4 @@
-"""Batches, margins and λ rules that the tests of the loss draw from, and how they call it."""
+"""Random batches, margins and λ rules for the tests of the loss, and helpers that run the loss."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from rambo_det.losses.ranking import RankingSpec, compute_ranking
 
 from .torture import WHOLE
 
-#: Few distinct values make ties, many make none.
+#: Generators of scores. "ties" has few distinct values, so scores are tied; "normal" has no ties.
 VALUES = {
     "ties": lambda rng, shape: rng.integers(-3, 4, shape) / 2,
     "all equal": lambda rng, shape: np.zeros(shape),
@@ -23,7 +23,7 @@ VALUES = {
 
 
 def batch(n=200, c=4, p=20, seed=0, std=1.0):
-    """Scores ``(n, c)`` and classes, the first ``p`` of them positive."""
+    """Returns scores ``(n, c)`` and classes ``(n,)``, of which the first ``p`` are positive."""
     g = torch.Generator().manual_seed(seed)
     gt = torch.full((n,), c)
     gt[:p] = torch.randint(0, c, (p,), generator=g)
@@ -37,16 +37,16 @@ def grad_of(loss, scores, *args, weight=1.0):
 
 
 def examples(number):
-    """The settings of a test with that many examples; ten times as many in the whole torture."""
+    """Returns Hypothesis settings for ``number`` examples; ten times as many in make torture."""
     number = 10 * number if WHOLE else number
     return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
 def batches(draw, max_rows=60):
-    """(scores (N, C) float32, gt_classes (N,)) with everything from no positive to all positive.
+    """Draws (scores (N, C) float32, gt_classes (N,)), with no, few, mixed or only positives.
 
-    In some of them rows are there twice. In the whole torture some are 30 times as long.
+    Some batches contain duplicate rows. In ``make torture`` some are up to 30 times as long.
     """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sizes = st.integers(0, max_rows)
@@ -70,13 +70,13 @@ margins = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0])
 
 
 def spec(per_class, margin, **step):
-    """Either the lists of the classes or that of all, as the loss ranks them."""
+    """Returns the spec of a ranking: one list per class, or one list of all classes."""
     lists = {"per_class": per_class, "interclass": not per_class, "beta": 0.5 if per_class else 1.0}
     return RankingSpec(margin, **lists, **step)
 
 
 def run(scores, gt, per_class, margin, step):
-    """What rank() gives, the loss and the gradient of its float64 scores."""
+    """Returns the loss, the result of compute_ranking, and the gradient of the float64 scores."""
     leaf, alone = scores.double().requires_grad_(), Processes(together=False)
     inputs = prepare_inputs(leaf, gt, alone)
     result = compute_ranking(inputs, spec(per_class, margin, **step), alone)
@@ -86,7 +86,7 @@ def run(scores, gt, per_class, margin, step):
 
 
 def assert_same_gradient(got, want, step):
-    """To the last digit; with a λ of each positive's own up to the differences of running sums."""
+    """Checks that gradients are equal; with a λ per positive, up to rounding of running sums."""
     np.testing.assert_array_equal(got == 0, want == 0)
     rtol, atol = (0, 0) if "lambda_" in step else (1e-9, 1e-13)
     np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)

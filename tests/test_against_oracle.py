@@ -1,4 +1,4 @@
-"""Every fast path against the O(N²) float64 version, exactly."""
+"""Every fast path equals the O(N²) float64 oracle."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from .strategies import assert_same_gradient, batch, batches, examples, margins,
 
 
 def check_class_lists(batch, margin, step, device="cpu"):
-    """The lists of the classes, ranked on a device."""
+    """Checks losses and gradient of the classes' lists, ranked on a device, against the oracle."""
     scores, gt = batch
     loss, result, grad = run(scores.to(device), gt.to(device), True, margin, step)
     want, present, want_grad = oracle.class_lists(
@@ -70,12 +70,12 @@ def test_recall_loss_equals_the_oracle(batch, margin, step, weighting):
         scores.double().numpy(), gt.numpy(), margin=margin, objective=objective, **step
     )
     assert loss.item() == pytest.approx(want, rel=1e-6, abs=1e-7)
-    # log() may differ in the last digit between the two, and with it the step's end.
+    # The two log() may differ in the last digit, and so may the end of the step.
     np.testing.assert_allclose(leaf.grad.numpy(), grad, rtol=1e-5, atol=1e-30)
 
 
 def check_loss(loss, batch, remembered=(), transposed=False, **rule):
-    """(1-β)·L_APC + β·L_AP of a batch, as RamboLoss gives them; L_APC counts remembered scores."""
+    """Checks RamboLoss on a batch against (1-β)·L_APC + β·L_AP; L_APC counts remembered scores."""
     window = [batch, *remembered]
     scores = torch.cat([scores for scores, _ in window]).double().numpy()
     gt = torch.cat([gt for _, gt in window]).numpy()
@@ -91,7 +91,7 @@ def check_loss(loss, batch, remembered=(), transposed=False, **rule):
     want = grads[:number] * share + flat_grad * loss.beta
     most = abs(want).max(initial=0)
     np.testing.assert_allclose(leaf.grad.numpy(), want, rtol=1e-5, atol=1e-6 * most + 1e-13)
-    # Up as much as down: else the scores would run away as a whole.
+    # The gradient sums to 0. Otherwise all scores would drift together.
     assert abs(leaf.grad.double().sum()) <= 1e-6 * leaf.grad.double().abs().sum()
 
 
@@ -103,7 +103,7 @@ def check_loss(loss, batch, remembered=(), transposed=False, **rule):
 def test_the_loss_with_its_memory_equals_the_oracle(
     batches, length, margin, step, beta, transposed
 ):
-    """AP_C of this batch, ranked among the last τ batches too."""
+    """For L_APC the loss also ranks the batch among the scores of the last τ batches."""
     c = batches[0][0].shape[1]
     batches = [(s, g) for s, g in batches if s.shape[1] == c]
     loss = RamboLoss(c, margin=margin, beta=beta, memory_length=length, **step)

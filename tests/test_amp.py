@@ -1,4 +1,4 @@
-"""Mixed precision: ranked in float32, and a scaled loss has the scaled gradient, exactly."""
+"""Mixed precision: the loss ranks in float32, and a scaled loss has exactly the scaled gradient."""
 
 import copy
 
@@ -21,7 +21,7 @@ def value_and_grad(loss, scores, gt, scale=1.0):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_precision_is_ranked_as_the_same_numbers_in_float32(dtype):
-    """Trap 6: 4096 distinct scores become some 1300 in bfloat16; λ, ranks and sums must not."""
+    """4096 distinct scores become about 1300 in bfloat16; λ, ranks and sums stay in float32."""
     losses = RamboLoss(4, memory_length=2), RamboLoss(4, memory_length=2)
     for seed in range(3):
         scores, gt = batch(n=4096, seed=seed)
@@ -38,12 +38,12 @@ def test_half_precision_is_ranked_as_the_same_numbers_in_float32(dtype):
 )
 @pytest.mark.parametrize("scale", [2.0**-7, 2.0, 2.0**16, 2.0**24])
 def test_the_gradient_is_linear_in_what_arrives(dtype, rule, scale):
-    """Trap 1: a blackbox backward that perturbs by the gradient that arrives is not."""
+    """A blackbox backward that perturbs the scores by the incoming gradient would not be linear."""
     scores, gt = batch(seed=2)
     value, grad = value_and_grad(RamboLoss(4, **rule), scores.to(dtype), gt)
     same, scaled = value_and_grad(RamboLoss(4, **rule), scores.to(dtype), gt, scale)
     assert torch.equal(value, same) and grad.any()
-    # Exact where the scaled number is one of the dtype: float16 ends at 65504 and at 2^-24.
+    # Scaling is exact for normal numbers of the dtype: float16 has them from 2^-14 to 65504.
     want = grad.double() * scale
     normal = (want == 0) | (
         (want.abs() <= torch.finfo(dtype).max) & (want.abs() >= torch.finfo(dtype).tiny)
@@ -54,7 +54,7 @@ def test_the_gradient_is_linear_in_what_arrives(dtype, rule, scale):
 
 
 def test_a_loss_scale_is_multiplied_before_the_gradient_is_rounded():
-    """Else float16 would lose what the scale is to save."""
+    """Otherwise float16 would lose the small gradients that the loss scale is to preserve."""
     scores, gt = batch(n=4096, seed=1)
     half = scores.half()
     _, grad = value_and_grad(RamboLoss(4), half, gt)
@@ -80,10 +80,10 @@ def losses_of(model, dtype=torch.bfloat16):
 
 
 def test_a_training_step_under_autocast(model):
-    """bfloat16, which the CPU trains in: what reaches the ranking are float32 log odds."""
+    """Under bfloat16 autocast, which a CPU supports, the criterion gets float32 log odds."""
     seen = []
     criterion = model.roi_heads.box_predictor.rambo_loss
-    # The criterion's own arguments, and those of the float32 ranking within.
+    # Records the arguments of each call of the criterion.
     handle = criterion.register_forward_pre_hook(lambda _, args: seen.append(args))
     losses = losses_of(model)
     handle.remove()

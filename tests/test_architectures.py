@@ -1,6 +1,6 @@
-"""Every architecture trains with our loss and leaves no trace in the stock one.
+"""Every architecture trains with RaMBO's loss and otherwise equals the stock model.
 
-Whole runs through the command line: test_matrix.py.
+test_matrix.py has whole runs through the command line.
 """
 
 import copy
@@ -34,13 +34,13 @@ from .models import training_inputs
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def twins(request):
-    """The name, a model after a step of training, and the stock model with its weights."""
+    """Returns the name, a model after one training step, and the stock model with its weights."""
     name = request.param
     model, stock = build(name), build(name, stock=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     sum(training_losses(model, training_inputs(outlines=True))[0].values()).backward()
     optimizer.step()
-    stock.load_state_dict(model.state_dict())  # all of its keys are there, and no others
+    stock.load_state_dict(model.state_dict())  # strict: both have the same keys
     return name, model.eval(), stock.eval()
 
 
@@ -68,7 +68,7 @@ def test_initial_weights_and_all_but_the_class_loss_are_the_stock_models(name):
     assert states[0].keys() == states[1].keys() and torch.equal(*streams)
     assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
     batches = [training_inputs(2, outlines=True), training_inputs(1, outlines=True)]
-    if not hasattr(models[0], "match_anchors"):  # v0.6's FCOS: needs an object in every image
+    if not hasattr(models[0], "match_anchors"):  # v0.6's FCOS needs an object in every image
         batches.insert(0, training_inputs(empty=True, outlines=True))
     for inputs in batches:
         (theirs, their_scalars), (ours, scalars) = (training_losses(m, inputs) for m in models)
@@ -76,10 +76,10 @@ def test_initial_weights_and_all_but_the_class_loss_are_the_stock_models(name):
         assert theirs.keys() == ours.keys() and replaced
         for key in ours.keys() - replaced:
             torch.testing.assert_close(ours[key], theirs[key])
-        for key in their_scalars.keys() - {"keypoint_head/num_fg_samples"}:  # NaN without any
+        for key in their_scalars.keys() - {"keypoint_head/num_fg_samples"}:  # NaN without objects
             assert scalars[key] == their_scalars[key] or key == "kpts_num_skipped_batches", key
         models[1].zero_grad(set_to_none=True)
-        sum(ours.values()).backward()  # connected, without an object too
+        sum(ours.values()).backward()  # the graph is connected, without objects too
         assert all(p.grad is not None for p in models[1].parameters() if p.requires_grad)
         if not inputs[0]["instances"].gt_classes.numel():
             assert all(ours[key] == 0 for key in replaced)
@@ -88,7 +88,7 @@ def test_initial_weights_and_all_but_the_class_loss_are_the_stock_models(name):
 
 @pytest.mark.parametrize("score", SCORE_FUNCTIONS)
 def test_every_proposal_is_ranked_with_its_own_label(score):
-    """And the stock argument that weights losses holds."""
+    """The stock argument ``loss_weight`` also scales the loss."""
     model = build("faster_rcnn", False, "MODEL.RAMBO.SCORE", score)
     predictor = model.roi_heads.box_predictor
     (logits, deltas), proposals = captured(model, predictor, training_inputs())
@@ -106,7 +106,7 @@ def test_every_proposal_is_ranked_with_its_own_label(score):
     "name, key", [("retinanet", "loss_cls"), ("fcos", "loss_fcos_cls"), ("rpn", "loss_rpn_cls")]
 )
 def test_every_anchor_is_ranked_with_its_own_label(name, key):
-    """The loss of a batch that is put together image by image and level by level."""
+    """The loss equals that of a batch which is assembled image by image and level by level."""
     model = build(name, False, "MODEL.RPN.LOSS_WEIGHT", 3.0)
     part = model.proposal_generator if name == "rpn" else model
     arguments = list(captured(model, part, training_inputs()))
@@ -149,7 +149,7 @@ def test_the_ap_of_a_class_is_logged_under_its_name():
     assert names == {"rambo/AP-b", "rambo/AP-d"}
 
 
-# Detectron2 has it for R-CNNs alone.
+# Detectron2 has test-time augmentation for R-CNNs only.
 @pytest.mark.parametrize("twins", ["faster_rcnn"], indirect=True)
 def test_test_time_augmentation(twins):
     name, *models = twins
@@ -171,16 +171,16 @@ def _traced(model, image):
         return torch.jit.trace(adapter, (image,), check_trace=False)
 
 
-# The RPN takes no part in what inference runs for the loss.
+# "rpn" is left out, because its inference runs no code for the loss.
 @pytest.mark.parametrize("twins", [name for name in ARCHITECTURES if name != "rpn"], indirect=True)
 def test_tracing_works_as_the_stock_models(twins):
     models = copy.deepcopy(twins[1:])
-    for model in models:  # calibrated, so that the weights of a calibration are traced too
+    for model in models:  # so that calibrated weights are traced too
         shift = torch.linspace(-1, 1, Classifier(model).num_classes, dtype=torch.float64)
         Classifier(model).apply(Rescaling(torch.tensor(1.7).double(), shift))
     image = training_inputs(1)[0]["image"]
     ours, theirs = (_traced(model, image) for model in models)
-    # Fewer proposals than on the image it was traced on, and more.
+    # The small image has fewer proposals than the traced image, the large one more.
     for size in (image.shape[-2:], (16, 32), (160, 128)):
         image = torch.nn.functional.interpolate(image[None], size)[0]
         with torch.no_grad():
@@ -189,7 +189,7 @@ def test_tracing_works_as_the_stock_models(twins):
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-# Detectron2 does not script the stock twins of the others, or as faster_rcnn.
+# Detectron2 cannot script the other stock models, or scripts them in the same way as these.
 @pytest.mark.parametrize("twins", ["faster_rcnn", "retinanet", "rpn"], indirect=True)
 def test_scripting_works_as_the_stock_models(twins):
     fields = {"proposal_boxes": Boxes, "objectness_logits": torch.Tensor, "pred_boxes": Boxes}

@@ -1,4 +1,4 @@
-"""The losses that the benchmarks measure against are what they are called."""
+"""The baseline losses of the benchmarks compute what their names say."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from .strategies import grad_of
 
 
 def drawn(seed, n, c, positives):
-    """Scores without ties, float64, and which of them are positive, 0 or 1; at most one a row."""
+    """Returns float64 scores without ties and a 0/1 mask with at most one positive per row."""
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(n, c, generator=g, dtype=torch.float64) * 3
     positive = torch.zeros(n, c, dtype=torch.float64)
@@ -31,7 +31,7 @@ def test_the_bucketed_ap_loss_has_the_gradient_of_the_error_driven_one(n, c, pos
 
 
 def test_the_error_driven_update_is_that_of_its_paper():
-    """One positive at 0 among negatives at 0.5, -0.5 and 3, all compared by the line of δ = 1."""
+    """The positive scores 0, the negatives 0.5, -0.5 and 3; the step is the line of δ = 1."""
     scores = torch.tensor([[0.0], [0.5], [-0.5], [3.0]], dtype=torch.float64)
     positive = torch.tensor([[1.0], [0.0], [0.0], [0.0]], dtype=torch.float64)
     share = torch.tensor([0.75, 0.25, 1.0], dtype=torch.float64) / (1 + 2.0)
@@ -41,7 +41,7 @@ def test_the_error_driven_update_is_that_of_its_paper():
 
 def test_the_double_argsort_has_the_gradient_of_the_loss():
     scores, positive = drawn(0, 200, 4, 30)
-    scores = scores.float()  # a tie goes to the negative only if float64 has room below
+    scores = scores.float()  # float64 then has values between the scores, which decide ties
     gt = torch.where(positive.any(1), positive.argmax(1), 4)
     want = grad_of(lambda s: class_ap_loss(s, gt, lambda_=5e3), scores)
     got = grad_of(lambda s: argsort_rambo(s, positive, 5e3), scores)

@@ -1,4 +1,4 @@
-"""bin_negatives: the reference against the definition, the other backends against the reference."""
+"""bin_negatives: the reference equals the definition, the other backends equal the reference."""
 
 import shutil
 
@@ -22,7 +22,7 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 @st.composite
 def cases(draw, max_rows, columns=(0, 1, 2, 5, 70, 129)):
-    """Scores, some of them strided, classes, edges of some segments and beyond, values."""
+    """Draws scores (some of them strided), classes, sorted keys of edges, and a value per edge."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n, c = draw(st.integers(0, max_rows)), draw(st.sampled_from(columns))
     values = VALUES[draw(st.sampled_from(sorted(VALUES)))]
@@ -33,7 +33,7 @@ def cases(draw, max_rows, columns=(0, 1, 2, 5, 70, 129)):
     elif layout == "gaps":
         scores = torch.stack([scores, scores + 1], 2)[:, :, 0]
     number = draw(st.sampled_from([0, 1, 3, 40, 400]))
-    # Segments up to c, and that of what belongs to none; some have no edge.
+    # Segments 0 to c, and c + 1, to which no score belongs. Some segments have no edge.
     segments = torch.tensor(rng.choice(rng.integers(0, c + 2, 5), number), dtype=torch.int64)
     edges = torch.tensor(values(rng, (number,)), dtype=torch.float32)
     keys = make_keys(segments, edges).sort().values
@@ -42,7 +42,7 @@ def cases(draw, max_rows, columns=(0, 1, 2, 5, 70, 129)):
 
 
 def by_definition(scores, gt, edges, values):
-    """The counts and the gradient, score by score, in float64."""
+    """Returns the counts and the gradient, computed score by score in float64."""
     c, at, segments = scores.shape[1], key_scores(edges).numpy(), key_segments(edges).numpy()
     counts, grad = np.zeros(len(at), dtype=np.int64), np.zeros(scores.shape)
     for (n, j), b in np.ndenumerate(scores.numpy()):
@@ -73,7 +73,7 @@ def triton_kernel(patch):
     pytest.importorskip("triton")
     from rambo_det.losses.binning import triton_kernel
 
-    # A program takes several blocks of rows, and the bins have few copies.
+    # Now a program processes several blocks of rows, and the bins have few copies.
     patch.setattr(triton_kernel, "_MAX_PROGRAMS", 3)
     patch.setattr(triton_kernel, "_MAX_BINS", 100)
     return triton_kernel, DEVICE
@@ -88,7 +88,7 @@ def compiled(patch):
 
 @pytest.mark.parametrize("backend, examples", [(compiled, 200), (triton_kernel, 15)])
 def test_a_backend_is_the_reference(backend, examples):
-    # Triton's interpreter does not round to bfloat16, it cuts.
+    # Triton's interpreter truncates to bfloat16 instead of rounding.
     dtypes = DTYPES if ON_GPU or backend is compiled else DTYPES[:3]
 
     @settings(max_examples=examples, deadline=None)
@@ -111,7 +111,7 @@ def test_a_backend_is_the_reference(backend, examples):
 
 @pytest.mark.parametrize("backend", [compiled, triton_kernel])
 def test_an_infinite_score_is_above_no_edge_where_there_is_none(backend):
-    """As a half-precision score that overflows, in a class without a positive."""
+    """A half-precision score that overflows is infinite, and its class may have no positive."""
     scores, gt = torch.full((300, 3), float("inf")), torch.full((300,), 3)
     edges = make_keys(torch.tensor([1]), torch.zeros(1))
     want = reference.bin_negatives(scores, gt, edges, torch.ones(1))
@@ -129,7 +129,7 @@ def test_minus_zero_ties_with_zero():
 
 
 def test_without_a_compiler_the_reference_takes_over(tmp_path, capsys):
-    """One line in the log, the same loss; RAMBO_DET_NATIVE=0 takes it without a word."""
+    """It logs one line and gives the same loss. With RAMBO_DET_NATIVE=0 it logs nothing."""
     script = (
         "import torch\n"
         "from rambo_det.losses import RamboLoss\n"
@@ -152,16 +152,16 @@ def test_without_a_compiler_the_reference_takes_over(tmp_path, capsys):
     not any(map(shutil.which, cpu._COMPILERS)), reason="there is no C++ compiler here"
 )
 def test_the_cpp_compiles_and_loads(monkeypatch, tmp_path):
-    """Without it all else is tried with the reference, and passes."""
+    """Otherwise the other tests would pass with the reference, unnoticed."""
     monkeypatch.delenv("RAMBO_DET_NATIVE", raising=False)
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path))
     assert cpu.library.__wrapped__() is not None
-    (library,) = tmp_path.iterdir()  # whole, and nothing beside it
+    (library,) = tmp_path.iterdir()  # one file, and no temporary file beside it
     assert library.suffix == ".so"
 
 
 def test_the_kernel_is_tried_out_before_it_is_used(monkeypatch, caplog):
-    """It runs and gives what the reference gives, or that takes over with one line."""
+    """If the kernel does not equal the reference, the reference takes over with one log line."""
     kernel, device = triton_kernel(monkeypatch)
     binning._self_test(kernel, torch.device(device))
     backend, gpu = binning._backend.__wrapped__, torch.device("cuda")
@@ -211,7 +211,7 @@ print("compiled")
 
 
 def test_the_kernel_compiles_for_a_gpu_where_there_is_none(tmp_path):
-    """The interpreter is less strict: it does not mind, say, a variable that changes its type."""
+    """The interpreter is less strict: for example, it accepts a variable that changes its type."""
     pytest.importorskip("triton")
     done = python("-c", COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     assert done.stdout == "compiled\n", done.stderr[-2000:]

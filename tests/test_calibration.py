@@ -1,4 +1,4 @@
-"""Scores that are probabilities: written into the last layer of every kind of detector."""
+"""Calibration, which changes the last layer of any detector so that scores are probabilities."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def build(kind):
     else:
         name, _, sigmoid = kind.partition(" ")
         model = build_model(config(name, False, *(_SIGMOID if sigmoid else ())))
-    for name, parameter in model.named_parameters():  # those of a new model are all alike
+    for name, parameter in model.named_parameters():  # a new model's scores hardly differ
         if "cls_score" in name and name.endswith("weight"):
             torch.nn.init.normal_(parameter, std=0.05)
     return model.eval()
@@ -79,7 +79,7 @@ def test_what_is_foreseen_is_what_the_new_weights_score(kind, image):
     again, _ = classifier.detect(image)
     foreseen = classifier.scores(outputs, found.pred_classes, RESCALING)
     assert {name: value.shape for name, value in model.state_dict().items()} == before
-    # Other detections may be kept now: those of both passes, by box and class.
+    # NMS may keep other detections now. Compares those of both passes, by box and class.
     old, predicted, new = (
         {(*box, label): score for box, label, score in
          zip(x.pred_boxes.tensor.tolist(), x.pred_classes.tolist(), scores.tolist(), strict=True)}
@@ -93,7 +93,7 @@ def test_what_is_foreseen_is_what_the_new_weights_score(kind, image):
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
 def test_a_class_of_low_scores_is_lifted(kind):
-    """Labels drawn with the probabilities of a known rescaling: the fit finds it again."""
+    """Labels are drawn with the probabilities of a known rescaling, which the fit recovers."""
     classifier = Classifier(build(kind))
     generator = torch.Generator().manual_seed(0)
     number, width = 40_000, NUM_CLASSES + 1 if classifier.is_softmax else 1
@@ -101,7 +101,7 @@ def test_a_class_of_low_scores_is_lifted(kind):
     outputs = 2 * torch.randn(shape, generator=generator) - 1
     classes = torch.randint(NUM_CLASSES, (number,), generator=generator)
     scale = RESCALING
-    if classifier.is_softmax:  # where all classes have one shift
+    if classifier.is_softmax:  # here all classes share one shift
         scale = Rescaling(RESCALING.factor, torch.full((NUM_CLASSES,), -1.2).double())
     true = classifier.scores(outputs, classes, scale)
     right = torch.rand(number, generator=generator) < true
@@ -119,7 +119,7 @@ def test_a_class_of_few_detections_takes_over_what_fits_all():
     generator = torch.Generator().manual_seed(1)
     outputs = 2 * torch.randn(5000, 1, generator=generator)
     classes = torch.arange(5000) % (NUM_CLASSES - 1)
-    classes[0] = NUM_CLASSES - 1  # one detection, which is wrong
+    classes[0] = NUM_CLASSES - 1  # the only detection of this class, a wrong one
     right = torch.rand(5000, generator=generator) < (outputs[:, 0] + 1).sigmoid()
     right[0] = False
     found = fit_rescaling(
@@ -139,14 +139,14 @@ def test_scores_that_tell_all_are_rescaled_within_bounds(all_right):
 
 
 def test_no_factor_is_beyond_all_bounds():
-    """Where the outputs hardly differ; unbounded, a search for a step ended in NaN."""
+    """The outputs hardly differ. Without a bound, the fit's search for a step ended in NaN."""
     outputs, ones = torch.linspace(-1e-6, 1e-6, 100_000)[:, None], torch.ones(4).long()
     labelled = LabelledDetections(outputs, torch.zeros(100_000).long(), outputs[:, 0] > 3e-7, ones)
     assert 1 < float(fit_rescaling(Classifier(build("retinanet")), labelled).factor) < 1e6
 
 
 def test_detections_are_labelled_as_coco_matches_them(tmp_path, image):
-    """Every detection is made an object: the first on each is right, and it alone."""
+    """Five detections become ground truth. Only the first detection of each object is right."""
     model = build("retinanet")
     found, _ = Classifier(model).detect(image)
     file, _ = write_coco(tmp_path, 1)
@@ -166,7 +166,7 @@ def test_detections_are_labelled_as_coco_matches_them(tmp_path, image):
     more = label_detections(model, [[image]], truth)
     assert more.objects.sum() == labelled.objects.sum() + 4  # a crowd does not count
     assert more.right.sum() > labelled.right.sum()
-    assert len(more.right) < len(labelled.right)  # what lies in the crowd does not count either
+    assert len(more.right) < len(labelled.right)  # nor do the detections in the crowd
 
 
 def test_an_image_without_proposals(image):
@@ -207,12 +207,12 @@ def test_nothing_to_fit_to_is_said(tmp_path, image):
         Classifier(torch.nn.Linear(1, 1))
 
 
-# The commands, on a training of a few thousand parameters.
+# The commands, on a trained model of a few thousand parameters.
 
 
 @pytest.fixture(scope="module")
 def calibrated_run(finished_run, tmp_path_factory):
-    """The same training, calibrated at its end."""
+    """Returns the folder of finished_run's training, repeated and calibrated at its end."""
     out = tmp_path_factory.mktemp("calibrated") / "out"
     config, data = finished_run / "out" / "config.yaml", registered(finished_run)
     command = ["tools/train_net.py", "--config", config, *data]
@@ -233,7 +233,7 @@ def weights_of(file):
 
 
 def test_a_training_ends_with_scores_that_are_probabilities(folder):
-    """What was trained is kept; the two differ in the last layer alone."""
+    """The trained weights are kept; the calibrated ones differ only in the last layer."""
     raw, final = weights_of(folder / "model_raw.pth"), weights_of(folder / "model_final.pth")
     assert list(raw) == list(final)
     changed = {name for name in raw if not torch.equal(raw[name], final[name])}
@@ -246,12 +246,12 @@ def test_a_training_ends_with_scores_that_are_probabilities(folder):
 
 
 def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, catalogs, capsys):
-    """And when it has ended anew, its new weights are calibrated."""
+    """At the end of the resumed run, its new weights are calibrated."""
     raw = torch.load(folder / "model_raw.pth", map_location="cpu")
     assert raw["iteration"] == 2 and "trainer" in raw
     config, data = finished_run / "out" / "config.yaml", registered(finished_run)
     command = ["--config", config, *data, "--resume", "OUTPUT_DIR", folder]
-    # One that has ended already is calibrated again from the same weights.
+    # A run that has already ended is calibrated again from the same weights.
     final = weights_of(folder / "model_final.pth")
     assert call(train, *command, "RAMBO_TRAIN.CALIBRATE", "train") == 0
     for name, value in torch.load(folder / "model_raw.pth", map_location="cpu")["model"].items():
@@ -264,7 +264,7 @@ def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, cat
     log = (folder / "log.txt").read_text()
     assert "model_raw.pth" in log and "Starting training from iteration 3" in log
     assert torch.load(folder / "model_raw.pth", map_location="cpu")["iteration"] == 3
-    # Without calibration there is one file, as trained.
+    # Without calibration only model_final.pth exists, with the weights as trained.
     assert (folder / "thresholds.json").exists()
     assert call(train, *command, "SOLVER.MAX_ITER", 5) == 0
     assert not (folder / "model_raw.pth").exists() and not (folder / "thresholds.json").exists()
@@ -317,7 +317,7 @@ def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalo
     assert stock.load_state_dict(state) and {k: v.shape for k, v in state.items()} == {
         k: v.shape for k, v in stock.state_dict().items()
     }
-    # Nothing is overwritten, and other weights have no thresholds.
+    # The command overwrites no file, and other weights have no thresholds.
     before = calibrated.read_bytes()
     assert "already exists: use --overwrite" in refused(capsys, main, *command)
     assert calibrated.read_bytes() == before

@@ -34,7 +34,7 @@ from .models import THIN, write_coco
 
 
 class Comparison:
-    """A folder, and the command that fills it."""
+    """The folder of a comparison, and the command that fills the folder."""
 
     def __init__(self, folder):
         self.out = folder / "out"
@@ -55,7 +55,7 @@ class Comparison:
         return background("tools/compare.py", *self.words(), **cache)
 
     def main(self, *keys, **losses):
-        """The exit status of the command, in this process."""
+        """Runs the command in this process and returns its exit status."""
         return call(main, *self.words(*keys, **losses))
 
     def folder(self, variant):
@@ -69,11 +69,11 @@ class Comparison:
 
 
 def process_of(folder):
-    """The training whose OUTPUT_DIR the folder is."""
+    """Returns the process id of the training whose OUTPUT_DIR is the folder."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
         for file in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the process has ended
                 if f"OUTPUT_DIR\0{folder}\0".encode() in file.read_bytes():
                     return int(file.parent.name)
         time.sleep(0.02)
@@ -82,16 +82,16 @@ def process_of(folder):
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
-    """One that was killed while its second training ran, and started again."""
+    """Returns a comparison that was killed during its second training and started again."""
     made = Comparison(tmp_path_factory.mktemp("compare"))
     process = made.start()
     wait_until((made.folder("rambo") / "output.txt").exists, process, 0.02)
-    orphan = process_of(made.folder("rambo"))  # its output is there before it is
+    orphan = process_of(made.folder("rambo"))  # its output file exists before the process
     process.send_signal(signal.SIGKILL)
     process.wait()
     made.killed = [read_record(made.folder(name))["status"] for name in ("ce", "rambo")]
     made.first = (made.folder("ce") / "metrics.json").stat().st_mtime_ns
-    # Its training lives on; it is held until the new one has met it.
+    # The training survives. It is paused until the new comparison waits for it.
     os.kill(orphan, signal.SIGSTOP)
     with made.start() as again:
         lines = []
@@ -109,7 +109,7 @@ def test_a_killed_comparison_goes_on(comparison):
     again = comparison.again
     assert "1 of 2 runs are already finished" in again
     assert "drawn, ce" not in again  # not trained again
-    # The orphan of the killed one is waited for, not trained beside.
+    # The new comparison waits for the surviving training and does not train beside it.
     assert "waiting for another comparison that works in" in again
     assert (comparison.folder("ce") / "metrics.json").stat().st_mtime_ns == comparison.first
     assert read_record(comparison.folder("rambo"))["status"] == "finished"
@@ -138,7 +138,7 @@ def test_results_are_those_of_the_runs(comparison):
 
 
 def said_by(file):
-    """The text of a page."""
+    """Returns the text of an HTML page."""
     text = html.unescape(re.sub(r"<style.*?</style>|<[^>]*>", " ", file.read_text(), flags=re.S))
     return " ".join(text.split())
 
@@ -154,8 +154,8 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
     said = said_by(file)
     for words in [*expected, comparison.results()["versions"]["torch"]]:
         assert words in said, words
-    # Intervals, precision-recall curves, scores, how right they are; AP over training only with
-    # several evaluations.
+    # Plots: intervals, precision-recall curves, scores, calibration. The plot of AP over training
+    # needs several evaluations.
     assert sum("svg+xml" in source for source in sources) == 4
     assert "AP while training" not in said
 
@@ -163,10 +163,10 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
 def evaluated(
     folder, finds, labels=("a", "b"), variants=None, images=12, trained_on=0, calibrated=()
 ):
-    """A comparison of detectors that were not trained: measured runs, results, text and report.
+    """Returns measured runs, results, text and report of a comparison, without any training.
 
-    ``finds``: variant -> whether it finds the objects or nothing, seed by seed. ``calibrated``:
-    variants with calibrated scores, which are the squares of the others.
+    ``finds``: variant -> for each seed, whether the detector finds the objects or nothing.
+    ``calibrated``: variants with calibrated scores, which are the squares of the raw scores.
     """
     file, pictures = write_coco(folder, images, "val")
     content = json.loads(Path(file).read_text())
@@ -212,7 +212,7 @@ def test_a_run_that_detects_nothing_has_an_ap_of_0(ce, labels, tmp_path, catalog
     for item, found in zip(measured, [*ce, True, True], strict=True):
         assert all((item.result["metrics"][name] > 0) == found for name in names)
         assert [(e["AP"] > 0) == found for e in item.result["evaluations"]] == [True, True]
-        # 8 of 10 planned iterations of 6 s: it has ended early.
+        # The run ended early, after 8 of 10 planned iterations of 6 s.
         assert item.result["metrics"]["training minutes"] == pytest.approx(0.8)
     part = results["data"]["drawn"]
     for name in names:
@@ -279,24 +279,24 @@ def test_what_is_said(finds, about, in_both, in_report, in_none, tmp_path, catal
 
 def test_a_picture_shows_the_seed_in_which_the_losses_differ(tmp_path, catalogs):
     finds = {"ce": [True, False], "rambo": [True, True]}
-    *_, said = evaluated(tmp_path, finds, ("a", "$$ b_"), images=4)  # it is no formula
+    *_, said = evaluated(tmp_path, finds, ("a", "$$ b_"), images=4)  # not a formula
     (heading, *_) = re.findall(r"AP50 is (\d+) higher with (\w+), seed (\d): (\w+\.png)", said)
     assert int(heading[0]) > 50 and heading[1:3] == ("RaMBO", "1")
     numbers = re.findall(r"AP50 is (\S+) higher", said)
     assert numbers and "0" not in numbers
-    # On all images the other way there is nothing to show.
+    # Cross entropy is better on no image, so that no picture shows this.
     assert not re.search("higher with cross entropy", said)
 
 
 def scripted(folder, script, **settings):
-    """A run whose training is a script of bash; ``$0`` is its folder."""
+    """Returns a run whose training is a bash script; in the script ``$0`` is the run's folder."""
     settings = {"SOLVER.MAX_ITER": 2, **settings}
     return Run("drawn", "ce", 0, folder, ("bash", "-c", script, str(folder)), settings)
 
 
 @pytest.mark.parametrize("keep", ["last", "none"])
 def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
-    """Whichever comes second waits for the first, and finds what that has finished."""
+    """The second comparison waits for the first and uses the runs that the first finished."""
     script = (
         'echo started $OMP_NUM_THREADS $MKL_NUM_THREADS >> "$0/log"; '
         'echo \'{"iteration": 1}\' >> "$0/metrics.json"; '
@@ -340,7 +340,7 @@ def test_fewer_losses_leave_the_results_of_the_larger_comparison(comparison, cat
     kept = [out / "results.2.json", out / "report.2.html"]
     assert [file.read_bytes() for file in kept] == before
     assert len(comparison.results()["runs"]) == 1
-    assert comparison.main() == 0  # it has what was there, and replaces it
+    assert comparison.main() == 0  # it includes the earlier results and replaces them
     assert "renamed" not in capsys.readouterr().out
     assert len(comparison.results()["runs"]) == 2 and not (out / "results.3.json").exists()
 

@@ -1,4 +1,4 @@
-"""What a comparison makes of its command line."""
+"""How a comparison plans its runs from the command line."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def plan(config, *words):
 
 
 def config(run):
-    """The config with which the training of a run starts, but for its data."""
+    """Returns the config with which a run's training starts, except for its data."""
     return merged_config(parse_train(list(run.command[3:])))
 
 
@@ -136,7 +136,7 @@ def test_data_sets_with_keys_of_their_own(tmp_path, catalogs):
     lengths = {run.data: run.iterations for run in found.runs}
     assert lengths == {"c": 7, "v": 300, "quick": 1000}
     classes = {(r.data, r.settings["MODEL.ROI_HEADS.NUM_CLASSES"]) for r in found.runs}
-    assert len(classes) == 3  # both losses of a data set have as many
+    assert len(classes) == 3  # both losses of a dataset have the same number
     assert found.runs[0].folder.parts[-4:] == ("runs", "c", "ce", "seed0")
     assert "data c_val" in found.runs[0].settings and "data x" not in found.runs[-1].settings
 
@@ -184,7 +184,7 @@ def test_images_that_are_trained_and_tested_on_are_counted(tmp_path, catalogs):
 
 def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys):
     file, images = write_coco(tmp_path, 6)
-    words = ["--config", QUICK + "real_data_ce.yaml", "--out", file]  # which is no folder
+    words = ["--config", QUICK + "real_data_ce.yaml", "--out", file]  # a file, not a folder
     assert main([*words, "--data", f"o=coco:{file}:{images}:{file}:{images}"]) == 2
     warning, error = capsys.readouterr().err.splitlines()[-2:]
     assert warning.startswith(

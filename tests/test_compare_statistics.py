@@ -20,7 +20,7 @@ IMAGES = 12
 
 
 def data(seed):
-    """Annotations with crowds and a class without objects, and detections, no two of one score."""
+    """Returns annotations with crowds and an empty class, and detections of distinct scores."""
     truth, detections = random_data(seed)
     truth.dataset["categories"].append({"id": 4, "name": "d"})
     truth.createIndex()
@@ -28,7 +28,7 @@ def data(seed):
 
 
 def repeated(truth, detections, weights):
-    """Annotations in which each image, with all that belongs to it, is as often as told."""
+    """Returns data that repeat each image ``weights`` times, with its boxes and detections."""
     images, annotations, found = [], [], []
     for image, times in zip(truth.dataset["images"], weights, strict=True):
         for _ in range(times):
@@ -108,7 +108,7 @@ def test_interval_of_images_alone_is_the_percentile_one():
 
 
 def test_interval_covers_what_it_says():
-    """Seeds and images both vary: 95 % of the intervals hold the true difference."""
+    """Seeds and images both vary. 95 % of the intervals contain the true difference."""
     rng = np.random.default_rng(3)
     hits = []
     for trial in range(400):

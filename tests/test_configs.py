@@ -1,4 +1,4 @@
-"""The COCO configs against those of the installed Detectron2; configs that RaMBO cannot serve."""
+"""The COCO configs equal those of the installed Detectron2; unsupported configs are refused."""
 
 import pytest
 from detectron2 import model_zoo
@@ -28,7 +28,7 @@ TWINS = {
 
 @pytest.mark.parametrize("ours", TWINS)
 def test_coco_configs_are_upstreams_by_value(ours):
-    """All but the keys that a base file of this package names for itself."""
+    """The values are equal, except for keys that this package's base files set themselves."""
     cfg, upstream = get_cfg(), get_cfg()
     rambo_det.add_rambo_config(cfg)
     cfg.merge_from_file(str(CONFIGS / ours))
@@ -43,7 +43,7 @@ def test_coco_configs_are_upstreams_by_value(ours):
 
 
 def plain(value):
-    """Nodes and sequences as dicts and lists, floats to 9 digits."""
+    """Returns nodes and sequences as dicts and lists, with floats rounded to 9 decimals."""
     if isinstance(value, dict):
         return {key: plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -58,7 +58,7 @@ def test_the_papers_constants_begin_with_cross_entropy():
     assert 2 * loss.ce_warmup == cfg.SOLVER.MAX_ITER
 
 
-# Where RaMBO has nothing to replace, one line names key and remedy.
+# If RaMBO has no loss to replace, an error of one line names the key and the remedy.
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_config_with_a_key_that_is_gone_is_read_with_a_warning(tmp_path, caplo
 
 def test_only_the_nodes_are_added():
     stock, ours = get_cfg(), get_cfg()
-    for _ in range(2):  # as a cell of a notebook that is run again
+    for _ in range(2):  # as if a notebook's cell is run again
         rambo_det.add_rambo_config(ours)
     del ours.MODEL["RAMBO"], ours["RAMBO_TRAIN"]
     assert ours.dump() == stock.dump()

@@ -1,4 +1,4 @@
-"""RamboCriterion: the loss as a config describes it, in every architecture, beside a stock loss."""
+"""RamboCriterion: the configured loss in every architecture, and its mix with the stock loss."""
 
 from inspect import signature
 
@@ -18,7 +18,7 @@ from rambo_det.modeling.scores import log_odds
 from .architectures import ARCHITECTURES, build, training_losses
 from .models import CONFIGS, small_cfg, training_inputs
 
-# Keys of the config, and what they stand for.
+# Config keys, and the arguments of RamboLoss that they set.
 KEYS = {
     "fixed": (
         {"MARGIN": 0.25, "LAMBDA_RULE": "fixed", "LAMBDA": 7.0, "BETA": 0.125, "MEMORY_LENGTH": 2,
@@ -31,7 +31,7 @@ KEYS = {
 
 
 def assert_same(criterion, want):
-    """Losses and gradients of five batches in a row; the weight is 5."""
+    """Checks that losses and gradients of five successive batches agree; the loss weight is 5."""
     for _ in range(5):
         scores = [torch.randn(40, criterion.num_classes).requires_grad_()]
         scores += [scores[0].detach().clone().requires_grad_()]
@@ -76,7 +76,7 @@ def test_a_criterion_has_the_defaults_of_the_config():
         assert getattr(plain, name) == getattr(configured, name), name
     assert plain.memory.length == configured.memory.length
     assert not of_config("MODEL.RAMBO.GLOBAL_RANKING", False).global_ranking
-    # The data set's names of its four classes are not those.
+    # The dataset names four classes, so that seven classes have numbers as names.
     assert of_config(num_classes=7).class_names == list("0123456")
 
 
@@ -99,7 +99,7 @@ def test_keys_out_of_range_are_named(key, value):
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
 def test_a_label_above_the_number_of_classes_is_named(name):
-    """Not an index out of bounds, which is what the stock loss makes of it."""
+    """The stock loss raises an index error instead."""
     model, inputs = build(name), training_inputs()
     for item in inputs:
         item["instances"].gt_classes += 10
@@ -114,7 +114,7 @@ def test_names_of_another_number_of_classes_are_refused():
 
 @pytest.mark.parametrize("iteration", [0, 40])
 def test_the_memory_comes_back_with_a_resume_and_not_with_weights(iteration):
-    """A training that starts from the weights of another one has its own batches to remember."""
+    """A training that starts from another training's weights remembers only its own batches."""
     scores, gt_classes = torch.randn(30, 3), torch.arange(30) % 4
     earlier, later = (RamboCriterion(3, memory_length=4) for _ in range(2))
     with EventStorage(39):
@@ -126,7 +126,7 @@ def test_the_memory_comes_back_with_a_resume_and_not_with_weights(iteration):
     assert later.memory.written == (3 if iteration else 2)
 
 
-# The stock loss beside this one
+# The warm-up with the stock loss
 
 
 SHARED = {
@@ -137,7 +137,7 @@ SHARED = {
 
 
 def step_of(name, stock, *opts, iteration=0):
-    """A loss and its gradient of a training step."""
+    """Returns the loss of a training step and the gradient of a bias, joined in one tensor."""
     loss, bias = SHARED[name]
     model = build(name, stock, *opts)
     value = training_losses(model, iteration=iteration)[0][loss]
@@ -194,7 +194,7 @@ def test_log_odds_against_float64():
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
     got.sum().backward()
     assert logits.grad.isfinite().all()
-    # In the order of the softmax, where that has not saturated.
+    # Where the softmax is not saturated, it gives the same order.
     mild = torch.randn(50, 4)
     probs = mild.double().softmax(1)[:, :-1].flatten()
     assert torch.equal(log_odds(mild.double()).flatten().argsort(), probs.argsort())

@@ -1,4 +1,4 @@
-"""The loss on a GPU, with Triton's kernel and in plain PyTorch, against the oracle and a CPU."""
+"""The loss on a GPU, with Triton's kernel and in plain PyTorch, equals the oracle and a CPU."""
 
 import numpy as np
 import pytest
@@ -36,9 +36,9 @@ def test_class_lists_equal_the_oracle(batch, margin, step):
     st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )  # fmt: skip
 def test_a_gpu_gives_what_a_cpu_gives(seed, memory_length, dtype):
-    """Loss, gradient, memory over some batches; of float32 more negatives than are remembered."""
+    """Loss, gradient and memory agree. With float32, the memory drops some of the negatives."""
     rng = torch.Generator().manual_seed(seed)
-    # Half scores tie, and which of several tied ones are left out is not said: room for all.
+    # Half-precision scores tie, and the memory may drop any tied scores. It has room for all.
     size = 40 if dtype == torch.float32 else 160
     losses = [RamboLoss(3, memory_length=memory_length, memory_size=size) for _ in range(2)]
     losses[1].cuda()

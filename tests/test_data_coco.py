@@ -1,4 +1,4 @@
-"""A user's COCO data: what is read, what COCOEvaluator makes of it, what is odd or refused."""
+"""A user's COCO data: what is read, how COCOEvaluator scores it, what is warned of or refused."""
 
 import json
 import os
@@ -31,7 +31,7 @@ RLE = {"size": [30, 40], "counts": [100, 500, 600]}
 
 
 def content():
-    """Ids that are not 1..K, out of order, a category without boxes, an image without boxes."""
+    """Returns a json: unordered ids other than 1..K, a category and an image without boxes."""
     boxes = [(7, 9, [1, 2, 10, 12]), (7, 3, [5, 5, 20, 20]), (4, 9, [0, 0, 40, 30])]
     return {
         "images": [
@@ -51,7 +51,7 @@ def content():
 
 
 class Own:
-    """A folder of images, with a json beside it that is written after a change."""
+    """A folder of images and a COCO json beside it, which a test changes before it is written."""
 
     def __init__(self, folder):
         self.images, self.file = folder / "images", folder / "set.json"
@@ -62,7 +62,7 @@ class Own:
             file.write(b"\0" * 10)
 
     def write(self, change=lambda made: None, file=None, coding="utf-8"):
-        """The json after the change, or what it gives as text; what registers it."""
+        """Writes the changed json, or the text that ``change`` returns; returns json and images."""
         file, made = file or self.file, content()
         text = change(made)
         file.write_bytes((text if isinstance(text, str) else json.dumps(made)).encode(coding))
@@ -78,12 +78,12 @@ def own(tmp_path):
 
 
 def each(**fields):
-    """A change of all annotations."""
+    """Returns a change that updates all annotations."""
     return lambda made: [item.update(fields) for item in made["annotations"]]
 
 
 def of(place, **fields):
-    """A change of an entry, such as "images 0"; ... takes a field away."""
+    """Returns a change of an entry such as "images 0"; the value ``...`` removes a field."""
     name, index = place.split()
 
     def change(made):
@@ -112,12 +112,12 @@ def annotations_of(name="own"):
 
 
 def stored(name="own"):
-    """The annotations that COCOEvaluator reads."""
+    """Returns the annotations that COCOEvaluator reads."""
     return json.loads(Path(MetadataCatalog.get(name).json_file).read_text())["annotations"]
 
 
 def perfect(name, only=None):
-    """COCOEvaluator's result where the truth (of one class) is predicted."""
+    """Returns COCOEvaluator's result if the ground truth (of one class) is predicted."""
     names = MetadataCatalog.get(name).thing_classes
     evaluator = COCOEvaluator(name, output_dir=None, use_fast_impl=False)
     evaluator.reset()
@@ -152,12 +152,12 @@ def test_classes_are_the_used_categories_by_id(own):
 
 
 def test_a_category_without_boxes_may_have_the_name_of_a_class(own):
-    assert own.register(of("categories 1", name="dog")) == ["cat", "dog"]  # as Roboflow has it
+    assert own.register(of("categories 1", name="dog")) == ["cat", "dog"]  # as Roboflow writes it
 
 
 @pytest.mark.parametrize("classes", [None, ["dog", "cat"], ["cat", "bird", "dog"]])
 def test_coco_evaluator_scores_the_truth_with_100(own, classes):
-    # Annotation 0 is a trap: pycocotools counts what matches it as wrong.
+    # The annotation id 0 is a trap: pycocotools counts a detection that matches it as wrong.
     assert own.register(classes=classes) == (classes or ["cat", "dog"])
     assert perfect("own")["AP"] == pytest.approx(100)
     dogs = perfect("own", only="dog")
@@ -169,7 +169,7 @@ def test_a_name_is_taken_until_the_set_is_removed(own):
     old = MetadataCatalog.get("own").json_file
     with pytest.raises(InputError, match=r"already registered: .*DatasetCatalog.remove\('own'\)"):
         own.register()
-    DatasetCatalog.remove("own")  # not from the other catalog, as people do
+    DatasetCatalog.remove("own")  # as users do, who leave MetadataCatalog as it is
     for names in (("own", "own"), ("coco_2017_val",)):
         with pytest.raises(InputError, match=f"'{names[0]}' is already registered"):
             register_datasets([(name, *own.write()) for name in names])
@@ -221,7 +221,7 @@ def masks(*given):
 
 
 def masked(own, *given):
-    """Config of a model with masks on data with these, the last one's object a crowd."""
+    """Returns the config of a mask model on data with these masks; the last object is a crowd."""
     file, images = map(str, own.write(both(masks(*given), of("annotations 2", iscrowd=1))))
     return build_config(parse_args([
         "--config", "configs/mask_rcnn_rambo.yaml", "--register-coco", "own", file, images,
@@ -362,7 +362,7 @@ def test_the_stored_annotations_can_be_read_by_others_and_a_full_disk_leaves_not
 
 def test_a_category_is_only_unused_if_training_does_not_use_it(own):
     def dogs(made):
-        """Other ids for the same names, and no entry at all for "cat"."""
+        """Gives "dog" another id and removes "cat"."""
         made["annotations"] = [a for a in made["annotations"] if a["category_id"] == 9]
         made["categories"] = [{"id": 1, "name": "dog"}]
         each(category_id=1)(made)
@@ -408,7 +408,7 @@ def test_a_given_class_without_boxes_is_warned_of(own, warnings):
     assert "'bird'" in line
 
 
-# Wrong values of every kind in every place: test_data_fuzz.py.
+# test_data_fuzz.py has wrong values of every kind in every place.
 REFUSED = [
     (lambda made: "{", r"set\.json is not a json file"),
     (lambda made: "[]", "not a COCO json: it has no list 'images'"),
@@ -494,7 +494,7 @@ def test_images_of_more_than_8_bits_are_refused(kind, tmp_path):
     Image.fromarray(DEEP[kind]).save(tmp_path / "a.tif")
     with pytest.raises(InputError, match=f"a.tif is a {kind} image with values .* 8 bits"):
         check_image(tmp_path / "a.tif", "list")
-    Image.fromarray(DEEP[kind] * 0 + 200).save(tmp_path / "a.tif")  # as 8 bits have them
+    Image.fromarray(DEEP[kind] * 0 + 200).save(tmp_path / "a.tif")  # values fit 8 bits
     assert check_image(tmp_path / "a.tif", "list") == (8, 8, 1)
 
 
@@ -513,7 +513,7 @@ def test_real_chess_pieces(real_data):
         for split in ("train", "valid", "test")
     ]
     names = register_datasets(sets, train=["chess_train"])
-    # 12 pieces, and one box that is labelled with their common name
+    # 12 pieces with their colour, and one box of a "bishop" without a colour
     assert len(names) == 13 and names[0] == "bishop" and "pieces" not in names
     for name, images, boxes in (
         ("chess_train", 202, 2108),

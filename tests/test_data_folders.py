@@ -1,4 +1,4 @@
-"""Folders as tools export them: YOLO, Roboflow, CVAT; data without splits; a look at the data."""
+"""Exports of YOLO, Roboflow and CVAT; data without splits; --check-data."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from .models import THIN, write_coco
 pytestmark = pytest.mark.usefixtures("catalogs")
 
 LINE = "0 0.5 0.5 0.25 0.5\n"
-BOX = [15, 5, 10, 10]  # of images of 40x20 px
+BOX = [15, 5, 10, 10]  # the box of LINE, in an image of 40x20 px
 QUICKSTART = ["--config", "configs/quickstart/faster_rcnn_rambo.yaml"]
 
 
@@ -94,7 +94,7 @@ def plain(folder, labels, yaml="names: [cat, dog]", images=("x/a.jpg", "x/b.jpg"
         ({"x/a.txt": LINE}, r"1 image\(s\) have no label file.*x/b\.jpg"),
         ({"x/a.txt": LINE, "x/b.txt": "\n", "x/z.txt": LINE},
          r"ignored 1 label file\(s\) without an image: x/z\.txt"),
-        # Two lines of a box and two keypoints.
+        # Two lines, each with a box and two keypoints.
         ({"x/a.txt": LINE + "0 .5 .5 .2 .2 .9 .1 .8 .7\n0 .5 .5 .2 .2 1 .1 .8 .7", "x/b.txt": "\n"},
          r"1 image\(s\) have polygons while other objects are boxes.*: x/a\.jpg$"),
     ],
@@ -220,7 +220,7 @@ def test_a_split_of_yolo_data_is_trained_on_and_written_down(tmp_path, capsys):
     assert [item[:2] for item in data.register] == [["coco", "own_train"], ["coco", "own_val"]]
     error = refused(capsys, main, *[word.replace("own_train", "own") for word in words])
     assert "(own_train, own_val) is in DATASETS.TRAIN, which is own" in error
-    # On data that it has not seen, an evaluation has the classes of the run, not of the config.
+    # An evaluation on new data uses the classes of the run, not those of the config.
     words = [
         *QUICKSTART, "--eval-only", "--register-yolo", "new", str(tmp_path / "data.yaml"), "train",
         "DATASETS.TEST", "('new',)", *THIN, "OUTPUT_DIR", str(out),
@@ -250,11 +250,11 @@ def test_data_are_looked_at_and_nothing_is_trained(tmp_path, capsys, warnings):
     blank = Image.open(tmp_path / "x/a.jpg").convert("RGB").getpixel((0, 0))
     colours = {colour for _, colour in page.getcolors(page.width * page.height)}
     assert len(colours - {blank}) > 100, "no boxes are drawn"
-    # With a config its checks are done too, and its own data sets are looked at.
+    # With a config, the command also checks the config and inspects the datasets in it.
     named = ["DATASETS.TRAIN", "('my',)", "DATASETS.TEST", "()"]
     assert call(main, *command, *QUICKSTART, *named) == 0
     assert "my: 3 images" in capsys.readouterr().out
-    # An image that is broken where only decoding finds it.
+    # Only decoding finds the broken byte of this image.
     png = tmp_path / "x/c.png"
     Image.effect_noise((40, 20), 60).convert("RGB").save(png)
     (tmp_path / "x/c.jpg").unlink()
@@ -265,7 +265,7 @@ def test_data_are_looked_at_and_nothing_is_trained(tmp_path, capsys, warnings):
 
 
 def test_images_of_rare_classes_come_more_often(tmp_path):
-    """Detectron2's sampler for imbalanced data, with the loader that a run goes on with."""
+    """Detectron2's sampler for imbalanced data works with the loader of a resumed run."""
     labels = {f"x/{k}.txt": LINE for k in range(9)} | {"x/rare.txt": LINE.replace("0 ", "1 ", 1)}
     names = [name.replace("txt", "jpg") for name in labels]
     yolo(tmp_path, "train: x\nnames: [cat, dog]\n", names, labels)
@@ -343,7 +343,7 @@ def test_versions_of_a_photo_stay_together(tmp_path):
     )
     register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")], split=0.2)
     train, val = ({name.partition("_")[0] for name in boxes(f"own_{p}")} for p in ("train", "val"))
-    assert not train & val and len(val) == 2  # 4 of 18 images are begun photos of 3 versions
+    assert not train & val and len(val) == 2  # 4 of 18 images need 2 photos of 3 versions
     register_datasets(yolo=[("other", tmp_path / "data.yaml", "train")])
     (fit,), (held,) = hold_out(["other"], 4)
     fit, held = ({name.partition("_")[0] for name in boxes(part)} for part in (fit, held))
@@ -364,7 +364,7 @@ def test_boxes_that_may_be_of_the_image_before_it_was_turned_are_said(tmp_path, 
     exif = Image.Exif()
     exif[0x0112] = 6
     image(tmp_path / "x/b.jpg", exif=exif)
-    # As text, which is not what the tag holds, the orientation is passed over as Detectron2 does.
+    # The tag must not hold text. Such an orientation is ignored, as Detectron2 ignores it.
     entry = struct.pack("<4sIHHHI4sI", b"II*\0", 8, 1, 0x0112, 2, 2, b"6\0\0\0", 0)
     image(tmp_path / "x/c.jpg", exif=b"Exif\0\0" + entry)
     assert Image.open(tmp_path / "x/c.jpg").getexif()[0x0112] == "6"

@@ -1,5 +1,5 @@
-"""Data with one to three things changed at random: read as an independent reader does, or refused
-in one line. Nothing is lost in silence."""
+"""Data with one to three random changes are read as an independent reader reads them, or refused
+in one line. No box is lost without a warning."""
 
 import copy
 import io
@@ -48,7 +48,7 @@ def images(tmp_path_factory):
 
 
 def register(caplog, **data):
-    """What was registered, (image, box, class, crowd) of each object; None if it was refused."""
+    """Returns (image, box, class, crowd) of each object, and the images; None if refused."""
     caplog.clear()
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop("fuzz", None)
@@ -66,7 +66,7 @@ def register(caplog, **data):
 
 
 def inside(box, size):
-    """Whether a box, x, y, width and height, has area inside its image."""
+    """Returns whether a box (x, y, width, height) has area inside its image."""
     x, y, width, height = box
     inside_x = min(x + width, size[0]) - max(x, 0)
     inside_y = min(y + height, size[1]) - max(y, 0)
@@ -74,7 +74,7 @@ def inside(box, size):
 
 
 def check(found, wanted, all_boxes, caplog):
-    """Boxes are those wanted, to the pixel's 1e-6, and fewer than there are only with a word."""
+    """Checks that the wanted boxes were found, to 1e-6 px, and that lost boxes are warned of."""
     assert [f[0] for f in found] == [w[0] for w in wanted]
     for one, other in zip(found, wanted, strict=True):
         assert one[2:] == other[2:] and one[1] == pytest.approx(other[1], rel=1e-6, abs=1e-6)
@@ -103,7 +103,7 @@ def coco_content():
 
 @st.composite
 def changed_json(draw):
-    """The content with some of its values replaced, removed, added or doubled."""
+    """Draws the content with some of its values replaced, removed, added or doubled."""
     content = coco_content()
     for _ in range(draw(st.integers(1, 3))):
         names = ["images", "annotations", "annotations", "categories"]
@@ -139,7 +139,7 @@ def test_coco(content, coding, images, caplog, catalogs):
         if result is None:
             return
         for number, annotation in enumerate(content["annotations"]):
-            annotation["id"] = number  # pycocotools needs them; we give our own
+            annotation["id"] = number  # pycocotools needs ids; this package sets its own
         file.write_bytes(json.dumps(content).encode())
         with redirect_stdout(io.StringIO()):
             truth = COCO(str(file))
@@ -285,7 +285,7 @@ def test_images(data, tmp_path):
     buffer = io.BytesIO()
     try:
         Image.new(mode, size).save(buffer, kind, exif=exif)
-    except (OSError, ValueError, KeyError):  # formats that do not have that mode
+    except (OSError, ValueError, KeyError):  # the format lacks the mode
         return
     content = bytearray(buffer.getvalue())
     for _ in range(data.draw(st.integers(0, 2))):

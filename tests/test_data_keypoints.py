@@ -1,4 +1,4 @@
-"""Key points of one's own COCO data: their names, their number, what is refused."""
+"""Keypoints of a user's COCO data: their names, their number, what is refused."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ SIGMAS = ["TEST.KEYPOINT_OKS_SIGMAS", "(0.05, 0.05, 0.05, 0.05)"]
 
 
 def with_points(folder, points=POINTS, each=None, split="train", **fields):
-    """A drawn data set whose objects have ``each`` of these points, one of them not visible."""
+    """Returns a drawn dataset whose objects have ``each`` keypoints, one of them not visible."""
     file, images = write_coco(folder, 2, split)
     content = read(file)
     for category in content["categories"]:
@@ -58,7 +58,7 @@ def test_names_number_and_mirror_images_are_those_of_the_json(tmp_path):
     assert cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 4
     metadata = MetadataCatalog.get("points")
     assert metadata.keypoint_names == POINTS
-    # The left tail has no right one.
+    # left_tail has no right_tail.
     assert list(create_keypoint_hflip_indices(["points"])) == [0, 2, 1, 3]
     DatasetCatalog.remove("points")
     words = ["--config", "configs/lazy/retinanet_rambo.py", "--register-coco", "points"]
@@ -99,7 +99,7 @@ def test_points_that_do_not_fit_are_named(tmp_path, points, each, fields, messag
     files = with_points(tmp_path, points, each, **fields)
     with pytest.raises(InputError, match=f"KEYPOINT_ON is True, but .*{message}"):
         config(*files, *SIGMAS)
-    # They do not matter to boxes.
+    # A dataset of boxes ignores these keypoints.
     boxes = register_datasets([("boxes", *files)])
     assert boxes and MetadataCatalog.get("boxes").get("keypoint_names") is None
     assert not any("keypoints" in a for r in DatasetCatalog.get("boxes") for a in r["annotations"])

@@ -65,7 +65,7 @@ def test_boxes_and_classes_are_those_of_detectron2s_own_loader(root):
 
 
 def test_coco_evaluator_is_not_given_a_stale_file(root, tmp_path):
-    # Without a json of ours COCOEvaluator would convert the set once and find it for ever after.
+    # Without our json, COCOEvaluator would convert the dataset once and reuse that file for ever.
     stale = tmp_path / "own_coco_format.json"
     stale.write_text("{}")
     register(root)
@@ -76,7 +76,7 @@ def test_coco_evaluator_is_not_given_a_stale_file(root, tmp_path):
 
 @pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_files_of_other_tools(root, coding):
-    """No size, no difficult, a flag in the split file, a name twice, png images, 1.0 for 1."""
+    """Files may lack size and difficult, have flags and repeated names, png images, 1.0 for 1."""
     (root / JPG).unlink()
     Image.new("RGB", (33, 22)).save(root / "JPEGImages" / "a_2.png")
     (root / SPLIT).write_text("a_2  1\nb_1 -1\n\na_2  1\n")
@@ -109,12 +109,12 @@ def write_xml(file, filename=""):
 
 
 def images_of(root):
-    """The image files of the data set, without the folder they are all in."""
+    """Returns the dataset's image files, relative to ``root``."""
     return [Path(r["file_name"]).relative_to(root).as_posix() for r in DatasetCatalog.get("own")]
 
 
 def layout(root, lines, images, xmls, right):
-    """A VOC folder; ``xmls``: name -> ``<filename>``. Those in ``right`` have the size in it."""
+    """Makes a VOC folder. ``xmls``: name -> ``<filename>``; ``right``: images of the xml's size."""
     for name in images:
         write_image(root / "JPEGImages" / name, SIZE if name in right else 9)
     for name, filename in xmls.items():
@@ -215,7 +215,7 @@ def deeper(root):
     [
         (cut(XML, 0.6), r"a_2\.xml is not valid xml"),
         (cut(XML, 0), r"a_2\.xml"),
-        (coded("gb2312"), r"a_2\.xml"),  # which expat lacks
+        (coded("gb2312"), r"a_2\.xml"),  # an encoding that expat lacks
         (coded("own"), r"a_2\.xml"),
         (deeper, r"a_2.xml is not a VOC annotation: .*<annotations>"),
         (lambda root: (root / JPG).unlink(), r"a_2\.xml: the image .*a_2\.jpg is missing"),
@@ -275,7 +275,7 @@ def test_a_folder_that_is_not_whole(tmp_path):
     refused(tmp_path, f"the folder {tmp_path} contains no xml files", ".")
     write_xml(tmp_path / "a.xml")
     refused(tmp_path, "use . as the split")
-    # An xml in another folder than the others is not lost.
+    # An xml file in a different folder is not ignored.
     write_image(tmp_path / "images/b.jpg")
     write_xml(tmp_path / "annotations/b.xml", "b.jpg")
     refused(tmp_path, "annotations/b.jpg is missing", ".")
@@ -300,7 +300,7 @@ def test_real_blood_cells(real_data, warnings):
     sets = [(f"bccd_{split}", real_data / "bccd", split) for split in ("train", "val", "test")]
     names = register_datasets(voc=sets, train=["bccd_train"])
     assert names == ["Platelets", "RBC", "WBC"]
-    # the two boxes of zero size that are known: one in train, one in val
+    # The data have two boxes of zero size: one in train, one in val.
     dropped = "dropped 1 box(es) without area inside their image"
     assert [line.split(": ")[1] for line in warnings()] == [dropped] * 2
     counts = Counter()

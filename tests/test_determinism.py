@@ -1,6 +1,6 @@
-"""Same seed, same machine: same losses. And nothing that torch calls nondeterministic.
+"""One seed on one machine gives the same losses, without nondeterministic torch operations.
 
-That two processes of one seed make the same steps, whatever their data workers: test_resume.py.
+test_resume.py checks that two processes of one seed make the same steps with any data workers.
 """
 
 import pytest

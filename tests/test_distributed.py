@@ -1,4 +1,4 @@
-"""One batch over several processes: real ones, with gloo, against one process with all of it."""
+"""One batch over several gloo processes gives what one process gives for the whole batch."""
 
 import copy
 import itertools
@@ -19,7 +19,7 @@ from .forked import in_processes
 
 CLASSES, FEATURES = 3, 6
 
-#: Rows of each process, and how many of them are positive, at most.
+#: Number of processes -> number of rows and of positive rows in each process.
 UNEVEN = {2: [(40, 6), (7, 3)], 4: [(30, 5), (3, 1), (25, 2), (9, 9)]}
 ONE_EMPTY = {2: [(0, 0), (25, 5)], 4: [(12, 3), (0, 0), (20, 0), (5, 5)]}
 NO_POSITIVE = {2: [(10, 0), (12, 0)], 4: [(10, 0), (0, 0), (4, 0), (4, 0)]}
@@ -32,7 +32,7 @@ LOSSES = {
 
 
 def parts(sizes, step):
-    """Features and classes of each process, with ties, ignored rows and every class somewhere."""
+    """Returns features and classes of each process, with ties and ignored rows."""
     g = torch.Generator().manual_seed(step)
     found = []
     for rows, positives in sizes:
@@ -50,13 +50,13 @@ def head(dtype=torch.float64):
 
 
 def scores_from(model, x):
-    # Of float64 weights, so that a sum over processes and one over rows differ by less than 1e-5;
-    # rounded to what float32 ranks.
+    # In float64, a sum over processes and a sum over rows differ by less than 1e-5. The loss
+    # rounds the scores to float32 before it ranks them.
     return model(x.double())
 
 
 def one_process(kind, batches):
-    """Losses and weight gradients of one process that has all rows of each step."""
+    """Returns losses and weight gradients of one process that has all rows of each step."""
     model, loss = head(), RamboLoss(CLASSES, global_ranking=False, **LOSSES[kind])
     found = []
     for batch in batches:
@@ -69,7 +69,7 @@ def one_process(kind, batches):
 
 
 class Detector(nn.Module):
-    """Has its loss in it, as Detectron2's models have."""
+    """A model that contains its loss, as Detectron2's models do."""
 
     def __init__(self, **kwargs):
         super().__init__()
@@ -83,7 +83,7 @@ def compare(rank, world):
     for sizes in (UNEVEN, ONE_EMPTY, NO_POSITIVE):
         batches = [parts(sizes[world], step) for step in range(4)]
         for kind in LOSSES:
-            # What a DDP model gives for an empty batch is zero, not None.
+            # For an empty batch, the gradients of a DDP model are zero, not None.
             model = DistributedDataParallel(Detector(**LOSSES[kind]))
             total = 0.0
             for batch, (value, grad) in zip(batches, one_process(kind, batches), strict=True):
@@ -99,7 +99,7 @@ def compare(rank, world):
 
 
 def alone(rank, world):
-    """Without global ranking, in eval mode and without gradients nothing waits for the others."""
+    """Checks that no process waits in eval mode, without gradients or without global ranking."""
     x, gt = parts(UNEVEN[world], 0)[rank]
     scores = scores_from(head(), x)
     want = one_process("default", [[(x, gt)]])[0][0]
@@ -111,7 +111,7 @@ def alone(rank, world):
 
 
 def bytes_sent(rank, world):
-    """O(P): the same however many negatives there are."""
+    """Checks that the sent bytes are O(P): they do not depend on the number of negatives."""
     sent = []
     for lambda_, rows in itertools.product((None, 300.0), (100, 10_000)):
         g = torch.Generator().manual_seed(rank)
@@ -122,14 +122,14 @@ def bytes_sent(rank, world):
         loss(scores, gt)
         sent.append(loss.stats.bytes_sent)
     positives = 10 * world
-    # A header of four numbers, the keys, and sums over both terms' positives: of the negatives and
-    # the remembered ones, and of the negatives in the second ranking.
+    # A header of four numbers, the keys, and sums for the positives of both terms: of negatives,
+    # of remembered negatives, and of negatives in the second ranking.
     one, two = (32 + 8 * 10 + sums * 2 * 8 * positives for sums in (2, 3))
     assert sent == [one, one, two, two]
 
 
 def not_finite(rank, world):
-    """A score that is not finite in one process is a NaN in all."""
+    """Checks that one process's score that is not finite makes the loss NaN in all processes."""
     scores = torch.zeros(5, CLASSES)
     if rank == world - 1:
         scores[0, 0] = torch.nan
@@ -139,7 +139,7 @@ def not_finite(rank, world):
 
 
 def shards(rank, world):
-    """A checkpoint of one process has the negatives of all, for as many processes or for one."""
+    """Checks that a checkpoint restores the negatives of all processes, in N processes or one."""
     loss = RamboLoss(CLASSES, memory_length=2, memory_size=128)
     model = head()
     for batch in (parts(UNEVEN[world], step) for step in range(2)):
@@ -169,12 +169,12 @@ def shards(rank, world):
         single.load_state_dict(saved)
         for slot, (want, got) in enumerate(zip(kept(whole), kept(single.memory), strict=True)):
             union = sorted(pair for process in every for pair in process[slot])
-            assert union == want  # together they are the memory of the whole batch
+            assert union == want  # the shards are the whole batch's memory
             assert [score for score, _ in got] == [score for score, _ in want][-128:]
 
 
 def kept(memory):
-    """(score, list) of the negatives of each batch, rising."""
+    """Returns (score, list) of the negatives of each batch, in ascending order."""
     rows = [row[row != EMPTY_KEY] for row in memory.negatives]
     pairs = [(key_scores(row).tolist(), key_segments(row).tolist()) for row in rows]
     return [sorted(zip(*pair, strict=True)) for pair in pairs]
@@ -190,7 +190,7 @@ def stale(rank, world):
     saved = loss.state_dict()._metadata["memory"]["memory"]
     assert torch.equal(
         saved["negatives"], loss.memory.negatives
-    )  # of this process, and of both batches
+    )  # the negatives of this process, of both batches
 
 
 def _checks(rank, world):

@@ -18,20 +18,20 @@ from .doc_pages import DOCS, PAGES, ROOT, blocks, commands, text_of
 from .forked import python
 from .models import EXTRA, write_coco, write_voc
 
-# A training in the pages is that of a real project; here it is a small model and two iterations.
+# The pages train a real project's model. The tests train a small model for two iterations.
 SHORT = [
     "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "18", "SOLVER.MAX_ITER", "2",
     "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.STEPS", "(1,)",
     "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
     "SOLVER.WARMUP_ITERS", "0", "SOLVER.BASE_LR", "0.001", "SEED", "1",
 ]  # fmt: skip
-# The quickstart's data set is one of four images a split.
+# The quickstart's dataset is reduced to four images per split.
 IMAGES, FEW_IMAGES = '"images": {"train": 800, "val": 250}', '"images": {"train": 4, "val": 4}'
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A copy of the clone with little to draw, and with the data that the pages name."""
+    """Returns a copy of the repository with few images to draw and with the pages' data."""
     for name in ("tools", "configs", "rambo_det"):
         shutil.copytree(ROOT / name, tmp_path / name)
     drawing = tmp_path / "rambo_det" / "data" / "drawing.py"
@@ -66,7 +66,7 @@ def pages_with(found):
 
 @pages_with(lambda page: blocks(page, "python"))
 def test_python_runs(page, project, catalogs):
-    """The Python of a page, in order, in one scope; the README's is to go into a project's own."""
+    """A page's Python runs in order, in one scope. The README's needs a project's ``cfg``."""
     scope = {"cfg": get_cfg()} if page.name == "README.md" else {}
     for code in blocks(page, "python"):
         exec(compile(code, page.name, "exec"), scope)
@@ -74,7 +74,7 @@ def test_python_runs(page, project, catalogs):
 
 @pages_with(commands)
 def test_commands_work(page, project):
-    """Every command of a page marked sh, in order, in one folder."""
+    """Every command in a page's ``sh`` blocks succeeds, in order, in one folder."""
     env = {**os.environ, "PYTHONPATH": str(project), "RAMBO_DET_CACHE": str(project / "cache")}
     env.update(OMP_NUM_THREADS="1", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     launchers = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}
@@ -89,7 +89,7 @@ def test_commands_work(page, project):
 
 
 def added_keys(node, known):
-    """The names of the keys of a config that the other config lacks."""
+    """Yields the names of the keys of a config that the other config lacks."""
     for name, value in node.items():
         if name not in known:
             yield from [name] if not isinstance(value, CfgNode) else value
@@ -98,7 +98,7 @@ def added_keys(node, known):
 
 
 def test_every_key_has_a_comment_right_above_it():
-    """rambo_det/config.py is the page of all keys."""
+    """rambo_det/config.py is the reference of all keys."""
     cfg = get_cfg()
     rambo_det.add_rambo_config(cfg)
     names = sorted(added_keys(cfg, get_cfg()))
@@ -117,7 +117,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     assert pages == {"keys", *(path.stem for path in DOCS.glob("*.md"))}
     assert {"index", "CONTRIBUTING", "CHANGELOG"} <= {path.stem for path in site.glob("*.html")}
     assert "MARGIN" in (site / "docs/keys.html").read_text()
-    for page in (*site.glob("*.html"), *site.glob("docs/*.html")):  # no link leads nowhere
+    for page in (*site.glob("*.html"), *site.glob("docs/*.html")):  # every link has a target
         for link in re.findall(r'(?:href|src)="(?!\w+:|/)([^"#?]+)', page.read_text()):
             assert (page.parent / link).exists() or page.name == "404.html", f"{page.name}: {link}"
 

@@ -19,7 +19,7 @@ ENTRY_POINTS = dict(re.findall(r'"(rambo-\w+) = ([\w.]+):main"', text_of(ROOT / 
 
 
 def documented_flags(text):
-    """Those in the first column of the tables of a section."""
+    """Returns the flags in the first column of a section's tables."""
     return set(FLAG.findall("".join(re.findall(r"^\|(.*?)\|", text, re.M))))
 
 
@@ -35,11 +35,11 @@ def test_every_command_has_a_section_and_every_section_a_command():
 def test_the_flags_of_a_command_are_those_of_its_section(heading, monkeypatch, capsys):
     (tool,) = re.findall(r"`python (\S+)`", heading)
     monkeypatch.setattr(sys, "argv", [tool, "--help"])
-    monkeypatch.setenv("COLUMNS", "400")  # an option and what it does on one line
+    monkeypatch.setenv("COLUMNS", "400")  # puts an option and its help on one line
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / tool), run_name="__main__")
     assert ended.value.code == 0
-    # Before the options are usage and description; after two spaces is what an option does.
+    # Usage and description precede the options. Two spaces separate an option from its help.
     options = re.split(r"^options:$", capsys.readouterr().out, flags=re.M)[1]
     names = [line.strip().split("  ")[0] for line in options.splitlines()]
     existing = {flag for name in names if name.startswith("-") for flag in FLAG.findall(name)}
@@ -90,12 +90,12 @@ def test_every_name_in_a_page_exists(page):
     assert set(re.findall(r"MODEL\.RAMBO\.([A-Z]\w+)", text)) <= set(cfg.MODEL.RAMBO)
     for paragraph in re.split(r"\n(?=\n|- )", text):
         if "which only main has" in " ".join(paragraph.split()):
-            continue  # a key of another Detectron2 than the one here
+            continue  # a key of another Detectron2 version
         for key in re.findall(r"`((?:MODEL|SOLVER|INPUT|TEST|DATA\w+)\.[\w.]+)", paragraph):
             assert exists(cfg, key), key
     assert set(re.findall(r"rambo-[a-z]+", text)) <= set(ENTRY_POINTS)
     for name in re.findall(r"\b(?:tools|tests|configs|notebooks|results)/[\w/.]+\.\w+", text):
-        assert "_LOSS" in name or (ROOT / name).exists(), name  # LOSS: one of several
+        assert "_LOSS" in name or (ROOT / name).exists(), name  # LOSS is a placeholder
     known = {flag for section in SECTIONS.values() for flag in FLAG.findall(section)}
     for command in re.findall(r"(?:tools/\w+\.py|rambo-train)((?:[^`\n\\#]|\\\n)*)", text):
         assert set(FLAG.findall(command)) <= known, command

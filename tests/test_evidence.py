@@ -1,4 +1,4 @@
-"""docs/evidence.md says what the stored rows say, and README what that page says."""
+"""docs/evidence.md agrees with the stored rows, and README with docs/evidence.md."""
 
 import json
 import re
@@ -26,7 +26,7 @@ PAGE = (ROOT / "docs/evidence.md").read_text()
 
 
 def without_tables(text):
-    """The prose of a page, without what is in backticks or addresses."""
+    """Returns the prose of a page, without tables, code in backticks and link targets."""
     lines = [line for line in text.splitlines() if not line.startswith(("|", "<!--"))]
     return re.sub(r"`[^`]*`|\]\([^)]*\)|```.*?```", "", "\n".join(lines), flags=re.S)
 
@@ -55,7 +55,7 @@ def test_every_number_of_the_page_is_in_a_row():
                 told.add(format_value(dict(zip(names, values, strict=True))))
     for names in re.findall(r"<!-- table: classes (.*) -->", PAGE):
         told |= set().union(*evidence.classes_table(ROWS, names.split()))
-    settings = {"0.5", "0.2", "0.4", "0.03", "0.3", "0.7", "20.0"}  # keys, and two differences
+    settings = {"0.5", "0.2", "0.4", "0.03", "0.3", "0.7", "20.0"}  # keys' values, two differences
     pattern = r"[+−]?\d+\.\d+(?: ± \d+\.\d+| \([+−]?\d+\.\d+ … [+−]?\d+\.\d+\))?"
     found = [n for n in re.findall(pattern, without_tables(PAGE)) if n not in settings]
     assert len(found) > 15
@@ -78,7 +78,7 @@ def test_every_comparison_is_named_and_its_command_is_one():
 
 
 def test_the_rows_are_those_of_their_seeds():
-    """Means and deviations, and each difference as that of the same seeds."""
+    """Means and deviations, and the differences over the same seeds, follow from the seeds."""
     known = {}
     for row in ROWS["losses"]:
         for metric in ("AP", "AP50", "AP75"):
@@ -110,7 +110,7 @@ def test_readmes_results_are_those_of_the_page():
     rows = [re.findall(figure, line) for line in part.splitlines() if line.startswith("|")]
     rows = [row for row in rows if row]
     assert len(rows) > 2
-    # The page has a comparison in three rows: both losses and their difference.
+    # The page shows a comparison in three rows: both losses and their difference.
     groups = ["".join(lines[i : i + 3]) for i in range(len(lines))]
     for row in rows:
         assert any(all(text in group for text in row) for group in groups), row
@@ -137,7 +137,7 @@ def test_the_protocol_names_comparisons_that_can_be_made():
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """The tool's files in a folder of their own."""
+    """Moves the tool's files to a temporary folder and returns their paths."""
     names = {"ROWS": tmp_path / "rows.json", "PAGE": tmp_path / "page.md", "PICTURES": tmp_path}
     for name, path in names.items():
         monkeypatch.setattr(evidence, name, path)
@@ -147,7 +147,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def test_a_comparison_of_the_protocol_is_made(elsewhere, tmp_path, monkeypatch, catalogs):
-    """Its rows replace those of an earlier one."""
+    """Its rows replace those of an earlier comparison of the same name."""
     monkeypatch.chdir(tmp_path)
     earlier = json.loads(elsewhere["ROWS"].read_text())
     for kind, key in (("comparisons", "name"), ("losses", "of")):

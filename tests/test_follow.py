@@ -1,4 +1,4 @@
-"""Following a training: log files, the best checkpoint, and an early end."""
+"""The log files, the best checkpoint and the early end of a training."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def periodic_lines(text):
 
 
 def evaluations_in(folder):
-    """The iterations with an AP in metrics.json."""
+    """Returns the iterations with an AP in metrics.json."""
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     return [line["iteration"] for line in lines if "bbox/AP" in line]
 
@@ -56,7 +56,7 @@ def test_the_log_file_has_more_and_the_best_is_kept(arguments, tmp_path, capsys,
     assert call(main, *arguments, *keys, "OUTPUT_DIR", out) == 0
     text, log = capsys.readouterr().out, (out / "log.txt").read_text()
     assert periodic_lines(text) == periodic_lines(log) == [7]
-    # The file has config and model, hundreds of lines; all else is in both, and once.
+    # Only the file has config and model, hundreds of lines. Both have all other lines, once.
     for dump in ("Contents of args.config_file=", "Running with full config:", "(rambo_loss): "):
         assert dump not in text and dump in log
     for line in ("Environment info:", "Full config saved to", "Starting training from"):
@@ -74,7 +74,7 @@ def test_the_log_file_has_more_and_the_best_is_kept(arguments, tmp_path, capsys,
     saved = "model_final" if best == 7 else f"model_{best:07d}"
     assert same_weights(out / "model_best.pth", out / f"{saved}.pth")
     assert (out / "last_checkpoint").read_text() == "model_final.pth"
-    # A checkpoint beyond the end that is asked for now is no evaluation of that end.
+    # If MAX_ITER is now below the checkpoint's iteration, no evaluation of MAX_ITER is recorded.
     keys[1] = "2"
     assert call(main, "--resume", *arguments, *keys, "OUTPUT_DIR", out) == 0
     assert list(best_of(out)["evaluations"]) == ["1", "3", "5", "7"]
@@ -84,7 +84,7 @@ def test_the_log_file_has_more_and_the_best_is_kept(arguments, tmp_path, capsys,
 
 
 def stopped_run(arguments, out, *more):
-    """Ends early: without a learning rate no evaluation is better than the first."""
+    """Returns arguments of a run that ends early: its learning rate is too small to improve."""
     keys = ["SOLVER.BASE_LR", "1e-30", "TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "3"]
     keys += ["RAMBO_TRAIN.PATIENCE", "2", "SOLVER.MAX_ITER", "40"]
     return [*arguments, *keys, "OUTPUT_DIR", out, *more]
@@ -105,7 +105,7 @@ def test_it_ends_early_and_stays_ended(arguments, tmp_path, capsys, catalogs):
     saved = torch.load(out / "model_final.pth", weights_only=True)
     assert saved["trainer"]["iteration"] == 5, "the next resume would leave out an iteration"
     patient = ["RAMBO_TRAIN.PATIENCE", "3"]
-    # With more of it it goes on, and remembers.
+    # With more patience the run goes on and keeps its earlier evaluations.
     assert call(main, "--resume", *stopped_run(arguments, out, *patient)) == 0
     assert list(best_of(out)["evaluations"]) == ["1", "3", "5", "7"]
     assert best_of(out)["best"]["iteration"] == 1
@@ -113,7 +113,7 @@ def test_it_ends_early_and_stays_ended(arguments, tmp_path, capsys, catalogs):
 
 
 def test_an_evaluation_that_a_kill_cut_off_is_made_again(arguments, tmp_path):
-    """Killed after the checkpoint and before the evaluation of the same iteration was noted."""
+    """The run is killed between a checkpoint and the record of the same iteration's evaluation."""
     keys = ["SOLVER.MAX_ITER", "8", "TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "2"]
     out = tmp_path / "killed"
 
@@ -138,7 +138,7 @@ def test_an_evaluation_that_a_kill_cut_off_is_made_again(arguments, tmp_path):
 
 
 class Stepped(TrainerBase):
-    """Its weight is the last iteration."""
+    """A trainer whose model has the last iteration as its weight."""
 
     def __init__(self):
         super().__init__()
@@ -149,7 +149,7 @@ class Stepped(TrainerBase):
 
 
 def best_after(folder, start, aps, keep=True, metric="bbox/AP"):
-    """What keeps the best of a run that is evaluated every two iterations, with these APs."""
+    """Returns the BestEvalHook of a run that is evaluated every two iterations, with these APs."""
     trainer = Stepped()
     values = iter(aps)
 
@@ -168,10 +168,10 @@ def best_after(folder, start, aps, keep=True, metric="bbox/AP"):
 def test_only_the_file_of_the_best_evaluation_is_named(tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     best = best_after(tmp_path, 0, [10.0, 11.0, 20.0])
-    # It is not what --resume goes on from.
+    # --resume does not continue from model_best.pth.
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
     assert best.summary() == f"best bbox/AP: 20.000, after iteration 5: {tmp_path}/model_best.pth"
-    # Resumed from a checkpoint before that evaluation, which came out otherwise this time.
+    # The run resumes from before the best evaluation, whose AP is lower this time.
     best = best_after(tmp_path, 4, [10.5])
     assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 5
     assert best.summary() == "best bbox/AP: 11.000, after iteration 3"
@@ -180,7 +180,7 @@ def test_only_the_file_of_the_best_evaluation_is_named(tmp_path):
 
 
 def test_a_model_that_is_given_proposals(arguments, tmp_path, capsys, catalogs):
-    """It is trained and evaluated; and the prediction tool says what is wrong."""
+    """Training and evaluation work; the prediction tool refuses the model and says why."""
     keys = ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.LOAD_PROPOSALS", "True"]
     for split in ("train", "val"):
         content = json.loads((tmp_path / "data" / f"{split}.json").read_text())
@@ -217,8 +217,8 @@ def test_what_an_earlier_evaluation_left(tmp_path):
     best_after(never_written, 0, [30.0, 29.0], keep=False)
     best = best_after(never_written, 4, [20.0])
     assert best.summary() == "best bbox/AP: 30.000, after iteration 1"
-    # By another metric it does not count.
     best_after(tmp_path, 0, [30.0])
     assert best_after(tmp_path, 2, [20.0]).best == (1, 30.0)
-    # As of a run whose last evaluation a kill cut off.
+    # Evaluations by another metric do not count. The hook repeats the evaluation of iteration 3, as
+    # in a run that was killed during its last evaluation.
     assert best_after(tmp_path, 4, [10.0], metric="bbox/AP50").best == (3, 10.0)

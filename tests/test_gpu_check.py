@@ -1,4 +1,4 @@
-"""tools/gpu_check.py in real processes, on a CPU and in small."""
+"""tools/gpu_check.py in real processes, on a CPU with small inputs."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def command(folder, *words):
 
 
 def check(folder, *words, status=0, **env):
-    """What the command prints, in lines."""
+    """Runs the command, checks its exit status and returns the printed lines."""
     done = python(*command(folder, *words), **{**PLAIN, **env})
     assert done.returncode == status, done.stdout + done.stderr
     return (done.stderr if status == 2 else done.stdout).splitlines()
@@ -35,14 +35,14 @@ def times_of(folder):
 
 
 def running(folder):
-    """The command lines of the processes that work for a check in the folder."""
+    """Returns the command lines of all processes that work for a check in the folder."""
     shown = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True)
     return [line for line in shown.stdout.splitlines() if f"{folder}/scratch" in line]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a check of all parts, and what it printed."""
+    """Returns the folder of a check of all parts, and the printed lines."""
     folder = tmp_path_factory.mktemp("whole") / "check"
     return folder, check(folder, "--quick", TRITON_INTERPRET="1")
 
@@ -94,7 +94,7 @@ def test_numbers_of_another_kind_are_not_mixed(whole, tmp_path):
 
 
 def test_a_check_that_was_killed_goes_on(tmp_path):
-    """And what it had started ends with it: the GPU is free."""
+    """The processes that it had started end with it, so that the GPU is free."""
     folder = tmp_path / "check"
     words = ["--quick", "--parts", "exact", "bandwidth"]
     killed = background(*command(folder, *words), **PLAIN)

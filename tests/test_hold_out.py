@@ -1,4 +1,4 @@
-"""--hold-out: training images that are set aside, and the loss weight that goes with tuning."""
+"""--hold-out, which sets training images aside, and the loss weight for tuning."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def test_a_voc_folder_is_evaluated_on_the_part_alone(tmp_path):
 
 
 def split(file, images, how):
-    """As ``--split`` has it a share, or as ``--hold-out`` the number of images."""
+    """Splits data by a share, as ``--split`` does, or one of N images, as ``--hold-out N`` does."""
     share = how if isinstance(how, float) else None
     register_datasets(coco=[("own", file, images)], classes=CLASSES, split=share)
     if share is None:
@@ -99,7 +99,7 @@ def test_each_part_needs_a_box_that_is_no_crowd(how, names, empty, crowds, tmp_p
 
 
 def tool(folder, name, *arguments):
-    """What a tool prints, in a process of its own, which has registered nothing yet."""
+    """Runs a tool in a new process, without registered datasets, and returns what it prints."""
     output = folder / "printed.txt"
     output.unlink(missing_ok=True)
     cache = {"RAMBO_DET_CACHE": str(folder / "cache")}
@@ -119,7 +119,7 @@ def test_a_training_is_evaluated_on_what_was_set_aside(tmp_path, capsys):
         record["image_id"] for record in DatasetCatalog.get("own_heldout")
     }
     assert "own_heldout" in (out / "config.yaml").read_text()
-    # The other tools find it by the run's folder alone.
+    # The other tools find the held-out images through the run's folder alone.
     ranking = out / "ranking" / "ranking.json"
     for name, flags in (("own_heldout", []), ("own_fit", ["--dataset", "own_fit", "--overwrite"])):
         tool(tmp_path, "visualize_ranking.py", "--run", out, *flags)

@@ -1,4 +1,4 @@
-"""The package as it is built and installed: sdist, wheel, and the repairs of Detectron2 v0.6."""
+"""Building and installing the package: sdist, wheel, and the repairs of Detectron2 v0.6."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from .forked import python
 
 
 def run(command: list, folder: Path) -> str:
-    """What the command prints; it must succeed."""
+    """Runs the command, which must succeed, and returns what it prints."""
     without = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(command, cwd=folder, env=without, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -29,7 +29,7 @@ def run(command: list, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the sdist, which is built from a copy: no build folder in the clone."""
+    """Returns the wheel, built from an sdist of a copy, so that the clone gets no build folder."""
     pytest.importorskip("setuptools", reason="no wheel can be built without setuptools")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -46,7 +46,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_the_wheel_carries(wheel: Path) -> None:
-    """Every source and every config, with the version and the commands."""
+    """The wheel has every source and every config, the version and the commands."""
     kinds = {"rambo_det": {".py", ".cpp", ".jinja", ".typed"}, "configs": {".yaml", ".py"}}
     sources = [p for room, kind in kinds.items() for p in (ROOT / room).rglob("*")
                if p.suffix in kind]  # fmt: skip
@@ -64,7 +64,7 @@ def test_what_the_wheel_carries(wheel: Path) -> None:
 
 
 def test_the_installed_wheel_works_outside_of_the_clone(wheel: Path, tmp_path: Path) -> None:
-    """In an environment that has what this one has, but not this clone: see tools/smoke_test.py."""
+    """tools/smoke_test.py passes in an environment with the same packages but not this clone."""
     environment, empty = tmp_path / "environment", tmp_path / "empty"
     empty.mkdir()
     venv.create(environment, with_pip=False)
@@ -72,7 +72,7 @@ def test_the_installed_wheel_works_outside_of_the_clone(wheel: Path, tmp_path: P
     pip = [sys.executable, "-m", "pip", "--python", installed, "install", "--no-deps"]
     run([*pip, "--no-index", wheel], empty)
     own = run([installed, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], empty)
-    # The packages of this environment; as a path alone, which leaves out an editable rambo_det.
+    # Adds this environment's packages by path alone, which leaves out an editable rambo_det.
     others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     others |= {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
     Path(own.strip(), "others.pth").write_text("".join(f"{path}\n" for path in others))
@@ -113,7 +113,7 @@ NEW = (
     ],
 )
 def test_repairs_of_detectron2_v06(tmp_path: Path, name: str, text: str, error: str | None) -> None:
-    """One that has nothing to repair is an error: these are other sources."""
+    """A repair that finds nothing to change raises an error: the sources are unexpected."""
     (tmp_path / "sub").mkdir()
     (tmp_path / name).write_text(text)
     if error:

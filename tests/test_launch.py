@@ -22,7 +22,7 @@ SLURM = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "MASTER
 
 @pytest.fixture
 def training(tmp_path):
-    """Command line of a small run, from the tool on."""
+    """Returns the command line of a small run, beginning with the tool."""
     data, keys = own_data(tmp_path, "ln")
     keys += ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "4", "OUTPUT_DIR", tmp_path / "out"]
     keys += ["SEED", "1", "MODEL.RAMBO.MEMORY_LENGTH", "4"]
@@ -50,7 +50,7 @@ def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
     outputs = run_all(tmp_path, commands)
     assert sum("checkpoint: " in output for output in outputs) == 1  # one of four prints the table
     memory = saved_memory(tmp_path / "out")
-    # Of each of the four processes the negatives, of all the positives.
+    # The checkpoint has the negatives of each of the four processes, and the positives of all.
     assert memory["negatives"].shape[0] == 4 and int(memory["written"]) == 2
     there = memory["negatives"] != EMPTY_KEY
     assert there[:, :2].any(-1).all() and (memory["positives"][:, :2, 0] != EMPTY_KEY).all()
@@ -59,7 +59,7 @@ def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
 
 
 def test_tasks_of_slurm(training, tmp_path):
-    """As srun starts them: two tasks on two nodes."""
+    """Two tasks on two nodes train together when srun starts them."""
     tasks = [
         {**SLURM, "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": "0"}
         | {"MASTER_PORT": free_port()}
@@ -94,7 +94,7 @@ def test_a_task_of_slurm_in_the_variables_of_torchrun():
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "20007",
     }  # fmt: skip
     assert torchrun_variables({**task, "MASTER_PORT": "29500"})["MASTER_PORT"] == "29500"
-    # An allocation of several tasks in which a script is run by hand is no run of several.
+    # A script that is run by hand in an allocation of several tasks is a single process.
     assert torchrun_variables({k: v for k, v in task.items() if k != "SLURM_STEP_ID"}) == {}
     with pytest.raises(InputError, match="--ntasks-per-node"):
         torchrun_variables({**task, "SLURM_NTASKS": "3"})

@@ -1,4 +1,4 @@
-"""LazyConfigs: the same run as from yaml, and tools/lazyconfig_train_net.py."""
+"""LazyConfigs give the same run as yaml configs; tools/lazyconfig_train_net.py works."""
 
 import inspect
 import json
@@ -27,7 +27,7 @@ from .models import CONFIGS, write_coco
 
 main = partial(train, lazy=True)
 FCOS = "configs/lazy/quickstart/fcos_rambo.py"
-# The full COCO configs made small by the same changes in both languages.
+# The full COCO configs, made small by the same changes in yaml and in LazyConfig.
 YAML = [
     "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18, "SEED", 1,
     "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "GN", "INPUT.MAX_SIZE_TRAIN", 96,
@@ -54,7 +54,7 @@ def lazy_twin(file, names, folder):
     cfg.dataloader.train.mapper.augmentations[0].update(short_edge_length=(96,), max_size=96)
     cfg.dataloader.test.mapper.augmentations[0].update(short_edge_length=96, max_size=96)
     cfg.dataloader.train.update(total_batch_size=2, num_workers=0)
-    if "seed=cfg.SEED" in inspect.getsource(build):  # later Detectron2s order a yaml's data by SEED
+    if "seed=cfg.SEED" in inspect.getsource(build):  # newer Detectron2: SEED orders a yaml's data
         cfg.dataloader.train.sampler = LazyCall(TrainingSampler)(size=4, seed=1)
     cfg.dataloader.train.dataset.names = cfg.dataloader.test.dataset.names = names
     cfg.dataloader.test.num_workers = 0
@@ -66,7 +66,7 @@ def lazy_twin(file, names, folder):
 
 @pytest.mark.parametrize("name", ["faster_rcnn_rambo", "retinanet_rambo"])
 def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch):
-    torch.set_num_threads(1)  # several may add in another order the second time
+    torch.set_num_threads(1)  # several threads may add in another order the second time
     register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))
     cfg = get_cfg()
     rambo_det.add_rambo_config(cfg)
@@ -78,14 +78,14 @@ def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch):
 
     seed_all_rng(1)
     run = LazyRun(lazy_twin(f"{name}.py", "lazy_shapes", tmp_path))
-    monkeypatch.setattr(run, "evaluate", lambda model: {})  # the yaml's has no test set either
+    monkeypatch.setattr(run, "evaluate", lambda model: {})  # the yaml's run has no test set either
     run.fit(resume=False)
     for key, history in trainer.storage.histories().items():
         if "loss" in key or key.startswith("rambo/") and "/AP-" not in key:
             theirs = [v for v, _ in run.trainer.storage.history(key).values()]
             ours = [v for v, _ in history.values()]
-            # The schedules round the learning rate differently: a last digit of the weights, which
-            # grows from step to step and can exchange two ranks.
+            # The schedules round the learning rate differently. The weights first differ in the
+            # last digit; the difference grows with each step and can exchange two ranks.
             rel = 1e-4 if "loss" in key else 1e-3
             assert len(ours) == 5 and theirs == pytest.approx(ours, rel=rel), key
     assert "total_loss" in trainer.storage.histories()
@@ -108,7 +108,7 @@ def arguments(tmp_path, catalogs):
 
 
 def test_what_a_run_of_a_lazyconfig_leaves_alone(tmp_path, arguments, capsys):
-    """Training, resuming and the stock model's weights are in test_matrix.py."""
+    """test_matrix.py tests training, resuming and the stock model's weights."""
     data, keys = arguments
     assert main(["--config", FCOS, *data, *keys, "train.max_iter=2"]) == 0
     trained = capsys.readouterr().out
@@ -137,7 +137,7 @@ dataloader.train = L(own_loader)(name="lz_train", mapper=mapper)
 
 
 def test_a_loader_and_functions_of_ones_own(tmp_path, arguments, capsys):
-    """Also a list of one test set, and arguments that the config does not name."""
+    """A list of one test set, and arguments that the config does not list, work too."""
     data, keys = arguments
     config = tmp_path / "own.py"
     config.write_text(OWN_LOADER.replace("{base}", str(CONFIGS.parent / FCOS)))
@@ -173,7 +173,7 @@ dataloader.evaluator.dataset_name = "lz_val"
 
 
 def test_a_test_loader_without_a_mapper(tmp_path, arguments, capsys):
-    """It evaluates; what needs the mapper is refused, before a training begins."""
+    """Evaluation works. Features that need the mapper are refused before a training begins."""
     data, keys = arguments
     config = tmp_path / "own.py"
     config.write_text(OWN_TEST_LOADER.replace("{base}", str(CONFIGS.parent / FCOS)))
@@ -187,7 +187,7 @@ def test_a_test_loader_without_a_mapper(tmp_path, arguments, capsys):
 
 
 def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
-    """Without a learning rate no evaluation is better than the first."""
+    """With a learning rate near 0, no evaluation is better than the first."""
     register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))
     (tmp_path / "out").mkdir()  # as default_setup does
 
@@ -221,13 +221,13 @@ def test_the_examples_of_the_help_are_of_a_lazyconfig(capsys):
 
 
 def test_nothing_else_is_printed(tmp_path):
-    """Of a process of its own, in which modules warn as they are imported for the first time."""
+    """The test needs a new process, in which the first import of a module may warn."""
     done = python(
         "tools/lazyconfig_train_net.py", "--eval-only", "--config",
         "configs/lazy/retinanet_rambo.py", f"train.output_dir={tmp_path}/none",
         "dataloader.train.dataset.names=rambo_shapes_train",
         "dataloader.test.dataset.names=rambo_shapes_val",
-        PYTHONWARNINGS="ignore:CUDA initialization",  # torch's, without one
+        PYTHONWARNINGS="ignore:CUDA initialization",  # torch warns without a GPU
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: --eval-only") and done.stderr.count("\n") == 1

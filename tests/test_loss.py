@@ -1,7 +1,7 @@
-"""RamboLoss as a user calls it, and the known traps of ranking losses that are not of its formulas.
+"""RamboLoss as a user calls it, and known traps of ranking losses beyond the formulas.
 
-Those of its formulas, and no positive, ignored rows, ties, strides: test_against_oracle.py. Half
-precision and the weight of a loss: test_amp.py. The authors' numbers: test_moving_in.py.
+test_against_oracle.py tests the formulas, batches without positives, ignored rows, ties and
+strides; test_amp.py half precision and loss weights; test_moving_in.py the authors' numbers.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def test_descent_sorts_the_scores():
         value.backward()
         optimizer.step()
     assert value.item() == 0
-    assert class_ap_loss(scores, gt, margin=0.49).item() == 0  # pushed past the bare order
+    assert class_ap_loss(scores, gt, margin=0.49).item() == 0  # beyond the bare order
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_positive_must_win_by_the_margin_and_a_tie_is_lost(scores, margin, los
 
 
 def test_no_positive_starves_at_initialisation():
-    """512 proposals, 4 classes, 60 positives, logits of deviation 0.1."""
+    """The batch has 512 proposals, 4 classes, 60 positives, and logits of deviation 0.1."""
     scores, gt = batch(512, 4, 60, std=0.1)
     default, fixed = RamboLoss(4), RamboLoss(4, lambda_=100.0)
     grad = grad_of(default, scores, gt)
@@ -62,7 +62,7 @@ def test_no_positive_starves_at_initialisation():
 
 
 def test_ranks_are_exact_beyond_float32():
-    """2^24 + 3 scores above the one positive."""
+    """2^24 + 3 scores are above the only positive."""
     n = (1 << 24) + 3
     scores = torch.zeros(n + 1)
     scores[-1] = -1.0
@@ -74,14 +74,14 @@ def test_ranks_are_exact_beyond_float32():
 
 @pytest.mark.parametrize("columns", [1, 4, 80])
 def test_an_empty_batch_may_have_any_number_of_columns(columns):
-    """What a detector without proposals gives: no row, and no matter how wide."""
+    """A detector without proposals gives no rows; the number of columns does not matter."""
     scores = torch.zeros(0, columns, requires_grad=True)
     loss = RamboLoss(4, memory_length=1)
     value = loss(scores, torch.zeros(0))
     value.backward()
     assert value.item() == 0 and scores.grad.shape == (0, columns)
     loss(*(x.requires_grad_(x.is_floating_point()) for x in batch()))
-    assert loss(scores, torch.zeros(0)) == 0  # among remembered scores too
+    assert loss(scores, torch.zeros(0)) == 0  # also with remembered scores
 
 
 def test_the_global_generator_is_not_used():
@@ -127,7 +127,7 @@ def loss(scores, gt):
         (lambda scores, gt: loss(scores[:, :3], gt), r"\(N, 4\)"),
         (lambda scores, gt: loss(scores, gt[:2]), r"gt_classes \(N,\), got \(20, 4\) and \(2,\)"),
         (lambda scores, gt: loss(scores, gt.float()), "must be integers, got torch.float32"),
-        # Cross entropy fails there too.
+        # Cross entropy fails for such labels too.
         (lambda scores, gt: loss(scores, gt + 1), "contains 5.*largest valid label is 4"),
         (lambda scores, gt: loss(scores, gt.where(gt < 4, 2**40)), f"gt_classes contains {2**40}"),
         (lambda scores, gt: RamboLoss(4, memory_length=2).to("meta")(scores, gt),
@@ -146,7 +146,7 @@ def test_what_cannot_be_ranked_is_refused(call, message):
 
 @pytest.mark.parametrize("memory_length", [0, 2])
 def test_a_batch_enters_the_memory_once_or_not_at_all(memory_length):
-    """Activation checkpointing computes anew, in the backward, what it is put around."""
+    """Activation checkpointing computes the wrapped code again in the backward pass."""
     scores, gt = batch(20, 4, 5)
     loss = RamboLoss(4, memory_length=memory_length)
     found = torch.utils.checkpoint.checkpoint(
@@ -162,8 +162,8 @@ def test_a_batch_enters_the_memory_once_or_not_at_all(memory_length):
 
 
 def test_scores_that_changed_since_have_no_gradient():
-    """It is found in the forward and written in the backward, as often as that is called; labels
-    may change between the two."""
+    """The forward pass computes the gradient, and each backward pass adds it. Labels may change
+    between the two."""
     scores, gt = batch()
     scores.requires_grad_()
     RamboLoss(4)(scores, gt).backward()
@@ -197,12 +197,12 @@ def test_a_compiled_loss_is_run_as_it_is_whatever_the_number_of_scores():
         want.backward()
         got.backward()
         assert torch.equal(got, want) and torch.equal(b.grad, a.grad)
-    # What is before and behind it, once for one number of rows and once for any.
+    # The code before and after the loss is compiled for one number of rows, then for any number.
     assert 2 <= len(graphs) <= 4
 
 
 def test_blackbox_rank_gives_the_ap_losses_gradient():
-    """The generic building block, through the AP formula, and the counting path agree."""
+    """The AP formula on top of blackbox_rank and the counting code agree."""
     scores, gt = batch(100, 1, 15)
     positive, lambda_ = gt == 0, 40.0
     leaf = scores[:, 0].double().requires_grad_()

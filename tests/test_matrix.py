@@ -1,8 +1,8 @@
-"""Every architecture on drawn and on real data, through the command line, as a user runs it.
+"""Every architecture trains and is evaluated on drawn and real data through the command line.
 
-By default two iterations on a few images, real ones for two architectures alone. With
-RAMBO_DET_MATRIX=50 (``make matrix``) that many on the whole data sets, and a row of a table for
-each result.
+By default a test trains for two iterations on a few images, and only two architectures use real
+images. With RAMBO_DET_MATRIX=50 (``make matrix``) a test trains for 50 iterations on the whole
+dataset, and prints its result as a table row.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from .architectures import ARCHITECTURES, add_outlines
 ITERATIONS = int(os.environ.get("RAMBO_DET_MATRIX", 0))
 WHOLE = ITERATIONS > 0
 ITERATIONS = ITERATIONS or 2
-# What a run is told, in yaml's words and in LazyConfig's.
+# Settings of a run: the key of the yaml config and the key of the LazyConfig.
 KEYS = {
     "output": ("OUTPUT_DIR", "train.output_dir"),
     "iterations": ("SOLVER.MAX_ITER", "train.max_iter"),
@@ -35,26 +35,26 @@ KEYS = {
     "train": ("DATASETS.TRAIN", "dataloader.train.dataset.names"),
     "test": ("DATASETS.TEST", "dataloader.test.dataset.names"),
 }
-# Of those from yaml; the LazyConfig of FCOS has the defaults.
+# For yaml configs only: the LazyConfig of FCOS keeps the default length.
 MEMORY = ("MODEL.RAMBO.MEMORY_LENGTH", "4")
-# Real images need more pixels than the drawn ones' 96.
+# Real images need a larger size than the 96 px of the drawn images.
 LARGER = ["INPUT.MIN_SIZE_TRAIN", "(144,)", "INPUT.MAX_SIZE_TRAIN", "216"]
 LARGER += ["INPUT.MIN_SIZE_TEST", "144", "INPUT.MAX_SIZE_TEST", "216"]
 
 
 class CommandLine(NamedTuple):
-    """The command lines of one architecture on one data set."""
+    """The command lines of one architecture on one dataset."""
 
     name: str  # of the architecture
-    sets: tuple  # names of the training and the test set
-    data: list  # the options that register them
-    detections: list  # every evaluation puts there what it is given
+    sets: tuple  # names of the training and the test dataset
+    data: list  # the options that register the datasets
+    detections: list  # every evaluation appends its detections
     capsys: pytest.CaptureFixture
 
     def __call__(self, *flags, stock=False, **settings):
-        """What it printed, the rows of the table at its end, and what it detected."""
+        """Runs the tool; returns its output, the rows of its last table, and its detections."""
         for name in set(self.sets) & set(DatasetCatalog.list()):
-            DatasetCatalog.remove(name)  # as in a process of its own
+            DatasetCatalog.remove(name)  # as in a new process
             if name.startswith("rambo_shapes_"):
                 MetadataCatalog.remove(name)
         shapes.register_shapes()
@@ -91,7 +91,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def detections(monkeypatch):
-    """What the evaluators are given, image by image: its number and hashes of its tensors."""
+    """Returns a list that evaluators fill: per image, detection count and hashes of the tensors."""
     seen, real = [], COCOEvaluator.process
 
     def process(self, inputs, outputs):
@@ -132,7 +132,7 @@ def command_line(
 
 
 def memories_in(checkpoint):
-    """The score memories of a checkpoint."""
+    """Returns the score memories of a checkpoint."""
     entries = torch.load(checkpoint, weights_only=False)["model"]._metadata
     return [v["memory"] for k, v in entries.items() if k.endswith("rambo_loss.memory")]
 
@@ -159,7 +159,7 @@ def test_cell(name, data_set, command_line, tmp_path, capsys):
 
     stock = command_line("--eval-only", stock=True, output=tmp_path / "stock", weights=checkpoint)
     assert stock[1:] == (table, detections)
-    # In the words of fvcore's checkpointer.
+    # fvcore's checkpointer logs these messages.
     assert "not found in the checkpoint" not in stock[0] and "not used by the model" not in stock[0]
 
     before = memories_in(checkpoint)
@@ -169,7 +169,7 @@ def test_cell(name, data_set, command_line, tmp_path, capsys):
     assert len(before) == len(after) == (ARCHITECTURES[name].memories if name != "fcos" else 1)
     for old, new in zip(before, after, strict=True) if name != "fcos" else ():
         assert int(old["written"]) == ITERATIONS and int(new["written"]) == ITERATIONS + 1
-        # The last batch has taken the place of the oldest; the others are those of the first run.
+        # The last batch has replaced the oldest; the other batches are those of the first run.
         ring, later = old["positives"], new["positives"]
         changed = [i for i in range(len(ring)) if not torch.equal(ring[i], later[i])]
         assert changed == [ITERATIONS % len(ring)]

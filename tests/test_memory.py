@@ -1,4 +1,4 @@
-"""The score memory: when it is written, what it keeps, how it is saved."""
+"""The score memory: when the loss writes it, what it keeps, and how it is saved."""
 
 import io
 
@@ -61,10 +61,10 @@ def test_made_without_memory_and_given_it_later(length):
 
 @pytest.mark.parametrize("length", [0, 3])
 def test_saved_and_loaded_whole(length):
-    """A memory in a deque, or in buffers that grow, is lost on resume."""
+    """A memory in a deque, or in buffers that grow, would be lost on resume."""
     loss, other = fill(RamboLoss(4, memory_length=length), 2), RamboLoss(4, memory_length=length)
     entries = saved(loss)
-    assert not entries  # it travels in the metadata
+    assert not entries  # the memory is saved in the metadata
     incompatible = other.load_state_dict(entries)
     assert not incompatible.missing_keys and not incompatible.unexpected_keys
     assert (
@@ -75,7 +75,7 @@ def test_saved_and_loaded_whole(length):
 
 
 def test_a_memory_that_was_saved_unsorted_is_sorted_when_loaded():
-    """As earlier versions kept it, and as those of several processes are put together."""
+    """Earlier versions saved unsorted memories, and merging several processes gives one too."""
     loss, other = (RamboLoss(4, memory_length=2, memory_size=64) for _ in range(2))
     state = fill(loss, 2).state_dict()
     kept = state._metadata["memory"]["memory"]
@@ -90,7 +90,7 @@ def test_a_memory_that_was_saved_unsorted_is_sorted_when_loaded():
     "changed", [{"memory_length": 2}, {"memory_size": 32}, {"num_classes": 2}, {"num_classes": 9}]
 )
 def test_what_was_remembered_by_another_loss_is_dropped(changed, caplog):
-    """Of another number of classes it has the same shape, and scores that are not of these."""
+    """A memory for another number of classes can have the same shape, but its scores do not fit."""
     caplog.set_level("INFO")
     arguments = {"num_classes": 4, "memory_length": 4, "memory_size": 64}
     other = RamboLoss(**{**arguments, **changed})
@@ -120,7 +120,7 @@ def test_a_batch_larger_than_the_memory_keeps_its_highest():
 
 
 def test_a_class_that_is_only_remembered_pushes_nothing():
-    """Nothing would be pushed up for it, and its scores would fall without end."""
+    """No positive of the class would be pushed up, so the scores of the class would only fall."""
     scores, gt = batch(c=2, p=20)
     loss = RamboLoss(2, beta=0.0, memory_length=1)
     loss(scores.requires_grad_(), gt)
@@ -132,7 +132,7 @@ def test_a_class_that_is_only_remembered_pushes_nothing():
 
 @pytest.mark.parametrize("size", [8, 5000])
 def test_the_highest_above_their_class_are_kept(size):
-    """Not ignored rows, nor positives."""
+    """The negatives of a memory contain neither ignored rows nor positives."""
     g = torch.Generator().manual_seed(size)
     scores, gt = torch.randn(1000, 3, generator=g), torch.randint(-1, 40, (1000,), generator=g)
     gt = gt.clamp(max=3)
@@ -155,13 +155,13 @@ def test_all_is_where_the_scores_are_whatever_the_default_device():
 
 
 def test_a_memory_in_an_old_format_starts_empty():
-    """It had scores, classes and counts of the negatives, as entries of the state dict or not."""
+    """The old format stored other tensors, as entries of the state dict or in its metadata."""
     old = {"positives": torch.full((2, 4), -1), "lists": torch.zeros(2, 16, dtype=torch.int32)}
     loss = RamboLoss(4, memory_length=2, memory_size=16)
     saved = loss.state_dict()
     saved.update({f"memory.{name}": value for name, value in old.items()})
     saved._metadata["memory"]["memory"] = old
-    loss.load_state_dict(saved)  # strict
+    loss.load_state_dict(saved)  # strict: fails on unexpected keys
     assert loss.memory.fill_fraction == 0 and (loss.memory.negatives == EMPTY_KEY).all()
 
 
@@ -184,12 +184,12 @@ def test_scores_are_kept_in_float32_whatever_the_model_or_the_default(dtype):
 
 
 def test_a_loss_remembers_what_lies_highest_above_its_class():
-    """Class 1's scores lie far below those of class 0: they are remembered all the same."""
+    """The scores of class 1 lie far below those of class 0, and the memory keeps them anyway."""
     scores, gt = torch.zeros(40, 2), torch.full((40,), 2)
     scores[:, 1] -= 50
     scores[:, 0] += torch.linspace(0, 1, 40)
     gt[0], gt[1] = 0, 1
-    scores[0, 0], scores[1, 1] = 5.0, -60.0  # nothing above the positive of 0, all above that of 1
+    scores[0, 0], scores[1, 1] = 5.0, -60.0  # none is above class 0's positive, all above 1's
     loss = RamboLoss(2, memory_length=1, memory_size=8)
     loss(scores.requires_grad_(), gt)
     assert key_segments(loss.memory.negatives[0]).tolist() == [1] * 8

@@ -1,4 +1,4 @@
-"""docs/moving-in.md: at the mapped parameters the loss gives the authors' published numbers."""
+"""docs/moving-in.md: with converted parameters the loss gives the authors' published numbers."""
 
 import json
 
@@ -11,7 +11,7 @@ from rambo_det.losses import recall_loss
 from .doc_pages import DOCS, ROOT, blocks
 
 CASES = json.loads((ROOT / "tests" / "authors_cases.json").read_text())
-# RamboLoss takes one class a row.
+# RamboLoss takes one class per row.
 AP = [case for case in CASES if case["kind"] == "ap" and max(map(sum, case["targets"])) <= 1]
 PAGE = DOCS / "moving-in.md"
 
@@ -24,7 +24,7 @@ def our_lambda():
 
 
 def batch(case):
-    """(scores, gt_classes, classes present); a row of several classes has the first."""
+    """Returns (scores, gt_classes, number of classes present); a row takes its first class."""
     scores, targets = torch.tensor(case["scores"]), torch.tensor(case["targets"])
     gt_classes = torch.where(targets.any(1), targets.argmax(1), targets.shape[1])
     return scores, gt_classes, int(targets.any(0).sum())
@@ -33,10 +33,10 @@ def batch(case):
 @pytest.mark.parametrize("case", AP, ids=range(len(AP)))
 @pytest.mark.parametrize("weight", [1.0, 5.0])
 def test_mapped_parameters_give_the_published_numbers(case, weight, our_lambda):
-    """The module of the page's table; theirs with a loss weight is theirs with another λ."""
+    """Tests RamboLoss. In the authors' code, a loss weight acts like another λ."""
     scores, gt_classes, present = batch(case)
     n, c = scores.shape
-    theirs = case["lambda_divided"] / weight  # times the weight: what the case was made with
+    theirs = case["lambda_divided"] / weight  # theirs * weight is the λ of the case
     for beta, lambda_, grad, loss in (
         (0.0, our_lambda(theirs, n, present, weight), case["grad_per_class"], "loss_per_class"),
         (1.0, our_lambda(theirs, n * c, 1, weight), case["grad_flat"], "loss_flat"),
@@ -50,8 +50,8 @@ def test_mapped_parameters_give_the_published_numbers(case, weight, our_lambda):
 
 
 def test_the_default_rule_is_the_error_driven_update_of_ap_loss():
-    """Chen et al., CVPR 2019: a positive is pulled by (negatives above it) / rank / P, and each of
-    those negatives pushed by 1 / rank / P."""
+    """Chen et al., CVPR 2019: a positive is pulled up by (number of negatives above it) / rank / P,
+    and each negative above it is pushed down by 1 / rank / P."""
     scores = torch.randn(60, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     positive = torch.arange(60) < 12
     leaf = scores.float().double().requires_grad_()
@@ -74,7 +74,7 @@ def test_some_cases_have_several_classes_and_a_gradient():
 
 @pytest.mark.parametrize("case", [c for c in CASES if c["kind"] == "recall_log"])
 def test_recall_loss_is_theirs_but_for_the_number_of_queries(case):
-    """Theirs multiplies divided ranks by the number of sequences, 1 here: log(1 + (r - r⁺)/N)."""
+    """The authors' summand is log(1 + (r - r⁺)/N * number of sequences), ours log(1 + r - r⁺)."""
     scores, targets = torch.tensor(case["scores"])[0], torch.tensor(case["targets"])[0]
     y = scores - case["margin"] * (targets - 0.5)
     r = (y[None] > y[:, None]).sum(1) + 1.0

@@ -1,4 +1,4 @@
-"""On a GPU nothing but the number of positives is waited for, and nothing leaves the device."""
+"""On a GPU the loss reads only the number of positives, and no other tensor leaves the device."""
 
 import contextlib
 import doctest
@@ -26,7 +26,7 @@ RULES = [{}, {"lambda_": 300.0}]
 
 
 class Recorder(TorchDispatchMode):
-    """The operations in which tensors of several devices meet, as copies do."""
+    """Records the operations with tensors of several devices, such as copies between devices."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ class Recorder(TorchDispatchMode):
 
 
 class Written(int):
-    """The memory's count of batches, a tensor that stays on the CPU and may be read."""
+    """Replaces the memory's count of batches, a CPU tensor that the loss may read."""
 
     def add_(self, number):
         pass
@@ -68,8 +68,8 @@ def backend(name, patch):
 @pytest.mark.parametrize("memory_length", [0, 2])
 @pytest.mark.parametrize("positives", [0, 7])
 def test_a_gpu_is_waited_for_once(name, rule, memory_length, positives, monkeypatch):
-    """With tensors that have a device and a shape, but no data: to read them is an error, and so is
-    to mix devices. But for the header, which says how many positives there are."""
+    """Uses fake tensors, which have a device and a shape but no data. Reading a fake tensor fails.
+    The loss may read only the header, which holds the number of positives, here a real tensor."""
     monkeypatch.setattr(binning, "bin_negatives", backend(name, monkeypatch).bin_negatives)
     headers = []
 
@@ -90,7 +90,7 @@ def test_a_gpu_is_waited_for_once(name, rule, memory_length, positives, monkeypa
         gt = torch.empty(50, dtype=torch.int64, device="cuda")
         value = loss(scores, gt)
         assert value.is_cuda and loss.stats.class_ap.is_cuda and loss.stats.starved.is_cuda
-        # Autograd has no backward for a device that is not there.
+        # Autograd cannot run backward on a missing device, so the test calls the node directly.
         node, scores = value.grad_fn, scores.detach()
         grad = node.gradient.write(scores, torch.ones_like(value), scores.dtype)
         assert grad.is_cuda and grad.shape == scores.shape
@@ -109,7 +109,7 @@ def test_a_gpu_is_not_waited_for(rule):
     loss = RamboLoss(4, memory_length=2, **rule).cuda()
     scores, gt = (x.cuda() for x in batch())
     alone = Processes(together=False)
-    for _ in range(3):  # the first compiles
+    for _ in range(3):  # the first iteration compiles
         inputs = prepare_inputs(scores, gt, alone)
         torch.cuda.set_sync_debug_mode("error" if _ else "default")
         try:

@@ -1,4 +1,4 @@
-"""Scores that are not finite: a run stops, and says which loss, class and iteration."""
+"""Non-finite scores stop a run with an error that names the loss, class and iteration."""
 
 import re
 
@@ -10,7 +10,7 @@ from rambo_det import RamboCriterion, RamboLoss
 from .architectures import build, training_losses
 
 NAN, INF = float("nan"), float("inf")
-# The layer whose scores go wrong, which of its outputs, and what is said of it.
+# The layer, the index of its non-finite output, and the loss and class in the error message.
 CASES = {
     "faster_rcnn": ("roi_heads.box_predictor.cls_score", 2, "loss_cls", "triangle"),
     "c4": ("roi_heads.box_predictor.cls_score", 4, "loss_cls", "background"),
@@ -46,7 +46,7 @@ def test_many_classes_are_counted(catalogs):
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3, 4, -1], [4] * 6], ids=["some", "no positive"])
 def test_the_loss_alone_gives_nan_and_forgets_the_batch(value, labels):
-    """NaN compares false with everything: it would vanish from the ranking."""
+    """Every comparison with NaN is false, so without a check NaN would vanish from the ranking."""
     loss, labels = RamboLoss(4, memory_length=2), torch.tensor(labels)
     scores = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     spoilt = scores.clone()

@@ -1,4 +1,4 @@
-"""Runs that are unusual and right: they train, are evaluated, and detect."""
+"""Unusual but valid runs train, are evaluated and detect; invalid ones end with a clear error."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def test_gray_images_in_training_and_predict(finished_run, tmp_path, catalogs):
     assert run(finished_run, tmp_path / "out", *keys) == 0
     words = ["--run", tmp_path / "out", "--output", tmp_path / "found", finished_run / "val"]
     assert call(predict, *words) == 0
-    # The detector sees what the training saw: of a colour picture its brightness.
+    # As in training, the detector sees only the brightness of a colour image.
     detector = Detector(find_model(str(tmp_path / "out"), None, None))
     picture = cv2.imread(str(finished_run / "val" / "1.png"))
     gray = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
@@ -57,7 +57,7 @@ def test_what_is_odd_in_the_data_is_in_the_log_of_the_run(finished_run, tmp_path
 
 
 def test_a_test_on_augmented_images_is_another_test(finished_run, tmp_path, catalogs, capsys):
-    """TEST.AUG.ENABLED: Detectron2's own augmentation, as its train_net.py has it."""
+    """TEST.AUG.ENABLED uses Detectron2's test-time augmentation, as its train_net.py does."""
     out = tmp_path / "out"
     shutil.copytree(finished_run / "out", out)
     plain = Path(out, "inference", "coco_instances_results.json").read_text()
@@ -99,7 +99,7 @@ def test_a_model_that_proposes_boxes_alone_ends_with_a_table(
 def test_all_data_sets_of_a_run_have_the_same_classes(
     which, finished_run, tmp_path, catalogs, capsys
 ):
-    """Another order would give the APs of one class the name of another."""
+    """With another order, the AP of one class would get the name of another class."""
     content = json.loads((finished_run / f"{which}.json").read_text())
     names = [c["name"] for c in content["categories"]][::-1]
     for category, name in zip(content["categories"], names, strict=True):
@@ -119,7 +119,7 @@ def test_all_data_sets_of_a_run_have_the_same_classes(
 def test_a_bug_in_a_mapper_ends_a_run_with_its_traceback(
     workers, finished_run, tmp_path, catalogs, monkeypatch, capsys
 ):
-    """And not as a worker that died."""
+    """The error does not report a dead data worker instead."""
     monkeypatch.setattr(RamboTrainer, "build_train_loader", classmethod(broken_loader))
     with pytest.raises(RuntimeError, match=r"the mapper failed on .*train/\d\.png: KeyError: 'x'"):
         run(finished_run, tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
@@ -137,7 +137,7 @@ def broken(record):
 
 
 def test_what_a_mapper_raises_names_image_and_annotation(finished_run):
-    """A data set that Detectron2's own functions registered, with a slip in the second box."""
+    """Detectron2's own functions accept this record, whose second box has only three numbers."""
     cfg = small_cfg()
     image = str(finished_run / "train" / "0.png")
     width, height = Image.open(image).size

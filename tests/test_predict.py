@@ -1,4 +1,4 @@
-"""tools/predict.py as a user runs it: real runs, real files, a real stream."""
+"""tools/predict.py as a user runs it, on real runs, image and video files, and a stream."""
 
 import functools
 import http.server
@@ -39,9 +39,9 @@ from .models import CONFIGS, small_cfg, write_coco
 
 @pytest.fixture(scope="module")
 def run(finished_run):
-    """The training, and a video beside it."""
+    """Adds a video to the folder of the finished run, and returns the folder."""
     torch.set_num_threads(1)
-    # FFmpeg looks at it once a process, when it is first used: the tool sets it too late here.
+    # FFmpeg reads this once per process, at its first use, which is here before the tool runs.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     film(finished_run / "film.avi", [draw_image("val", index)[0] for index in range(5)])
     return finished_run
@@ -105,7 +105,7 @@ def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs
 
 
 def test_detections_are_those_of_the_evaluation(run, catalogs):
-    """Same boxes and scores as training's own evaluation found."""
+    """The boxes and scores equal those of the evaluation at the end of the training."""
     detector = Detector(find_model(str(run / "out"), None, None))
     stored = json.loads((run / "out/inference/coco_instances_results.json").read_text())
     found = detector(cv2.imread(str(run / "val" / "1.png")))
@@ -135,7 +135,7 @@ def test_a_video_becomes_a_video(run, tmp_path, capsys, catalogs):
     out = tmp_path / "out"
     inputs = (run / "film.avi", run / "val" / "0.png", same, named)
     assert predict(run, *inputs, "--output", out, "--frames", "3") == 0
-    # An input of the overview's name has another one.
+    # The picture of an input with the overview's name gets another name.
     shapes = [cv2.imread(str(out / f"overview{n}.jpg")).shape for n in ("", "-2")]
     assert shapes == [(384, 1152, 3), (480, 480, 3)]
     assert "3 pictures and 1 video in" in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_a_video_becomes_a_video(run, tmp_path, capsys, catalogs):
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_the_first_ctrl_c_is_raised_at_the_end_and_the_second_at_once(times):
-    # What runs in the background of a script ignores Ctrl-C.
+    # A pytest that a shell script started in the background ignores SIGINT.
     before, done = signal.signal(signal.SIGINT, signal.default_int_handler), []
     try:
         with pytest.raises(KeyboardInterrupt), delayed_interrupt() as noted:
@@ -174,7 +174,7 @@ def test_pictures_are_drawn_in_any_thread():
 
 
 def test_a_stream_until_ctrl_c(run, tmp_path):
-    """A camera by its address; the interrupted output is whole."""
+    """The camera is given by its address, and the output of the interrupted run is complete."""
     film(tmp_path / "long.avi", [draw_image("val", 0)[0]] * 1000)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -198,7 +198,7 @@ def test_a_stream_until_ctrl_c(run, tmp_path):
 
 
 def stock_checkpoint(folder, *opts):
-    """Config and weights of a stock model, as another project may have left them."""
+    """Returns paths of a config and weights of a stock model, without keys of this package."""
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.modeling import build_model
 
@@ -219,7 +219,7 @@ def test_a_stock_checkpoint(run, tmp_path, capsys, catalogs):
     assert "at least 0.5 (the default)" in capsys.readouterr().out
     truth, _ = results_of(tmp_path / "out")
     assert [c["name"] for c in truth.dataset["categories"]] == ["a", "b", "c", "d"]
-    # RaMBO's head on the stock weights, names from the config's data sets.
+    # RaMBO's head loads the stock weights. The class names come from the config's datasets.
     rambo = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
     saved = find_model(None, rambo, str(weights))
     assert Detector(saved).metadata.thing_classes == list(CLASSES)
@@ -245,7 +245,7 @@ def test_weights_of_another_model_are_refused(run, tmp_path, capsys, catalogs):
 
 
 def broken_inside(file):
-    """A picture that seems whole, and that cannot be decoded."""
+    """Writes an image that passes check_image but cannot be decoded."""
     Image.effect_noise((96, 96), 60).save(file)
     whole = file.read_bytes()
     for at in range(len(whole)):
@@ -265,7 +265,7 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
     for name in ("0.png", "film.mp4"):
         (folder / name).write_bytes(b"nothing of the kind")
     film(folder / "no_frames.avi", [])
-    Image.new("RGB", (2, 2000)).save(folder / "thin.png")  # Detectron2 makes it 0 px wide
+    Image.new("RGB", (2, 2000)).save(folder / "thin.png")  # Detectron2 resizes it to 0 px width
     assert cv2.VideoCapture(str(folder / "no_frames.avi")).isOpened()
     assert predict(run, folder, "--output", out) == 1
     text, error = capsys.readouterr()

@@ -1,7 +1,6 @@
-"""A run that is killed and resumed is the run that was not killed.
+"""A run that is killed and resumed equals, bit for bit, a run that was not killed.
 
-Real processes and SIGKILL. RAMBO_DET_KILLS=10 (or any number) kills that often; the default is what
-fits into a test suite.
+The tests kill real processes with SIGKILL. RAMBO_DET_KILLS is the number of kills (default: 2).
 """
 
 import json
@@ -32,9 +31,9 @@ from .forked import free_port, in_processes, start_script, wait_until
 from .models import CONFIGS, VARIED
 
 KILLS = int(os.environ.get("RAMBO_DET_KILLS", 0))
-PERIOD = 3  # of the checkpoints
+PERIOD = 3  # of the checkpoints, in steps
 TIMEOUT = 300
-LONGEST = 5  # steps that a process makes before it is killed
+LONGEST = 5  # the most steps that a process makes before it is killed
 
 LAZY = f"""
 from detectron2.config import LazyConfig
@@ -59,13 +58,13 @@ train.checkpointer.period = {PERIOD}
 
 
 class Run:
-    """A run of some thousand-parameter model: one folder, and the processes that work on it.
+    """A run of a model with a few thousand parameters: its folder and its processes.
 
     Args:
-        folder: of the run, made here.
-        tool, config, data, opts: of the command line.
-        iterations: the run's length.
-        world: processes, started as torchrun starts them.
+        folder: folder of the run; the constructor makes it.
+        tool, config, data, opts: the script in ``tools/``, and the parts of its command line.
+        iterations: number of iterations of the run.
+        world: number of processes, started as torchrun starts them.
     """
 
     def __init__(self, folder, tool, config, data, iterations, *opts, world=1):
@@ -86,7 +85,7 @@ class Run:
         folder.mkdir()
 
     def start(self, *flags, workers=0):
-        """The processes, that of rank 0 first."""
+        """Starts the processes of the run, and returns them in the order of their ranks."""
         more = self._assign(self._workers, workers)
         command = [*self._tool, *flags, *self._arguments, *more]
         world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
@@ -102,10 +101,11 @@ class Run:
             assert process.exitcode == 0, self.printed()
 
     def kill(self, *flags, steps, in_checkpoint, delay, ranks=None, **kwargs):
-        """Starts and kills after that many more steps; in the next checkpoint, if asked for.
+        """Starts the run and kills it after ``steps`` steps plus ``delay`` seconds.
 
         Args:
-            ranks: which of the processes, None: all. The others have to end by themselves.
+            in_checkpoint: whether to kill while the next checkpoint is written, without the delay.
+            ranks: ranks of the processes to kill, None: all. The others must end by themselves.
         """
         known = len(self.losses())
         processes = self.start(*flags, **kwargs)
@@ -121,20 +121,20 @@ class Run:
             process.join(TIMEOUT)
             if rank in victims:
                 assert process.exitcode == -signal.SIGKILL, f"{rank} had ended\n{self.printed()}"
-            else:  # it says why, and ends
+            else:  # the process prints the reason and ends
                 assert process.exitcode == 1, f"{rank}: {process.exitcode}\n{self.printed()}"
                 last = self._outputs[rank].read_text().splitlines()[-1]
                 assert last.startswith("error: another process of the run has ended"), last
 
     def printed(self):
-        """The end of what each process has printed."""
+        """Returns the end of the output of each process."""
         return "\n".join(file.read_text()[-4000:] for file in self._outputs if file.exists())
 
     def losses(self):
-        """``(iteration, exact losses)`` of each step that was ever made, in order."""
+        """Returns ``(iteration, exact losses)`` of each step so far, also repeated ones."""
         try:
             lines = [json.loads(line) for line in self.log.read_text().splitlines(keepends=True)]
-        except (FileNotFoundError, json.JSONDecodeError):  # not yet, or just being written
+        except (FileNotFoundError, json.JSONDecodeError):  # no file yet, or an unfinished line
             return []
         return [(line.pop("iteration"), line) for line in lines]
 
@@ -143,7 +143,7 @@ class Run:
 
 
 def assert_equal(a, b, where="checkpoint"):
-    """Whole checkpoints, the metadata of state dicts included, bit for bit."""
+    """Checks that two checkpoints are equal bit for bit, with the metadata of state dicts."""
     assert type(a) is type(b), where
     if isinstance(a, torch.Tensor):
         assert a.dtype == b.dtype and torch.equal(a, b), where
@@ -192,13 +192,13 @@ def test_a_killed_run_is_the_run_that_was_not(tool, world, tmp_path, data):
     def make(name, *more):
         return Run(tmp_path / name, tool, config, data, iterations, *opts, *more, world=world)
 
-    # No seed is given: what was drawn at the start has to be found again.
+    # The config sets no seed: a resumed run must find the seed that the first start drew.
     killed = make("killed")
     flags = []
     for number in range(kills):
-        # The first time there is a checkpoint by then; later the new process may not get that far.
+        # The first kill comes after a checkpoint. Later kills may come before the next checkpoint.
         least = 1 if number else PERIOD + 1
-        # Of several processes one, or all; every other time in the middle of a checkpoint.
+        # Kills one of several processes, or all; every second time while a checkpoint is written.
         alone = [rng.randrange(world)] if world > 1 and number % 4 in (0, 3) else None
         killed.kill(
             *flags, steps=rng.randint(least, LONGEST), in_checkpoint=number % 2 == 1, ranks=alone,
@@ -226,7 +226,7 @@ def test_a_killed_run_is_the_run_that_was_not(tool, world, tmp_path, data):
 
 
 def number_of(record):
-    """A mapper that draws; None, for image 5, asks for another one."""
+    """Maps a record to its index and random numbers; None for image 5: the loader replaces it."""
     if record["index"] == 5:
         return None
     return record["index"], random.random(), np.random.rand(), torch.rand(()).item()
@@ -241,7 +241,7 @@ def loader(seed=3, workers=0, grouping=True):
 
 
 def first(loader, num, start=0):
-    iterator = iter(loader)  # some trainers make it before they know where they start
+    iterator = iter(loader)  # some trainers call iter() before they set the start
     loader.start = start
     return list(islice(iterator, num))
 
@@ -284,7 +284,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 
 
 def test_what_a_resume_finds(tmp_path, data, capsys, catalogs):
-    """The seed of the run, leftovers of a kill, and checkpoints that cannot be read."""
+    """Tests the seed of the run, leftovers of a kill, and checkpoints that cannot be read."""
     out = tmp_path / "out"
     config = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
     data, keys = data
@@ -307,7 +307,7 @@ def test_what_a_resume_finds(tmp_path, data, capsys, catalogs):
 
     last = out / "last_checkpoint"
     assert last.read_text() == "model_final.pth"
-    (out / "config.yaml").write_text("MODEL: {RESN")  # killed as it was written anew
+    (out / "config.yaml").write_text("MODEL: {RESN")  # a kill while the file was rewritten
     (out / "model_0000002.pth.part").write_text("killed")
     (out / "metrics.json").write_text((out / "metrics.json").read_text() + '{"iterat')
     assert run("--resume", opts=("SOLVER.MAX_ITER", "3")) == 0
@@ -346,7 +346,7 @@ def _each_draws_by_itself(rank, world):
     step = SeedHook(3, None)
     step.trainer = SimpleNamespace(iter=5)
     step.before_step()
-    drawn = torch.rand(()).item()  # before all_gather, which draws too
+    drawn = torch.rand(()).item()  # before all_gather, which also draws
     made = ResumableLoader(
         [{"width": 1, "height": 2}] * 100, total_batch_size=4, sampler=range(100), seed=3
     )

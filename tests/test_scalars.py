@@ -1,4 +1,4 @@
-"""docs/scalars.md: the scalars it explains are those that are written."""
+"""docs/scalars.md explains exactly the scalars that the package writes."""
 
 import re
 
@@ -17,7 +17,7 @@ CLASSES = ("circle", "square", "triangle", "star", "object")
 
 
 def general(names, prefix):
-    """Names below a prefix, as the page writes them."""
+    """Returns the names that begin with a prefix, in the notation of the page."""
     inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     classes = "|".join(CLASSES)
     return {"rambo/" + re.sub(rf"^AP-({classes}|\d)$", "AP-<class>", name) for name in inside}
@@ -43,7 +43,7 @@ def test_one_process(architecture, prefixes, loss):
     for prefix in prefixes:
         assert general(names, prefix) >= documented() - {"rambo/bytes_sent"}
         assert f"`{prefix}`" in PAGE or prefix == "rambo/"
-    if architecture != "rpn":  # whose heads have scalars of their own
+    if architecture != "rpn":  # the ROI heads of this config also log scalars
         extra = {n for n in names if "rambo/" in n}
         assert {g for p in prefixes for g in general(extra, p)} <= documented()
     stock = {n for n in names if n.startswith(("fast_rcnn/", "roi_head/"))}
@@ -63,7 +63,7 @@ def test_memory_fill_and_absent_scalars():
             loss(scores, gt)
         assert storage.latest()["rambo/memory_fill"] in (1.0, (1.0, 0))
     with EventStorage() as storage:
-        loss(scores, torch.full((20,), 2))  # no positive, and the memory is full of others
+        loss(scores, torch.full((20,), 2))  # no positive in the batch, and the memory is full
         assert set(storage.latest()) == {"rambo/memory_fill", "rambo/score_range"}
     with EventStorage() as storage:
         RamboCriterion(2)(scores, gt)

@@ -1,4 +1,4 @@
-"""The quickstart's drawn data set: what is drawn, and that the cache can be trusted."""
+"""The quickstart's drawn dataset: the content of the images, and the safety of the cache."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from .forked import python
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A set of a few images in a cache of its own; returns the folder of the set."""
+    """Sets an empty cache and a dataset of 9 images; returns the folder of the dataset."""
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(drawing.SPEC, "images", {"train": 6, "val": 3})
     return shapes.shapes_folder()
@@ -45,7 +45,7 @@ def test_a_user_without_a_home_has_a_cache():
 
 @pytest.mark.skipif(os.getuid() != 0, reason="takes on the id of a user without a home")
 def test_no_cache_of_another_user_is_taken():
-    """Compiled code is loaded from it."""
+    """The package loads compiled code from its cache, so no other user may write into it."""
     folder = Path("/tmp/rambo_det-54322")
     folder.mkdir()
     try:
@@ -103,7 +103,7 @@ def test_files_are_a_coco_data_set(small):
         content = json.loads((small / f"{split}.json").read_text())
         assert len(content["images"]) == count
         assert [category["name"] for category in content["categories"]] == list(drawing.CLASSES)
-        # pycocotools takes annotation 0 for "no match"
+        # pycocotools treats annotation id 0 as "no match".
         ids = [annotation["id"] for annotation in content["annotations"]]
         assert ids == list(range(1, len(ids) + 1))
         for image in content["images"]:
@@ -146,7 +146,7 @@ def test_registered_set_draws_at_first_use(catalogs, small):
 
     for catalog in (DatasetCatalog, MetadataCatalog):
         for name in ("rambo_shapes_train", "rambo_shapes_val"):
-            catalog.pop(name)  # registered by the fixture, for the whole set
+            catalog.pop(name)  # the fixture registered the full dataset
     register_shapes()
     register_shapes()
     assert not small.exists()

@@ -1,4 +1,4 @@
-"""Several processes whose trainer is Detectron2's own DefaultTrainer, unchanged."""
+"""Several processes train and resume with Detectron2's own DefaultTrainer, unchanged."""
 
 from functools import partial
 from unittest import mock
@@ -22,7 +22,7 @@ from .models import VARIED, small_cfg, write_coco
 
 
 class Remember(HookBase):
-    """Keeps this process's memory as it was after each step."""
+    """Stores a copy of this process's score memory after each step."""
 
     def __init__(self):
         self.memories = []
@@ -41,7 +41,7 @@ def trainer_of(folder, *opts):
     cfg = small_cfg("quickstart/faster_rcnn_rambo.yaml", *VARIED, *keys, *opts)
     cfg.SOLVER.CHECKPOINT_PERIOD = 2
     seed_all_rng(1 + comm.get_rank())
-    # DefaultTrainer gives DistributedDataParallel the number of a GPU, even on a CPU.
+    # DefaultTrainer passes a GPU index to DistributedDataParallel, even on a CPU.
     with mock.patch.object(
         defaults, "create_ddp_model", partial(create_ddp_model, device_ids=None)
     ):
@@ -49,7 +49,7 @@ def trainer_of(folder, *opts):
 
 
 def resumed(folder, checkpoint, *opts):
-    """A new trainer that goes on from that checkpoint, and its memory as it was loaded."""
+    """Returns a new trainer, resumed from the checkpoint, and a copy of its loaded memory."""
     comm.synchronize()
     if comm.is_main_process():
         (folder / "last_checkpoint").write_text(checkpoint)
@@ -85,7 +85,7 @@ def a_folder_that_one_process_does_not_see(rank, folder):
 
 
 def a_score_that_is_not_finite(rank):
-    """Stops every process; the one that has it names the class."""
+    """Checks that NaN stops every process, and that the process with the NaN names the class."""
     scores = torch.zeros(6, 4)
     if rank == 1:
         scores[2, 3] = torch.nan

@@ -1,4 +1,4 @@
-"""docs/swap-the-loss.md: every line of its tables is executed as it stands."""
+"""docs/swap-the-loss.md: the tests execute every line of its tables."""
 
 import re
 
@@ -20,7 +20,7 @@ PAGE = DOCS / "swap-the-loss.md"
 ROW = re.compile(r"^\| (.+?) \| `(.+?)` \| \[.+?\]\((.+?)\) \| (.+?) \|$", re.M)
 ROWS = {(change.split(".")[0], name): (change, DOCS / file, tested)
         for name, change, file, tested in ROW.findall(text_of(PAGE))}  # fmt: skip
-# The stock model that the project of a row has.
+# The stock architecture that the change of each row is applied to.
 YAML = {
     "Faster R-CNN with FPN": "faster_rcnn", "Mask R-CNN": "faster_rcnn",
     "Keypoint R-CNN": "faster_rcnn", "Faster R-CNN, C4": "c4", "Cascade R-CNN": "cascade",
@@ -31,7 +31,7 @@ LAZY = {"Faster R-CNN": "mask_rcnn_fpn", "RetinaNet": "retinanet", "FCOS": "fcos
 
 def test_there_is_a_row_for_each_architecture():
     assert set(ROWS) == {("cfg", name) for name in YAML} | {("model", name) for name in LAZY}
-    # What test_matrix.py and test_lazy_config.py run.
+    # test_matrix.py and test_lazy_config.py run these configs.
     for _, file, tested in ROWS.values():
         assert file.is_file() and tested.startswith(("drawn, chess", "drawn, the yaml's losses"))
 
@@ -49,7 +49,7 @@ def test_yaml_row(name):
     assert len(list(memories(model))) == (3 if "Cascade" in name else 1)
     _, scalars = training_losses(model, training_inputs(1))
     assert any("rambo/" in key for key in scalars)
-    # The config beside it says the same.
+    # The config that the row links to sets the same key.
     key, value = re.fullmatch(r'cfg\.(\S+) = "(\S+)"', change).groups()
     text = file.read_text() + (CONFIGS / "faster_rcnn_rambo.yaml").read_text()
     assert f'{key.rpartition(".")[2]}: "{value}"' in text
@@ -70,7 +70,7 @@ def test_cascade_and_rpn_from_a_lazy_config():
     scope = {"rambo_det": rambo_det, "get_config": get_config}
     exec(blocks(PAGE, "python")[-1], scope)
     scope["model"].backbone.bottom_up.freeze_at = 0
-    for part in ("mask_in_features", "mask_pooler", "mask_head"):  # the images here have none
+    for part in ("mask_in_features", "mask_pooler", "mask_head"):  # the images have no masks
         scope["model"].roi_heads[part] = None
     model = instantiate(scope["model"])
     assert len(list(memories(model))) == 4
@@ -81,7 +81,7 @@ def test_cascade_and_rpn_from_a_lazy_config():
 
 
 def test_three_lines_in_a_stock_detectron2_script(tmp_path, catalogs):
-    """What the README promises for an existing project; everything else here is that project."""
+    """The README promises this for an existing project. The other lines are such a project."""
     register_coco_instances("few_shapes", {}, *write_coco(tmp_path / "data"))
     cfg = get_cfg()
     rambo_det.add_rambo_config(cfg)

@@ -21,7 +21,7 @@ CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
 
 
 def error_line(words, capsys):
-    """The last line that these arguments end with."""
+    """Checks that ``main`` refuses these arguments, and returns the last line of its error."""
     assert call(main, *words) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
@@ -30,7 +30,7 @@ def error_line(words, capsys):
 
 @pytest.fixture
 def run(finished_run):
-    """A trained run: its folder, the flags and the keys of it, and what it printed."""
+    """Returns the folder of the finished run, its flags, its keys, and its printed output."""
     args = ["--config", CONFIG, *registered(finished_run)]
     keys = ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)", *THIN]
     keys += ["SOLVER.MAX_ITER", 3, "SEED", 3, "OUTPUT_DIR", finished_run / "out"]
@@ -67,7 +67,7 @@ def test_eval_only_prints_the_same_numbers(run, capsys, catalogs):
 
 def test_a_model_that_detects_nothing_is_explained(run, capsys, catalogs, tmp_path):
     folder, args, keys, _ = run
-    # Weights of anywhere may be evaluated with the classes in another order.
+    # With MODEL.WEIGHTS, --eval-only does not compare the classes with those of a run.
     words = [*args, "--eval-only", "--classes", "star,triangle,square,circle", *keys]
     words += ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
     assert call(main, *words, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0") == 0
@@ -89,7 +89,7 @@ def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, t
 
 
 def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch):
-    """To overwrite it, and to go on with it as another model or under other class names."""
+    """A run is neither overwritten nor continued as another model or with other class names."""
     folder, args, keys, _ = run
     before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     error = error_line([*args, *keys], capsys)
@@ -114,7 +114,7 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(run, tmp_path):
     keys = [*keys, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "5"]
     process = background("tools/train_net.py", *args, *keys, "OUTPUT_DIR", out)
     wait_until((out / "last_checkpoint").is_file, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: its data workers too
+    os.killpg(process.pid, signal.SIGINT)  # like a terminal: to the data workers too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert err.splitlines()[-1] == "interrupted; --resume continues from the last checkpoint"

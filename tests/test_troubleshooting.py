@@ -1,7 +1,7 @@
-"""docs/tuning.md: causes give their symptoms, and fixes mend them, as the page says.
+"""docs/tuning.md: each cause gives the symptom, and each fix removes it, as the page says.
 
-What is true of the loss anyway is in test_loss.py and test_memory.py: ties, levels, no positive at
-all.
+test_loss.py and test_memory.py test the general properties of the loss: ties, levels, batches
+without a positive.
 """
 
 import re
@@ -42,7 +42,7 @@ def test_stays_at_1_early_and_the_gradient_does_not_fade():
         value.backward()
         assert value > 0.95
         strengths.append(scores.grad.abs().sum().item())
-    assert strengths[1] > strengths[0] / 5  # AP is a hundredth
+    assert strengths[1] > strengths[0] / 5  # AP falls to a hundredth
 
 
 def test_stays_at_1_with_a_fixed_lambda_that_starves():
@@ -58,7 +58,7 @@ def test_stays_at_1_with_a_fixed_lambda_that_starves():
 
 
 def test_stays_at_1_with_softmax_and_the_margin_of_log_odds(page):
-    """The order is perfect, and no box is surer than one half."""
+    """The order is perfect, but no box has a probability above 0.5."""
     gt_classes = drawn(100, 4, 8)[1]
     logits = torch.nn.functional.one_hot(gt_classes, 5) * 1.2
     assert softmax(logits).max() < 0.5
@@ -69,7 +69,7 @@ def test_stays_at_1_with_softmax_and_the_margin_of_log_odds(page):
 
 
 def test_threshold_hides_detections_in_good_order():
-    """RetinaNet whose class bias is moved: the same order, nothing left above the threshold."""
+    """Lowering a RetinaNet's class bias keeps the order, but no score stays above the threshold."""
     inputs = [{k: x[k] for k in ("image", "height", "width")} for x in training_inputs(1)]
     found = {}
     for threshold in (0.05, 0.0):
@@ -90,8 +90,8 @@ def test_a_class_that_lies_lower_is_among_no_detections_and_the_list_of_all_pull
     low = gt_classes == 1
     scores[:, 1] -= 10
     scores[gt_classes == 0, 0] += 5
-    scores[low, 1] += 5  # above all of its own class, below the background of the other
-    assert (scores.flatten().topk(100).indices % 2 == 0).all()  # those of an image's detections
+    scores[low, 1] += 5  # above all scores of class 1, below the background of class 0
+    assert (scores.flatten().topk(100).indices % 2 == 0).all()  # an image has 100 detections
     leaf = scores.requires_grad_()
     loss = RamboLoss(2, beta=0.0)
     loss(leaf, gt_classes).backward()
@@ -104,7 +104,7 @@ def test_a_class_that_lies_lower_is_among_no_detections_and_the_list_of_all_pull
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_nan_does_not_come_from_the_loss(scale):
-    """Bounded, and with a finite gradient, whatever the finite scores."""
+    """Finite scores of any size give a bounded loss and a finite gradient."""
     scores, gt_classes = drawn(500, 4, 40, std=scale)
     for step in ({}, {"lambda_": 1000.0}):
         leaf = scores.clone().requires_grad_()
@@ -138,12 +138,12 @@ def test_nan_from_the_learning_rate_stops_the_run_as_the_page_says(
 
 
 def test_errors_at_the_start(page, tmp_path):
-    """The two that Detectron2 gives; the others are in test_configs.py and others."""
+    """Tests the two errors that Detectron2 raises. test_configs.py and others test the rest."""
     (tmp_path / "a.yaml").write_text("MODEL:\n  RAMBO:\n    MARGIN: 1.0\n")
     with pytest.raises(KeyError) as error:
         get_cfg().merge_from_file(str(tmp_path / "a.yaml"))
     with pytest.raises(KeyError) as of_heads:
-        ROI_HEADS_REGISTRY.get("NoHeads")  # as without an import of rambo_det
+        ROI_HEADS_REGISTRY.get("NoHeads")  # as if rambo_det were not imported
     found = of_heads.value.args[0].replace("NoHeads", "RamboROIHeads")
     for message in (error.value.args[0], found):
         assert f"`{message}`" in page

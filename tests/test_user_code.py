@@ -1,4 +1,4 @@
-"""``--import``: a user's own backbone in every command, and the example of it."""
+"""``--import``: every command can use a user's backbone, and the timm example works."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def {name}(cfg, input_shape):
 
 @pytest.fixture
 def own(finished_run, tmp_path, request):
-    """A file with a backbone, and the options of a command that uses it."""
+    """Returns a file with a backbone, and the flags and keys of a command that uses it."""
     file, name = tmp_path / "mine.py", f"build_{request.node.name.replace('-', '_').split('[')[0]}"
     file.write_text(CODE.format(name=name))
     data = registered(finished_run)
@@ -55,7 +55,7 @@ def test_a_run_remembers_the_code_that_it_needs(own, finished_run, tmp_path, cat
     found = ["--run", out, "--output", str(tmp_path / "found"), str(finished_run / "val")]
     assert predict(found) == 0
     shutil.move(file, tmp_path / "gone.py")
-    import_user_code([str(file)])  # once in a process
+    import_user_code([str(file)])  # a process imports a file only once
     with pytest.raises(InputError, match="no such file"):
         import_user_code([str(tmp_path / "other.py")])
 
@@ -94,7 +94,7 @@ def test_the_example_of_a_timm_backbone(name):
     model = build_model(cfg).eval()
     frozen = [p.requires_grad for p in model.backbone.bottom_up.parameters()]
     assert frozen == sorted(frozen) and not frozen[0] and frozen[-1]
-    # The features are timm's own, in training too.
+    # The features equal those of timm, in training mode too.
     net = timm.create_model(cfg.MODEL.TIMM.NAME, features_only=True, pretrained=False).eval()
     net.load_state_dict(model.backbone.bottom_up.net.state_dict(), strict=False)
     image = torch.randn(1, 3, 128, 128)

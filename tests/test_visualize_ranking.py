@@ -1,4 +1,4 @@
-"""The ranking of a detector: its numbers against pycocotools and brute force, and the tool."""
+"""The ranking of a detector: its numbers, against pycocotools and brute force, and the tool."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def test_edges():
     assert np.isnan(average_precision(np.zeros(3, dtype=bool), 0))
     assert average_precision(np.zeros(0, dtype=bool), 3) == 0
     assert best_f1(np.zeros(0), np.zeros(0, dtype=bool), 2) is None
-    # Of equal scores all are above a threshold or none.
+    # Either all detections with equal scores are above a threshold, or none is.
     scores = np.array([0.9, 0.5, 0.5])
     assert best_f1(scores, np.array([True, False, False]), 1) == 0.9
     assert best_f1(scores, np.array([False, True, True]), 2) == 0.5
@@ -107,7 +107,7 @@ def test_up_to_100_detections_of_an_image_count():
 
 
 def test_the_picture_shows_true_and_false():
-    """Both colours are where the crops' frames have to be, and a flawless class is drawn too."""
+    """The frames of the crops have both colours. A class without false detections works too."""
 
     def look(image_id):
         return np.full((96, 96, 3), 60, dtype=np.uint8), np.array([[12, 20, 30, 40]])
@@ -122,7 +122,7 @@ def test_the_picture_shows_true_and_false():
     assert pixels(mixed, TRUE_COLOR) > 1000 and pixels(mixed, FALSE_COLOR) > 1000
     assert pixels(perfect, TRUE_COLOR) > 1000 and pixels(perfect, FALSE_COLOR) == 0
     draw_class(ranked_class([], 2), 0.5, look)
-    draw_class(replace(ranked_class([False], 2), name="$$ x_"), 0.5, look)  # no formula
+    draw_class(replace(ranked_class([False], 2), name="$$ x_"), 0.5, look)  # not a TeX formula
 
 
 def test_each_class_has_a_picture_of_its_own(tmp_path, capsys):
@@ -137,7 +137,7 @@ def test_each_class_has_a_picture_of_its_own(tmp_path, capsys):
 
 
 def test_the_tool_on_a_run(finished_run, catalogs, capsys):
-    """Only the folder of the run is named; the numbers are those of the run's evaluation."""
+    """The tool needs only the run's folder, and its numbers equal those of the run's evaluation."""
     run, out, main = finished_run, finished_run / "out" / "ranking", visualize_ranking.main
     assert call(main, "--run", run / "out") == 0
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""VOC's AP50 against Detectron2's voc_eval, against counting by hand, and over processes."""
+"""VOC's AP50 equals Detectron2's voc_eval and a direct count, also with several processes."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ SIZE = (200, 150)
 
 
 def random_folder(root, seed):
-    """10 images; detections (image, class, score, box) near objects, twice, and elsewhere."""
+    """Writes 10 images; returns (image, class, score, box) of detections, near objects or not."""
     rng = np.random.default_rng(seed)
     images, detections = {f"im{index}": [] for index in range(10)}, []
 
@@ -55,7 +55,7 @@ def evaluate(name, detections):
 
 
 def upstream(root, detections, label, use_07):
-    """Detectron2's function on files of full precision (its evaluator rounds)."""
+    """Returns the AP of voc_eval on files of full precision; Detectron2's evaluator rounds."""
     lines = []
     for stem, _, score, box in (d for d in detections if d[1] == label):
         numbers = np.array([score, *box], dtype=np.float32).astype(float) + (0, 1, 1, 0, 0)
@@ -85,7 +85,7 @@ def test_equals_upstreams_function_where_no_scores_are_tied(tmp_path, seed, year
 
 
 def count(scores, correct):
-    """AP from its definition: recall and precision at every threshold that can be told apart."""
+    """Returns AP by its definition: from recall and precision at every distinct threshold."""
     chosen = [correct[scores >= threshold] for threshold in np.unique(scores)]
     curve = [(kept.sum() / len(scores), kept.mean()) for kept in chosen]
     recalls = np.unique([0.0, *(recall for recall, _ in curve)])
@@ -95,9 +95,9 @@ def count(scores, correct):
 
 @pytest.mark.parametrize("levels", [1, 3, 10, 2**20])
 def test_ap_by_counting_at_every_threshold(tmp_path, levels):
-    """Whatever the order of equal scores, and with scores that differ in the sixth decimal."""
+    """AP is right for any order of equal scores, and for scores within 0.001 of each other."""
     rng = np.random.default_rng(levels)
-    # What other tools write: a space in the name, parts of pixels, no <pose> and <truncated>.
+    # Other tools write this: a space in a name, fractions of px, no <pose> and <truncated>.
     stems = [f"my image{number}" for number in range(30)]
     write_voc(tmp_path, "val", {stem: [("cat", (11.5, 11, 30, 30.5), 0)] for stem in stems}, SIZE)
     register_datasets(voc=[("own", tmp_path, "val")])
@@ -118,9 +118,9 @@ HIT, HARD = [10.0, 10, 30, 30], [60.0, 60, 90, 90]
 @pytest.mark.parametrize(
     ("ap", "detections"),
     [
-        # What lies on a difficult object is neither right nor wrong.
+        # A detection on a difficult object is neither true nor false.
         (100, [("a", 0, 0.95, HARD), ("a", 0, 0.94, HARD), ("a", 0, 0.9, HIT)]),
-        # The better score takes the object, even where it overlaps less.
+        # The detection with the higher score takes the object, even if its overlap is smaller.
         (100, [("a", 0, 0.8, HIT), ("a", 0, 0.9, [10.0, 10, 30, 22])]),
         # IoU of exactly 0.5 is not enough.
         (0, [("a", 0, 0.9, [10.0, 10, 30, 20])]),

@@ -1,6 +1,6 @@
-"""What users do wrong and what machines do wrong: runs of the command line that must not suffer.
+"""Runs of the command line that must withstand mistakes of users and failures of machines.
 
-The suite has a short form of it; ``make torture`` runs it whole.
+The test suite has a short form of these tests; ``make torture`` runs all of them.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Runs of the command line as real processes, and what they leave behind."""
+"""Helpers that run the command line as real processes and check the files of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUICKSTART = "configs/quickstart/faster_rcnn_rambo.yaml"
 
 @contextmanager
 def started(args: list[str], cache: Path) -> Iterator[subprocess.Popen[str]]:
-    """A training with that cache while it runs, at most until the end of the block."""
+    """Starts a training with the given cache, and kills it at the end of the block."""
     environment = {"PYTHONWARNINGS": "ignore", "RAMBO_DET_CACHE": str(cache)}
     process = background("tools/train_net.py", *args, **environment)
     try:
@@ -28,28 +28,28 @@ def started(args: list[str], cache: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit status and standard error of one that ends by itself."""
+    """Waits for the end of a process and returns its exit status and standard error."""
     _, err = process.communicate(timeout=600)
     return process.returncode, without_torchs_own(err)
 
 
 def without_torchs_own(err: str) -> str:
-    """Less what torch logs on its own: that it finds a CUDA toolkit but no GPU, its old names."""
+    """Returns ``err`` without torch's logs about a CUDA toolkit without a GPU and old names."""
     return re.sub(r"^[WE]\d{4} .*\btorch/.*\n", "", err, flags=re.MULTILINE)
 
 
 def assert_one_line(status: int, err: str, message: str) -> None:
-    """A user's mistake: one line ``error: …`` with the message in it, exit status 2."""
+    """Checks that a mistake gives exit status 2 and one line ``error: …`` with the message."""
     assert status == 2, err[-3000:]
     assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err[-3000:]
     assert message in err
 
 
 def assert_whole(folder: Path) -> str:
-    """Every checkpoint of a run can be read, nothing half-written is there; returns the last one.
+    """Checks that every checkpoint can be read and none is half-written; returns the last name.
 
     Args:
-        folder: the run's; the checkpoint that it goes on from is there.
+        folder: the folder of the run, with the checkpoint that the run would resume from.
     """
     for file in folder.glob("*.pth"):
         assert torch.load(file, map_location="cpu", weights_only=False)["model"]
@@ -60,7 +60,7 @@ def assert_whole(folder: Path) -> str:
 
 
 def assert_it_goes_on(folder: Path, args: list[str], cache: Path) -> None:
-    """A run goes on from its last checkpoint, for two iterations."""
+    """Checks that a run resumes from its last checkpoint, for two iterations."""
     done = int(assert_whole(folder).removeprefix("model_").removesuffix(".pth")) + 1
     again = ["--resume", *args, "SOLVER.MAX_ITER", str(done + 2), "SOLVER.STEPS", "(1,)"]
     with started(again, cache) as process:

@@ -1,6 +1,6 @@
-"""Mistakes that users make, through the real command line: one line, status 2, nothing touched.
+"""Mistakes on the real command line give one line and exit status 2, and change no file.
 
-They call the command line's main in this process, but for one. Beside these there are the tables of
+All cases but one call the command line's main in this process. More mistakes are in the tables of
 tests/test_data_coco.py, test_data_voc.py, test_data_folders.py, test_configs.py and
 test_criterion.py.
 """
@@ -32,7 +32,7 @@ Make = Callable[[Path], list[str]]
 
 
 def good(folder: Path, *extra: str, config: str = QUICKSTART, lazily: bool = False) -> list[str]:
-    """Arguments without a mistake; the last of a key that is there twice is the one that counts."""
+    """Returns arguments without a mistake. If a key occurs twice, its last value counts."""
     data = ["--register-coco", "tt_data", f"{folder}/train.json", f"{folder}/train"]
     own = ["DATASETS.TRAIN", "('tt_data',)", "DATASETS.TEST", "('tt_data',)"]
     own += ["OUTPUT_DIR", f"{folder}/out", "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2"]
@@ -47,22 +47,22 @@ lazily = partial(good, config=LAZY, lazily=True)
 
 
 def keys(*pairs: str) -> Make:
-    """Good arguments but for these."""
+    """Returns a maker of good arguments to which these flags and keys are added."""
     return lambda folder: good(folder, *(p.replace("{folder}", str(folder)) for p in pairs))
 
 
 def lazy_keys(*opts: str) -> Make:
-    """The same of a LazyConfig."""
+    """Returns a maker of a LazyConfig's good arguments to which these are added."""
     return lambda folder: lazily(folder, *opts)
 
 
 def last(*args: str, arguments: Callable[..., list[str]] = good) -> Make:
-    """Good arguments, and these behind the config keys."""
+    """Returns a maker of good arguments with these behind the config keys."""
     return lambda folder: [*arguments(folder), *args]
 
 
 def config(text: str | bytes, arguments: Callable[..., list[str]] = good) -> Make:
-    """Arguments with a config file of this content."""
+    """Returns a maker of good arguments with a config file of this content."""
 
     def make(folder: Path) -> list[str]:
         path = folder / ("own.yaml" if arguments is good else "own.py")
@@ -73,7 +73,7 @@ def config(text: str | bytes, arguments: Callable[..., list[str]] = good) -> Mak
 
 
 def file(name: str, content: bytes | None, *opts: str) -> Make:
-    """Good arguments, with a file of other content; None: a folder in its place."""
+    """Returns a maker of good arguments that gives a file new content; None: makes it a folder."""
 
     def make(folder: Path) -> list[str]:
         path = folder / name
@@ -88,12 +88,12 @@ def file(name: str, content: bytes | None, *opts: str) -> Make:
 
 
 def words(*args: str) -> Make:
-    """Nothing but these."""
+    """Returns a maker of these arguments only."""
     return lambda folder: list(args)
 
 
 def built_on(line: str) -> Make:
-    """A LazyConfig of a user's own that changes one thing of the shipped one."""
+    """Returns a maker for a user's LazyConfig that changes one setting of the shipped config."""
     return config(
         f"from detectron2.config import LazyConfig\ncfg = LazyConfig.load({LAZY!r})\n"
         "model, dataloader, train = cfg.model, cfg.dataloader, cfg.train\n"
@@ -102,7 +102,7 @@ def built_on(line: str) -> Make:
     )
 
 
-#: Config keys -> a part of the line about them.
+#: Config keys -> a part of the error line.
 KEYS = {
     "SOLVER.MAX_ITER=5 x": "SOLVER.MAX_ITER=5",
     "MODEL.RAMBO 3": "MODEL.RAMBO",
@@ -268,7 +268,7 @@ LAZY_CASES |= {text: (lazy_keys(*text.split()), message) for text, message in LA
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """The content of all files below a folder, None for folders."""
+    """Returns the content of all files below a folder, None for folders."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -277,7 +277,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def user(tmp_path: Path) -> Path:
-    """A folder of a user: data, and an output folder with a file of theirs."""
+    """Returns a user's folder with data and an output folder, in which the user has a file."""
     folder = tmp_path / "user"
     folder.mkdir()
     write_coco(folder, 3)
@@ -291,7 +291,7 @@ def test_a_mistake(name, user, tmp_path, capsys, catalogs):
     make, message = (CASES | LAZY_CASES)[name]
     args = make(user)
     before = snapshot(user)
-    if name == "an image that is text":  # one as a user starts it, importing included
+    if name == "an image that is text":  # one case as a user starts it, with imports
         with started(args, tmp_path / "cache") as process:
             status, err = ended(process)
     else:
@@ -302,13 +302,13 @@ def test_a_mistake(name, user, tmp_path, capsys, catalogs):
     assert_one_line(status, err, message)
     after = snapshot(user)
     assert {name: after.get(name, "gone") for name in before} == before
-    # Nor does it look like a run that must not be overwritten.
+    # The output folder must not look like a run, which a later run would not overwrite.
     assert not after.get("out/last_checkpoint") and not after.get("out/metrics.json")
 
 
 @pytest.mark.parametrize("make", [good, lazily])
 def test_an_output_that_cannot_be_written(make, user, capsys, catalogs, monkeypatch):
-    # As a user other than root has it: to root all files can be written, whatever their mode.
+    # Simulates a user other than root, because root can write all files, whatever their mode.
     out, access = user / "out", os.access
     out.chmod(0o555)
     monkeypatch.setattr(
@@ -348,7 +348,7 @@ def test_what_cannot_be_read_or_written_on_the_way_is_named(
 
 @pytest.mark.whole
 def test_without_a_mistake_it_trains(user, catalogs):
-    """What the cases above differ from; also with blanks and letters of any kind in the names."""
+    """The arguments without a mistake train, also with a blank and any letters in the path."""
     folder = user.rename(user.with_name("größe 寸法"))
     assert train.main(good(folder)) == 0
     assert (folder / "out" / "notes.txt").read_text() == "mine"

@@ -1,6 +1,6 @@
 """The disk fills up while a run writes a checkpoint, or its metrics.
 
-A limit to the size of the process's files (RLIMIT_FSIZE) stands for the full disk.
+A limit to the size of the process's files (RLIMIT_FSIZE) simulates the full disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def test_a_full_disk(moment, tmp_path):
     args = good(tmp_path, "SOLVER.MAX_ITER", "400", "SEED", "3", "SOLVER.CHECKPOINT_PERIOD", period)
     with started(args, tmp_path / "cache") as process:
         wait_until((folder / "last_checkpoint").is_file, process)
-        if moment == "metrics":  # they come every 20 iterations
+        if moment == "metrics":  # the run writes them every 20 iterations
             wait_until((folder / "metrics.json").is_file, process)
             wait_until((folder / "metrics.json").read_text, process)
         before = (folder / "metrics.json").read_text() if moment == "metrics" else ""
@@ -34,7 +34,7 @@ def test_a_full_disk(moment, tmp_path):
         left = (20 << 20) if moment == "checkpoint" else 0
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (left, left))
         status, err = ended(process)
-    # Nor can Python then write the end of the log.
+    # Python cannot write the end of the log either.
     err = re.sub(r"Exception ignored in atexit .*\nOSError: .*\n", "", err)
     assert status == 1 and err.startswith("error: ") and err.count("\n") == 1, err[-3000:]
     assert "File too large" in err

@@ -1,4 +1,4 @@
-"""What a run needs is lost while it runs: a data worker, an image."""
+"""A running training loses a data worker or an image."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .test_bad_input import good
 
 
 def workers(pid: int) -> list[int]:
-    """The data workers of a process: all children that it has."""
+    """Returns the process ids of a process's data workers, which are all of its children."""
     return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
-    """Of a long run with a checkpoint after 2 iterations."""
+    """Returns the arguments of a long run with a checkpoint after 2 iterations."""
     write_coco(tmp_path, 4)
     test = ["--register-coco", "tt_test", *write_coco(tmp_path, 2, "val")]
     args = good(tmp_path, "SOLVER.MAX_ITER", "2000", "SOLVER.CHECKPOINT_PERIOD", "2", "SEED", "3")

@@ -1,6 +1,6 @@
-"""Data sets at the ends of what there is: they train and evaluate with finite losses.
+"""Extreme datasets train and evaluate with finite losses.
 
-In the whole form more of them, and RetinaNet too.
+``make torture`` runs more of the datasets, and RetinaNet too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def many_boxes(content: Content) -> None:
 CHANGES: dict[str, Callable[[Content], object]] = {
     "many classes": many_classes,
     "many boxes": many_boxes,
-    # One in four images, so that half of the batches of 2 have none.
+    # One box in four images, so that half of the batches of 2 have no box.
     "hardly any box": lambda content: content.update(annotations=content["annotations"][:1]),
     "only crowds besides": lambda content: of_all(content["annotations"][1:], iscrowd=1),
     "boxes of one pixel": lambda content: of_all(content["annotations"], bbox=[7, 8, 1, 1]),
