@@ -249,12 +249,15 @@ _EACH_RETINANET = {"retinanet_calibrated": "rambo", "retinanet_quickstart_seeds"
 _LIFT_RETINANET = dict.fromkeys(("retinanet", "retinanet_quickstart"), "rambo")
 _PLACE = dict.fromkeys(("place_chess", "place_chess_seeds", "place_bccd"), "rambo")
 _PLACE_RETINANET = dict.fromkeys(("place_retinanet", "place_retinanet_seeds"), "gap0")
+_REPEAT = ("cross entropy with repeat-factor sampling", {"repeat_factor": "ce_repeat"})
 DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]] = {
     "default": (("cross entropy", {"main": "ce"}), ("RaMBO", _EACH)),
     "pretrained_default": (
         ("cross entropy", {"voc07": "ce", "pretrained": "ce"}),
         ("RaMBO", {"voc07_today": "rambo", "pretrained_today": "rambo"}),
     ),
+    "repeat_sampling": (("cross entropy", {"pretrained": "ce"}), _REPEAT),
+    "repeat_rambo": (_REPEAT, ("RaMBO", {"pretrained_today": "rambo"})),
     "pretrained_retinanet": (
         (
             "focal loss",
