@@ -26,7 +26,7 @@ LAZY = "configs/lazy/retinanet_rambo.py"
 _buffer = io.BytesIO()
 torch.save({"model": {"a": torch.zeros(1)}}, _buffer)
 FOREIGN = _buffer.getvalue()
-
+WEIGHTS = ("MODEL.WEIGHTS", "{folder}/w.pth")
 
 Make = Callable[[Path], list[str]]
 
@@ -104,24 +104,22 @@ def built_on(line: str) -> Make:
 
 #: Config keys -> a part of the error line.
 KEYS = {
-    "SOLVER.MAX_ITER=5 x": "SOLVER.MAX_ITER=5",
-    "MODEL.RAMBO 3": "MODEL.RAMBO",
+    "SOLVER.MAX_ITER=5 x": "did you mean SOLVER.MAX_ITER?",
+    "MODEL.RAMBO 3": "'MODEL.RAMBO' is not a config key: did you mean MODEL.RAMBO.",
     "MODEL.RAMBO.MARGINS 1":
         "but 'MODEL.RAMBO.MARGINS' is not a config key: did you mean MODEL.RAMBO.MARGIN?",
     "solver.max_iter 5": "did you mean SOLVER.MAX_ITER?",
     "SOLVER.MAX_ITER many": "MAX_ITER many: it must have the same type as its default, 40000",
-    "SOLVER.IMS_PER_BATCH 0": "IMS_PER_BATCH",
+    "SOLVER.IMS_PER_BATCH 0": "SOLVER.IMS_PER_BATCH must be >= 1, got 0",
     "SOLVER.CHECKPOINT_PERIOD 0": "SOLVER.CHECKPOINT_PERIOD must be >= 1",
     "SOLVER.AMP.ENABLED True MODEL.DEVICE cpu": "SOLVER.AMP.ENABLED True needs a GPU",
-    "SOLVER.BASE_LR -0.1": "SOLVER.BASE_LR",
     "SOLVER.BASE_LR 0": "SOLVER.BASE_LR must be > 0",
-    "SOLVER.LR_SCHEDULER_NAME Cosine": "LR_SCHEDULER_NAME",
-    "MODEL.META_ARCHITECTURE YOLO": "META_ARCHITECTURE",
-    "MODEL.ROI_HEADS.NAME RamboHeads": "MODEL.ROI_HEADS.NAME",
-    "MODEL.BACKBONE.NAME resnet50": "MODEL.BACKBONE.NAME",
-    "MODEL.RESNETS.DEPTH 20": "MODEL.RESNETS.DEPTH",
-    "MODEL.DEVICE gpu": "MODEL.DEVICE",
-    "MODEL.RAMBO.MARGIN -1": "MODEL.RAMBO.MARGIN must be >= 0",
+    "SOLVER.LR_SCHEDULER_NAME Cosine": "Unknown LR scheduler: Cosine",
+    "MODEL.META_ARCHITECTURE YOLO": "does not exist; available: GeneralizedRCNN, ",
+    "MODEL.ROI_HEADS.NAME RamboHeads": "does not exist; available: CascadeROIHeads, ",
+    "MODEL.BACKBONE.NAME resnet50": "does not exist; available: build_resnet_backbone",
+    "MODEL.RESNETS.DEPTH 20": "must be one of (18, 34, 50, 101, 152)",
+    "MODEL.DEVICE gpu": "MODEL.DEVICE 'gpu': use cpu, cuda or cuda:1",
     "MODEL.RAMBO.SCORE x": "MODEL.RAMBO.SCORE must be one of",
     "RAMBO_TRAIN.PATIENCE 3": "RAMBO_TRAIN.PATIENCE needs periodic evaluation",
     "RAMBO_TRAIN.PATIENCE -1": "RAMBO_TRAIN.PATIENCE must be >= 0, got -1",
@@ -130,20 +128,20 @@ KEYS = {
     "TEST.EVAL_PERIOD 1 RAMBO_TRAIN.BEST_METRIC bbox/AP60": "unknown metric; valid: bbox/",
     "RAMBO_TRAIN.CLS_WEIGHT 0": "RAMBO_TRAIN.CLS_WEIGHT must be > 0",
     "SEED 4294967296": "must be below 2**32, got 4294967296",
-    "MODEL.RAMBO.MARGIN wide": "MODEL.RAMBO.MARGIN",
-    "SOLVER.MAX_ITER -1": "SOLVER.MAX_ITER",
-    "DATASETS.TRAIN ()": "DATASETS.TRAIN",
+    "MODEL.RAMBO.MARGIN wide": "it must have the same type as its default, 0.5",
+    "SOLVER.MAX_ITER -1": "SOLVER.MAX_ITER must be >= 1, got -1",
+    "DATASETS.TRAIN ()": "is empty: name a dataset to train on, ('NAME',)",
     "DATASETS.TRAIN tt_data": "it must be a list: write \"('tt_data',)\"",
     "DATASETS.TRAIN ('tt_data')": "it must be a list: write \"('tt_data',)\"",
     "SOLVER.STEPS (100)": "it must be a list: write \"(100,)\"",
     "MODEL.ROI_HEADS.NUM_CLASSES 3": "NUM_CLASSES is 3, but the data have",
     "DATASETS.TRAIN ('trian',)": "trian is not registered",
-    "DATASETS.TEST ('coco_2017_val',)": "coco_2017_val needs",
+    "DATASETS.TEST ('coco_2017_val',)": "does not exist: set DETECTRON2_DATASETS to the folder",
     "MODEL.WEIGHTS x.pth": "x.pth: no such",
-    "OUTPUT_DIR /proc/none/out": "/proc/none/out",
+    "OUTPUT_DIR /proc/none/out": "OUTPUT_DIR /proc/none/out cannot be created: ",
 }  # fmt: skip
 LAZY_KEYS = {
-    "train.max_iter=many": "train.max_iter",
+    "train.max_iter=many": "must be a number or a boolean, like the current value 90000",
     "train.max_iter 5": "KEY=VALUE, got 'train.max_iter'",
     "train.patience=3 train.eval_period=0": "train.patience needs periodic evaluation",
     "train.patience=-1": "train.patience must be >= 0, got -1",
@@ -158,14 +156,14 @@ LAZY_KEYS = {
 }  # fmt: skip
 CASES: dict[str, tuple[Make, str]] = {
     # The command line itself.
-    "a flag that does not exist": (words("--epochs", "5"), "--epochs"),
-    "a flag without its value": (words("--config"), "--config"),
+    "a flag that does not exist": (words("--epochs", "5"), "unrecognized arguments: --epochs"),
+    "a flag without its value": (words("--config"), "--config: expected one argument"),
     "a name of data that comes last": (
         words("--register-coco", "train.json", "images", "a"), "must be a dataset name",
     ),
-    "a flag with two of three": (words("--register-coco", "a", "b"), "--register-coco"),
-    "a number of GPUs that is none": (words("--num-gpus", "two"), "--num-gpus"),
-    "--resume and --fresh": (keys("--resume", "--fresh"), "--fresh"),
+    "a flag with two of three": (words("--register-coco", "a", "b"), "expected 3 arguments"),
+    "a number of GPUs that is none": (words("--num-gpus", "two"), "invalid int value"),
+    "--resume and --fresh": (keys("--resume", "--fresh"), "exclude each other"),
     "no config": (words(), "--config FILE is missing"),
     "a flag behind the keys": (last("--seeds", "2"), "come before the config keys: --seeds"),
     "a lone flag behind the keys": (last("--resume"), "come before the config keys: --resume"),
@@ -174,13 +172,13 @@ CASES: dict[str, tuple[Make, str]] = {
     "a wrong key without a value": (
         last("SOLVER.MAXITER"), "'SOLVER.MAXITER' is not a config key: did you mean SOLVER.MAX_",
     ),
-    "more GPUs than there are": (words("--config", QUICKSTART, "--num-gpus", "99"), "this machine"),
+    "more GPUs than there are": (words("--config", QUICKSTART, "--num-gpus", "99"), "machine has "),
     "classes of no data": (
         words("--config", QUICKSTART, "--classes", "a,b"), "--classes goes with --register",
     ),
     "a name that is taken": (
         words("--config", QUICKSTART, "--register-coco", "rambo_shapes_train", "no.json", "."),
-        "already",
+        "is already registered: choose another name",
     ),
     "own data that are not trained on": (
         words(
@@ -212,41 +210,49 @@ CASES: dict[str, tuple[Make, str]] = {
     ),
     # Config files.
     "no such config": (words("--config", "configs/none.yaml"), "configs/none.yaml: no such file"),
-    "a folder as config": (words("--config", "configs"), "configs"),
-    "a picture as config": (lambda f: good(f, config=str(f / "train" / "0.png")), "0.png"),
-    "an empty config": (config(""), "own.yaml"),
-    "a config that is a list": (config("- MODEL\n- SOLVER\n"), "own.yaml"),
+    "a folder as config": (words("--config", "configs"), "--config configs: no such file"),
+    "a picture as config": (
+        lambda f: good(f, config=str(f / "train" / "0.png")), "0.png cannot be used as a config: ",
+    ),
+    "an empty config": (config(""), "it is not a yaml mapping such as 'MODEL: ...'"),
+    "a config that is a list": (config("- MODEL\n- SOLVER\n"), "it is not a yaml mapping"),
     "a LazyConfig for a yaml": (
         lambda folder: good(folder, config=LAZY),
         "it is a LazyConfig, for tools/lazyconfig_train_net.py",
     ),
-    "a base that does not exist": (config("_BASE_: none.yaml\n"), "none.yaml"),
-    "a base that is the file itself": (config("_BASE_: own.yaml\n"), "own.yaml"),
-    "an unknown key in a file": (config("VERSION: 2\nSOLVER:\n  EPOCHS: 5\n"), "EPOCHS"),
-    "text for a number in a file": (config("VERSION: 2\nSOLVER:\n  MAX_ITER: no\n"), "MAX_ITER"),
-    "a tab in a yaml": (config("SOLVER:\n\tMAX_ITER: 5\n"), "own.yaml"),
-    # Files and folders.
-    "weights that are text": (file("w.pth", b"text", "MODEL.WEIGHTS", "{folder}/w.pth"), "w.pth"),
-    "weights that are empty": (file("w.pth", b"", "MODEL.WEIGHTS", "{folder}/w.pth"), "w.pth"),
-    "weights of nothing in the model": (
-        file("w.pth", FOREIGN, "MODEL.WEIGHTS", "{folder}/w.pth"), "no weight in this checkpoint",
+    "a base that does not exist": (config("_BASE_: none.yaml\n"), "No such file or directory: "),
+    "a base that is the file itself": (config("_BASE_: own.yaml\n"), "circular _BASE_"),
+    "an unknown key in a file": (
+        config("VERSION: 2\nSOLVER:\n  EPOCHS: 5\n"), "unknown config key SOLVER.EPOCHS: did",
     ),
-    "weights that are a folder": (keys("MODEL.WEIGHTS", "{folder}/train"), "MODEL.WEIGHTS"),
-    "an output that is a file": (keys("OUTPUT_DIR", "{folder}/train.json"), "train.json"),
-    "an output below a file": (keys("OUTPUT_DIR", "{folder}/train.json/out"), "train.json/out"),
-    "an output without a name": (keys("OUTPUT_DIR", ""), "OUTPUT_DIR"),
+    "text for a number in a file": (
+        config("VERSION: 2\nSOLVER:\n  MAX_ITER: no\n"), "(40000 vs. False) for config key",
+    ),
+    "a tab in a yaml": (config("SOLVER:\n\tMAX_ITER: 5\n"), "cannot start any token"),
+    # Files and folders.
+    "weights that are text": (file("w.pth", b"text", *WEIGHTS), "cannot be read as a checkpoint"),
+    "weights that are empty": (file("w.pth", b"", *WEIGHTS), "cannot be read as a checkpoint"),
+    "weights of nothing in the model": (
+        file("w.pth", FOREIGN, *WEIGHTS), "no weight in this checkpoint matches the model",
+    ),
+    "weights that are a folder": (keys("MODEL.WEIGHTS", "{folder}/train"), "/train: no such file"),
+    "an output that is a file": (keys("OUTPUT_DIR", "{folder}/train.json"), "is not a folder"),
+    "an output below a file": (keys("OUTPUT_DIR", "{folder}/train.json/out"), "cannot be created"),
+    "an output without a name": (keys("OUTPUT_DIR", ""), "is empty: set an output folder"),
     # Data.
-    "a folder as annotations": (file("train.json", None), "train.json"),
-    "an image that is a folder": (file("train/1.png", None), "1.png"),
-    "an image that is text": (file("train/1.png", b"version https://git-lfs"), "1.png"),
-    "no folder of images": (lambda f: (f / "train").rename(f / "other") and good(f), "0.png"),
+    "a folder as annotations": (file("train.json", None), "name the json file and the image fol"),
+    "an image that is a folder": (file("train/1.png", None), "train/1.png is missing"),
+    "an image that is text": (file("train/1.png", b"version 1"), "1.png is not an image"),
+    "no folder of images": (lambda f: (f / "train").rename(f / "other") and good(f), "is missing"),
 }  # fmt: skip
 LAZY_CASES: dict[str, tuple[Make, str]] = {
-    "a yaml for a LazyConfig": (lambda folder: lazily(folder, config=QUICKSTART), QUICKSTART),
-    "a LazyConfig that is no Python": (config("model = (", lazily), "own.py"),
-    "a LazyConfig of a missing module": (config("import no_module\n", lazily), "no_module"),
-    "a LazyConfig without a model": (config("max_iter = 5\n", lazily), "own.py"),
-    "a LazyConfig with an error": (config("model = 1 / 0\n", lazily), "own.py"),
+    "a yaml for a LazyConfig": (
+        lambda folder: lazily(folder, config=QUICKSTART), "is not a LazyConfig of a training",
+    ),
+    "a LazyConfig that is no Python": (config("model = (", lazily), "own.py: SyntaxError: "),
+    "a LazyConfig of a missing module": (config("import no_module\n", lazily), "No module named"),
+    "a LazyConfig without a model": (config("max_iter = 5\n", lazily), "it has no 'model'"),
+    "a LazyConfig with an error": (config("model = 1 / 0\n", lazily), "line 1: ZeroDivisionError"),
     "its patience as text": (
         built_on("train.patience = 'many'"), "train.patience must be an integer, got 'many'",
     ),
