@@ -4,7 +4,10 @@ import resource
 from contextlib import contextmanager
 from itertools import pairwise, product
 
+import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from rambo_det.errors import InputError
 
 from .models import write_coco
 
@@ -30,13 +33,12 @@ def refused(capsys, main, *words):
     return error
 
 
-def registered(folder):
-    """Returns the flags that register the data of the fixture ``finished_run``."""
-    return [
-        word
-        for split in ("train", "val")
-        for word in ("--register-coco", f"own_{split}", folder / f"{split}.json", folder / split)
-    ]
+def registered(folder, name="own"):
+    """Returns the flags and config keys for the data of a folder, such as ``finished_run``'s."""
+    train, val = f"{name}_train", f"{name}_val"
+    flags = ["--register-coco", train, f"{folder}/train.json", f"{folder}/train"]
+    flags += ["--register-coco", val, f"{folder}/val.json", f"{folder}/val"]
+    return flags, ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)"]
 
 
 def own_data(folder, name, num=4, num_val=4):
@@ -47,10 +49,18 @@ def own_data(folder, name, num=4, num_val=4):
         name: prefix of the dataset names.
         num, num_val: number of training images and of validation images.
     """
-    train, val = f"{name}_train", f"{name}_val"
-    flags = ["--register-coco", train, *write_coco(folder, num, "train")]
-    flags += ["--register-coco", val, *write_coco(folder, num_val, "val")]
-    return flags, ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)"]
+    write_coco(folder, num, "train")
+    write_coco(folder, num_val, "val")
+    return registered(folder, name)
+
+
+@contextmanager
+def refusal(message):
+    """Checks that the block raises an InputError of one line, and registers no dataset "own"."""
+    with pytest.raises(InputError, match=message) as error:
+        yield
+    assert "\n" not in str(error.value)
+    assert "own" not in DatasetCatalog.list()
 
 
 @contextmanager

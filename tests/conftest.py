@@ -17,10 +17,9 @@ if not torch.cuda.is_available():
 
 HERE = Path(__file__).parent
 # The tests of the loss itself also run without Detectron2.
-_IMPORTS = (
-    r"^(from|import) (detectron2|rambo_det\.compare|\.+(models|architectures|command_line))\b"
+_NEEDS = re.compile(
+    r"(?m)^(from|import) (detectron2|rambo_det\.compare|\.+(models|architectures|command_line))\b"
 )
-_NEEDS = re.compile(_IMPORTS, re.M)
 collect_ignore = [
     str(file.relative_to(HERE))
     for file in sorted(HERE.rglob("test_*.py"))
@@ -81,13 +80,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     from .command_line import own_data
     from .forked import python
-    from .models import THIN
+    from .models import QUICKSTART, THIN
 
     folder = tmp_path_factory.mktemp("finished")
     data, keys = own_data(folder, "own", 4, 3)
     done = python(
-        "tools/train_net.py", "--config", "configs/quickstart/faster_rcnn_rambo.yaml",
-        *data, *keys, *THIN, "SOLVER.MAX_ITER", 3, "SEED", 3, "OUTPUT_DIR", folder / "out",
+        "tools/train_net.py", "--config", QUICKSTART, *data, *keys, *THIN,
+        "SOLVER.MAX_ITER", 3, "SEED", 3, "OUTPUT_DIR", folder / "out",
         RAMBO_DET_CACHE=str(folder / "cache"), OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

@@ -118,12 +118,6 @@ def run_together(commands, outputs, environments):
     return [file.read_text() for file in outputs]
 
 
-def run_logged(environments, outputs, arguments):
-    """Runs ``tests/logged_run.py ARGUMENTS…`` in each environment, and checks that all succeed."""
-    commands = [["tests/logged_run.py", *arguments]] * len(outputs)
-    return run_together(commands, outputs, environments)
-
-
 def _check(rank, world, port, folder, check, args):
     try:
         torch.set_num_threads(1)

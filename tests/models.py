@@ -14,6 +14,7 @@ import rambo_det
 from rambo_det.data.drawing import CLASSES, SPEC, draw_image
 
 CONFIGS = Path(rambo_det.__file__).resolve().parents[1] / "configs"
+QUICKSTART = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
 SIZE = SPEC["image_px"]
 #: Reduces a quickstart config to a model of a few thousand parameters, for fast iterations.
 THIN = [
@@ -30,7 +31,7 @@ VARIED = [
 ]  # fmt: skip
 
 
-def small_cfg(name: str = "quickstart/faster_rcnn_rambo.yaml", *opts: object) -> CfgNode:
+def small_cfg(name: str = QUICKSTART, *opts: object) -> CfgNode:
     """Returns a quickstart config with a score memory, for 3 iterations of 2 images on the CPU."""
     cfg = get_cfg()
     rambo_det.add_rambo_config(cfg)
@@ -60,9 +61,8 @@ def write_coco(folder: Path, num: int = 4, split: str = "train") -> tuple[str, s
         annotation["id"] = index + 1
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     file = folder / f"{split}.json"
-    file.write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    file.write_text(json.dumps(content))
     return str(file), str(folder / split)
 
 
@@ -94,6 +94,17 @@ def write_voc(root, split, images, size=(60, 50), extra=""):
         text = f"<annotation>{dimensions}{items}</annotation>"
         (root / "Annotations" / f"{stem}.xml").write_text(text)
     return root
+
+
+def write_image(file, size=(40, 40), **options):
+    """Writes a black image of ``size``, and makes its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(file, **options)
+
+
+def weights_of(file):
+    """Returns the state dict of the model in a checkpoint."""
+    return torch.load(file, weights_only=True)["model"]
 
 
 def training_inputs(num: int = 2, empty: bool = False, outlines: bool = False) -> list[dict]:

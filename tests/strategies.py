@@ -30,6 +30,11 @@ def batch(n=200, c=4, p=20, seed=0, std=1.0):
     return torch.randn(n, c, generator=g) * std, gt
 
 
+def same(a, b):
+    """Returns whether two dicts of tensors are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def grad_of(loss, scores, *args, weight=1.0):
     leaf = scores.clone().requires_grad_()
     (loss(leaf, *args) * weight).backward()

@@ -63,11 +63,9 @@ def test_recall_loss_equals_the_oracle(batch, margin, step, weighting):
     leaf = scores.clone().requires_grad_()
     loss = recall_loss(leaf, gt, weighting=weighting, margin=margin, **step)
     loss.backward()
-    objective = getattr(
-        oracle, {"log": "recall_objective", "loglog": "recall_loglog_objective"}[weighting]
-    )
+    objectives = {"log": oracle.recall_objective, "loglog": oracle.recall_loglog_objective}
     want, grad = oracle.list_loss(
-        scores.double().numpy(), gt.numpy(), margin=margin, objective=objective, **step
+        scores.double().numpy(), gt.numpy(), margin=margin, objective=objectives[weighting], **step
     )
     assert loss.item() == pytest.approx(want, rel=1e-6, abs=1e-7)
     # The two log() may differ in the last digit, and so may the end of the step.
@@ -100,9 +98,7 @@ def check_loss(loss, batch, remembered=(), transposed=False, **rule):
     st.lists(batches(25), min_size=1, max_size=6), st.integers(0, 4), margins, steps,
     st.sampled_from([0.0, 0.3, 1.0]), st.booleans(),
 )  # fmt: skip
-def test_the_loss_with_its_memory_equals_the_oracle(
-    batches, length, margin, step, beta, transposed
-):
+def test_the_loss_and_its_memory_equal_the_oracle(batches, length, margin, step, beta, transposed):
     """For L_APC the loss also ranks the batch among the scores of the last τ batches."""
     c = batches[0][0].shape[1]
     batches = [(s, g) for s, g in batches if s.shape[1] == c]

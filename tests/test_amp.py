@@ -45,10 +45,9 @@ def test_the_gradient_is_linear_in_what_arrives(dtype, rule, scale):
     assert torch.equal(value, same) and grad.any()
     # Scaling is exact for normal numbers of the dtype: float16 has them from 2^-14 to 65504.
     want = grad.double() * scale
-    normal = (want == 0) | (
-        (want.abs() <= torch.finfo(dtype).max) & (want.abs() >= torch.finfo(dtype).tiny)
-    )
-    normal &= (grad == 0) | (grad.abs() >= torch.finfo(dtype).tiny)
+    info = torch.finfo(dtype)
+    normal = (want == 0) | ((want.abs() <= info.max) & (want.abs() >= info.tiny))
+    normal &= (grad == 0) | (grad.abs() >= info.tiny)
     assert torch.equal(scaled.double()[normal], want[normal])
     assert normal.double().mean() > (0.02 if dtype == torch.float16 else 0.999)
 

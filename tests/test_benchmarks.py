@@ -6,18 +6,14 @@ from baseline_losses import argsort_rambo, bucketed_ap, error_driven_ap
 
 from rambo_det.losses import class_ap_loss
 
-from .strategies import grad_of
+from .strategies import batch, grad_of
 
 
 def drawn(seed, n, c, positives):
     """Returns float64 scores without ties and a 0/1 mask with at most one positive per row."""
-    g = torch.Generator().manual_seed(seed)
-    scores = torch.randn(n, c, generator=g, dtype=torch.float64) * 3
-    positive = torch.zeros(n, c, dtype=torch.float64)
-    rows = torch.randperm(n, generator=g)[:positives]
-    positive[rows, torch.randint(c, (positives,), generator=g)] = 1
-    scores[positive > 0] += 2
-    return scores, positive
+    scores, gt = batch(n, c, positives, seed, std=3.0)
+    positive = torch.nn.functional.one_hot(gt, c + 1)[:, :-1].double()
+    return scores.double() + 2 * positive, positive
 
 
 @pytest.mark.parametrize("n, c, positives", [(300, 4, 40), (50, 1, 1), (60, 1, 59), (20, 3, 0)])

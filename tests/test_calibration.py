@@ -34,7 +34,8 @@ from rambo_det.modeling.classifier import Classifier, Rescaling
 from .architectures import config
 from .command_line import call, refused, registered
 from .forked import in_processes, run_together
-from .models import CONFIGS, THIN, small_cfg, training_inputs, write_coco
+from .models import CONFIGS, THIN, small_cfg, training_inputs, weights_of, write_coco
+from .strategies import same
 
 NUM_CLASSES = 4
 RESCALING = Rescaling(
@@ -122,9 +123,8 @@ def test_a_class_of_few_detections_takes_over_what_fits_all():
     classes[0] = NUM_CLASSES - 1  # the only detection of this class, a wrong one
     right = torch.rand(5000, generator=generator) < (outputs[:, 0] + 1).sigmoid()
     right[0] = False
-    found = fit_rescaling(
-        classifier, LabelledDetections(outputs, classes, right, torch.ones(4).long())
-    )
+    labelled = LabelledDetections(outputs, classes, right, torch.ones(4).long())
+    found = fit_rescaling(classifier, labelled)
     torch.testing.assert_close(found.shift, torch.ones(4).double(), rtol=0, atol=0.3)
 
 
@@ -210,12 +210,16 @@ def test_nothing_to_fit_to_is_said(tmp_path, image):
 # The commands, on a trained model of a few thousand parameters.
 
 
+def arguments(finished_run):
+    """Returns the config and the data of the finished run, for the command line."""
+    return ["--config", finished_run / "out" / "config.yaml", *registered(finished_run)[0]]
+
+
 @pytest.fixture(scope="module")
 def calibrated_run(finished_run, tmp_path_factory):
     """Returns the folder of finished_run's training, repeated and calibrated at its end."""
     out = tmp_path_factory.mktemp("calibrated") / "out"
-    config, data = finished_run / "out" / "config.yaml", registered(finished_run)
-    command = ["tools/train_net.py", "--config", config, *data]
+    command = ["tools/train_net.py", *arguments(finished_run)]
     command += ["RAMBO_TRAIN.CALIBRATE", "train", "OUTPUT_DIR", out]
     cache = {"RAMBO_DET_CACHE": str(out.parent / "cache")}
     run_together([command], [out.parent / "printed.txt"], [cache])
@@ -226,10 +230,6 @@ def calibrated_run(finished_run, tmp_path_factory):
 def folder(calibrated_run, tmp_path):
     shutil.copytree(calibrated_run, tmp_path / "out")
     return tmp_path / "out"
-
-
-def weights_of(file):
-    return torch.load(file, map_location="cpu")["model"]
 
 
 def test_a_training_ends_with_scores_that_are_probabilities(folder):
@@ -249,15 +249,13 @@ def test_a_calibrated_run_goes_on_from_the_raw_weights(folder, finished_run, cat
     """At the end of the resumed run, its new weights are calibrated."""
     raw = torch.load(folder / "model_raw.pth", map_location="cpu")
     assert raw["iteration"] == 2 and "trainer" in raw
-    config, data = finished_run / "out" / "config.yaml", registered(finished_run)
-    command = ["--config", config, *data, "--resume", "OUTPUT_DIR", folder]
+    command = [*arguments(finished_run), "--resume", "OUTPUT_DIR", folder]
     # A run that has already ended is calibrated again from the same weights.
     final = weights_of(folder / "model_final.pth")
     assert call(train, *command, "RAMBO_TRAIN.CALIBRATE", "train") == 0
-    for name, value in torch.load(folder / "model_raw.pth", map_location="cpu")["model"].items():
-        assert torch.equal(value, raw["model"][name])
+    assert same(weights_of(folder / "model_raw.pth"), raw["model"])
     assert "trainer" in torch.load(folder / "model_raw.pth", map_location="cpu")
-    assert all(torch.equal(v, final[k]) for k, v in weights_of(folder / "model_final.pth").items())
+    assert same(weights_of(folder / "model_final.pth"), final)
     again = [*command, "SOLVER.MAX_ITER", 4, "RAMBO_TRAIN.CALIBRATE", "train"]
     assert call(train, *again) == 0
     assert "Calibrated on own_train" in capsys.readouterr().out
@@ -282,8 +280,7 @@ def test_any_object_of_a_users_hook_may_be_in_a_checkpoint(folder, finished_run,
 
 
 def test_evaluation_shows_raw_and_calibrated(folder, finished_run, catalogs, capsys):
-    config, data = finished_run / "out" / "config.yaml", registered(finished_run)
-    command = ["--config", config, *data, "--eval-only", "OUTPUT_DIR", folder]
+    command = [*arguments(finished_run), "--eval-only", "OUTPUT_DIR", folder]
     found = [folder / x / "inference/coco_instances_results.json" for x in ("", "calibrated")]
     before = [file.read_text() for file in found]
     assert call(train, *command) == 0
@@ -295,13 +292,10 @@ def test_evaluation_shows_raw_and_calibrated(folder, finished_run, catalogs, cap
 
 def test_a_config_and_weights_with_data_of_the_command_line(folder, finished_run, catalogs, capsys):
     weights = folder / "model_final.pth"
-    model = ["--config", finished_run / "out" / "config.yaml", "--weights", weights]
-    output = ["--output", folder / "other.pth", "--overwrite"]
-    assert call(main, *model, *registered(finished_run), *output) == 0
-    assert (
-        "on own_train (used for the fit)" in capsys.readouterr().out
-        and (folder / "other.pth").is_file()
-    )
+    words = ["--weights", weights, "--output", folder / "other.pth", "--overwrite"]
+    assert call(main, *arguments(finished_run), *words) == 0
+    assert "on own_train (used for the fit)" in capsys.readouterr().out
+    assert (folder / "other.pth").is_file()
 
 
 def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalogs, capsys):
@@ -311,12 +305,8 @@ def test_the_command_writes_a_stock_checkpoint_beside_the_weights(folder, catalo
     assert "calibration error" in out and "SCORE_THRESH_TEST" in out and "| AP-circle" in out
     assert "| AP of 300 detections an image" in out
     calibrated = folder / "model_calibrated.pth"
-    cfg = small_cfg("quickstart/faster_rcnn_ce.yaml", *THIN)
-    stock = build_model(cfg)
-    state = weights_of(calibrated)
-    assert stock.load_state_dict(state) and {k: v.shape for k, v in state.items()} == {
-        k: v.shape for k, v in stock.state_dict().items()
-    }
+    stock = build_model(small_cfg("quickstart/faster_rcnn_ce.yaml", *THIN))
+    stock.load_state_dict(weights_of(calibrated))  # strict: the keys and shapes are the same
     # The command overwrites no file, and other weights have no thresholds.
     before = calibrated.read_bytes()
     assert "already exists: use --overwrite" in refused(capsys, main, *command)
@@ -372,11 +362,8 @@ def test_mistakes_are_one_line(damage, command, message, folder, finished_run, c
     assert {file.name: file.read_bytes() for file in folder.glob("*.pth")} == before
 
 
-def test_the_data_set_of_a_calibration_is_checked_before_the_training(
-    finished_run, tmp_path, catalogs, capsys
-):
-    config, data = finished_run / "out" / "config.yaml", registered(finished_run)
-    command = ["--config", config, *data, "DATASETS.TEST", "()"]
+def test_the_data_of_a_calibration_are_checked_first(finished_run, tmp_path, catalogs, capsys):
+    command = [*arguments(finished_run), "DATASETS.TEST", "()"]
     command += ["SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path / "o", "RAMBO_TRAIN.CALIBRATE"]
     error = refused(capsys, train, *command, "nobodys")
     assert "RAMBO_TRAIN.CALIBRATE: dataset nobodys" in error

@@ -13,6 +13,7 @@ from rambo_det.engine.setup import merged_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
+from .command_line import refusal
 from .models import write_coco, write_voc
 
 QUICK = "configs/quickstart/"
@@ -187,9 +188,7 @@ def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys
     words = ["--config", QUICK + "real_data_ce.yaml", "--out", file]  # a file, not a folder
     assert main([*words, "--data", f"o=coco:{file}:{images}:{file}:{images}"]) == 2
     warning, error = capsys.readouterr().err.splitlines()[-2:]
-    assert warning.startswith(
-        "warning: o: 6 images are in both the training set and the test set: "
-    )
+    assert warning.startswith("warning: o: 6 images are in both the training set and the test set")
     assert error == f"error: --out {file} is not a folder"
     assert main([*words[:-1], f"{file}/out"]) == 2
     assert capsys.readouterr().err.startswith(f"error: --out {file}/out cannot be created: ")
@@ -225,6 +224,5 @@ def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys
     ],
 )  # fmt: skip
 def test_mistakes_are_named(words, message, catalogs):
-    with pytest.raises(InputError, match=message) as caught:
+    with refusal(message):
         plan("faster_rcnn_ce.yaml", *words)
-    assert "\n" not in str(caught.value)

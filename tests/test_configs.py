@@ -12,9 +12,8 @@ from rambo_det.errors import InputError
 from rambo_det.modeling import RamboCriterion
 
 from .command_line import refused
-from .models import CONFIGS, small_cfg
+from .models import CONFIGS, QUICKSTART, small_cfg
 
-RCNN = "configs/quickstart/faster_rcnn_rambo.yaml"
 META = "MODEL.META_ARCHITECTURE"
 
 TWINS = {
@@ -64,7 +63,7 @@ def test_the_papers_constants_begin_with_cross_entropy():
 @pytest.mark.parametrize(
     "config, keys, message",
     [
-        *((RCNN, [META, name], "MODEL.ROI_HEADS.NAME is RamboROIHeads, but "
+        *((QUICKSTART, [META, name], "MODEL.ROI_HEADS.NAME is RamboROIHeads, but "
            f"{META} {name} has no ROI heads: set {META} to GeneralizedRCNN or RamboRetinaNet")
           for name in ("RetinaNet", "ProposalNetwork", "SemanticSegmentor")),
         ("configs/quickstart/retinanet_rambo.yaml",
@@ -82,11 +81,9 @@ def test_class_agnostic_heads(name):
                               True))  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", ["faster_rcnn_rambo", "faster_rcnn_c4_rambo", "cascade_rcnn_rambo"]
-)
+@pytest.mark.parametrize("name", ["faster_rcnn", "faster_rcnn_c4", "cascade_rcnn"])
 def test_federated_loss(name):
-    cfg = small_cfg(f"quickstart/{name}.yaml")
+    cfg = small_cfg(f"quickstart/{name}_rambo.yaml")
     if "USE_FED_LOSS" not in cfg.MODEL.ROI_BOX_HEAD:
         pytest.skip("this Detectron2 has no federated loss")
     cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True

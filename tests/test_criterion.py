@@ -16,7 +16,7 @@ from rambo_det.errors import InputError
 from rambo_det.modeling.scores import log_odds
 
 from .architectures import ARCHITECTURES, build, training_losses
-from .models import CONFIGS, small_cfg, training_inputs
+from .models import CONFIGS, QUICKSTART, small_cfg, training_inputs
 
 # Config keys, and the arguments of RamboLoss that they set.
 KEYS = {
@@ -64,8 +64,7 @@ def test_arguments_of_a_lazy_config(file):
 
 
 def of_config(*opts, num_classes=4):
-    cfg = small_cfg("quickstart/faster_rcnn_rambo.yaml", *opts)
-    return RamboCriterion.from_cfg(cfg, num_classes)
+    return RamboCriterion.from_cfg(small_cfg(QUICKSTART, *opts), num_classes)
 
 
 def test_a_criterion_has_the_defaults_of_the_config():
@@ -164,17 +163,14 @@ def test_outside_of_a_training_the_warm_up_is_over():
 def test_what_is_trained_and_what_boxes_are_scored_by_must_agree():
     box = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
     arguments = {"input_shape": ShapeSpec(channels=8), "num_classes": 3, "box2box_transform": box}
+    mixed = {"score": "logits", "rambo_loss": RamboCriterion(3, ce_warmup=10), **arguments}
     with pytest.raises(InputError, match="SCORE logits .* set .*USE_SIGMOID_CE to True"):
-        RamboFastRCNNOutputLayers(
-            score="logits", rambo_loss=RamboCriterion(3, ce_warmup=10), **arguments
-        )
+        RamboFastRCNNOutputLayers(**mixed)
     if "use_sigmoid_ce" not in signature(FastRCNNOutputLayers.__init__).parameters:
         return  # the v0.6 release
     with pytest.raises(InputError, match="USE_SIGMOID_CE .*SCORE log_odds .* to logits"):
         RamboFastRCNNOutputLayers(use_sigmoid_ce=True, **arguments)
-    RamboFastRCNNOutputLayers(
-        score="logits", use_sigmoid_ce=True, rambo_loss=RamboCriterion(3, ce_warmup=10), **arguments
-    )
+    RamboFastRCNNOutputLayers(use_sigmoid_ce=True, **mixed)
 
 
 def test_score_logits_predicts_by_sigmoid():

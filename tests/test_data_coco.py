@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from rambo_det.data.files import check_image
 from rambo_det.engine.setup import build_config
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
+
+from .command_line import disk_full, refusal
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -205,9 +206,7 @@ def test_area_crowd_and_masks_are_kept(own):
         ({"segmentation": {"size": [30, 40], "counts": "T3b1jP1"}}, 50, False),
     ],
 )
-def test_an_area_that_cannot_be_is_that_of_the_mask_or_the_box(
-    own, fields, area, is_said, warnings
-):
+def test_an_impossible_area_is_that_of_the_mask_or_the_box(own, fields, area, is_said, warnings):
     own.register(first(**fields))
     assert [item["area"] for item in stored()] == [area, 400, 1200]
     assert any("1 'area' value(s) are 0 or do not fit" in line for line in warnings()) == is_said
@@ -350,13 +349,8 @@ def test_the_stored_annotations_can_be_read_by_others_and_a_full_disk_leaves_not
     assert file.stat().st_mode & 0o777 == 0o666 & ~mask  # a cache may be shared
     DatasetCatalog.remove("own")
     file.unlink()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            own.register()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with disk_full(), pytest.raises(OSError, match="File too large"):
+        own.register()
     assert list(file.parent.iterdir()) == []
 
 
@@ -379,9 +373,7 @@ def test_a_class_that_training_lacks_is_refused_and_nothing_registered(own):
     train = ("own_train", *own.write(lambda made: made.update(annotations=made["annotations"][:1])))
     with pytest.raises(InputError, match="train: 'own' is not one of the datasets: own_"):
         register_datasets([train, test], train=["own"])
-    with pytest.raises(
-        InputError, match=r"test\.json: class 'cat' is not one of the training.*dog"
-    ):
+    with pytest.raises(InputError, match=r"test\.json: class 'cat' is not one of the train.*dog"):
         register_datasets([train, test], train=["own_train"])
     assert not {"own_train", "own_test"} & set(DatasetCatalog.list())
     assert register_datasets([train, test]) == ["dog", "cat"]
@@ -397,9 +389,8 @@ def test_a_class_that_training_lacks_is_refused_and_nothing_registered(own):
     ],
 )
 def test_given_classes_that_do_not_fit(own, classes, message):
-    with pytest.raises(InputError, match=message):
+    with refusal(message):
         own.register(classes=classes)
-    assert "own" not in DatasetCatalog.list()
 
 
 def test_a_given_class_without_boxes_is_warned_of(own, warnings):
@@ -445,16 +436,10 @@ REFUSED = [
 ]  # fmt: skip
 
 
-def refused(own, message, change=lambda made: None):
-    with pytest.raises(InputError, match=message) as error:
-        own.register(change)
-    assert "\n" not in str(error.value)
-    assert "own" not in DatasetCatalog.list()
-
-
 @pytest.mark.parametrize(("change", "message"), REFUSED)
 def test_what_cannot_be_is_refused_in_one_line(own, change, message):
-    refused(own, message, change)
+    with refusal(message):
+        own.register(change)
 
 
 def test_a_json_with_a_byte_order_mark_is_read_and_a_missing_one_named(own):
@@ -479,7 +464,8 @@ def test_a_json_with_a_byte_order_mark_is_read_and_a_missing_one_named(own):
 def test_an_image_that_is_not_whole_is_named(own, name, keep, put, message):
     data = (own.images / name).read_bytes()
     (own.images / name).write_bytes(data[: int(keep * len(data))] + put)
-    refused(own, message)
+    with refusal(message):
+        own.register()
 
 
 DEEP = {
@@ -501,9 +487,7 @@ def test_images_of_more_than_8_bits_are_refused(kind, tmp_path):
 def test_an_image_over_pillows_limit_is_not_called_broken(tmp_path, monkeypatch):
     Image.new("L", (100, 100)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
-    with pytest.raises(
-        InputError, match=r"a.png is too large \(Image size .* exceeds limit.*scale it down"
-    ):
+    with pytest.raises(InputError, match=r"a.png is too large \(Image size .* scale it down"):
         check_image(tmp_path / "a.png", "list")
 
 

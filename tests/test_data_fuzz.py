@@ -47,7 +47,15 @@ def images(tmp_path_factory):
     return folder
 
 
-def register(caplog, **data):
+@pytest.fixture
+def accepted():
+    """Returns a list, to which a test adds the examples that are read; checks that some are."""
+    examples = []
+    yield examples
+    assert len(examples) >= 10, "the reader refuses nearly everything"
+
+
+def register(caplog, accepted, **data):
     """Returns (image, box, class, crowd) of each object, and the images; None if refused."""
     caplog.clear()
     for catalog in (DatasetCatalog, MetadataCatalog):
@@ -58,6 +66,7 @@ def register(caplog, **data):
         assert str(error) and str(error).isprintable(), repr(str(error))
         assert "fuzz" not in DatasetCatalog.list()
         return None
+    accepted.append(data)
     records = DatasetCatalog.get("fuzz")
     return sorted(
         (Path(r["file_name"]).name, tuple(a["bbox"]), classes[a["category_id"]], a["iscrowd"])
@@ -131,11 +140,11 @@ def changed_json(draw):
 
 @FUZZ
 @given(content=changed_json(), coding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
-def test_coco(content, coding, images, caplog, catalogs):
+def test_coco(content, coding, images, accepted, caplog, catalogs):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "set.json"
         file.write_bytes(json.dumps(content).encode(coding))
-        result = register(caplog, coco=[("fuzz", file, images)])
+        result = register(caplog, accepted, coco=[("fuzz", file, images)])
         if result is None:
             return
         for number, annotation in enumerate(content["annotations"]):
@@ -169,7 +178,7 @@ WORDS = st.sampled_from(
 
 @FUZZ
 @given(data=st.data())
-def test_yolo(data, images, caplog, catalogs):
+def test_yolo(data, images, accepted, caplog, catalogs):
     lines = [["0", "0.5", "0.5", "0.25", "0.5"], ["1", "0.25", "0.25", "0.1", "0.2"],
              ["1", "0.1", "0.1", "0.5", "0.1", "0.5", "0.5"]]  # fmt: skip
     for _ in range(data.draw(st.integers(1, 3))):
@@ -196,7 +205,7 @@ def test_yolo(data, images, caplog, catalogs):
         end = data.draw(st.sampled_from(["\n", "\r\n", " \n\n"]))
         text = end.join(" ".join(line) for line in lines)
         (root / "labels" / "a.txt").write_text(text, newline="")
-        result = register(caplog, yolo=[("fuzz", root / "data.yaml", "train")])
+        result = register(caplog, accepted, yolo=[("fuzz", root / "data.yaml", "train")])
     if result is None:
         return
     width, height = SIZES["a.png"]
@@ -232,7 +241,7 @@ TEXTS = st.sampled_from(
 
 @FUZZ
 @given(data=st.data())
-def test_voc(data, images, caplog, catalogs):
+def test_voc(data, images, accepted, caplog, catalogs):
     tree = ET.fromstring(VOC)
     for _ in range(data.draw(st.integers(1, 3))):
         parents = [(parent, child) for parent in tree.iter() for child in parent]
@@ -255,7 +264,7 @@ def test_voc(data, images, caplog, catalogs):
             (root / part).mkdir(parents=True)
         (root / "Annotations" / "a.xml").write_bytes(ET.tostring(tree))
         (root / "ImageSets" / "Main" / "train.txt").write_text("a\n")
-        result = register(caplog, voc=[("fuzz", root, "train")])
+        result = register(caplog, accepted, voc=[("fuzz", root, "train")])
     if result is None:
         return
     found, names = result
@@ -276,7 +285,7 @@ def test_voc(data, images, caplog, catalogs):
 
 @FUZZ
 @given(data=st.data())
-def test_images(data, tmp_path):
+def test_images(data, accepted, tmp_path):
     kind = data.draw(st.sampled_from(["PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF"]))
     mode = data.draw(st.sampled_from(["RGB", "L", "P", "1", "RGBA", "I;16", "F", "CMYK"]))
     size = data.draw(st.sampled_from([(1, 1), (40, 30), (7, 90)]))
@@ -298,6 +307,7 @@ def test_images(data, tmp_path):
     except InputError as error:
         assert str(error).isprintable()
         return
+    accepted.append(kind)
     assert read_image(str(file), "RGB").shape[1::-1] == found  # as Detectron2 reads it
     with Image.open(file) as image:
         assert ImageOps.exif_transpose(image).size == found

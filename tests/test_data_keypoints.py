@@ -16,7 +16,7 @@ from rambo_det.engine.setup import build_config
 from rambo_det.errors import InputError
 
 from .architectures import ARCHITECTURES
-from .models import write_coco
+from .models import QUICKSTART, write_coco
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -45,8 +45,7 @@ def read(file):
 
 def config(file, images, *opts, name="points"):
     return build_config(parse_args([
-        "--config", "configs/quickstart/faster_rcnn_rambo.yaml",
-        "--register-coco", name, str(file), str(images),
+        "--config", QUICKSTART, "--register-coco", name, str(file), str(images),
         "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)",
         "MODEL.KEYPOINT_ON", "True", *opts,
     ]))  # fmt: skip
@@ -161,9 +160,8 @@ def test_what_a_model_with_points_needs(tmp_path):
 def test_every_loss_of_a_comparison_has_the_number_of_points(tmp_path):
     file, images = with_points(tmp_path)
     found = plan_of(parse_compare([
-        "--config", "configs/quickstart/faster_rcnn_rambo.yaml", "--losses", "ce,rambo",
-        "--data", f"own=coco:{file}:{images}:{file}:{images}", "--seeds", "1",
-        "MODEL.KEYPOINT_ON", "True", *SIGMAS,
+        "--config", QUICKSTART, "--losses", "ce,rambo", "--seeds", "1",
+        "--data", f"own=coco:{file}:{images}:{file}:{images}", "MODEL.KEYPOINT_ON", "True", *SIGMAS,
     ]))  # fmt: skip
     numbers = [run.settings["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] for run in found.runs]
     assert numbers == [4, 4]
@@ -173,8 +171,7 @@ def test_a_model_with_another_number_of_points_is_trained_and_evaluated(tmp_path
     file, images = with_points(tmp_path)
     small = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "MODEL.DEVICE", "cpu"]
     status = main([
-        "--config", "configs/quickstart/faster_rcnn_rambo.yaml",
-        "--register-coco", "points", file, images,
+        "--config", QUICKSTART, "--register-coco", "points", file, images,
         "DATASETS.TRAIN", "('points',)", "DATASETS.TEST", "('points',)",
         "OUTPUT_DIR", str(tmp_path / "out"), *small, *SIGMAS,
         *map(str, ARCHITECTURES["keypoint"].opts),

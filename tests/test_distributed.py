@@ -160,10 +160,8 @@ def shards(rank, world):
         dist.destroy_process_group()
         whole = ScoreMemory(2, 1024)
         for step in range(2):
-            joined = [torch.cat([p[i] for p in parts(UNEVEN[world], step)]) for i in (0, 1)]
-            inputs = prepare_inputs(
-                scores_from(model, joined[0]), joined[1], Processes(together=False)
-            )
+            x, gt = (torch.cat([p[i] for p in parts(UNEVEN[world], step)]) for i in (0, 1))
+            inputs = prepare_inputs(scores_from(model, x), gt, Processes(together=False))
             whole.write(inputs, torch.full((CLASSES,), torch.inf))
         single = RamboLoss(CLASSES, memory_length=2, memory_size=128)
         single.load_state_dict(saved)
@@ -188,9 +186,8 @@ def stale(rank, world):
         if step == 0:
             loss.memory.all_gather_for_checkpoint()
     saved = loss.state_dict()._metadata["memory"]["memory"]
-    assert torch.equal(
-        saved["negatives"], loss.memory.negatives
-    )  # the negatives of this process, of both batches
+    # The checkpoint has the negatives of this process, of both batches.
+    assert torch.equal(saved["negatives"], loss.memory.negatives)
 
 
 def _checks(rank, world):

@@ -19,16 +19,16 @@ from rambo_det.engine.keys import YAML
 
 from .command_line import call, own_data, refused
 from .forked import start_script, wait_until
-from .models import CONFIGS, THIN
+from .models import QUICKSTART, THIN, weights_of
+from .strategies import same
 
-CONFIG = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
 EACH = ["TEST.EVAL_PERIOD", "1"]
 
 
 @pytest.fixture
 def arguments(tmp_path):
     flags, keys = own_data(tmp_path / "data", "fo", 4, 3)
-    return ["--config", CONFIG, *flags, *keys, *THIN, "SEED", "3"]
+    return ["--config", QUICKSTART, *flags, *keys, *THIN, "SEED", "3"]
 
 
 def periodic_lines(text):
@@ -46,8 +46,7 @@ def best_of(folder):
 
 
 def same_weights(a, b):
-    a, b = (torch.load(file, weights_only=True)["model"] for file in (a, b))
-    return all(torch.equal(a[name], b[name]) for name in a)
+    return same(weights_of(a), weights_of(b))
 
 
 def test_the_log_file_has_more_and_the_best_is_kept(arguments, tmp_path, capsys, catalogs):

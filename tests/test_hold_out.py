@@ -19,7 +19,7 @@ from rambo_det.errors import InputError
 
 from .architectures import training_losses
 from .forked import run_together
-from .models import THIN, small_cfg, training_inputs, write_coco, write_voc
+from .models import QUICKSTART, THIN, small_cfg, training_inputs, write_coco, write_voc
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -110,14 +110,12 @@ def tool(folder, name, *arguments):
 def test_a_training_is_evaluated_on_what_was_set_aside(tmp_path, capsys):
     file, images = write_coco(tmp_path, 6)
     out = tmp_path / "out"
-    words = ["--config", "configs/quickstart/faster_rcnn_rambo.yaml", "--register-coco", "own",
-             file, images, "--hold-out", "3", "DATASETS.TRAIN", "('own',)", *THIN,
-             "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", out]  # fmt: skip
+    words = ["--config", QUICKSTART, "--register-coco", "own", file, images, "--hold-out", "3"]
+    words += ["DATASETS.TRAIN", "('own',)", *THIN, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", out]
     assert main(list(map(str, words))) == 0
     found = json.loads((out / "inference" / "coco_instances_results.json").read_text())
-    assert {item["image_id"] for item in found} <= {
-        record["image_id"] for record in DatasetCatalog.get("own_heldout")
-    }
+    held_out = {record["image_id"] for record in DatasetCatalog.get("own_heldout")}
+    assert found and {item["image_id"] for item in found} <= held_out
     assert "own_heldout" in (out / "config.yaml").read_text()
     # The other tools find the held-out images through the run's folder alone.
     ranking = out / "ranking" / "ranking.json"

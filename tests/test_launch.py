@@ -14,7 +14,8 @@ from rambo_det.errors import InputError
 from rambo_det.losses.sort_keys import EMPTY_KEY
 
 from .command_line import own_data
-from .forked import REPOSITORY, free_port, run_logged, run_together
+from .forked import REPOSITORY, free_port, run_together
+from .models import QUICKSTART, weights_of
 
 MEMORY = "roi_heads.box_predictor.rambo_loss.memory"
 SLURM = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "MASTER_ADDR": "127.0.0.1"}
@@ -26,8 +27,7 @@ def training(tmp_path):
     data, keys = own_data(tmp_path, "ln")
     keys += ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "4", "OUTPUT_DIR", tmp_path / "out"]
     keys += ["SEED", "1", "MODEL.RAMBO.MEMORY_LENGTH", "4"]
-    config = "configs/quickstart/faster_rcnn_rambo.yaml"
-    return [str(x) for x in ("tools/train_net.py", "--config", config, *data, *keys)]
+    return [str(x) for x in ("tools/train_net.py", "--config", QUICKSTART, *data, *keys)]
 
 
 def run_all(tmp_path, commands):
@@ -38,8 +38,7 @@ def run_all(tmp_path, commands):
 
 
 def saved_memory(folder):
-    weights = torch.load(folder / "model_final.pth", weights_only=True)["model"]
-    return weights._metadata[MEMORY]["memory"]
+    return weights_of(folder / "model_final.pth")._metadata[MEMORY]["memory"]
 
 
 def test_two_machines_with_two_processes_each_by_torchrun(training, tmp_path):
@@ -67,7 +66,7 @@ def test_tasks_of_slurm(training, tmp_path):
     ]
     tasks[1]["MASTER_PORT"] = tasks[0]["MASTER_PORT"]
     files = [tmp_path / f"{rank}.txt" for rank in range(2)]
-    outputs = run_logged(tasks, files, [tmp_path / "losses", *training])
+    outputs = run_together([training] * 2, files, tasks)
     assert sum("checkpoint: " in output for output in outputs) == 1
     assert saved_memory(tmp_path / "out")["negatives"].shape[0] == 2
     assert re.search(r"^\| +AP \|", outputs[0], re.M)

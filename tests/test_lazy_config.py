@@ -1,7 +1,7 @@
 """LazyConfigs give the same run as yaml configs; tools/lazyconfig_train_net.py works."""
 
 import inspect
-import json
+import re
 from functools import partial
 
 import pytest
@@ -24,6 +24,7 @@ from rambo_det.errors import InputError
 from .command_line import call, own_data, refused
 from .forked import python
 from .models import CONFIGS, write_coco
+from .test_follow import best_of
 
 main = partial(train, lazy=True)
 FCOS = "configs/lazy/quickstart/fcos_rambo.py"
@@ -64,7 +65,10 @@ def lazy_twin(file, names, folder):
     return cfg
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn_rambo", "retinanet_rambo"])
+SAME_AS_YAML = ["faster_rcnn_rambo", "retinanet_rambo"]
+
+
+@pytest.mark.parametrize("name", SAME_AS_YAML)
 def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch):
     torch.set_num_threads(1)  # several threads may add in another order the second time
     register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))
@@ -122,12 +126,15 @@ def test_what_a_run_of_a_lazyconfig_leaves_alone(tmp_path, arguments, capsys):
         assert error.endswith("--classes circle,square,triangle,star\n")
 
 
-OWN_LOADER = """
-from detectron2.config import LazyCall as L, LazyConfig, instantiate
-from detectron2.data import DatasetCatalog, build_detection_train_loader
-cfg = LazyConfig.load("{base}")
+OWN_CONFIG = f"""
+from detectron2.config import LazyCall as L, LazyConfig
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+cfg = LazyConfig.load("{CONFIGS.parent / FCOS}")
 model, optimizer, lr_multiplier, train = cfg.model, cfg.optimizer, cfg.lr_multiplier, cfg.train
 dataloader = cfg.dataloader
+"""
+OWN_LOADER = """
 mapper = dataloader.train.mapper
 def own_loader(name, mapper):
     data = DatasetCatalog.get(name)
@@ -140,14 +147,12 @@ def test_a_loader_and_functions_of_ones_own(tmp_path, arguments, capsys):
     """A list of one test set, and arguments that the config does not list, work too."""
     data, keys = arguments
     config = tmp_path / "own.py"
-    config.write_text(OWN_LOADER.replace("{base}", str(CONFIGS.parent / FCOS)))
+    config.write_text(OWN_CONFIG + OWN_LOADER)
     keys = [keys[-1], "dataloader.test.dataset.names=[lz_val]", "optimizer.nesterov=True"]
     words = ["--config", config, *data, *keys, "train.max_iter=1"]
     assert call(main, *words) == 0
     text = capsys.readouterr().out
-    assert "--resume its data start from" in text and "| AP50 " in text.replace(
-        "|   AP50", "| AP50"
-    )
+    assert "--resume its data start from" in text and re.search(r"\| +AP50 ", text)
     assert call(predict, "--run", tmp_path / "out", "--output", tmp_path / "found",
                 tmp_path / "data" / "val") == 0  # fmt: skip
     for wrong, message in (
@@ -159,11 +164,6 @@ def test_a_loader_and_functions_of_ones_own(tmp_path, arguments, capsys):
 
 
 OWN_TEST_LOADER = """
-from detectron2.config import LazyCall as L, LazyConfig
-from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
-cfg = LazyConfig.load("{base}")
-model, optimizer, lr_multiplier, train = cfg.model, cfg.optimizer, cfg.lr_multiplier, cfg.train
-dataloader = cfg.dataloader
 def own_loader(name):
     mapper = DatasetMapper(False, augmentations=[], image_format="BGR")
     return build_detection_test_loader(DatasetCatalog.get(name), mapper=mapper)
@@ -176,7 +176,7 @@ def test_a_test_loader_without_a_mapper(tmp_path, arguments, capsys):
     """Evaluation works. Features that need the mapper are refused before a training begins."""
     data, keys = arguments
     config = tmp_path / "own.py"
-    config.write_text(OWN_TEST_LOADER.replace("{base}", str(CONFIGS.parent / FCOS)))
+    config.write_text(OWN_CONFIG + OWN_TEST_LOADER)
     words = ["--config", config, *data, keys[0], *keys[2:], "train.max_iter=1"]
     error = refused(capsys, main, *words, "train.calibrate=train")
     assert "dataloader.test.mapper is missing" in error
@@ -202,7 +202,7 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
 
     first = run()
     first.fit(resume=False)
-    kept = json.loads((tmp_path / "out/best.json").read_text())
+    kept = best_of(tmp_path / "out")
     assert list(kept["evaluations"]) == ["1", "3", "5"] and kept["best"]["iteration"] == 1
     for name, iteration in (("model_best", 1), ("model_final", 5)):
         saved = torch.load(tmp_path / "out" / f"{name}.pth", weights_only=False)
@@ -210,7 +210,7 @@ def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
     assert "best bbox/AP: " in first.evaluations.summary()
     again = run()
     assert set(again.fit(resume=True)) == {"bbox"}  # stays ended
-    assert json.loads((tmp_path / "out/best.json").read_text()) == kept
+    assert best_of(tmp_path / "out") == kept
 
 
 def test_the_examples_of_the_help_are_of_a_lazyconfig(capsys):

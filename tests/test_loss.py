@@ -4,11 +4,16 @@ test_against_oracle.py tests the formulas, batches without positives, ignored ro
 strides; test_amp.py half precision and loss weights; test_moving_in.py the authors' numbers.
 """
 
+import doctest
+import importlib
+import inspect
+import pkgutil
+
 import numpy as np
 import pytest
 import torch
 
-from rambo_det import RamboLoss
+from rambo_det import RamboLoss, losses
 from rambo_det.errors import InputError
 from rambo_det.losses import ap_loss, blackbox_rank, class_ap_loss, interclass_ap_loss, recall_loss
 
@@ -229,3 +234,18 @@ def test_ranks_are_along_the_last_dimension():
         blackbox_rank(alone, 5.0)[0].backward()
         assert torch.equal(alone.grad, grad)
     assert leaf.grad[1].any()
+
+
+MODULES = [module.name for module in pkgutil.walk_packages(losses.__path__, "rambo_det.losses.")]
+
+
+@pytest.mark.parametrize("name", [x for x in MODULES if not x.endswith("triton_kernel")])
+def test_the_examples_of_the_docstrings_are_right(name):
+    scope = {**vars(losses), "torch": torch}
+    assert doctest.testmod(importlib.import_module(name), extraglobs=scope).failed == 0
+
+
+def test_every_public_function_has_an_example_or_points_to_one():
+    for name in losses.__all__:
+        if inspect.isfunction(getattr(losses, name)) or name == "RamboLoss":
+            assert ">>>" in getattr(losses, name).__doc__ or name == "interclass_ap_loss"

@@ -11,7 +11,7 @@ from rambo_det.losses.distributed import Processes
 from rambo_det.losses.inputs import prepare_inputs
 from rambo_det.losses.sort_keys import EMPTY_KEY, key_scores, key_segments
 
-from .strategies import batch
+from .strategies import batch, same
 
 
 def fill(loss, times=1):
@@ -22,11 +22,7 @@ def fill(loss, times=1):
 
 
 def state(loss):
-    return [b.clone() for b in loss.memory.tensors().values()]
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return {name: buffer.clone() for name, buffer in loss.memory.tensors().items()}
 
 
 def test_written_only_in_training_with_gradients():
@@ -67,9 +63,8 @@ def test_saved_and_loaded_whole(length):
     assert not entries  # the memory is saved in the metadata
     incompatible = other.load_state_dict(entries)
     assert not incompatible.missing_keys and not incompatible.unexpected_keys
-    assert (
-        same(state(other), state(loss)) and other.memory.fill_fraction == loss.memory.fill_fraction
-    )
+    assert same(state(other), state(loss))
+    assert other.memory.fill_fraction == loss.memory.fill_fraction
     scores, gt = batch(seed=7)
     assert other(scores, gt) == loss(scores, gt)
 

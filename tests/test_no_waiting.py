@@ -1,10 +1,6 @@
 """On a GPU the loss reads only the number of positives, and no other tensor leaves the device."""
 
 import contextlib
-import doctest
-import importlib
-import inspect
-import pkgutil
 
 import pytest
 import torch
@@ -12,7 +8,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import rambo_det.losses
 from rambo_det.losses import RamboLoss, binning
 from rambo_det.losses.binning import reference
 from rambo_det.losses.distributed import Processes
@@ -119,25 +114,3 @@ def test_a_gpu_is_not_waited_for(rule):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert (loss.memory.negatives != EMPTY_KEY).any()
-
-
-MODULES = [
-    importlib.import_module(module.name)
-    for module in pkgutil.walk_packages(rambo_det.losses.__path__, "rambo_det.losses.")
-    if not module.name.endswith("triton_kernel")
-]
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_the_examples_of_the_docstrings_are_right(module):
-    scope = {**vars(rambo_det.losses), "torch": torch}
-    runner, finder = doctest.DocTestRunner(), doctest.DocTestFinder(recurse=True)
-    for test in finder.find(module, globs={**vars(module), **scope}):
-        runner.run(test)
-    assert runner.failures == 0
-
-
-def test_every_public_function_has_an_example_or_points_to_one():
-    for name in rambo_det.losses.__all__:
-        if inspect.isfunction(getattr(rambo_det.losses, name)) or name == "RamboLoss":
-            assert ">>>" in getattr(rambo_det.losses, name).__doc__ or name == "interclass_ap_loss"

@@ -20,19 +20,18 @@ from rambo_det.engine.saved_model import find_model
 from rambo_det.engine.trainer import RamboTrainer
 
 from .command_line import call, refused, registered
-from .models import CONFIGS, THIN, small_cfg
+from .models import CONFIGS, QUICKSTART, THIN, small_cfg
 
-QUICKSTART = CONFIGS / "quickstart/faster_rcnn_rambo.yaml"
+pytestmark = pytest.mark.usefixtures("catalogs")
 
 
 def run(finished_run, out, *keys, data=None):
-    data = data or registered(finished_run)
-    named = ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)"]
+    flags, named = registered(finished_run)
     short = [*THIN, "SOLVER.MAX_ITER", 2, "SEED", 3, "OUTPUT_DIR", out]
-    return call(train, "--config", QUICKSTART, *data, *named, *short, *keys)
+    return call(train, "--config", QUICKSTART, *(data or flags), *named, *short, *keys)
 
 
-def test_gray_images_in_training_and_predict(finished_run, tmp_path, catalogs):
+def test_gray_images_in_training_and_predict(finished_run, tmp_path):
     keys = ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[127.5]", "MODEL.PIXEL_STD", "[64.0]"]
     assert run(finished_run, tmp_path / "out", *keys) == 0
     words = ["--run", tmp_path / "out", "--output", tmp_path / "found", finished_run / "val"]
@@ -44,24 +43,24 @@ def test_gray_images_in_training_and_predict(finished_run, tmp_path, catalogs):
     assert np.allclose(detector(picture).scores, detector(gray).scores, atol=1e-3)
 
 
-def test_what_is_odd_in_the_data_is_in_the_log_of_the_run(finished_run, tmp_path, catalogs):
+def test_what_is_odd_in_the_data_is_in_the_log_of_the_run(finished_run, tmp_path):
     for split in ("train", "val"):
         shutil.copytree(finished_run / split, tmp_path / split)
         content = json.loads((finished_run / f"{split}.json").read_text())
         if split == "train":
             content["annotations"][0]["bbox"] = [500, 500, 10, 10]
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
-    assert run(finished_run, tmp_path / "out", data=registered(tmp_path)) == 0
+    assert run(finished_run, tmp_path / "out", data=registered(tmp_path)[0]) == 0
     log = (tmp_path / "out" / "log.txt").read_text()
     assert log.count("dropped 1 box(es)") == 1
 
 
-def test_a_test_on_augmented_images_is_another_test(finished_run, tmp_path, catalogs, capsys):
+def test_a_test_on_augmented_images_is_another_test(finished_run, tmp_path, capsys):
     """TEST.AUG.ENABLED uses Detectron2's test-time augmentation, as its train_net.py does."""
     out = tmp_path / "out"
     shutil.copytree(finished_run / "out", out)
     plain = Path(out, "inference", "coco_instances_results.json").read_text()
-    words = ["--config", out / "config.yaml", *registered(finished_run), "--eval-only"]
+    words = ["--config", out / "config.yaml", *registered(finished_run)[0], "--eval-only"]
     words += ["TEST.AUG.MIN_SIZES", "(64,128)", "TEST.AUG.MAX_SIZE", 128, "OUTPUT_DIR", out]
     assert call(train, *words, "TEST.AUG.ENABLED", True) == 0
     assert Path(out, "inference", "coco_instances_results.json").read_text() != plain
@@ -71,12 +70,10 @@ def test_a_test_on_augmented_images_is_another_test(finished_run, tmp_path, cata
     assert "TEST.AUG.ENABLED True needs MODEL.META_ARCHITECTURE" in error
 
 
-def test_another_learning_rate_of_a_resumed_run_is_not_taken_in_silence(
-    finished_run, tmp_path, catalogs
-):
+def test_another_learning_rate_of_a_resumed_run_is_not_taken_in_silence(finished_run, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished_run / "out", out)
-    data = [*registered(finished_run), "--resume"]
+    data = [*registered(finished_run)[0], "--resume"]
     file = out / "config.yaml"
     file.write_text(file.read_text().replace("BASE_LR: 0.04", "BASE_LR: 4.0e-02"))
     assert run(finished_run, out, "SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.04, data=data) == 0
@@ -86,9 +83,7 @@ def test_another_learning_rate_of_a_resumed_run_is_not_taken_in_silence(
     assert "SOLVER.BASE_LR 0.5 is ignored: the resumed run keeps 0.04" in log
 
 
-def test_a_model_that_proposes_boxes_alone_ends_with_a_table(
-    finished_run, tmp_path, catalogs, capsys
-):
+def test_a_model_that_proposes_boxes_alone_ends_with_a_table(finished_run, tmp_path, capsys):
     keys = ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]
     keys += ["MODEL.PROPOSAL_GENERATOR.NAME", "RamboRPN", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"]
     assert run(finished_run, tmp_path / "out", *keys) == 0
@@ -96,9 +91,7 @@ def test_a_model_that_proposes_boxes_alone_ends_with_a_table(
 
 
 @pytest.mark.parametrize("which", ["train", "val"])
-def test_all_data_sets_of_a_run_have_the_same_classes(
-    which, finished_run, tmp_path, catalogs, capsys
-):
+def test_all_data_sets_of_a_run_have_the_same_classes(which, finished_run, tmp_path, capsys):
     """With another order, the AP of one class would get the name of another class."""
     content = json.loads((finished_run / f"{which}.json").read_text())
     names = [c["name"] for c in content["categories"]][::-1]
@@ -116,9 +109,7 @@ def test_all_data_sets_of_a_run_have_the_same_classes(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bug_in_a_mapper_ends_a_run_with_its_traceback(
-    workers, finished_run, tmp_path, catalogs, monkeypatch, capsys
-):
+def test_a_bug_in_a_mapper_has_its_traceback(workers, finished_run, tmp_path, monkeypatch, capsys):
     """The error does not report a dead data worker instead."""
     monkeypatch.setattr(RamboTrainer, "build_train_loader", classmethod(broken_loader))
     with pytest.raises(RuntimeError, match=r"the mapper failed on .*train/\d\.png: KeyError: 'x'"):

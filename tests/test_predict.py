@@ -34,7 +34,7 @@ from rambo_det.evaluation.pictures import delayed_interrupt, draw_detections
 
 from .command_line import call, disk_full, refused
 from .forked import background, wait_until
-from .models import CONFIGS, small_cfg, write_coco
+from .models import QUICKSTART, small_cfg, write_coco
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,8 @@ def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs
     ]  # fmt: skip
 
     before = {p: p.read_bytes() for p in out.iterdir()}
-    assert predict(run, run / "val", "--output", out) == 2
-    error = capsys.readouterr().err
-    assert "already exists (and 5 more): use --overwrite" in error and error.count("\n") == 1
+    error = refused(capsys, main, "--run", run / "out", run / "val", "--output", out)
+    assert "already exists (and 5 more): use --overwrite" in error
     assert {p: p.read_bytes() for p in out.iterdir()} == before
     assert predict(run, run / "val", "--output", out, "--overwrite", "--threshold", "1") == 0
     assert "drawn: 0 " in capsys.readouterr().out
@@ -213,15 +212,14 @@ def test_a_stock_checkpoint(run, tmp_path, capsys, catalogs):
     config, weights = stock_checkpoint(tmp_path, "DATASETS.TEST", "('nowhere',)")
     arguments = ["--config", config, "--weights", weights, "--output", tmp_path / "out"]
     arguments += [run / "val" / "0.png"]
-    assert call(main, *arguments, "--classes", "a,b,c") == 2
-    assert "--classes names 3 classes, the model has 4" in capsys.readouterr().err
+    error = refused(capsys, main, *arguments, "--classes", "a,b,c")
+    assert "--classes names 3 classes, the model has 4" in error
     assert call(main, *arguments, "--classes", "a,b,c,d") == 0
     assert "at least 0.5 (the default)" in capsys.readouterr().out
     truth, _ = results_of(tmp_path / "out")
     assert [c["name"] for c in truth.dataset["categories"]] == ["a", "b", "c", "d"]
     # RaMBO's head loads the stock weights. The class names come from the config's datasets.
-    rambo = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
-    saved = find_model(None, rambo, str(weights))
+    saved = find_model(None, QUICKSTART, str(weights))
     assert Detector(saved).metadata.thing_classes == list(CLASSES)
 
 

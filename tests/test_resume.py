@@ -28,7 +28,7 @@ from rambo_det.engine.loader import ResumableLoader
 
 from .command_line import call, own_data, refused
 from .forked import free_port, in_processes, start_script, wait_until
-from .models import CONFIGS, VARIED
+from .models import CONFIGS, QUICKSTART, VARIED
 
 KILLS = int(os.environ.get("RAMBO_DET_KILLS", 0))
 PERIOD = 3  # of the checkpoints, in steps
@@ -182,8 +182,7 @@ def test_a_killed_run_is_the_run_that_was_not(tool, world, tmp_path, data):
     rng = random.Random(seed)
     iterations = (LONGEST + PERIOD) * kills + 3
     if tool == "train_net.py":
-        config = CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml"
-        opts = [*VARIED, *keys]
+        config, opts = QUICKSTART, [*VARIED, *keys]
     else:
         config = tmp_path / "small.py"
         config.write_text(LAZY)
@@ -286,15 +285,14 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 def test_what_a_resume_finds(tmp_path, data, capsys, catalogs):
     """Tests the seed of the run, leftovers of a kill, and checkpoints that cannot be read."""
     out = tmp_path / "out"
-    config = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
     data, keys = data
     keys = [*VARIED, *keys, "SOLVER.CHECKPOINT_PERIOD", "1", "OUTPUT_DIR", out]
 
     def run(*flags, opts=()):
-        return call(main, "--config", config, *flags, *data, *keys, *opts)
+        return call(main, "--config", QUICKSTART, *flags, *data, *keys, *opts)
 
     def is_refused(message):
-        error = refused(capsys, main, "--config", config, "--resume", *data, *keys)
+        error = refused(capsys, main, "--config", QUICKSTART, "--resume", *data, *keys)
         assert message in error and "model_0000000.pth" in error and "--fresh" in error
 
     def settled_seed():

@@ -31,33 +31,24 @@ def printed_by(program, **environment):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="takes on the id of a user without a home")
-def test_a_user_without_a_home_has_a_cache():
-    printed = printed_by(
-        "import os; from rambo_det.paths import cache_dir\n"
-        "del os.environ['HOME']; os.environ.pop('RAMBO_DET_CACHE', None)\n"
-        "os.setuid(54321); folder = cache_dir()\n"
-        "print(folder, folder.is_dir() and oct(folder.stat().st_mode))",
-        TMPDIR="/tmp", HOME="/",
-    )  # fmt: skip
-    assert printed == "/tmp/rambo_det-54321 0o40700\n"  # no other user can put code into it
-    Path("/tmp/rambo_det-54321").rmdir()
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="takes on the id of a user without a home")
-def test_no_cache_of_another_user_is_taken():
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_user_without_a_home_has_a_cache_but_not_that_of_another_user(exists):
     """The package loads compiled code from its cache, so no other user may write into it."""
-    folder = Path("/tmp/rambo_det-54322")
-    folder.mkdir()
+    folder = Path("/tmp/rambo_det-54321")
+    if exists:
+        folder.mkdir()
     try:
         printed = printed_by(
             "import os; from rambo_det.paths import cache_dir\n"
-            "del os.environ['HOME']; os.environ.pop('RAMBO_DET_CACHE', None)\n"
-            "os.setuid(54322)\ntry: cache_dir()\nexcept ValueError as error: print(error)",
+            "del os.environ['HOME']; os.environ.pop('RAMBO_DET_CACHE', None); os.setuid(54321)\n"
+            "try: print(folder := cache_dir(), oct(folder.stat().st_mode))\n"
+            "except ValueError as error: print(error)",
             TMPDIR="/tmp", HOME="/",
         )  # fmt: skip
     finally:
         folder.rmdir()
-    assert printed.startswith("/tmp/rambo_det-54322 belongs to another user: set ")
+    assert printed.startswith(f"{folder} belongs to another user: set " if exists else
+                              f"{folder} 0o40700\n")  # fmt: skip
 
 
 def test_an_image_depends_only_on_its_split_and_index():

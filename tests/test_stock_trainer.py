@@ -17,8 +17,10 @@ from rambo_det.errors import InputError
 from rambo_det.losses.sort_keys import EMPTY_KEY
 from rambo_det.modeling.criterion import RamboCriterion
 
+from .architectures import memories
 from .forked import in_processes
-from .models import VARIED, small_cfg, write_coco
+from .models import QUICKSTART, VARIED, small_cfg, write_coco
+from .strategies import same
 
 
 class Remember(HookBase):
@@ -28,23 +30,23 @@ class Remember(HookBase):
         self.memories = []
 
     def after_step(self):
-        self.memories.append({k: b.clone() for k, b in memory_of(self.trainer).tensors().items()})
+        self.memories.append(memory_of(self.trainer))
 
 
 def memory_of(trainer):
-    return trainer.model.module.roi_heads.box_predictor.rambo_loss.memory
+    (memory,) = memories(trainer.model)
+    return {name: buffer.clone() for name, buffer in memory.tensors().items()}
 
 
 def trainer_of(folder, *opts):
     keys = ["DATASETS.TRAIN", "('st_data',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(folder)]
     keys += ["SOLVER.MAX_ITER", 4, "SOLVER.STEPS", "(3,)", "DATALOADER.NUM_WORKERS", 0]
-    cfg = small_cfg("quickstart/faster_rcnn_rambo.yaml", *VARIED, *keys, *opts)
+    cfg = small_cfg(QUICKSTART, *VARIED, *keys, *opts)
     cfg.SOLVER.CHECKPOINT_PERIOD = 2
     seed_all_rng(1 + comm.get_rank())
     # DefaultTrainer passes a GPU index to DistributedDataParallel, even on a CPU.
-    with mock.patch.object(
-        defaults, "create_ddp_model", partial(create_ddp_model, device_ids=None)
-    ):
+    make = partial(create_ddp_model, device_ids=None)
+    with mock.patch.object(defaults, "create_ddp_model", make):
         return DefaultTrainer(cfg)
 
 
@@ -56,11 +58,7 @@ def resumed(folder, checkpoint, *opts):
     comm.synchronize()
     trainer = trainer_of(folder, *opts)
     trainer.resume_or_load(resume=True)
-    return trainer, {k: b.clone() for k, b in memory_of(trainer).tensors().items()}
-
-
-def equal(a, b):
-    return all(torch.equal(a[name], b[name]) for name in b)
+    return trainer, memory_of(trainer)
 
 
 def every_process_gets_its_memory_back(rank, folder):
@@ -74,7 +72,7 @@ def every_process_gets_its_memory_back(rank, folder):
         for done, checkpoint in ((2, "model_0000001.pth"), (4, "model_final.pth")):
             trainer, loaded = resumed(folder / name, checkpoint, *opts)
             assert trainer.start_iter == done
-            assert equal(loaded, saved[done - 1]), (name, checkpoint)
+            assert same(loaded, saved[done - 1]), (name, checkpoint)
 
 
 def a_folder_that_one_process_does_not_see(rank, folder):
@@ -111,11 +109,9 @@ def test_several_processes_with_the_stock_trainer(tmp_path):
 
 
 def test_the_last_iteration_is_collected_too(monkeypatch):
-    loss, found = RamboCriterion(1, checkpoint_period=2, max_iter=5), []
-    monkeypatch.setattr(
-        loss.memory, "all_gather_for_checkpoint", lambda: found.append(storage.iter)
-    )
+    loss, at = RamboCriterion(1, checkpoint_period=2, max_iter=5), []
+    monkeypatch.setattr(loss.memory, "all_gather_for_checkpoint", lambda: at.append(storage.iter))
     with EventStorage() as storage:
         for storage.iter in range(5):
             loss(torch.randn(4, 1, requires_grad=True), torch.tensor([0, 1, 1, 1]))
-    assert found == [1, 3, 4]
+    assert at == [1, 3, 4]

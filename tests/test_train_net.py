@@ -13,28 +13,18 @@ from rambo_det.engine.arguments import parse_args
 from rambo_det.engine.setup import check_training
 from rambo_det.errors import InputError
 
-from .command_line import call, registered
+from .command_line import call, refused, registered
 from .forked import background, wait_until
-from .models import THIN, small_cfg
-
-CONFIG = "configs/quickstart/faster_rcnn_rambo.yaml"
-
-
-def error_line(words, capsys):
-    """Checks that ``main`` refuses these arguments, and returns the last line of its error."""
-    assert call(main, *words) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
+from .models import QUICKSTART, THIN, small_cfg
 
 
 @pytest.fixture
 def run(finished_run):
     """Returns the folder of the finished run, its flags, its keys, and its printed output."""
-    args = ["--config", CONFIG, *registered(finished_run)]
-    keys = ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)", *THIN]
-    keys += ["SOLVER.MAX_ITER", 3, "SEED", 3, "OUTPUT_DIR", finished_run / "out"]
-    return finished_run / "out", args, keys, (finished_run / "printed.txt").read_text()
+    data, keys = registered(finished_run)
+    keys += [*THIN, "SOLVER.MAX_ITER", 3, "SEED", 3, "OUTPUT_DIR", finished_run / "out"]
+    printed = (finished_run / "printed.txt").read_text()
+    return finished_run / "out", ["--config", QUICKSTART, *data], keys, printed
 
 
 def test_it_trains_and_ends_with_a_table(run):
@@ -50,7 +40,7 @@ def test_it_trains_and_ends_with_a_table(run):
 def test_a_warm_up_longer_than_the_training_is_warned_of(caplog, catalogs):
     for number, warned in ((100, True), (101, False)):
         caplog.clear()
-        load_config(parse_args(["--config", CONFIG, "SOLVER.MAX_ITER", str(number)]))
+        load_config(parse_args(["--config", QUICKSTART, "SOLVER.MAX_ITER", str(number)]))
         assert ("WARMUP_ITERS 100 is not less than SOLVER.MAX_ITER 100" in caplog.text) == warned
 
 
@@ -82,29 +72,30 @@ def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, t
     folder, args, _, _ = run
     words = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", "--eval-only", *THIN]
     words += ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
-    error = error_line([*words, "MODEL.ROI_HEADS.NUM_CLASSES", 7], capsys)
+    error = refused(capsys, main, *words, "MODEL.ROI_HEADS.NUM_CLASSES", 7)
     assert "does not fit the model of" in error
     assert "cls_score" in error and "(5, " in error and "(8, " in error
-    assert error.endswith("is NUM_CLASSES that of the checkpoint?")
+    assert error.endswith("is NUM_CLASSES that of the checkpoint?\n")
 
 
 def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch):
     """A run is neither overwritten nor continued as another model or with other class names."""
     folder, args, keys, _ = run
     before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    error = error_line([*args, *keys], capsys)
+    error = refused(capsys, main, *args, *keys)
     assert "holds another run" in error and "--resume" in error and "--fresh" in error
     with monkeypatch.context() as there:
         there.chdir(folder / "inference")
-        error = error_line([*args, "--fresh", *keys], capsys)
+        error = refused(capsys, main, *args, "--fresh", *keys)
         assert f"--fresh cannot rename OUTPUT_DIR {folder}, your current directory" in error
     other = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume", *keys]
-    assert "MODEL.ROI_HEADS.NAME" in error_line(other, capsys)
+    assert "MODEL.ROI_HEADS.NAME" in refused(capsys, main, *other)
     for flag in ("--resume", "--eval-only"):
-        error = error_line([*args, flag, "--classes", "circle,triangle,square,star", *keys], capsys)
+        names = ["--classes", "circle,triangle,square,star"]
+        error = refused(capsys, main, *args, flag, *names, *keys)
         assert error.startswith(f"error: {flag}: class 2 is 'square' in the run in")
         assert "and 'triangle' in own_" in error
-        assert error.endswith("--classes circle,square,triangle,star")
+        assert error.endswith("--classes circle,square,triangle,star\n")
     assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
@@ -137,10 +128,8 @@ def test_the_callers_level_of_logging_is_left():
     ],
 )
 def test_only_metrics_that_an_evaluator_has_are_accepted(metric, is_valid):
-    cfg = small_cfg(
-        "quickstart/faster_rcnn_rambo.yaml", "TEST.EVAL_PERIOD", 1,
-        "RAMBO_TRAIN.BEST_METRIC", metric, "DATASETS.TEST", ("rambo_shapes_val",),
-    )  # fmt: skip
+    keys = ["RAMBO_TRAIN.BEST_METRIC", metric, "DATASETS.TEST", ("rambo_shapes_val",)]
+    cfg = small_cfg(QUICKSTART, "TEST.EVAL_PERIOD", 1, *keys)
     refusal = pytest.raises(InputError, match="RAMBO_TRAIN.BEST_METRIC")
     with nullcontext() if is_valid else refusal:
         check_training(cfg)

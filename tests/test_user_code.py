@@ -16,7 +16,7 @@ from rambo_det.errors import InputError
 
 from .command_line import refused, registered
 from .forked import REPOSITORY
-from .models import CONFIGS, THIN
+from .models import CONFIGS, QUICKSTART, THIN
 
 CODE = """
 from detectron2.config import CfgNode
@@ -39,11 +39,9 @@ def own(finished_run, tmp_path, request):
     """Returns a file with a backbone, and the flags and keys of a command that uses it."""
     file, name = tmp_path / "mine.py", f"build_{request.node.name.replace('-', '_').split('[')[0]}"
     file.write_text(CODE.format(name=name))
-    data = registered(finished_run)
-    keys = ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)", *THIN]
-    keys += ["SOLVER.MAX_ITER", 1, "MODEL.BACKBONE.NAME", name, "MODEL.MINE.WIDTH", 3]
-    config = CONFIGS / "quickstart/faster_rcnn_rambo.yaml"
-    words = ["--import", file, "--config", config, *data]
+    data, keys = registered(finished_run)
+    keys += [*THIN, "SOLVER.MAX_ITER", 1, "MODEL.BACKBONE.NAME", name, "MODEL.MINE.WIDTH", 3]
+    words = ["--import", file, "--config", QUICKSTART, *data]
     return file, [str(x) for x in words], [str(x) for x in keys]
 
 
@@ -79,8 +77,7 @@ def test_code_that_cannot_be_imported_is_one_line(code, message, tmp_path, capsy
     file = tmp_path / "broken.py"
     if code is not None:
         file.write_text(code)
-    config = CONFIGS / "quickstart/faster_rcnn_rambo.yaml"
-    error = refused(capsys, train, "--import", file, "--config", config, "OUTPUT_DIR", tmp_path)
+    error = refused(capsys, train, "--import", file, "--config", QUICKSTART, "OUTPUT_DIR", tmp_path)
     assert message.format(file=file) in error
 
 
@@ -109,9 +106,8 @@ def test_the_example_of_a_timm_backbone(name):
 def test_weights_of_another_library_come_in_the_same_order():
     timm = pytest.importorskip("timm", reason="timm is not installed")
     import_user_code([str(REPOSITORY / "examples" / "timm_backbone.py")])
-    load_weights = sys.modules[
-        BACKBONE_REGISTRY.get("build_timm_fpn_backbone").__module__
-    ].load_weights
+    module = BACKBONE_REGISTRY.get("build_timm_fpn_backbone").__module__
+    load_weights = sys.modules[module].load_weights
     net = timm.create_model("tf_efficientnet_lite0", features_only=True, pretrained=False)
     weights = {f"other{i}": torch.rand(v.shape).to(v) for i, v in
                enumerate(net.state_dict().values())}  # fmt: skip

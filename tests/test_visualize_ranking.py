@@ -57,9 +57,8 @@ def test_numbers_by_brute_force(seed):
     def ap(order):  # not interpolated
         return sum(sum(order[: i + 1]) / (i + 1) for i, t in enumerate(order) if t) / objects
 
-    costs = [
-        0 if t else ap([*true[:i], *true[i + 1 :]]) - ap(list(true)) for i, t in enumerate(true)
-    ]
+    whole = ap(list(true))
+    costs = [0 if t else ap([*true[:i], *true[i + 1 :]]) - whole for i, t in enumerate(true)]
     np.testing.assert_allclose(k.ap_costs(), costs, atol=1e-12)
     assert k.outranked == sum(t and not all(true[:i]) for i, t in enumerate(true))
     assert k.ap_ideal == average_precision([True] * int(true.sum()), objects)
@@ -121,11 +120,13 @@ def test_the_picture_shows_true_and_false():
     assert mixed.shape == perfect.shape == (350, 1500, 3) and mixed.dtype == np.uint8
     assert pixels(mixed, TRUE_COLOR) > 1000 and pixels(mixed, FALSE_COLOR) > 1000
     assert pixels(perfect, TRUE_COLOR) > 1000 and pixels(perfect, FALSE_COLOR) == 0
-    draw_class(ranked_class([], 2), 0.5, look)
-    draw_class(replace(ranked_class([False], 2), name="$$ x_"), 0.5, look)  # not a TeX formula
+    none = draw_class(ranked_class([], 2), 0.5, look)
+    assert pixels(none, TRUE_COLOR) == pixels(none, FALSE_COLOR) == 0
+    wrong = draw_class(replace(ranked_class([False], 2), name="$$ x_"), 0.5, look)  # not TeX
+    assert pixels(wrong, TRUE_COLOR) == 0 and pixels(wrong, FALSE_COLOR) > 100
 
 
-def test_each_class_has_a_picture_of_its_own(tmp_path, capsys):
+def test_each_class_has_a_picture_of_its_own(tmp_path):
     names = ["é", "è", "ranking", "a/b", "a b"]
     ranked = [replace(ranked_class([True, False], 2), name=name) for name in names]
     image = np.zeros((96, 96, 3), dtype=np.uint8)

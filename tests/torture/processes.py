@@ -12,8 +12,6 @@ import torch
 
 from ..forked import background
 
-QUICKSTART = "configs/quickstart/faster_rcnn_rambo.yaml"
-
 
 @contextmanager
 def started(args: list[str], cache: Path) -> Iterator[subprocess.Popen[str]]:

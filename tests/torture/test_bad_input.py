@@ -19,8 +19,8 @@ import torch
 
 from rambo_det.cli import train
 
-from ..models import write_coco
-from .processes import QUICKSTART, assert_one_line, ended, started, without_torchs_own
+from ..models import QUICKSTART, write_coco
+from .processes import assert_one_line, ended, started, without_torchs_own
 
 LAZY = "configs/lazy/retinanet_rambo.py"
 _buffer = io.BytesIO()
@@ -173,9 +173,7 @@ CASES: dict[str, tuple[Make, str]] = {
         last("SOLVER.MAXITER"), "'SOLVER.MAXITER' is not a config key: did you mean SOLVER.MAX_",
     ),
     "more GPUs than there are": (words("--config", QUICKSTART, "--num-gpus", "99"), "machine has "),
-    "classes of no data": (
-        words("--config", QUICKSTART, "--classes", "a,b"), "--classes goes with --register",
-    ),
+    "unused classes": (words("--config", QUICKSTART, "--classes", "a,b"), "goes with --register"),
     "a name that is taken": (
         words("--config", QUICKSTART, "--register-coco", "rambo_shapes_train", "no.json", "."),
         "is already registered: choose another name",
@@ -195,9 +193,7 @@ CASES: dict[str, tuple[Make, str]] = {
         ),
         "DATASETS.TEST, which is rambo_shapes_val: add DATASETS.TEST \"('b',)\"",
     ),
-    "own data tested on others": (
-        keys("DATASETS.TEST", "('rambo_shapes_val',)"), "in the same order: use other data",
-    ),
+    "own data, another test": (keys("DATASETS.TEST", "('rambo_shapes_val',)"), "use other data"),
     "a folder as data.yaml": (
         words("--config", QUICKSTART, "--register-yolo", "a", "configs", "train",
               "DATASETS.TRAIN", "('a',)", "DATASETS.TEST", "('a',)"),
@@ -211,9 +207,7 @@ CASES: dict[str, tuple[Make, str]] = {
     # Config files.
     "no such config": (words("--config", "configs/none.yaml"), "configs/none.yaml: no such file"),
     "a folder as config": (words("--config", "configs"), "--config configs: no such file"),
-    "a picture as config": (
-        lambda f: good(f, config=str(f / "train" / "0.png")), "0.png cannot be used as a config: ",
-    ),
+    "a picture as config": (lambda f: good(f, config=f"{f}/train/0.png"), "0.png cannot be used"),
     "an empty config": (config(""), "it is not a yaml mapping such as 'MODEL: ...'"),
     "a config that is a list": (config("- MODEL\n- SOLVER\n"), "it is not a yaml mapping"),
     "a LazyConfig for a yaml": (
@@ -222,19 +216,13 @@ CASES: dict[str, tuple[Make, str]] = {
     ),
     "a base that does not exist": (config("_BASE_: none.yaml\n"), "No such file or directory: "),
     "a base that is the file itself": (config("_BASE_: own.yaml\n"), "circular _BASE_"),
-    "an unknown key in a file": (
-        config("VERSION: 2\nSOLVER:\n  EPOCHS: 5\n"), "unknown config key SOLVER.EPOCHS: did",
-    ),
-    "text for a number in a file": (
-        config("VERSION: 2\nSOLVER:\n  MAX_ITER: no\n"), "(40000 vs. False) for config key",
-    ),
+    "an unknown key in a file": (config("VERSION: 2\nSOLVER: {EPOCHS: 5}"), "unknown config key"),
+    "text for a number": (config("VERSION: 2\nSOLVER: {MAX_ITER: no}"), "(40000 vs. False)"),
     "a tab in a yaml": (config("SOLVER:\n\tMAX_ITER: 5\n"), "cannot start any token"),
     # Files and folders.
     "weights that are text": (file("w.pth", b"text", *WEIGHTS), "cannot be read as a checkpoint"),
     "weights that are empty": (file("w.pth", b"", *WEIGHTS), "cannot be read as a checkpoint"),
-    "weights of nothing in the model": (
-        file("w.pth", FOREIGN, *WEIGHTS), "no weight in this checkpoint matches the model",
-    ),
+    "weights of another model": (file("w.pth", FOREIGN, *WEIGHTS), "no weight in this checkpoint"),
     "weights that are a folder": (keys("MODEL.WEIGHTS", "{folder}/train"), "/train: no such file"),
     "an output that is a file": (keys("OUTPUT_DIR", "{folder}/train.json"), "is not a folder"),
     "an output below a file": (keys("OUTPUT_DIR", "{folder}/train.json/out"), "cannot be created"),
@@ -246,19 +234,13 @@ CASES: dict[str, tuple[Make, str]] = {
     "no folder of images": (lambda f: (f / "train").rename(f / "other") and good(f), "is missing"),
 }  # fmt: skip
 LAZY_CASES: dict[str, tuple[Make, str]] = {
-    "a yaml for a LazyConfig": (
-        lambda folder: lazily(folder, config=QUICKSTART), "is not a LazyConfig of a training",
-    ),
+    "a yaml for a LazyConfig": (lambda f: lazily(f, config=QUICKSTART), "is not a LazyConfig of"),
     "a LazyConfig that is no Python": (config("model = (", lazily), "own.py: SyntaxError: "),
     "a LazyConfig of a missing module": (config("import no_module\n", lazily), "No module named"),
     "a LazyConfig without a model": (config("max_iter = 5\n", lazily), "it has no 'model'"),
     "a LazyConfig with an error": (config("model = 1 / 0\n", lazily), "line 1: ZeroDivisionError"),
-    "its patience as text": (
-        built_on("train.patience = 'many'"), "train.patience must be an integer, got 'many'",
-    ),
-    "its period nothing": (
-        built_on("train.eval_period = None"), "train.eval_period must be an integer, got None",
-    ),
+    "its patience as text": (built_on("train.patience = 'many'"), "must be an integer, got 'many'"),
+    "its period nothing": (built_on("train.eval_period = None"), "must be an integer, got None"),
     "its evaluation of no run": (lazy_keys("--eval-only"), "no checkpoint in train.output_dir"),
     "that, whatever the training": (
         lazy_keys("--eval-only", "train.patience=3", "train.eval_period=0"), "no checkpoint in",
@@ -336,9 +318,7 @@ def test_an_output_that_cannot_be_written(make, user, capsys, catalogs, monkeypa
         (errno.EROFS, "write to a folder that is not read-only"),
     ],
 )
-def test_what_cannot_be_read_or_written_on_the_way_is_named(
-    number, advice, user, capsys, catalogs, monkeypatch
-):
+def test_a_file_error_is_named(number, advice, user, capsys, catalogs, monkeypatch):
     file = str(user / "out" / "data.json")
 
     def refuse(*args):

@@ -1,8 +1,11 @@
-"""A running training loses a data worker or an image."""
+"""A running training loses a data worker, an image or the space on its disk."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import resource
 import signal
 from pathlib import Path
 
@@ -75,6 +78,35 @@ def test_an_image_of_the_test_set(loss, arguments, tmp_path):
         _lose(tmp_path / "val" / "1.png", loss)
         assert_one_line(*ended(process), "val/1.png")
     assert assert_whole(folder) == "model_final.pth"
+
+
+@pytest.mark.parametrize("moment", ["checkpoint", pytest.param("metrics", marks=pytest.mark.whole)])
+def test_a_full_disk(moment, tmp_path):
+    """A limit to the size of the process's files simulates the full disk."""
+    write_coco(tmp_path, 3)
+    folder = tmp_path / "out"
+    period = "2" if moment == "checkpoint" else "10"
+    args = good(tmp_path, "SOLVER.MAX_ITER", "400", "SEED", "3", "SOLVER.CHECKPOINT_PERIOD", period)
+    with started(args, tmp_path / "cache") as process:
+        wait_until((folder / "last_checkpoint").is_file, process)
+        if moment == "metrics":  # the run writes them every 20 iterations
+            wait_until((folder / "metrics.json").is_file, process)
+            wait_until((folder / "metrics.json").read_text, process)
+        before = (folder / "metrics.json").read_text() if moment == "metrics" else ""
+        # One checkpoint takes 95 MiB.
+        left = (20 << 20) if moment == "checkpoint" else 0
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (left, left))
+        status, err = ended(process)
+    # Python cannot write the end of the log either.
+    err = re.sub(r"Exception ignored in atexit .*\nOSError: .*\n", "", err)
+    assert status == 1 and err.startswith("error: ") and err.count("\n") == 1, err[-3000:]
+    assert "File too large" in err
+    assert_whole(folder)
+    if moment == "metrics":
+        assert (folder / "metrics.json").read_text().startswith(before)
+    if WHOLE:
+        assert_it_goes_on(folder, args, tmp_path / "cache")
+        assert all(map(json.loads, (folder / "metrics.json").read_text().splitlines()))
 
 
 def _lose(image: Path, how: str) -> None:

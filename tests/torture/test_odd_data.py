@@ -16,9 +16,8 @@ import pytest
 
 from rambo_det.cli.train import main
 
-from ..models import SIZE, write_coco
+from ..models import QUICKSTART, SIZE, write_coco
 from . import WHOLE
-from .processes import QUICKSTART
 
 RETINANET = "configs/quickstart/retinanet_rambo.yaml"
 Content = dict[str, Any]
