@@ -154,9 +154,7 @@ def test_the_report_needs_nothing_else_and_says_what_was_found(comparison):
     assert "AP while training" not in said
 
 
-def evaluated(
-    folder, finds, labels=("a", "b"), variants=None, images=12, trained_on=0, calibrated=()
-):
+def evaluated(folder, finds, labels="ab", variants=None, images=12, trained_on=0, calibrated=()):
     """Returns measured runs, results, text and report of a comparison, without any training.
 
     ``finds``: variant -> for each seed, whether the detector finds the objects or nothing.

@@ -84,8 +84,7 @@ def test_a_criterion_has_the_defaults_of_the_config():
     [
         ("LAMBDA", 0.0), ("LAMBDA", float("inf")), ("MARGIN", -0.5), ("BETA", 1.5),
         ("BETA", float("nan")), ("MEMORY_LENGTH", -1), ("MEMORY_SIZE", 0), ("LOSS_WEIGHT", 0.0),
-        ("LOSS_WEIGHT", -1.0), ("CE_WARMUP", -1),
-        ("LAMBDA_RULE", "adaptive"), ("SCORE", "entropy"),
+        ("CE_WARMUP", -1), ("LAMBDA_RULE", "adaptive"), ("SCORE", "entropy"),
     ],
 )  # fmt: skip
 def test_keys_out_of_range_are_named(key, value):
