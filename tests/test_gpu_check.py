@@ -61,7 +61,7 @@ def test_one_command_gives_a_file_for_each_part_and_a_table(whole):
 
 def test_each_part_measures_what_it_is_named_for(whole):
     parts = {name: load(whole[0], name) for name in PARTS}
-    assert parts["tests"]["numbers"]["passed"] > 30
+    assert parts["tests"]["numbers"]["passed"] > 10
     assert any("no CUDA device here" in line for line in parts["tests"]["skipped"])
     if find_spec("triton"):
         cases = parts["exact"]["cases"]

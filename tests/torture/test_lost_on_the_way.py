@@ -40,7 +40,7 @@ def test_a_data_worker_is_killed(arguments, tmp_path):
         os.kill(workers(process.pid)[0], signal.SIGKILL)
         status, err = ended(process)
     assert status > 0 and err.startswith("error: ") and err.count("\n") == 1, err[-3000:]
-    assert "data worker" in err and "--resume" in err
+    assert "data loader worker died" in err and "--resume" in err
     assert_whole(tmp_path / "out")
 
 
