@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 pytest.importorskip("detectron2")
 
@@ -169,6 +170,14 @@ def test_a_comparison_of_the_protocol_is_made(elsewhere, tmp_path, monkeypatch, 
         evidence.run(["--run", "nothing"])
     with pytest.raises(InputError, match="--run place_bccd: it has keys that are gone: check out"):
         evidence.run(["--run", "place_bccd"])
+
+
+def test_an_interval_of_means_and_deviations_is_welchs():
+    less, more = [60.0, 64.0, 61.0], [70.0, 72.0, 78.0]
+    found = evidence.unpaired(*([np.mean(x), np.std(x, ddof=1)] for x in (less, more)), 3)
+    interval = stats.ttest_ind(more, less, equal_var=False).confidence_interval()
+    np.testing.assert_allclose(found, [np.mean(more) - np.mean(less), *interval], atol=1e-4)
+    assert evidence.unpaired([60.0, None], [70.0, 1.0], 1) == [10.0, None, None]
 
 
 def test_a_comparison_is_added_once(elsewhere, tmp_path, monkeypatch):

@@ -253,8 +253,8 @@ _REPEAT = ("cross entropy with repeat-factor sampling", {"repeat_factor": "ce_re
 DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]] = {
     "default": (("cross entropy", {"main": "ce"}), ("RaMBO", _EACH)),
     "pretrained_default": (
-        ("cross entropy", {"voc07": "ce", "pretrained": "ce"}),
-        ("RaMBO", {"voc07_today": "rambo", "pretrained_today": "rambo"}),
+        ("cross entropy", dict.fromkeys(("voc07", "voc07_seeds_today", "pretrained"), "ce")),
+        ("RaMBO", dict.fromkeys(("voc07_today", "voc07_seeds_today", "pretrained_today"), "rambo")),
     ),
     "repeat_sampling": (("cross entropy", {"pretrained": "ce"}), _REPEAT),
     "repeat_rambo": (_REPEAT, ("RaMBO", {"pretrained_today": "rambo"})),
@@ -370,13 +370,12 @@ def derive(rows: Rows, name: str) -> Rows:
         made = [{k: v for k, v in row.items() if k not in unknown} for row in made]
         difference = {"of": name, "data": data, "loss": titles[1], "less": titles[0]}
         difference["seeds"] = seeds
-        for metric in (metric for metric in METRICS[:3] if metric in made[0]):
+        for metric in (metric for metric in METRICS[:4] if metric in made[0]):
             if all(f"{metric} of seeds" in row for row in made):
                 found = np.subtract(*(row[f"{metric} of seeds"] for row in made[::-1]))
                 difference[metric] = around_seeds(found)
             else:
-                less, more = (row[metric][0] for row in made)
-                difference[metric] = [round(more - less, 4), None, None]
+                difference[metric] = unpaired(*(row[metric] for row in made), len(seeds))
         new["losses"] += made
         new["differences"].append(difference)
     return new
@@ -420,6 +419,20 @@ def around_seeds(found: np.ndarray) -> list[float | None]:
     if len(found) > 1:
         around = stats.t.interval(0.95, len(found) - 1, found.mean(), stats.sem(found))
     return [v if v is None else round(float(v), 4) for v in (found.mean(), *around)]
+
+
+def unpaired(less: list[Any], more: list[Any], seeds: int) -> list[float | None]:
+    """Returns the difference of two [mean, deviation] and its 95 % interval (Welch's t).
+
+    For losses of which some rows lack the values of each seed.
+    """
+    difference = more[0] - less[0]
+    if None in (less[1], more[1]):
+        return [round(difference, 4), None, None]
+    variances = np.square([less[1], more[1]]) / seeds
+    freedom = (seeds - 1) * variances.sum() ** 2 / np.square(variances).sum()
+    half = stats.t.ppf(0.975, freedom) * variances.sum() ** 0.5
+    return [round(float(v), 4) for v in (difference, difference - half, difference + half)]
 
 
 def _format(row: dict[str, Any], metric: str = "AP") -> str:
