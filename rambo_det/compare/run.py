@@ -104,7 +104,7 @@ def folder_lock(folder: Path) -> Iterator[IO[str]]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            print(f"waiting for another comparison that works in {folder}", flush=True)
+            print(f"waiting for another comparison, or its trainings, in {folder}", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
 
