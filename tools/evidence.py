@@ -189,15 +189,33 @@ PROTOCOL = {
         f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} {_MEMORY} "
         "SOLVER.MAX_ITER 600",
     ),
-    "margin_today": (
-        "Which margin is best with today's defaults? Measured on held-out training images.",
+    "parts_today": (
+        "What is each part worth on a pretrained backbone, with today's defaults? Measured on "
+        "held-out training images.",
         "AP",
         f"{_VOC07.format(800)} {_CHESS[:-1]} SOLVER.MAX_ITER 600' --hold-out 5 --seeds 1 "
         "--losses rambo "
         + " ".join(
-            f"--variant 'margin{margin}=rambo MODEL.RAMBO.MARGIN {margin}'"
-            for margin in (0.25, 1.0)
+            f"--variant '{name}{value}=rambo MODEL.RAMBO.{name.upper()} {value}'"
+            for name, values in (("margin", (0.0, 0.25, 1.0)), ("beta", (0.0, 1.0)))
+            for value in values
         ),
+    ),
+    "chess_long": (
+        "What is left of the lead on chess after three times the schedule, where cross entropy has "
+        "converged? All else is as in pretrained_today.",
+        "AP",
+        f"{_TIMM} {_CHESS} {_JOBS} --seeds 2 --losses ce,rambo TEST.EVAL_PERIOD 300 "
+        "SOLVER.MAX_ITER 1800",
+    ),
+    "small_today": (
+        "What has a small Faster R-CNN from random weights with today's defaults? All else is as "
+        "in main.",
+        "AP",
+        f"--config configs/evidence/faster_rcnn_rambo.yaml {_CHESS[:-1]} SOLVER.MAX_ITER 400' "
+        "--data bccd=voc:data/bccd:train:val --data 'quickstart=configs/quickstart/"
+        "faster_rcnn_rambo.yaml SOLVER.MAX_ITER 600 SOLVER.CHECKPOINT_PERIOD 1000000' "
+        f"{_JOBS} --seeds 5 --losses rambo",
     ),
     "paper_today": (
         "Does the loss of configs/paper_voc.yaml still learn, now that its gradient is not divided "
