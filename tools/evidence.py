@@ -189,6 +189,13 @@ PROTOCOL = {
         f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} {_MEMORY} "
         "SOLVER.MAX_ITER 600",
     ),
+    "rates_chess": (
+        "Which learning rate does each loss need on chess? Measured on held-out training images.",
+        "AP",
+        f"{_TIMM} {_CHESS} {_JOBS} --hold-out 5 --seeds 1 "
+        f"{_rates(*((loss, rate) for loss in ('ce', 'rambo') for rate in (0.04, 0.01, 0.02)))} "
+        "SOLVER.MAX_ITER 600",
+    ),
     "parts_today": (
         "What is each part worth on a pretrained backbone, with today's defaults? Measured on "
         "held-out training images.",
