@@ -196,6 +196,22 @@ PROTOCOL = {
         f"{_rates(*((loss, rate) for loss in ('ce', 'rambo') for rate in (0.04, 0.01, 0.02)))} "
         "SOLVER.MAX_ITER 600",
     ),
+    "rates_voc07": (
+        "The same on VOC07, after a fifth of the schedule. weight_voc07 and voc07_weights have the "
+        "rate of 0.02.",
+        "AP",
+        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 "
+        f"{_rates(*((loss, rate) for rate in (0.04, 0.01) for loss in ('ce', 'rambo')))}",
+    ),
+    "weights_ce": (
+        "Which weight does cross entropy need, of as many as RaMBO chose from? Measured on "
+        "held-out training images.",
+        "AP",
+        f"{_VOC07.format(800)} {_CHESS[:-1]} SOLVER.MAX_ITER 600' --hold-out 5 --seeds 1 "
+        + " ".join(
+            f"--variant 'ce_w{weight}=ce RAMBO_TRAIN.CLS_WEIGHT {weight}'" for weight in (0.5, 2.0)
+        ),
+    ),
     "parts_today": (
         "What is each part worth on a pretrained backbone, with today's defaults? Measured on "
         "held-out training images.",
