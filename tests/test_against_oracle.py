@@ -80,13 +80,13 @@ def check_loss(loss, batch, remembered=(), transposed=False, **rule):
     number = len(batch[0])
     losses, present, grads = oracle.class_lists(scores, gt, number, **rule)
     flat, flat_grad = oracle.flat_list(scores[:number], gt[:number], **rule)
-    share = (1 - loss.beta) / max(present.sum(), 1)
+    share = (1 - loss.spec.beta) / max(present.sum(), 1)
     leaf = batch[0].t().contiguous().t() if transposed else batch[0].clone()
     value = loss(leaf.requires_grad_(), batch[1])
     value.backward()
-    want = losses.sum() * share + flat * loss.beta
+    want = losses.sum() * share + flat * loss.spec.beta
     assert value.item() == pytest.approx(want, rel=1e-5, abs=1e-6)
-    want = grads[:number] * share + flat_grad * loss.beta
+    want = grads[:number] * share + flat_grad * loss.spec.beta
     most = abs(want).max(initial=0)
     np.testing.assert_allclose(leaf.grad.numpy(), want, rtol=1e-5, atol=1e-6 * most + 1e-13)
     # The gradient sums to 0. Otherwise all scores would drift together.

@@ -88,7 +88,7 @@ def test_a_training_step_under_autocast(model):
     handle.remove()
     scores, gt_classes, *_ = seen[0]
     assert scores.dtype == torch.float32 and losses["loss_cls"].dtype == torch.float32
-    loss = RamboLoss(criterion.num_classes, margin=criterion.margin, beta=criterion.beta)
+    loss = RamboLoss(criterion.num_classes, margin=criterion.spec.margin, beta=criterion.spec.beta)
     want = loss(scores.detach(), gt_classes) * criterion.weight
     assert torch.equal(losses["loss_cls"].detach(), want)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)

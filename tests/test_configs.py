@@ -53,7 +53,7 @@ def plain(value):
 def test_the_papers_constants_begin_with_cross_entropy():
     cfg = read_config(str(CONFIGS / "paper_voc.yaml"))
     loss = RamboCriterion.from_cfg(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    assert (loss.margin, loss.beta, loss.num_classes) == (0.5, 0.3333, 20)
+    assert (loss.spec.margin, loss.spec.beta, loss.num_classes) == (0.5, 0.3333, 20)
     assert 2 * loss.ce_warmup == cfg.SOLVER.MAX_ITER
 
 
@@ -114,9 +114,11 @@ def test_a_config_with_a_key_that_is_gone_is_read_with_a_warning(tmp_path, caplo
     assert f"MODEL.RAMBO.{key}" in caplog.text
 
 
-def test_only_the_nodes_are_added():
+def test_only_the_nodes_are_added(caplog):
     stock, ours = get_cfg(), get_cfg()
-    for _ in range(2):  # as if a notebook's cell is run again
-        rambo_det.add_rambo_config(ours)
+    rambo_det.add_rambo_config(ours)
+    ours.MODEL.RAMBO.BETA = 0.25
+    rambo_det.add_rambo_config(ours)  # as if a notebook's cell is run again
+    assert ours.MODEL.RAMBO.BETA == 0.25
     del ours.MODEL["RAMBO"], ours["RAMBO_TRAIN"]
-    assert ours.dump() == stock.dump()
+    assert ours.dump() == stock.dump() and not caplog.text

@@ -1,21 +1,31 @@
 """RamboCriterion: the configured loss in every architecture, and its mix with the stock loss."""
 
+import re
 from inspect import signature
 
 import pytest
 import torch
 from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 
-from rambo_det import RamboCriterion, RamboFastRCNNOutputLayers, RamboLoss, add_rambo_config
+from rambo_det import (
+    RamboCascadeROIHeads,
+    RamboCriterion,
+    RamboFastRCNNOutputLayers,
+    RamboLoss,
+    RamboROIHeads,
+    RamboRPN,
+    add_rambo_config,
+)
+from rambo_det.data.shapes import register_shapes
 from rambo_det.errors import InputError
 from rambo_det.modeling.scores import log_odds
 
-from .architectures import ARCHITECTURES, build, training_losses
+from .architectures import ARCHITECTURES, build, config, training_losses
 from .models import CONFIGS, QUICKSTART, small_cfg, training_inputs
 
 # Config keys, and the arguments of RamboLoss that they set.
@@ -60,23 +70,71 @@ def test_arguments_of_a_lazy_config(file):
     model = LazyConfig.load(str(CONFIGS / "lazy" / file)).model
     model.num_classes, arguments = 4, KEYS["fixed"][1]
     model.rambo_loss = LazyCall(RamboCriterion)(num_classes=4, weight=5.0, **arguments)
-    assert_same(instantiate(model).rambo_loss, RamboLoss(4, **arguments))
+    model = instantiate(model)
+    assert_same(model.rambo_loss, RamboLoss(4, **arguments))
+    assert model.rambo_loss.name == ("loss_fcos_cls" if "fcos" in file else "loss_cls")
+
+
+def test_the_scalars_of_an_rpn_have_its_name_whatever_criterion_it_gets():
+    rpn = build("rpn").proposal_generator
+    arguments = {name: getattr(rpn, name) for name in ("in_features", "anchor_generator")}
+    arguments |= {"head": rpn.rpn_head, "anchor_matcher": rpn.anchor_matcher}
+    arguments |= {"box2box_transform": rpn.box2box_transform, "batch_size_per_image": 64}
+    arguments |= {"positive_fraction": 0.5, "pre_nms_topk": (9, 9), "post_nms_topk": (9, 9)}
+    made = RamboRPN(**arguments, rambo_loss=RamboCriterion(1, beta=0.25)).rambo_loss
+    for name in ("prefix", "name", "class_names"):
+        assert getattr(made, name) == getattr(rpn.rambo_loss, name)
+    assert made.prefix == "rambo/rpn" and made.spec.beta == 0.25
+
+
+class OwnLayers(RamboFastRCNNOutputLayers):
+    pass
+
+
+@pytest.mark.parametrize("parent", [RamboROIHeads, RamboCascadeROIHeads])
+@pytest.mark.parametrize("layers", [OwnLayers, type("Other", (FastRCNNOutputLayers,), {})])
+def test_heads_of_a_user_keep_the_box_predictor_that_they_make(parent, layers):
+    class OwnHeads(parent):
+        @classmethod
+        def _init_box_head(cls, cfg, input_shape):
+            made = super()._init_box_head(cfg, input_shape)
+            several = made.get("box_predictors")
+            heads = made["box_heads"] if several else [made["box_head"]]
+            transform = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
+            own = [layers(cfg, head.output_shape, box2box_transform=transform) for head in heads]
+            return made | ({"box_predictors": own} if several else {"box_predictor": own[0]})
+
+    cfg = config("cascade" if parent is RamboCascadeROIHeads else "faster_rcnn")
+    shapes = build_backbone(cfg).output_shape()
+    if layers is not OwnLayers:
+        with pytest.raises(InputError, match="OwnHeads makes a Other: derive it from RamboFast"):
+            OwnHeads(cfg, shapes)
+        return
+    predictor = OwnHeads(cfg, shapes).box_predictor
+    made = list(predictor) if isinstance(predictor, torch.nn.ModuleList) else [predictor]
+    names = [f"loss_cls_stage{k}" for k in range(3)] if len(made) > 1 else ["loss_cls"]
+    assert {type(one) for one in made} == {OwnLayers}
+    assert [one.rambo_loss.name for one in made] == names
 
 
 def of_config(*opts, num_classes=4):
     return RamboCriterion.from_cfg(small_cfg(QUICKSTART, *opts), num_classes)
 
 
-def test_a_criterion_has_the_defaults_of_the_config():
+def test_a_criterion_has_the_defaults_of_the_config(catalogs):
     cfg = get_cfg()
     add_rambo_config(cfg)
     plain, configured = RamboCriterion(4), RamboCriterion.from_cfg(cfg, 4)
-    for name in ("weight", "margin", "beta", "global_ranking", "ce_warmup", "_spec"):
+    for name in ("weight", "global_ranking", "ce_warmup", "spec"):
         assert getattr(plain, name) == getattr(configured, name), name
     assert plain.memory.length == configured.memory.length
     assert not of_config("MODEL.RAMBO.GLOBAL_RANKING", False).global_ranking
     # The dataset names four classes, so that seven classes have numbers as names.
     assert of_config(num_classes=7).class_names == list("0123456")
+    register_shapes()
+    cfg.DATASETS.TRAIN = "rambo_shapes_train"  # a string, as Detectron2 allows
+    names = RamboCriterion.from_cfg(cfg, 4).class_names
+    assert names == of_config().class_names and "star" in names
 
 
 @pytest.mark.parametrize(
@@ -84,14 +142,18 @@ def test_a_criterion_has_the_defaults_of_the_config():
     [
         ("LAMBDA", 0.0), ("LAMBDA", float("inf")), ("MARGIN", -0.5), ("BETA", 1.5),
         ("BETA", float("nan")), ("MEMORY_LENGTH", -1), ("MEMORY_SIZE", 0), ("LOSS_WEIGHT", 0.0),
-        ("CE_WARMUP", -1), ("LAMBDA_RULE", "adaptive"), ("SCORE", "entropy"),
+        ("CE_WARMUP", -1), ("LAMBDA_RULE", "adaptive"), ("SCORE", "entropy"), ("LAMBDA", None),
+        ("MARGIN", None), ("BETA", "0.5"), ("MEMORY_LENGTH", "4"), ("LOSS_WEIGHT", None),
+        ("CE_WARMUP", None),
     ],
 )  # fmt: skip
 def test_keys_out_of_range_are_named(key, value):
     cfg = small_cfg()
     cfg.MODEL.RAMBO.LAMBDA_RULE = "fixed"
     cfg.MODEL.RAMBO[key] = value
-    with pytest.raises(InputError, match=f"MODEL.RAMBO.{key} must be .*got"):
+    with pytest.raises(
+        InputError, match=f"MODEL.RAMBO.{key} must be .*got {re.escape(repr(value))}"
+    ):
         build_model(cfg)
 
 

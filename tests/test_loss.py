@@ -110,6 +110,8 @@ def test_the_global_generator_is_not_used():
         ({"num_classes": 0}, "num_classes"),
         ({"num_classes": 3.0}, "num_classes must be an integer"),
         ({"memory_length": 2.5}, "memory_length must be an integer"),
+        ({"margin": None}, "margin"),
+        ({"lambda_": "each"}, "lambda_"),
     ],
 )
 def test_parameters_out_of_range(arguments, message):
@@ -139,9 +141,12 @@ def loss(scores, gt):
          "scores are on cpu, but the score memory of RamboLoss is on meta"),
         (lambda scores, gt: torch.func.grad(loss)(scores, gt), "do not support torch.func"),
         (lambda scores, gt: torch.func.vmap(loss, (0, None))(scores[None], gt), "torch.func"),
+        (lambda scores, gt: torch.func.vmap(loss, (None, 0))(scores, gt[None]), "torch.func"),
+        (lambda scores, gt: loss(scores, gt.numpy()), "must be a tensor, got ndarray"),
         (lambda scores, gt: ap_loss(scores[:, 0], gt[:2]), "targets"),
         (lambda scores, gt: recall_loss(scores[:, 0], gt == 0, weighting="square"), "weighting"),
         (lambda scores, gt: blackbox_rank(scores, 0.0), "lambda_ must be > 0"),
+        (lambda scores, gt: blackbox_rank(scores, float("inf")), "lambda_ must be > 0 and finite"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_ranked_is_refused(call, message):

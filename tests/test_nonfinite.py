@@ -41,6 +41,9 @@ def test_many_classes_are_counted():
     message = r"class 0 \(3 of 3\), .*4 \(3 of 3\) and 1198 more$"
     with pytest.raises(FloatingPointError, match=message):
         RamboCriterion(1203)(scores, torch.tensor([0, 5, 1203]))
+    too_large = torch.full((2, 3), 1e39, dtype=torch.float64)  # infinite in float32
+    with pytest.raises(FloatingPointError, match=r"class 0 \(2 of 2\), "):
+        RamboCriterion(3)(too_large, torch.tensor([0, 3]))
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])

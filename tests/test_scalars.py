@@ -92,3 +92,13 @@ def test_scalars_are_logged_under_their_names():
         latest = storage.latest()
     assert latest["rambo/zero_gradient"][0] == 1 and latest["rambo/starved"][0] == 0.5
     assert latest["rambo/score_range"][0] == 105
+
+
+def test_ap_is_the_mean_over_the_classes_whatever_their_names():
+    scores, gt = torch.tensor([[5.0, 0.0], [0.0, -1.0], [4.0, 4.0]]), torch.tensor([0, 1, 2])
+    means = []
+    for names in (["a", "b"], ["a", "a"]):
+        with EventStorage() as storage:
+            RamboCriterion(2, class_names=names)(scores, gt)
+            means.append(storage.latest()["rambo/AP"][0])
+    assert means[0] == means[1] == pytest.approx((1 + 1 / 3) / 2)

@@ -103,6 +103,30 @@ def test_the_example_of_a_timm_backbone(name):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name, stages",
+    # convnext_atto calls the module stages.0 stages_0; act1 of resnet18 has no parameters.
+    [
+        ("resnet18", ["conv1", "bn1", "layer1"]),
+        ("convnext_atto", ["stem_", "stages_0", "stages_1"]),
+    ],
+)
+def test_the_first_stages_of_any_timm_model_are_frozen(name, stages):
+    pytest.importorskip("timm", reason="timm is not installed")
+    import_user_code([str(REPOSITORY / "examples" / "timm_backbone.py")])
+    cfg = new_config()
+    cfg.MODEL.TIMM.NAME = name
+    build = BACKBONE_REGISTRY.get("build_timm_fpn_backbone")
+    net = build(cfg, None).bottom_up.net  # FREEZE_AT is 2
+    frozen = [key for key, value in net.named_parameters() if not value.requires_grad]
+    assert all(
+        key.startswith(tuple(stages)) == (key in frozen) for key, _ in net.named_parameters()
+    )
+    cfg.MODEL.BACKBONE.FREEZE_AT = 9
+    with pytest.raises(ValueError, match="FREEZE_AT 9: .* has only . stages"):
+        build(cfg, None)
+
+
 def test_weights_of_another_library_come_in_the_same_order():
     timm = pytest.importorskip("timm", reason="timm is not installed")
     import_user_code([str(REPOSITORY / "examples" / "timm_backbone.py")])

@@ -3,6 +3,7 @@
 With a fixed λ, this package's losses have the same gradient, found by counting (:mod:`.ranking`).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def blackbox_rank(scores: Tensor, lambda_: float) -> Tensor:
         Tensor of the shape and dtype of ``scores``. Equal scores are ranked in order of position.
 
     Raises:
-        ValueError: if λ is not positive.
+        ValueError: if λ is not positive and finite.
 
     Example:
         >>> scores = torch.tensor([0.1, 2.0, 1.0], requires_grad=True)
@@ -32,8 +33,8 @@ def blackbox_rank(scores: Tensor, lambda_: float) -> Tensor:
         >>> ranks.tolist()
         [3.0, 1.0, 2.0]
     """
-    if not lambda_ > 0:
-        raise ValueError(f"lambda_ must be > 0, got {lambda_}")
+    if not 0 < lambda_ < math.inf:
+        raise ValueError(f"lambda_ must be > 0 and finite, got {lambda_}")
     return _BlackboxRank.apply(scores, float(lambda_))
 
 

@@ -1,8 +1,8 @@
 """The losses as functions, without a memory. All losses rank in float32 and count in integers.
 
 ``margin`` and ``lambda_`` are those of :class:`.rambo_loss.RamboLoss`. Every loss returns a float32
-scalar >= 0; an AP loss is < 1. Without a positive the loss is 0, still connected to the scores.
-Invalid values, shapes and devices raise InputError, which is a ValueError.
+scalar >= 0; an AP loss is at most 1. Without a positive the loss is 0, still connected to the
+scores. Invalid values, shapes and devices raise InputError, which is a ValueError.
 """
 
 import torch

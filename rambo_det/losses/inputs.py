@@ -34,7 +34,9 @@ def prepare_inputs(scores: Tensor, gt_classes: Tensor, processes: Processes) -> 
     ``scores`` are ``(N, C)`` of any floating dtype, ``gt_classes`` ``(N,)`` integers. Raises
     InputError for invalid shapes, devices or labels.
     """
-    if torch._C._functorch.is_functorch_wrapped_tensor(scores):
+    if not isinstance(gt_classes, Tensor):
+        raise InputError(f"gt_classes must be a tensor, got {type(gt_classes).__name__}")
+    if any(map(torch._C._functorch.is_functorch_wrapped_tensor, (scores, gt_classes))):
         raise InputError(
             "RaMBO losses do not support torch.func transforms (grad, vmap): use loss.backward()"
         )

@@ -1,5 +1,6 @@
 """RamboLoss: the batch-wide AP loss as a module, with its score memory."""
 
+from dataclasses import replace
 from numbers import Integral
 
 import torch
@@ -55,7 +56,13 @@ class RamboLoss(nn.Module):
             batch is empty.
 
     The memory is saved and loaded in the metadata of ``state_dict``. With several processes, every
-    process must call ``memory.all_gather_for_checkpoint()`` before one of them saves.
+    process must call ``memory.all_gather_for_checkpoint()`` before one of them saves. A copy of a
+    state dict has the memory only if it has the ``_metadata`` of the original.
+
+    Attributes:
+        spec: a :class:`.ranking.RankingSpec`: margin, λ and β. To change one during a training,
+            replace the spec: ``loss.spec = dataclasses.replace(loss.spec, margin=1.0)``.
+        stats: the :class:`LossStats` of the last call; None before it.
 
     Raises:
         InputError: a parameter is out of its range.
@@ -85,12 +92,12 @@ class RamboLoss(nn.Module):
         integers = ("num_classes", num_classes, 1), ("memory_length", memory_length, 0)
         for name, value, lowest in (*integers, ("memory_size", memory_size, 8)):
             if not isinstance(value, Integral) or int(value) < lowest:
-                raise InputError(f"{name} must be an integer >= {lowest}, got {value}")
-        self.num_classes, self.margin, self.beta = num_classes, margin, beta
-        self.global_ranking = global_ranking
+                raise InputError(f"{name} must be an integer >= {lowest}, got {value!r}")
+        self.num_classes, self.global_ranking = num_classes, global_ranking
+        spec = RankingSpec(margin, lambda_, beta)
         # With one class and no memory, the list of all classes equals the list of that class.
-        interclass = bool(beta > 0 and (num_classes > 1 or memory_length > 0))
-        self._spec = RankingSpec(margin, lambda_, beta, interclass=interclass)
+        interclass = beta > 0 and (num_classes > 1 or memory_length > 0)
+        self.spec = replace(spec, interclass=interclass)
         self.memory = ScoreMemory(memory_length, memory_size, num_classes)
         self.stats: LossStats | None = None
 
@@ -103,7 +110,7 @@ class RamboLoss(nn.Module):
             gt_classes: ``(N,)`` integers; ``C`` is background, below 0 is ignored.
 
         Returns:
-            Scalar float32 in [0, 1). Without a positive the loss is 0, still connected to
+            Scalar float32 in [0, 1]. Without a positive the loss is 0, still connected to
             ``scores``. If a score is not finite, the loss is NaN.
         """
         to_rank = scores
@@ -127,7 +134,7 @@ class RamboLoss(nn.Module):
         # Only in training is every process sure to call the loss.
         processes = Processes(self.global_ranking and training)
         inputs = prepare_inputs(to_rank, gt_classes, processes)
-        result = compute_ranking(inputs, self._spec, processes, memory)
+        result = compute_ranking(inputs, self.spec, processes, memory)
         self.stats = LossStats(result, inputs, processes.bytes_sent)
         if training and inputs.all_finite:
             self.memory.write(inputs, result.lowest_thresholds[:-1])

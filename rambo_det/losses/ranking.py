@@ -37,6 +37,7 @@ A segment is one ranked list. Each class is a segment; one more, C, has the scor
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -64,12 +65,13 @@ class RankingSpec:
     objective: Objective = average_precision  # loss and slope of each positive
 
     def __post_init__(self) -> None:
-        if not 0 <= self.margin < math.inf:
-            raise InputError(f"margin must be >= 0 and finite, got {self.margin}")
-        if self.lambda_ is not None and not 0 < self.lambda_ < math.inf:
-            raise InputError(f"lambda_ must be > 0 and finite, got {self.lambda_}")
-        if not 0 <= self.beta <= 1:
-            raise InputError(f"beta must be in [0, 1], got {self.beta}")
+        lambda_ = 1 if self.lambda_ is None else self.lambda_
+        if not (isinstance(self.margin, Real) and 0 <= self.margin < math.inf):
+            raise InputError(f"margin must be >= 0 and finite, got {self.margin!r}")
+        if not (isinstance(lambda_, Real) and 0 < lambda_ < math.inf):
+            raise InputError(f"lambda_ must be > 0 and finite, got {lambda_!r}")
+        if not (isinstance(self.beta, Real) and 0 <= self.beta <= 1):
+            raise InputError(f"beta must be in [0, 1], got {self.beta!r}")
 
 
 @dataclass

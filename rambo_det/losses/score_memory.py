@@ -121,7 +121,7 @@ class ScoreMemory(nn.Module):
             saved = {**saved, **_local_part(saved, processes.index, processes.size)}
             for name, tensor in self.tensors().items():
                 tensor.copy_(saved[name])
-            self._is_loaded = True
+            self._is_loaded, self._gathered = True, None
         elif self.length and saved:
             logging.getLogger(__name__).info(
                 "The score memory of the checkpoint is not loaded: its length, size, number of "

@@ -57,8 +57,10 @@ class Classifier:
                 f"{type(model).__name__} cannot be calibrated: only R-CNN, RetinaNet and FCOS "
                 "models have scores to calibrate"
             )
-        if not all(hasattr(head, "cls_score") for head in self._heads):
-            raise InputError(f"{type(self._heads[0]).__name__} has no layer cls_score to rescale")
+        for head in self._heads:
+            if getattr(getattr(head, "cls_score", None), "bias", None) is None:
+                problem = "has no layer cls_score with a bias to rescale"
+                raise InputError(f"{type(head).__name__} {problem}")
         self.is_softmax = predictor is not None and not (
             getattr(self._heads[0], "use_sigmoid_ce", False)
             or getattr(self._heads[0], "rambo_score", "") == "logits"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -42,17 +43,21 @@ class RamboCriterion(RamboLoss):
         num_classes: number of foreground classes C.
         weight: > 0, weight of the loss.
         class_names: C names for the training scalars; None: their indices.
-        prefix: of the training scalars, see :meth:`_log`.
-        name: of the loss, for the error about scores that are not finite.
         ce_warmup: >= 0, iterations in which the stock loss changes to this loss.
         checkpoint_period, max_iter: when the trainer saves, in iterations. Detectron2's trainers
             save in the main process alone; with these arguments, their checkpoints have the
             memories of all processes. None: unknown.
         **kwargs: passed to RamboLoss.
 
+    Attributes:
+        name: of the loss in the detector's dict of losses.
+        prefix: of the training scalars, see :meth:`_log`.
+
     Raises:
         InputError: a parameter is out of its range.
     """
+
+    name, prefix = "loss_cls", "rambo"
 
     def __init__(
         self,
@@ -60,20 +65,17 @@ class RamboCriterion(RamboLoss):
         *,
         weight: float = 0.2,
         class_names: Sequence[str] | None = None,
-        prefix: str = "rambo",
-        name: str = "loss_cls",
         ce_warmup: int = 0,
         checkpoint_period: int | None = None,
         max_iter: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
-        if not 0 < weight < math.inf:
-            raise InputError(f"weight must be > 0 and finite, got {weight}")
-        if not 0 <= ce_warmup < math.inf:
-            raise InputError(f"ce_warmup must be >= 0 and finite, got {ce_warmup}")
+        if not (isinstance(weight, Real) and 0 < weight < math.inf):
+            raise InputError(f"weight must be > 0 and finite, got {weight!r}")
+        if not (isinstance(ce_warmup, Real) and 0 <= ce_warmup < math.inf):
+            raise InputError(f"ce_warmup must be >= 0 and finite, got {ce_warmup!r}")
         self.weight, self.ce_warmup = weight, ce_warmup
-        self.prefix, self.name = prefix, name
         self._checkpoint_period, self._max_iter = checkpoint_period, max_iter
         self.class_names = list(class_names or map(str, range(num_classes)))
         if len(self.class_names) != num_classes:
@@ -96,6 +98,8 @@ class RamboCriterion(RamboLoss):
         arguments = {argument: node[key] for argument, key in _KEYS.items()}
         if node.LAMBDA_RULE != "fixed":
             arguments["lambda_"] = None
+        elif node.LAMBDA is None:
+            raise InputError("MODEL.RAMBO.LAMBDA must be > 0 with LAMBDA_RULE fixed, got None")
         arguments.update(
             class_names=_training_classes(cfg, num_classes),
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
@@ -136,7 +140,6 @@ class RamboCriterion(RamboLoss):
             self._gather_for_checkpoint()
         return loss * self.weight
 
-    @torch.jit.unused
     def replace_stock_loss(
         self,
         name: str,
@@ -155,7 +158,6 @@ class RamboCriterion(RamboLoss):
         losses[name] = loss + losses[name] * stock_share if stock_share else loss
         return losses
 
-    @torch.jit.unused
     def stock_loss_weight(self) -> float:
         """Returns the stock loss's weight w in this iteration; the weight of this loss is 1 - w.
 
@@ -166,7 +168,6 @@ class RamboCriterion(RamboLoss):
             return 0.0
         return max(1 - storage.iter / self.ce_warmup, 0.0)
 
-    @torch.jit.unused
     def _gather_for_checkpoint(self) -> None:
         # Every process runs this code; a stock trainer's checkpointer runs in the main one alone.
         period, max_iter, storage = self._checkpoint_period, self._max_iter, current_storage()
@@ -176,7 +177,6 @@ class RamboCriterion(RamboLoss):
         if (period > 0 and iteration % period == 0) or iteration >= max_iter:
             self.memory.all_gather_for_checkpoint()
 
-    @torch.jit.unused
     def _log(self) -> None:
         """Writes the scalars of the last call to Detectron2's storage, under ``prefix/``.
 
@@ -201,19 +201,18 @@ class RamboCriterion(RamboLoss):
             storage.put_scalar(f"{prefix}/zero_gradient", zero_gradient)
             storage.put_scalar(f"{prefix}/starved", starved)
         classes = zip(self.class_names, rest, rest[self.num_classes :], strict=False)
-        present = {name: ap for name, ap, is_present in classes if is_present}
+        present = [(f"{prefix}/AP-{name}", ap) for name, ap, is_present in classes if is_present]
         if present:
-            storage.put_scalar(f"{prefix}/AP", sum(present.values()) / len(present))
-        storage.put_scalars(**{f"{prefix}/AP-{name}": ap for name, ap in present.items()})
+            storage.put_scalar(f"{prefix}/AP", sum(ap for _, ap in present) / len(present))
+        storage.put_scalars(**dict(present))
 
-    @torch.jit.unused
     def _not_finite(self, *scores: Tensor) -> FloatingPointError:
         """Returns the error for scores that are not finite, with the classes that have them."""
         storage = current_storage()
         at = "" if storage is None else f" at iteration={storage.iter}"
         where = "in the batch of another process"
         for tensor in scores:
-            counts = (~tensor.detach().isfinite()).sum(dim=0).tolist()
+            counts = (~tensor.detach().float().isfinite()).sum(dim=0).tolist()
             named = zip([*self.class_names, "background"], counts, strict=False)
             bad = [f"{name} ({count} of {tensor.shape[0]})" for name, count in named if count]
             if bad:
@@ -234,7 +233,8 @@ def current_storage() -> EventStorage | None:
 
 
 def _training_classes(cfg: CfgNode, num_classes: int) -> list[str] | None:
-    for name in cfg.DATASETS.TRAIN:
+    train = cfg.DATASETS.TRAIN
+    for name in [train] if isinstance(train, str) else train:
         names = MetadataCatalog.get(name).get("thing_classes")
         if names:
             return list(names) if len(names) == num_classes else None

@@ -36,7 +36,8 @@ class _RamboOneStageMixin:
             **kwargs: passed to the stock class.
         """
         super().__init__(num_classes=num_classes, **kwargs)
-        self.rambo_loss = rambo_loss or RamboCriterion(num_classes, name=self._loss_name)
+        self.rambo_loss = rambo_loss or RamboCriterion(num_classes)
+        self.rambo_loss.name = self._loss_name
 
     def losses(
         self,
@@ -81,7 +82,7 @@ class _RamboOneStageMixin:
 class RamboRetinaNet(_RamboOneStageMixin, RetinaNet):
     """RetinaNet whose ``loss_cls`` is the batch-wide AP loss of all anchors' logits.
 
-    Ignored anchors are not ranked. The loss lies in [0, 1) times its weight. Unlike the focal loss,
+    Ignored anchors are not ranked. The loss lies in [0, 1] times its weight. Unlike the focal loss,
     it is not divided by the moving average of the number of positives.
     """
 

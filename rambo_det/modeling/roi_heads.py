@@ -13,6 +13,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 
+from ..errors import InputError
 from .config_checks import check_roi_heads
 from .criterion import RamboCriterion
 from .output_layers import RamboFastRCNNOutputLayers
@@ -31,10 +32,15 @@ class _RamboPredictorMixin:
         check_roi_heads(cfg, shared_boxes=issubclass(cls, CascadeROIHeads))
         args: dict[str, Any] = super().from_config(cfg, input_shape)  # type: ignore[misc]
 
-        def make_predictor(stock: FastRCNNOutputLayers, **named: str) -> RamboFastRCNNOutputLayers:
+        def make_predictor(stock: FastRCNNOutputLayers) -> RamboFastRCNNOutputLayers:
+            if isinstance(stock, RamboFastRCNNOutputLayers):  # of a user's subclass of the heads
+                return stock
+            if type(stock) is not FastRCNNOutputLayers:
+                name = f"{cls.__name__} makes a {type(stock).__name__}"
+                raise InputError(f"{name}: derive it from RamboFastRCNNOutputLayers")
             # The heads set input shape and box transform; the config alone does not define them.
             shape = ShapeSpec(channels=stock.cls_score.in_features)
-            loss = RamboCriterion.from_cfg(cfg, stock.num_classes, **named)
+            loss = RamboCriterion.from_cfg(cfg, stock.num_classes)
             predictor = RamboFastRCNNOutputLayers(
                 cfg, input_shape=shape, box2box_transform=stock.box2box_transform, rambo_loss=loss
             )
@@ -43,10 +49,9 @@ class _RamboPredictorMixin:
 
         with torch.random.fork_rng(devices=[]):
             if "box_predictors" in args:
-                args["box_predictors"] = [
-                    make_predictor(stock, name=f"loss_cls_stage{stage}")
-                    for stage, stock in enumerate(args["box_predictors"])
-                ]
+                args["box_predictors"] = list(map(make_predictor, args["box_predictors"]))
+                for stage, predictor in enumerate(args["box_predictors"]):
+                    predictor.rambo_loss.name = f"loss_cls_stage{stage}"
             else:
                 args["box_predictor"] = make_predictor(args["box_predictor"])
         return args

@@ -12,10 +12,6 @@ from torch import Tensor
 
 from .criterion import RamboCriterion
 
-_NAMES: dict[str, Any] = {
-    "name": "loss_rpn_cls", "prefix": "rambo/rpn", "class_names": ["object"]
-}  # fmt: skip
-
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class RamboRPN(RPN):
@@ -32,12 +28,14 @@ class RamboRPN(RPN):
             **kwargs: passed to RPN.
         """
         super().__init__(**kwargs)
-        self.rambo_loss = rambo_loss or RamboCriterion(1, **_NAMES)
+        self.rambo_loss = rambo_loss or RamboCriterion(1)
+        self.rambo_loss.name, self.rambo_loss.prefix = "loss_rpn_cls", "rambo/rpn"
+        self.rambo_loss.class_names = ["object"]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         args: dict[str, Any] = super().from_config(cfg, input_shape)
-        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, 1, **_NAMES)
+        args["rambo_loss"] = RamboCriterion.from_cfg(cfg, 1)
         return args
 
     @torch.jit.unused
@@ -50,11 +48,11 @@ class RamboRPN(RPN):
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
         """Returns the stock losses; ``loss_rpn_cls`` is the AP loss of all sampled anchors."""
-        logits, name = pred_objectness_logits, "loss_rpn_cls"
+        logits, name = pred_objectness_logits, self.rambo_loss.name
         if not self.rambo_loss.stock_loss_weight():
             logits = [x.detach() for x in logits]
         stock = partial(super().losses, anchors, logits, gt_labels, pred_anchor_deltas, gt_boxes)
-        labels = torch.stack(gt_labels).flatten().long()
+        labels = torch.stack(gt_labels).flatten()
         # RPN labels: 1 object, 0 background, -1 ignored. The loss: 0 object, 1 background, -1.
         classes = torch.where(labels >= 0, 1 - labels, labels)
         scores = cat(pred_objectness_logits, dim=1).reshape(-1, 1)
