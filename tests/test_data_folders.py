@@ -1,6 +1,7 @@
 """Exports of YOLO, Roboflow and CVAT; data without splits; --check-data."""
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -58,6 +59,10 @@ LAYOUTS = {
     "a list": (
         "train: train.txt\nnames: [cat]\n",
         ["images/a.jpg"], {"train.txt": "./images/a.jpg\n", "labels/a.txt": LINE},
+    ),
+    "a list of CVAT": (
+        "train: train.txt\nnames: [cat]\n", ["images/train/a.jpg"],
+        {"train.txt": "data/images/train/a.jpg\n", "labels/train/a.txt": LINE},
     ),
     "several folders": ("train: [x/images]\nnames: [cat]\n", ["x/images/a.jpg"],
                         {"x/labels/a.txt": LINE}),
@@ -125,6 +130,8 @@ A = {"x/a.txt": LINE}
         ("names: [a]", {"x/a.txt": "7 0.5 0.5 0.2 0.2"}, r"a.txt:1: 'names' has no class 7"),
         ("names: [a]", {"x/a.txt": LINE + "0 20 10 10 10"},
          r"a.txt:2: values from 10 to 20 are not fractions .*divide px"),
+        ("names: [a]", {"x/a.txt": "0 0 -.1 .5 .1 .5 .5"}, r"from -0.1 to 0.5 .*: cut off what"),
+        ("names: [a]\ntrain: {a: b}", A, "'train' must be a path or a list of paths"),
         ("names: [a]", {"x/a.txt": "cat 0.5 0.5 0.2 0.2"}, r"a.txt:1: a line must be numbers"),
         ("names: [a]", {"x/a.txt": "0 nan 0.5 0.2 0.2"}, r"a.txt:1: a line must be numbers"),
         ("names: [a]", {"x/a.txt": "0 0.5 0.5 0.2 0.2 0.9"}, r"a.txt:1: 6 numbers are neither"),
@@ -249,6 +256,11 @@ def test_data_are_looked_at_and_nothing_is_trained(tmp_path, capsys, warnings):
     named = ["--config", QUICKSTART, "DATASETS.TRAIN", "('my',)", "DATASETS.TEST", "()"]
     assert call(main, *command, *named) == 0
     assert "my: 3 images" in capsys.readouterr().out
+    # A page never replaces an image of the user.
+    image(tmp_path / "x/my.jpg")
+    assert "my.jpg is an image of my" in refused(
+        capsys, main, "--check-data", tmp_path / "x", *words
+    )
     # Only decoding finds the broken byte of this image.
     png = tmp_path / "x/c.png"
     Image.effect_noise((40, 20), 60).convert("RGB").save(png)
@@ -342,6 +354,14 @@ def test_versions_of_a_photo_stay_together(tmp_path):
     (fit,), (held,) = hold_out(["other"], 4)
     fit, held = ({name.partition("_")[0] for name in boxes(part)} for part in (fit, held))
     assert not fit & held and held
+
+
+def test_a_file_name_that_is_no_utf8_can_be_split(tmp_path):
+    names = [f"x/{k}.jpg" for k in range(4)] + [os.fsdecode(b"x/caf\xe9.jpg")]
+    labels = {name.replace(".jpg", ".txt"): LINE for name in names}
+    yolo(tmp_path, "train: x\nnames: [a]\n", names, labels)
+    register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")], split=0.4)
+    assert len(boxes("own_train")) == 3 and len(boxes("own_val")) == 2
 
 
 def test_images_that_are_trained_and_tested_on_are_said(tmp_path, warnings):

@@ -44,6 +44,7 @@ def test_every_image_is_in_one_part_with_its_boxes(tmp_path):
         there = {image["id"] for image in truth["images"]}
         assert {box["image_id"] for box in truth["annotations"]} <= there
     assert hold_out(["all"], 4) == [[fit], [held]], "asked for again"
+    assert hold_out(["all", "all"], 4) == [[fit, fit], [held]], "each image twice"
     hold_out(["all"], 2)
     assert len(files(held)) == 5, "another number is another split"
 

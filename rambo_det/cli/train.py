@@ -54,7 +54,7 @@ def result_table(results: dict[str, Any]) -> str:
 def load_config(args: argparse.Namespace) -> Any:
     """Registers the user's datasets; returns the checked config of the run, yaml or LazyConfig."""
     from ..data.register import registered_classes
-    from ..engine.keys import LAZY, YAML, dataset_names, get_key
+    from ..engine.keys import LAZY, YAML, dataset_names, get_key, has_key
     from ..engine.lazy import load_lazy_config
     from ..engine.setup import build_config
     from ..engine.user_data import check_dataset, check_same_classes
@@ -65,6 +65,8 @@ def load_config(args: argparse.Namespace) -> Any:
             "SOLVER.WARMUP_ITERS %d is not less than SOLVER.MAX_ITER %d: the learning rate never "
             "reaches SOLVER.BASE_LR", cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER,
         )  # fmt: skip
+    if args.eval_only and has_key(cfg, keys.test_sets) and not dataset_names(cfg, keys.test_sets):
+        raise InputError(f"{keys.test_sets} is empty: set {keys.setting(keys.test_sets, 'NAME')}")
     calibrate = "off" if args.eval_only else get_key(cfg, keys.calibrate)
     train = dataset_names(cfg, keys.train_sets)
     if calibrate == "train" and not train:
@@ -112,8 +114,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def print_results(results: dict[str, Any], checkpoint: Any, *more: str | None) -> None:
         if is_main:
-            text = f"\nin percent:\n\n{result_table(results)}\n\ncheckpoint: {checkpoint}"
-            print(text, *filter(None, more), sep="\n")
+            table = f"\nin percent:\n\n{result_table(results)}\n" if results else ""
+            print(table, f"checkpoint: {checkpoint}", *filter(None, more), sep="\n")
 
     with buffer_logs():
         cfg = load_config(args)

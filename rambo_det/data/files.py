@@ -21,10 +21,10 @@ _8_BITS = {"1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV", "LA
 def make_folder(folder: Path, option: str = "RAMBO_DET_CACHE") -> None:
     """Creates a folder if it does not exist. Raises InputError, naming ``option``, if the folder
     cannot be created or is not writable."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{option} {folder} is not a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{option} {folder} is not a folder") from None
     except OSError as error:
         raise InputError(f"{option} {folder} cannot be created: {error}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -124,16 +124,18 @@ def check_image(
         reason = " ".join(str(error).split())
         raise InputError(f"{name} is truncated or broken: {reason}") from None
     if size not in (None, (width, height)):
+        turned = " after EXIF rotation" if orientation > 1 else ""
         raise InputError(
-            f"{name} is {width}x{height} px after EXIF rotation, but its annotation says "
-            f"{size[0]}x{size[1]}"
+            f"{name} is {width}x{height} px{turned}, but its annotation says {size[0]}x{size[1]}: "
+            "correct the annotation, or use the images that were annotated"
         )
     return width, height, orientation
 
 
 def _check_range(image: Image.Image, name: str) -> None:
     """Raises InputError unless the values of an image fit in 8 bits."""
-    low, high = image.getextrema()
+    wide = image.convert("I") if image.mode.startswith("I;16") else image
+    low, high = wide.getextrema()
     if not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):
         kind = {"F": "floating point", "I": "32-bit"}.get(image.mode, "16-bit")
         raise InputError(

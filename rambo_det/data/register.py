@@ -107,7 +107,7 @@ def register_datasets(
     used = {box["category_id"] for box in boxes if not box["iscrowd"]}
     for number, name in enumerate(names, 1):
         if number not in used:
-            logger.warning("class '%s' has no box in the training data", name)
+            logger.warning("class '%s' has no box in %s", name, ", ".join(train_names))
     _register(checked)
     return names
 
@@ -197,12 +197,14 @@ def _class_names(
     names = list(used if classes is None else classes)
     if len(set(names)) < len(names) or not all(names):
         raise InputError(f"class names must be unique and not empty, but are {names}")
-    origin = "the training data's" if classes is None else "the given"
+    origin, remedy = "training data's", "list all classes with --classes"
+    if classes is not None:
+        origin, remedy = "expected", "use other data or classes"
     for source in sources:
         for unknown in [name for name in source.used_classes() if name not in names]:
             raise InputError(
-                f"{source.file}: class '{unknown}' is not one of {origin} classes "
-                f"({', '.join(names)}): correct the name, or list all classes with --classes"
+                f"{source.file}: class '{unknown}' is not one of the {origin} classes "
+                f"({', '.join(names)}): correct the name, or {remedy}"
             )
     return names
 
@@ -264,7 +266,7 @@ def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
             f"--hold-out N sets aside one image of every N, so N must be >= 2, not {number}"
         )
     parts: list[_CheckedDataset] = []
-    for name in names:
+    for name in dict.fromkeys(names):  # a name may be repeated to show its images more often
         DatasetCatalog.get(name)  # creates files and metadata that exist only after loading
         metadata = MetadataCatalog.get(name)
         if not (file := metadata.get("json_file")):
@@ -276,4 +278,5 @@ def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
     for part in parts:
         DatasetCatalog.pop(part.name, None)  # from an earlier split in this process
     _register(parts)
-    return [[name + ending for name in names] for ending in _HOLD_OUT_SUFFIXES]
+    fit, held_out = ([name + ending for name in names] for ending in _HOLD_OUT_SUFFIXES)
+    return [fit, list(dict.fromkeys(held_out))]

@@ -193,10 +193,11 @@ def choose_held_out(images: Iterable[dict[str, Any]], number: int) -> set[Any]:
     Roboflow names ``NAME.rf.HASH.jpg``, stay together.
     """
 
-    def photo(image: dict[str, Any]) -> str:
-        return re.sub(r"\.rf\.[^./]+(?=\.\w+$)", "", str(image["file_name"]))
+    def photo(image: dict[str, Any]) -> bytes:
+        name = re.sub(r"\.rf\.[^./]+(?=\.\w+$)", "", str(image["file_name"]))
+        return name.encode(errors="surrogateescape")  # the name of a file may be no UTF-8
 
-    order = sorted(images, key=lambda image: hashlib.sha256(photo(image).encode()).digest())
+    order = sorted(images, key=lambda image: hashlib.sha256(photo(image)).digest())
     while 0 < number < len(order) and photo(order[number]) == photo(order[number - 1]):
         number += 1
     return {image["id"] for image in order[:number]}

@@ -110,7 +110,9 @@ def _entries_of(content: dict[str, Any], split: str, file: Path) -> list[str]:
     """Returns the folders and lists of a split, as the yaml has them."""
     value = content.get(split) or content.get(_ALIASES.get(split, split))
     entries = [value] if isinstance(value, str) else value
-    if not isinstance(entries, list) or not all(isinstance(e, str) and e for e in entries):
+    if value and not (isinstance(entries, list) and all(isinstance(e, str) and e for e in entries)):
+        raise InputError(f"{file}: {split!r} must be a path or a list of paths")
+    if not value:
         splits = ", ".join(key for key in _SPLITS if content.get(key)) or "none"
         raise InputError(f"{file} has no split '{split}' (existing splits: {splits})")
     return entries
@@ -141,7 +143,8 @@ def _images_of(place: Path, content: dict[str, Any], file: Path) -> list[Path]:
     root = file.parent / str(content.get("path") or "")
     found = []
     for line in filter(None, lines):
-        tried = [place.parent / line, root / line, file.parent / line]
+        tails = (line, line.partition("/")[2])  # CVAT writes data/ before its paths
+        tried = [folder / x for x in tails for folder in (place.parent, root, file.parent)]
         found.append(next(filter(os.path.isfile, tried), tried[0]))
     if not found:
         raise InputError(f"{place} lists no image")
@@ -188,9 +191,12 @@ def _add_object(
             "'class x1 y1 x2 y2 x3 y3 ...'"
         )
     if min(numbers) < -_TOLERANCE or max(numbers) > 1 + _TOLERANCE:
+        remedy = "divide px by the image width and height"
+        if min(numbers) >= -1 and max(numbers) <= 2:
+            remedy = "cut off what is outside; keypoints need 'kpt_shape' in data.yaml"
         raise InputError(
             f"{place}: values from {min(numbers):g} to {max(numbers):g} are not fractions of the "
-            "image (0 to 1): divide px by the image width and height"
+            f"image (0 to 1): {remedy}"
         )
     size = source.images[image_id]["width"], source.images[image_id]["height"]
     in_px = (np.array(numbers).reshape(-1, 2) * size).reshape(-1).tolist()

@@ -111,8 +111,9 @@ def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argpars
     add("--fresh", action="store_true", help=text)
     args = parser.parse_args(argv)
     args.lazy = lazy
-    if args.resume and args.fresh:
-        raise InputError("--resume and --fresh exclude each other")
+    for option, is_given in (("--resume", args.resume), ("--eval-only", args.eval_only)):
+        if is_given and args.fresh:
+            raise InputError(f"{option} and --fresh exclude each other")
     if args.config_file:
         # Detectron2 opens this file too, but does not search the configs of the package.
         args.config_file = find_config(args.config_file)
@@ -120,4 +121,6 @@ def parse_args(argv: Sequence[str] | None = None, lazy: bool = False) -> argpars
         raise InputError("--config FILE is missing, e.g. configs/quickstart/faster_rcnn_rambo.yaml")
     elif not args.register:
         raise InputError("--check-data needs datasets: add --register-... or --config FILE")
+    elif args.opts or args.hold_out is not None:
+        raise InputError("--hold-out and config keys need --config FILE")
     return args

@@ -14,6 +14,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..data.files import check_image, make_folder
+from ..errors import InputError
 from ..evaluation.pictures import delayed_interrupt, draw_detections, grid
 from .files import write_picture
 
@@ -33,10 +34,14 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
     texts = []
     for name in names:
         records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
+        page = folder / f"{name}.jpg"
+        if page.resolve() in (Path(record["file_name"]).resolve() for record in records):
+            raise InputError(
+                f"--check-data {folder}: {page.name} is an image of {name}: use another folder"
+            )
         for record in tqdm(records, desc=name, unit="image", disable=None):
             size = (record["width"], record["height"])
             check_image(Path(record["file_name"]), name, size, decode=True)
-        page = folder / f"{name}.jpg"
         flagged = set(metadata.get("flagged_images") or ())
         chosen = [record for record in records if record["image_id"] in flagged][:_PICTURES]
         others = [record for record in records if record["image_id"] not in flagged]

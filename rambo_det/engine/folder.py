@@ -28,27 +28,37 @@ _MODEL_KEYS = (
 )  # fmt: skip
 
 
+def set_last_checkpoint(cfg: Any, keys: Keys, args: argparse.Namespace) -> None:
+    """For --eval-only without weights: sets the weights to those of the run's last checkpoint.
+
+    Weights of '' are none: a repeated command may have them for its training. Raises InputError if
+    the run's folder has no checkpoint.
+    """
+    folder, is_given = get_key(cfg, keys.folder), keys.is_set(keys.weights, args.opts)
+    if not args.eval_only or not folder or (is_given and get_key(cfg, keys.weights)):
+        return
+    file = last_checkpoint(folder)
+    if file is None:
+        option = f"{keys.weights}{keys.separator}FILE"
+        raise InputError(f"--eval-only: no checkpoint in {keys.folder} {folder}: add {option}")
+    set_key(cfg, keys.weights, str(file))
+
+
 def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
-    """Sets weights and seed of a run in its config; creates the folder of a training.
+    """Sets the seed of a run in its config; creates the folder of a training.
 
     Every process must call this function. Raises InputError if something is missing, if the folder
     holds a run that would be overwritten, or if the run to resume has another model or classes.
     """
     if not get_key(cfg, keys.folder):
         raise InputError(f"{keys.folder} is empty: set an output folder")
-    folder = Path(get_key(cfg, keys.folder))
-    if args.eval_only and not keys.is_set(keys.weights, args.opts):
-        file = last_checkpoint(folder)
-        if file is None:
-            option = f"{keys.weights}{keys.separator}FILE"
-            raise InputError(f"--eval-only: no checkpoint in {keys.folder} {folder}: add {option}")
-        set_key(cfg, keys.weights, str(file))
+    folder, weights = Path(get_key(cfg, keys.folder)), get_key(cfg, keys.weights)
+    if args.eval_only and Path(weights).parent == folder:
         _check_classes("--eval-only", folder, dataset_names(cfg, keys.test_sets))
     elif args.resume and not args.eval_only:
         _check_classes("--resume", folder, dataset_names(cfg, keys.train_sets)[:1])
         if keys is YAML:
             _check_model(folder, cfg)
-    weights = get_key(cfg, keys.weights)
     if weights and not args.resume:
         check_weights(keys.weights, weights)
     main = comm.is_main_process()
@@ -117,7 +127,10 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     pointer = Path(folder, "last_checkpoint")
     if not pointer.is_file():
         return None
-    file = Path(folder, pointer.read_text().strip())
+    name = pointer.read_text().strip()
+    file = Path(folder, name)
+    if not name:
+        raise InputError(f"{pointer} is empty: {_remedy(folder)}")
     if not file.is_file():
         raise InputError(f"{pointer} names {file}, which does not exist: {_remedy(folder)}")
     return file

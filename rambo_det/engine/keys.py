@@ -14,6 +14,9 @@ class Keys(NamedTuple):
     device: str
     train_sets: str
     test_sets: str
+    max_iter: str
+    batch_size: str
+    checkpoint_period: str
     eval_period: str
     keep_best: str
     metric: str
@@ -25,15 +28,21 @@ class Keys(NamedTuple):
         """Returns whether the command line sets the key."""
         return any(opt.split("=")[0] == key for opt in opts[:: 2 if self.separator == " " else 1])
 
+    def setting(self, key: str, dataset: str) -> str:
+        """Returns how the command line names one dataset under a key."""
+        return f"{key}={dataset}" if self.separator == "=" else f"{key} \"('{dataset}',)\""
+
 
 YAML = Keys(
     "OUTPUT_DIR", "MODEL.WEIGHTS", "SEED", "MODEL.DEVICE", "DATASETS.TRAIN", "DATASETS.TEST",
-    "TEST.EVAL_PERIOD", "RAMBO_TRAIN.KEEP_BEST", "RAMBO_TRAIN.BEST_METRIC", "RAMBO_TRAIN.PATIENCE",
+    "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD",
+    "RAMBO_TRAIN.KEEP_BEST", "RAMBO_TRAIN.BEST_METRIC", "RAMBO_TRAIN.PATIENCE",
     "RAMBO_TRAIN.CALIBRATE", " ",
 )  # fmt: skip
 LAZY = Keys(
     "train.output_dir", "train.init_checkpoint", "train.seed", "train.device",
-    "dataloader.train.dataset.names", "dataloader.test.dataset.names", "train.eval_period",
+    "dataloader.train.dataset.names", "dataloader.test.dataset.names", "train.max_iter",
+    "dataloader.train.total_batch_size", "train.checkpointer.period", "train.eval_period",
     "train.keep_best", "train.best_metric", "train.patience", "train.calibrate", "=",
 )  # fmt: skip
 
@@ -49,10 +58,16 @@ def set_key(cfg: Any, key: str, new: Any) -> None:
     (get_key(cfg, above) if above else cfg)[last] = new
 
 
+def has_key(cfg: Any, key: str) -> bool:
+    """Returns whether a config has a key; a LazyConfig with a user's own loader may lack some."""
+    try:
+        get_key(cfg, key)
+    except (KeyError, AttributeError):
+        return False
+    return True
+
+
 def dataset_names(cfg: Any, key: str) -> list[str]:
     """Returns the dataset names under a key; a LazyConfig may have one name instead of a list."""
-    try:
-        names = get_key(cfg, key)
-    except (KeyError, AttributeError):  # a LazyConfig with a user's own loader
-        return []
+    names = get_key(cfg, key) if has_key(cfg, key) else []
     return [names] if isinstance(names, str) else list(names)

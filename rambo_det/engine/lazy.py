@@ -30,11 +30,12 @@ from ..errors import InputError, one_line
 from ..paths import find_config
 from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
+from .folder import set_last_checkpoint
 from .hooks import EarlyStop, SeedHook, training_hooks
-from .keys import LAZY, dataset_names, set_key
+from .keys import LAZY, dataset_names, has_key, set_key
 from .loader import train_loader
 from .seeds import ORDER, run_seed, seeded
-from .setup import check_amp, check_best_metric, pick_device
+from .setup import check_amp, check_best_metric, check_schedule, pick_device
 from .user_code import import_user_code
 from .user_data import check_masks_and_keypoints, register_data
 
@@ -48,6 +49,7 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     import_user_code(args.imports)
     needed = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
     cfg = read_lazy_config(find_config(args.config_file), args.opts, needed)
+    set_last_checkpoint(cfg, LAZY, args)
     check_amp("train.amp.enabled=True", cfg.train.amp.enabled, LAZY.device, cfg.train.device)
     train, test = dataset_names(cfg, LAZY.train_sets), dataset_names(cfg, LAZY.test_sets)
     if len(test) > 1:
@@ -70,6 +72,7 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     if not args.eval_only:
         loader = cfg.dataloader.get("test")
         # A user's own test loader may name its dataset under another key.
+        check_schedule(cfg, LAZY)
         check_best_metric(cfg, LAZY, [""] if loader and "dataset" not in loader else test)
         if cfg.train.calibrate != "off":
             LazyRun.test_mapper(cfg)
@@ -101,7 +104,10 @@ def read_lazy_config(
         raise InputError(f"cannot load the LazyConfig {file}{line}: {why}") from error
     for node in needed:
         if node not in cfg:
-            raise InputError(f"{file} is not a LazyConfig of a training: it has no {node!r}")
+            why = f"is not a LazyConfig of a training: it has no {node!r}"
+            if "MODEL" in cfg:
+                why = "is a yaml config, for tools/train_net.py"
+            raise InputError(f"{file} {why}")
     _add_own_keys(cfg)
     for opt in opts:
         _override(cfg, opt)
@@ -137,7 +143,10 @@ def _override(cfg: Any, opt: str) -> None:
     try:
         LazyConfig.apply_overrides(cfg, [opt])
     except Exception as error:  # hydra's parser raises errors without a common type
-        raise InputError(f"{opt}: {one_line(error)}") from error
+        why = one_line(error)
+        if "input" in why and "expecting" in why:  # it lists all words of its grammar
+            why = "cannot be read: a list is KEY=[A,B]; a text with spaces needs quotes inside"
+        raise InputError(f"{opt}: {why}") from error
     number = (int, float)
     if isinstance(current, number) and not isinstance(OmegaConf.select(cfg, key), number):
         raise InputError(f"{opt}: must be a number or a boolean, like the current value {current}")
@@ -172,6 +181,8 @@ class LazyRun:
     def evaluate(self, model: Any = None) -> dict[str, Any]:
         """Returns the metrics of the model on the test dataset, by the evaluator's names."""
         data = self._cfg.dataloader
+        if has_key(self._cfg, LAZY.test_sets) and not dataset_names(self._cfg, LAZY.test_sets):
+            return {}
         evaluator = instantiate(data.evaluator)
         loader = {key: data.test[key] for key in data.test}
         if loader.get("mapper") is not None:  # a user's own loader may have no mapper

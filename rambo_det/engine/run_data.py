@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from ..data.coco import find_coco
 from ..data.register import registered_classes
+from ..errors import InputError
 from .arguments import registered_names
 from .files import atomic_write
 
@@ -60,8 +61,11 @@ def _with_absolute_paths(kind: str, name: str, place: str, part: str) -> list[st
 
 def read_data(folder: Path) -> RunData:
     """Reads data.json of the run in the folder; an empty RunData without that file."""
+    file = folder / _DATA
     try:
-        content = json.loads((folder / _DATA).read_text())
+        content = json.loads(file.read_text())
+        return RunData(**{k: v for k, v in content.items() if k in vars(RunData())})
     except FileNotFoundError:
         return RunData()
-    return RunData(**{k: v for k, v in content.items() if k in vars(RunData())})
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file} is damaged ({error}): correct it, or start a new run") from None

@@ -21,7 +21,8 @@ from ..modeling.config_checks import check_architecture
 from ..modeling.criterion import RamboCriterion
 from ..modeling.scores import score_function
 from ..paths import find_config
-from .keys import YAML, Keys, get_key, set_key
+from .folder import set_last_checkpoint
+from .keys import YAML, Keys, dataset_names, get_key, has_key, set_key
 from .user_code import import_user_code, new_config
 from .user_data import adapt_config, register_data
 
@@ -46,6 +47,7 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     register_shapes()  # the quickstart's configs name these datasets
     cfg = merged_config(args)
     check_model(cfg)
+    set_last_checkpoint(cfg, YAML, args)
     if not args.eval_only:
         check_training(cfg)
     classes, own_names = register_data(cfg, YAML, args, registered)
@@ -157,11 +159,7 @@ def check_model(cfg: CfgNode) -> None:
 
 def check_training(cfg: CfgNode) -> None:
     """Raises InputError if the config's datasets and solver do not allow a training."""
-    if not cfg.DATASETS.TRAIN:
-        raise InputError("DATASETS.TRAIN is empty: name a dataset to train on, ('NAME',)")
-    for key in ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.CHECKPOINT_PERIOD"):
-        if get_key(cfg, key) < 1:
-            raise InputError(f"{key} must be >= 1, got {get_key(cfg, key)}")
+    check_schedule(cfg, YAML)
     for key in ("SOLVER.BASE_LR", "RAMBO_TRAIN.CLS_WEIGHT"):
         if not 0 < get_key(cfg, key) < float("inf"):
             raise InputError(f"{key} must be > 0, got {get_key(cfg, key)}")
@@ -178,6 +176,16 @@ def check_training(cfg: CfgNode) -> None:
         raise InputError(f"SOLVER.LR_SCHEDULER_NAME {name}: {one_line(error)}") from error
     finally:
         logging.disable(disabled)
+
+
+def check_schedule(cfg: Any, keys: Keys) -> None:
+    """Raises InputError unless a config of either kind has training data and a valid schedule."""
+    if has_key(cfg, keys.train_sets) and not dataset_names(cfg, keys.train_sets):
+        raise InputError(f"{keys.train_sets} is empty: set {keys.setting(keys.train_sets, 'NAME')}")
+    for key in (keys.max_iter, keys.batch_size, keys.checkpoint_period):
+        value = get_key(cfg, key) if has_key(cfg, key) else 1
+        if not isinstance(value, int) or value < 1:  # a LazyConfig does not check types
+            raise InputError(f"{key} must be an integer >= 1, got {value!r}")
 
 
 def check_amp(setting: str, enabled: bool, key: str, device: str) -> None:
@@ -200,7 +208,7 @@ def check_best_metric(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
     if period < 1 or not (keep or patience):
         return
     if not tests:
-        raise InputError(f"{keys.test_sets} is empty: name a dataset to evaluate on, ('NAME',)")
+        raise InputError(f"{keys.test_sets} is empty: set {keys.setting(keys.test_sets, 'NAME')}")
     dataset, _, rest = str(metric).partition("/")
     if len(tests) > 1 and dataset not in tests:
         hint = f"prefix the metric with a dataset name, e.g. {tests[0]}/bbox/AP"

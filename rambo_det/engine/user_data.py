@@ -40,19 +40,17 @@ def register_data(
     for key, names in ((keys.train_sets, train), (keys.test_sets, test)):
         # A training may have no test dataset, and a user's own loader names its dataset itself.
         if unused and names and not args.eval_only and not set(own_names) & set(names):
-            name = f"\"('{unused[0]}',)\"" if keys.separator == " " else unused[0]
             problem = f"none of the registered datasets ({', '.join(own_names)}) is in {key}"
-            remedy = f"add {key}{keys.separator}{name}"
-            raise InputError(f"{problem}, which is {', '.join(names)}: {remedy}")
+            remedy = keys.setting(key, unused[0])
+            raise InputError(f"{problem}, which is {', '.join(names)}: add {remedy}")
     trained = [] if args.eval_only and args.hold_out is None else train
     used = [(keys.train_sets, name) for name in trained] + [(keys.test_sets, name) for name in test]
     for key, name in used:
         if name not in own_names:
             check_dataset(key, name)
     # The classes of an evaluation are those of the run that trained the weights.
-    weights = get_key(cfg, keys.weights) if keys.is_set(keys.weights, args.opts) else ""
-    folder = os.path.dirname(weights) if weights else get_key(cfg, keys.folder)
-    saved_classes = read_data(Path(folder)).classes if args.eval_only else []
+    folder = Path(get_key(cfg, keys.weights)).parent
+    saved_classes = read_data(folder).classes if args.eval_only else []
     classes = registered or (register_own(args, train, saved_classes) if own_names else None)
     known = [(name, registered_classes(name)) for _, name in used if registered_classes(name)]
     for key, name in used if known and not args.eval_only else ():

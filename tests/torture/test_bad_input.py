@@ -110,8 +110,8 @@ KEYS = {
         "but 'MODEL.RAMBO.MARGINS' is not a config key: did you mean MODEL.RAMBO.MARGIN?",
     "solver.max_iter 5": "did you mean SOLVER.MAX_ITER?",
     "SOLVER.MAX_ITER many": "MAX_ITER many: it must have the same type as its default, 40000",
-    "SOLVER.IMS_PER_BATCH 0": "SOLVER.IMS_PER_BATCH must be >= 1, got 0",
-    "SOLVER.CHECKPOINT_PERIOD 0": "SOLVER.CHECKPOINT_PERIOD must be >= 1",
+    "SOLVER.IMS_PER_BATCH 0": "SOLVER.IMS_PER_BATCH must be an integer >= 1, got 0",
+    "SOLVER.CHECKPOINT_PERIOD 0": "SOLVER.CHECKPOINT_PERIOD must be an integer >= 1",
     "SOLVER.AMP.ENABLED True MODEL.DEVICE cpu": "SOLVER.AMP.ENABLED True needs a GPU",
     "SOLVER.BASE_LR 0": "SOLVER.BASE_LR must be > 0",
     "SOLVER.LR_SCHEDULER_NAME Cosine": "Unknown LR scheduler: Cosine",
@@ -129,8 +129,8 @@ KEYS = {
     "RAMBO_TRAIN.CLS_WEIGHT 0": "RAMBO_TRAIN.CLS_WEIGHT must be > 0",
     "SEED 4294967296": "must be below 2**32, got 4294967296",
     "MODEL.RAMBO.MARGIN wide": "it must have the same type as its default, 0.5",
-    "SOLVER.MAX_ITER -1": "SOLVER.MAX_ITER must be >= 1, got -1",
-    "DATASETS.TRAIN ()": "is empty: name a dataset to train on, ('NAME',)",
+    "SOLVER.MAX_ITER -1": "SOLVER.MAX_ITER must be an integer >= 1, got -1",
+    "DATASETS.TRAIN ()": "is empty: set DATASETS.TRAIN \"('NAME',)\"",
     "DATASETS.TRAIN tt_data": "it must be a list: write \"('tt_data',)\"",
     "DATASETS.TRAIN ('tt_data')": "it must be a list: write \"('tt_data',)\"",
     "SOLVER.STEPS (100)": "it must be a list: write \"(100,)\"",
@@ -142,6 +142,11 @@ KEYS = {
 }  # fmt: skip
 LAZY_KEYS = {
     "train.max_iter=many": "must be a number or a boolean, like the current value 90000",
+    "train.max_iter=2.5": "train.max_iter must be an integer >= 1, got 2.5",
+    "train.max_iter=0": "train.max_iter must be an integer >= 1, got 0",
+    "dataloader.train.total_batch_size=0": "total_batch_size must be an integer >= 1, got 0",
+    "dataloader.train.dataset.names=[]": "is empty: set dataloader.train.dataset.names=NAME",
+    "dataloader.train.dataset.names=('a',)": "cannot be read: a list is KEY=[A,B]",
     "train.max_iter 5": "KEY=VALUE, got 'train.max_iter'",
     "train.patience=3 train.eval_period=0": "train.patience needs periodic evaluation",
     "train.patience=-1": "train.patience must be >= 0, got -1",
@@ -200,8 +205,27 @@ CASES: dict[str, tuple[Make, str]] = {
         "configs is a folder: give the path of its data.yaml",
     ),
     "an evaluation of no run": (keys("--eval-only"), "no checkpoint in"),
+    "that, with other classes than the config": (
+        keys("--eval-only", "DATASETS.TRAIN", "('rambo_shapes_train',)"), "no checkpoint in",
+    ),
+    "that, without weights": (keys("--eval-only", "MODEL.WEIGHTS", ""), "no checkpoint in"),
+    "an evaluation on nothing": (
+        keys("--eval-only", "MODEL.WEIGHTS", "w.pth", "DATASETS.TEST", "()"),
+        "DATASETS.TEST is empty: set DATASETS.TEST \"('NAME',)\"",
+    ),
+    "a checkpoint without a name": (
+        file("out/last_checkpoint", b"", "--eval-only"), "out/last_checkpoint is empty: write",
+    ),
+    "--eval-only and --fresh": (keys("--eval-only", "--fresh"), "exclude each other"),
+    "keys for --check-data without a config": (
+        words("--check-data", "out", "--register-coco", "a", "no.json", ".", "SEED", "3"),
+        "--hold-out and config keys need --config FILE",
+    ),
+    "a damaged data.json": (file("out/data.json", b'{"cl', "--resume"), "data.json is damaged"),
+    "a data.json that is a list": (file("out/data.json", b"[]", "--resume"), "data.json is damag"),
+    "a name that is too long": (keys("OUTPUT_DIR", "x" * 300), "cannot be created: [Errno 36]"),
     "that, on images held out of no data": (
-        keys("--eval-only", "--hold-out=2", "DATASETS.TRAIN", "('trian',)"),
+        keys("--eval-only", "--hold-out=2", "MODEL.WEIGHTS", "w", "DATASETS.TRAIN", "('trian',)"),
         "trian is not registered",
     ),
     # Config files.
@@ -234,7 +258,9 @@ CASES: dict[str, tuple[Make, str]] = {
     "no folder of images": (lambda f: (f / "train").rename(f / "other") and good(f), "is missing"),
 }  # fmt: skip
 LAZY_CASES: dict[str, tuple[Make, str]] = {
-    "a yaml for a LazyConfig": (lambda f: lazily(f, config=QUICKSTART), "is not a LazyConfig of"),
+    "a yaml for a LazyConfig": (
+        lambda f: lazily(f, config=QUICKSTART), "is a yaml config, for tools/train_net.py"
+    ),
     "a LazyConfig that is no Python": (config("model = (", lazily), "own.py: SyntaxError: "),
     "a LazyConfig of a missing module": (config("import no_module\n", lazily), "No module named"),
     "a LazyConfig without a model": (config("max_iter = 5\n", lazily), "it has no 'model'"),
