@@ -1,5 +1,7 @@
 """The baseline losses of the benchmarks compute what their names say."""
 
+import importlib
+
 import pytest
 import torch
 from baseline_losses import argsort_rambo, bucketed_ap, error_driven_ap
@@ -43,3 +45,17 @@ def test_the_double_argsort_has_the_gradient_of_the_loss():
     got = grad_of(lambda s: argsort_rambo(s, positive, 5e3), scores)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-9)
     assert (want != 0).sum() > 50
+
+
+@pytest.mark.parametrize("tool", ["benchmark_loss", "benchmark_step"])
+def test_a_users_mistake_is_named_before_anything_is_timed(tool, tmp_path, capsys):
+    if tool == "benchmark_step":
+        pytest.importorskip("detectron2")
+    main = importlib.import_module(tool).main
+    (tmp_path / "afile").touch()
+    output = ["--out", "afile/x.json"] if tool == "benchmark_step" else ["--output", "afile"]
+    output[1] = str(tmp_path / output[1])
+    for words, message in ((["--device", "nothing"], "--device nothing: "), (output, "afile")):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: --") and message in error and error.count("\n") == 1

@@ -341,6 +341,8 @@ def _other_classes(folder):
     [
         (None, ["--output", "model_final.pth"], "would overwrite the input weights"),
         (None, ["--output", "none/there.pth"], "does not exist"),
+        (None, ["--output", "."], "--output . is a folder: name a file"),
+        (None, ["--overwrite", "--test", "nobodys"], "--test: dataset nobodys is not registered"),
         (None, ["--overwrite", "--dataset", "nobodys"], "dataset nobodys is not registered"),
         (None, ["--weights", "model_raw.pth"], "thresholds.json already exists: use --overwrite"),
         (None, ["--images", "0"], "--images must be >= 1"),

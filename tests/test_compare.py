@@ -11,6 +11,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,16 +19,19 @@ from detectron2.data import MetadataCatalog
 
 import rambo_det
 from rambo_det.cli.compare import main
+from rambo_det.compare import figures, pictures
 from rambo_det.compare.plan import Plan, Run
 from rambo_det.compare.report import shown_losses, write_report
-from rambo_det.compare.results import compare, measure_runs
+from rambo_det.compare.results import compare, ground_truth_of, measure_runs
 from rambo_det.compare.run import folder_lock, read_record, run_all, source_digest, write_record
 from rambo_det.compare.specs import Variant
 from rambo_det.compare.text import as_text
 from rambo_det.data import register_datasets
 from rambo_det.errors import InputError
+from rambo_det.evaluation.matches import find_matches
 
 from .command_line import call, disk_full, refused
+from .detections import result, truth_of
 from .forked import background, wait_until
 from .models import QUICKSTART, THIN, write_coco
 
@@ -278,6 +282,49 @@ def test_a_picture_shows_the_seed_in_which_the_losses_differ(tmp_path, catalogs)
     assert numbers and "0" not in numbers
     # Cross entropy is better on no image, so that no picture shows this.
     assert not re.search("higher with cross entropy", said)
+
+
+def test_right_and_wrong_boxes_differ_in_more_than_their_colour(monkeypatch):
+    monkeypatch.setattr(pictures, "_draw", lambda image, boxes, labels, colours: labels)
+    found = [result(1, 1, [10, 10, 20, 20], 0.8), result(1, 1, [60, 60, 20, 20], 0.9)]
+    matches = find_matches(truth_of([(1, 1, [10, 10, 20, 20], 0)], ("cat",)), found, [0.5])
+    assert pictures._detections(None, matches, matches.images[0]) == ["✗ cat 0.90", "✓ cat 0.80"]
+
+
+def some_runs(classes=1):
+    """Returns the runs of a loss, with scores from 0 to 1, for a plot."""
+    counted = np.array([0, 1e-9, 0.5, 1, 1]), np.array([False, False, True, True, True])
+    objects, curves = np.ones((classes, 2), int), np.ones((classes, 101))
+    names = [f"class {k}" for k in range(classes)]
+    matches = SimpleNamespace(
+        counted=counted, scores=counted[0], positives=objects, curves=curves, classes=names
+    )
+    return [SimpleNamespace(matches=matches)]
+
+
+def test_the_plot_of_the_scores_has_all_detections(monkeypatch):
+    monkeypatch.setattr(figures, "_save", lambda figure: figure)
+    (axis,) = figures.score_distributions({"ce": some_runs()}).axes
+    assert sum(steps.get_data().values.sum() for steps in axis.patches) == 5 / 2  # per image
+
+
+@pytest.mark.parametrize(("classes", "losses"), [(1, 2), (1, 6), (5, 2)])
+def test_the_plot_of_precision_and_recall_can_be_read(classes, losses, monkeypatch):
+    monkeypatch.setattr(figures, "_save", lambda figure: figure)
+    figure = figures.precision_recall({f"loss {i}": some_runs(classes) for i in range(losses)})
+    figure.draw_without_rendering()
+    (legend,), boxes = figure.legends, [text.get_window_extent() for text in figure.texts]
+    assert len(boxes) == 2 and not any(legend.get_window_extent().overlaps(box) for box in boxes)
+    assert figure.axes[0].title.get_fontsize() == 9 and not legend.get_frame_on()
+    labelled = [axis.xaxis.get_tick_params()["labelbottom"] for axis in figure.axes[:classes]]
+    assert labelled == [False] * (classes > 4) + [True] * min(classes, 4)
+    lines = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(lines) == losses
+
+
+def test_data_that_no_run_has_drawn_are_named(catalogs):
+    with pytest.raises(InputError, match="drawn: no run has finished"):
+        ground_truth_of(Plan({}, {"drawn": "rambo_shapes_val"}, [], {}), "drawn")
 
 
 def scripted(folder, script, **settings):

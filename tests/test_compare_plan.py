@@ -179,6 +179,9 @@ def test_images_that_are_trained_and_tested_on_are_counted(tmp_path, catalogs):
          {"c": 0}),
         ([*one, "same", train, images, "DATASETS.TRAIN", "('same',)", "DATASETS.TEST", "('same',)"],
          {"same": 6}),
+        (["--seeds", 1, "--data", f"v=coco:{train}:{images}:{val}:{others}", "--losses", "ce",
+          "--variant", "cheat=ce DATASETS.TRAIN \"('v_val',)\""],
+         {"v": 2}),
     ):  # fmt: skip
         assert plan("real_data_ce.yaml", *words).num_test_images_in_train == expected
 
@@ -212,6 +215,11 @@ def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys
         (["--data", "a=voc:x"], "voc:ROOT:TRAIN:VAL"),
         (["--data", "a=voc:x:y:z", "--classes", "b"], "--data cannot be combined"),
         (["--data", f"a={FASTER}", "--data", f"a={FASTER}"], "two datasets have the name a"),
+        (["--data", "a=voc:x:y:z", "--data", "a=voc:x:y:z"], "have the name a: rename one"),
+        (["--grid", f"g=ce MODEL.WEIGHTS {'w' * 99}"], "name g_w.* 109 char.* --variant NAME"),
+        (["--seeds", "4294967296,"], "--seeds 4294967296,: seeds must be below 2"),
+        (["RAMBO_TRAIN.CALIBRATE", "nope"], "RAMBO_TRAIN.CALIBRATE: dataset nope is not"),
+        (["RAMBO_TRAIN.CALIBRATE", "rambo_shapes_val"], "CALIBRATE rambo_shapes_val: .* use train"),
         (["--seeds", "0"], "--seeds 0: use a number >= 1"),
         (["--seeds", "1,1"], "different seeds"),
         (["--seeds", ","], "different seeds"),

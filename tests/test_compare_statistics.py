@@ -10,7 +10,7 @@ from pycocotools.cocoeval import COCOeval
 
 from rambo_det.compare.intervals import image_weights, paired_difference
 from rambo_det.compare.pictures import ap50_of_images
-from rambo_det.compare.text import verdict
+from rambo_det.compare.text import format_value, verdict
 from rambo_det.evaluation.calibration import calibration_error
 from rambo_det.evaluation.matches import average_precisions, find_matches, metrics
 
@@ -154,6 +154,13 @@ def test_the_verdict(mean, low, high, seeds, kind, words):
     results = {"reference": "ce", "variants": titles, "data": data}
     found = verdict(results, "x", "rambo")
     assert found["kind"] == kind and words in found["text"]
+
+
+def test_a_rounded_interval_still_shows_whether_it_contains_0():
+    value = {"mean": 1.44, "low": -0.02, "high": 2.9}
+    assert format_value(value) == "+1.4 (−0.0 … 2.9)"
+    assert format_value(value | {"low": 0.02}) == "+1.4 (0.0 … 2.9)"
+    assert format_value({"mean": -0.0, "std": -0.0}) == "0.0 ± 0.0"
 
 
 def test_crowds_do_not_count_in_the_calibration():

@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -23,7 +24,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 
-from rambo_det.cli.predict import default_threshold, main
+from rambo_det.cli.predict import default_threshold, main, parse_args
 from rambo_det.cli.sources import find_sources
 from rambo_det.data.drawing import CLASSES, draw_image
 from rambo_det.data.files import check_image
@@ -256,6 +257,17 @@ def broken_inside(file):
                 return
 
 
+def test_a_video_that_ends_early_is_named(run, tmp_path, capsys, catalogs):
+    video, out = tmp_path / "cut.avi", tmp_path / "out"
+    film(video, [draw_image("val", index)[0] for index in range(20)])
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    assert predict(run, video, "--output", out) == 1
+    text, error = capsys.readouterr()
+    assert re.match(rf"failed: {video}: only (9|10) of 20 frames can be read\n", error), error
+    assert error.endswith("\nerror: 1 of 1 files failed, see above\n") and "1 video in" in text
+    assert predict(run, video, "--output", out, "--overwrite", "--frames", 5) == 0
+
+
 def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalogs):
     folder, out = tmp_path / "in", tmp_path / "out"
     shutil.copytree(run / "val", folder)
@@ -271,7 +283,7 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
     wanted = ("0.png is not an image", "film.mp4", "no_frames.avi: OpenCV cannot read a frame")
     wanted += ("0.jpg cannot be read", "thin.png cannot be processed")
     assert all(said in line for said, line in zip(wanted, lines, strict=True)), error
-    assert last == "error: 5 of 7 files were skipped, see above" and "2 pictures in" in text
+    assert last == "error: 5 of 7 files failed, see above" and "2 pictures in" in text
     files = {Path(item["file_name"]).name for item in results_of(out)[0].imgs.values()}
     assert files == {"1.png", "2.png"}
     for name in ("1.png", "2.png"):
@@ -307,20 +319,34 @@ def test_a_full_disk_is_one_line_without_advice_that_does_not_help(run, tmp_path
         (["--run", "{out}", "{tmp}/16-bit.png"], "16-bit"),
         (["--run", "{out}", "{tmp}/broken.mp4"], "broken.mp4: OpenCV cannot open this video"),
         (["--run", "{out}", "--camera", "77"], "--camera 77: OpenCV cannot open this video"),
+        (["--run", "{out}", "{out}/../val", "--camera", "77"], "--camera 77: OpenCV cannot open"),
+        (["--run", "{out}", "--camera", ""], "--camera '': OpenCV cannot open this video"),
+        (["--run", "{out}", "{out}/../val", "--output", "{tmp}/taken", "--overwrite"],
+         "taken/results.json is a folder: use another --output FOLDER"),
         (["--run", "{out}", "--weights", "no.pth"], "--weights no.pth: no such file"),
         (["--run", "{out}", "--threshold", "2"], "--threshold must be in [0, 1], got 2"),
         (["--run", "{out}", "{out}/../val", "--opts", "MODEL.NO", "1"], "MODEL.NO"),
         (["--frames", "0"], "--frames must be >= 1"),
-        (["--nothing"], "--nothing"),
+        (["--nothing"], "unrecognized argument --nothing"),
     ],
-)
+)  # fmt: skip
 def test_a_users_mistake_is_one_line(words, message, run, tmp_path, capfd, catalogs):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "taken" / "results.json").mkdir(parents=True)
     for name in ("broken.png", "broken.mp4"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
     Image.fromarray(np.full((8, 8), 900, np.uint16)).save(tmp_path / "16-bit.png")
     words = [w.replace("{out}", str(run / "out")).replace("{tmp}", str(tmp_path)) for w in words]
     assert message in refused(capfd, main, "--output", tmp_path / "output", *words)
+    assert not (tmp_path / "output").exists()
+
+
+def test_inputs_before_and_after_the_options(tmp_path, monkeypatch):
+    assert parse_args(["a.png", "--threshold", "0.9", "b.png"]).inputs == ["a.png", "b.png"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-x.jpg").touch()
+    with pytest.raises(InputError, match="unrecognized argument -x.jpg: write ./-x.jpg"):
+        parse_args(["-x.jpg"])
 
 
 def test_what_is_not_looked_into(tmp_path):
@@ -332,6 +358,8 @@ def test_what_is_not_looked_into(tmp_path):
     sources, _ = find_sources([str(folder)], [], out)
     assert [Path(s.path_or_address).name for s in sources] == ["0.png", "1.png"]
     assert all(Path(s.path_or_address).parent == folder for s in sources)
+    for other in (folder, tmp_path):  # the output contains the inputs
+        assert len(find_sources([str(folder)], [], other)[0]) == 3
 
 
 def test_the_channels_are_those_of_the_config(finished_run, catalogs):

@@ -75,6 +75,7 @@ def test_edges():
     assert np.isnan(average_precision(np.zeros(3, dtype=bool), 0))
     assert average_precision(np.zeros(0, dtype=bool), 3) == 0
     assert best_f1(np.zeros(0), np.zeros(0, dtype=bool), 2) is None
+    assert best_f1(np.ones(3), np.zeros(3, dtype=bool), 2) is None
     # Either all detections with equal scores are above a threshold, or none is.
     scores = np.array([0.9, 0.5, 0.5])
     assert best_f1(scores, np.array([True, False, False]), 1) == 0.9
@@ -169,9 +170,16 @@ def test_the_tool_on_a_run(finished_run, catalogs, capsys):
         (["--iou", "0"], "--iou must be above 0"),
         (["--shown", "0"], "--shown must be >= 1"),
         (["--dataset", "coco_2017_val"], "coco_2017_val needs"),
+        (["--output", "{tmp}/mine"], "mine is not empty: use --overwrite"),
+        (["--output", "{tmp}/mine/afile"], "--output {tmp}/mine/afile is not a folder"),
         (["--dataset", "rambo_shapes_val", "--opts", "MODEL.X", "1"], "MODEL.X"),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, message, finished_run, tmp_path, capsys, catalogs):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "afile").touch()
+    arguments = [word.replace("{tmp}", str(tmp_path)) for word in arguments]
     words = ["--run", finished_run / "out", "--output", tmp_path / "ranking", *arguments]
-    assert message in refused(capsys, visualize_ranking.main, *words)
+    assert message.replace("{tmp}", str(tmp_path)) in refused(
+        capsys, visualize_ranking.main, *words
+    )

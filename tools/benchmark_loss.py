@@ -31,6 +31,8 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from rambo_det.cli.failures import exit_status  # noqa: E402
+from rambo_det.errors import InputError, one_line  # noqa: E402
 from rambo_det.losses import RamboLoss, class_ap_loss  # noqa: E402
 
 matplotlib.use("Agg")
@@ -208,7 +210,17 @@ def summary(results: list[dict]) -> str:
     return f"times focal loss's, for C = {' / '.join(map(str, counts))}\n\n{table}"
 
 
-def main() -> None:
+def check_device(device: str) -> None:
+    """Raises InputError unless torch can use this device."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        reason = one_line(error).split(". ")[0]
+        raise InputError(f"--device {device}: {reason}: use cpu or cuda") from None
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Times all cases; InputError if the device or the output cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--output", type=Path, default=Path("output/benchmark_loss"), metavar="FOLDER")
@@ -217,7 +229,12 @@ def main() -> None:
     add("--threads", type=int, help="CPU threads (default: torch's)")
     add("--sizes", type=float, nargs="+", help="numbers of scores N, e.g. 1e5 1e6")
     add("--seconds", type=float, help="seconds per case (default: 3; with --quick: 1)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    check_device(args.device)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {args.output} cannot be created: {error}") from None
     if args.threads:
         torch.set_num_threads(args.threads)
     sizes = args.sizes or ([1e4, 1e5, 1e6] if args.quick else [1e4, 1e5, 1e6, 1e7])
@@ -231,7 +248,6 @@ def main() -> None:
         case = {"n": int(n), "c": c, "rate": rate, "regime": regime}
         results.append(measure(case, args.device, seconds, limit))
         print_result(results[-1])
-    args.output.mkdir(parents=True, exist_ok=True)
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": args.device}
     text = json.dumps({"about": about, "results": results}, indent=1)
     (args.output / "benchmark.json").write_text(text)
@@ -239,5 +255,10 @@ def main() -> None:
     print(f"\n{summary(results)}")
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status, which is 2 after a user's mistake."""
+    return exit_status(lambda: run(argv))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmark_loss import one_hot, peak_on_gpu, timed
+from benchmark_loss import check_device, one_hot, peak_on_gpu, timed
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d, cat
 from detectron2.modeling import build_model
@@ -32,6 +32,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rambo_det  # noqa: E402
+from rambo_det.cli.failures import exit_status  # noqa: E402
+from rambo_det.data.files import make_folder  # noqa: E402
+from rambo_det.errors import InputError  # noqa: E402
 from rambo_det.modeling.one_stage import flatten_levels  # noqa: E402
 from rambo_det.modeling.scores import score_function  # noqa: E402
 from rambo_det.paths import find_config  # noqa: E402
@@ -215,7 +218,8 @@ def print_result(result: dict[str, Any]) -> None:
     print(f"  the losses of the head account for {change:+.2%} of the stock step", flush=True)
 
 
-def main() -> None:
+def run(argv: list[str] | None = None) -> None:
+    """Times all models; InputError if the device or the output cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="about a minute: one small image, 4 pairs of steps")
@@ -230,10 +234,15 @@ def main() -> None:
     add("--pairs", type=int, help="timed steps of each model (default: 20)")
     add("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     add("--out", type=Path, metavar="JSON", help="file for the results")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.amp and not args.device.startswith("cuda"):
         parser.error("--amp needs a GPU")
+    check_device(args.device)
+    if args.out:
+        make_folder(args.out.parent, "--out")
+        if args.out.is_dir():
+            raise InputError(f"--out {args.out} is a folder: name a file")
     images, size = (16, [800, 1333]) if args.device.startswith("cuda") else (2, [320, 320])
     if args.quick:
         images, size = 1, [160, 160]
@@ -252,9 +261,13 @@ def main() -> None:
         results.append(measure(name, args))
         print_result(results[-1])
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps({"about": about, "results": results}, indent=1))
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status, which is 2 after a user's mistake."""
+    return exit_status(lambda: run(argv))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ import argparse
 import base64
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Detects, ranks and draws; InputError if the model, the data or the output is wrong."""
     from rambo_det.cli.predict import silence_libraries
+    from rambo_det.data.files import make_folder
     from rambo_det.engine.detector import Detector
     from rambo_det.engine.evaluation_data import EvaluationData
     from rambo_det.engine.saved_model import find_model
@@ -84,10 +86,11 @@ def run(args: argparse.Namespace) -> None:
     silence_libraries()
     saved = find_model(args.run, args.config, args.weights, args.imports)
     output = args.output or Path(args.run or ".") / "ranking"
-    if (output / "ranking.json").exists() and not args.overwrite:
-        raise InputError(f"{output} has a ranking: use --overwrite, or another --output FOLDER")
+    if output.is_dir() and any(output.iterdir()) and not args.overwrite:
+        raise InputError(f"{output} is not empty: use --overwrite, or another --output FOLDER")
     detector = Detector(saved, args.opts)
     data = EvaluationData(args.dataset, detector, saved.data, args)
+    make_folder(output, "--output")
     ranked = rank_detections(data.truth, data.detect(detector), args.iou)
     write(ranked, data, args, output, args.run or saved.weights)
 
@@ -115,7 +118,6 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
     shares = ("ap", "lost_to_order", "lost_to_not_found")
     mean = {key: float(np.mean([row[key] for row in rows])) for key in shares}
     rows.append({"name": "mean or sum", **total, **mean})
-    output.mkdir(parents=True, exist_ok=True)
     pictures, encoded, taken = [], [], {Path("ranking.png")}
     for k in ranked[: args.shown]:
         pictures.append(draw_class(k, args.iou, data.look(k.name)))
@@ -127,7 +129,7 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
     page = jinja2.Environment(autoescape=True).from_string(PAGE).render(
         title=title, data=data.name, iou=args.iou, rows=rows, pictures=encoded,
         left_out=max(0, len(ranked) - args.shown),
-        command=" ".join(["python", "tools/visualize_ranking.py", *sys.argv[1:]]),
+        command=shlex.join(["python", "tools/visualize_ranking.py", *sys.argv[1:]]),
     )  # fmt: skip
     (output / "index.html").write_text(page, encoding="utf-8")
     numbers = {"dataset": data.name, "iou": args.iou, "classes": rows}

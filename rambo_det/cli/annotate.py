@@ -33,7 +33,7 @@ class Annotator:
     category id.
 
     Raises InputError if the output would overwrite an input or, without ``overwrite``, an existing
-    file. ``broken`` has a line for each image that could not be read.
+    file. ``broken`` has a line for each image or video that could not be read completely.
     """
 
     def __init__(self, output: Path, sources: Sequence[Source], overwrite: bool) -> None:
@@ -47,14 +47,16 @@ class Annotator:
         for target in targets:
             if target.resolve() in inputs:
                 raise InputError(f"{target} is one of the inputs: use another --output FOLDER")
+            if target.is_dir():
+                raise InputError(f"{target} is a folder: use another --output FOLDER")
         existing = [target for target in targets if target.exists()]
-        if existing and (not overwrite or any(target.is_dir() for target in existing)):
+        if existing and not overwrite:
             more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
             hint = "use --overwrite, or another --output FOLDER"
             raise InputError(f"{existing[0]} already exists{more}: {hint}")
         self.broken: list[str] = []
         self._images: list[dict[str, Any]] = []
-        self._num_drawn = self._num_detections = 0
+        self._num_drawn = self._num_detections = self._num_written = 0
 
     def annotate(
         self, detector: Detector, threshold: float | Sequence[float], max_frames: int | None = None
@@ -105,7 +107,9 @@ class Annotator:
                 self.broken.append(f"{source.path_or_address} cannot be processed: {error}")
                 return None
             write_picture(target, picture)
+            self._num_written += 1
             return picture
+        first = len(self._images)
         video = open_video(source.path_or_address)
         rate = video.get(cv2.CAP_PROP_FPS)
 
@@ -117,6 +121,11 @@ class Annotator:
                     return
 
         write_video(target, pictures(), rate if 0 < rate <= 240 else _FRAMES_PER_SECOND)
+        number, length = len(self._images) - first, source.length or 0
+        # Some files state a few frames more than they have.
+        if number < 0.9 * min(length, max_frames or length) and not self._interrupts:
+            text = f"only {number} of {length} frames can be read"
+            self.broken.append(f"{source.path_or_address}: {text}")
         return None
 
     def _detect_and_draw(self, image: np.ndarray, image_info: dict[str, Any]) -> np.ndarray:
@@ -140,9 +149,8 @@ class Annotator:
         """Returns a text about the output; ``why`` is the origin of the threshold."""
         low, high = float(self._threshold.min()), float(self._threshold.max())
         threshold = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-        pictures = self._num_pictures - len(self.broken)
         videos = len(self._sources) - self._num_pictures
-        numbers = ((pictures, "picture"), (videos, "video"))
+        numbers = ((self._num_written, "picture"), (videos, "video"))
         counts = [f"{n} {what}{'s' * (n > 1)}" for n, what in numbers if n]
         return (
             f"{' and '.join(counts) or 'no pictures'} in {self._output}\n"

@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     output = args.output or Path(saved.weights).with_name("model_calibrated.pth")
     if output.resolve() == Path(saved.weights).resolve():
         raise InputError(f"--output {output} would overwrite the input weights: name another file")
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder: name a file")
     thresholds, picture = (output.with_name(name) for name in CALIBRATION_FILES)
     for file in (output, thresholds, picture):
         if file.exists() and not args.overwrite:
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     # The datasets of the command line are registered now, so the test set does not register them.
     not_again = argparse.Namespace(**{**vars(args), "register": []})
     test = detector.datasets[0] if args.test is None and detector.datasets else args.test
-    test_data = EvaluationData(test, detector, saved.data, not_again) if test else None
+    test_data = EvaluationData(test, detector, saved.data, not_again, "--test") if test else None
     fit = calibrate(detector.model, *labelled_images(data.name, detector.mapper, args.images))
     before = _measure(detector, test_data) if test_data else {}
     write_calibrated(detector.model, fit, output, data.classes, data.name)
@@ -95,16 +97,14 @@ def _measure(detector: Any, data: Any) -> dict[str, float]:
 
     AP is measured twice: on the detections that the model keeps per image, and on 300 per image.
     """
-    import numpy as np
-
     from ..evaluation.calibration import PER_IMAGE, calibration_error, without_score_threshold
-    from ..evaluation.matches import find_matches, metrics
+    from ..evaluation.matches import find_matches, metrics, unit_weights
 
     matches = find_matches(data.truth, data.detect(detector))
     with without_score_threshold(detector.model):
         more = find_matches(data.truth, data.detect(detector), max_per_image=PER_IMAGE)
-    unit_weights = np.ones((1, matches.positives.shape[1]), int)
-    aps, aps_of_more = ({name: float(ap[0]) for name, ap in metrics(found, unit_weights).items()}
+    weights = unit_weights(matches)
+    aps, aps_of_more = ({name: float(ap[0]) for name, ap in metrics(found, weights).items()}
                         for found in (matches, more))  # fmt: skip
     ap_of_more = {f"AP of {PER_IMAGE} detections an image": aps_of_more["AP"]}
     error = calibration_error(*matches.counted)

@@ -72,6 +72,8 @@ def _seeds(text: str) -> list[int]:
         numbers = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         numbers = [-1]
+    if max(numbers) >= 2**32:
+        raise InputError(f"--seeds {text}: seeds must be below 2**32")
     seeds = numbers if "," in text else list(range(numbers[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {text}: use a number >= 1 or different seeds such as 3,4,7")

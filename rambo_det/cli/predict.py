@@ -36,7 +36,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     text = "draw detections with at least this score; default: per-class thresholds of a "
     text += "calibration, else the score with the best F1 in the run's last evaluation, else 0.5"
     add("--threshold", type=float, metavar="SCORE", help=text)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    for word in unknown:
+        hint = f": write ./{word}" if Path(word).exists() else ""
+        raise InputError(f"unrecognized argument {word}{hint}")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise InputError(f"--threshold must be in [0, 1], got {args.threshold}")
     if args.frames is not None and args.frames < 1:
@@ -77,7 +80,7 @@ def silence_libraries() -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detects in all inputs; returns 1 if it skipped files that cannot be read, else 0."""
+    """Detects in all inputs; returns 1 if files could not be read completely, else 0."""
     from ..engine.calibrated import read_thresholds
     from ..engine.detector import Detector
     from ..engine.saved_model import find_model
@@ -100,10 +103,10 @@ def run(args: argparse.Namespace) -> int:
     annotator.annotate(detector, score, args.frames)
     broken += annotator.broken
     for reason in broken:
-        print(f"skipped: {reason}", file=sys.stderr)
+        print(f"failed: {reason}", file=sys.stderr)
     print(annotator.summary(why))
     if broken:
-        print(f"error: {len(broken)} of {files} files were skipped, see above", file=sys.stderr)
+        print(f"error: {len(broken)} of {files} files failed, see above", file=sys.stderr)
     return 1 if broken else 0
 
 

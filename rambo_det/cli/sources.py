@@ -1,5 +1,6 @@
 """Finds the inputs of a detector: image files, video files, folders of both, and cameras."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ def find_sources(
 
     A folder stands for all images and videos in it at any depth, except those in ``output``. Its
     unreadable files are left out; the second list has the reasons, a line each.
-    Raises InputError if a named input does not exist or cannot be read, or if there is no source.
+    Raises InputError if a named input or camera does not exist or cannot be read, or if there is no
+    source.
     """
     sources: list[Source] = []
     broken: list[InputError] = []
@@ -44,7 +46,7 @@ def find_sources(
             sources.append(_source_from_file(path, Path(path.name)))
             continue
         inside = files_in(path, IMAGE_EXTENSIONS | _VIDEOS)
-        if output.resolve() != path.resolve():  # earlier results are not inputs
+        if path.resolve() in output.resolve().parents:  # earlier results are not inputs
             inside = [p for p in inside if output.resolve() not in p.resolve().parents]
         if not inside:
             raise InputError(f"{path}: no images or videos in this folder")
@@ -54,6 +56,7 @@ def find_sources(
             except InputError as error:
                 broken.append(error)
     for camera in cameras:
+        open_video(camera).release()  # a wrong camera is named before other inputs are annotated
         number = camera if camera.isdigit() else ""
         sources.append(Source(camera, Path(f"camera{number}.mp4"), True, None))
     if not sources:
@@ -67,7 +70,7 @@ def find_sources(
 
 def _source_from_file(file: Path, output: Path) -> Source:
     if file.suffix.lower() not in _VIDEOS:
-        check_image(file, "to detect in")
+        check_image(file, "INPUT")
         ending = file.suffix if file.suffix.lower() in IMAGE_EXTENSIONS else ".png"
         return Source(str(file), output.with_suffix(ending))
     video = open_video(str(file))
@@ -84,6 +87,8 @@ def open_video(path_or_address: str) -> cv2.VideoCapture:
     is_number = path_or_address.isdigit()
     video = cv2.VideoCapture(int(path_or_address) if is_number else path_or_address)
     if not video.isOpened():
-        option = "--camera " if is_number or "://" in path_or_address else ""
-        raise InputError(f"{option}{path_or_address}: OpenCV cannot open this video")
+        name = path_or_address
+        if not Path(path_or_address).is_file():
+            name = f"--camera {shlex.quote(path_or_address)}"
+        raise InputError(f"{name}: OpenCV cannot open this video")
     return video

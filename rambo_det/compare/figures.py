@@ -1,6 +1,7 @@
 """Plots of a comparison report, returned as the bytes of an SVG or PNG file."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,45 +30,56 @@ def _figure(number: int, columns: int, width: float, height: float) -> tuple[Fig
     """Returns a figure and a grid of ``number`` plots, each ``width`` x ``height`` inches large."""
     columns = min(columns, number)
     rows = -(-number // columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure((width * columns + 0.4, height * rows + 0.6), layout="constrained")
-        axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    figure = Figure((width * columns + 0.4, height * rows + 0.6), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axis in axes[number:]:
         axis.set_axis_off()
+    for axis in axes[number - columns : number]:  # with no plot below, also in the last row but one
+        axis.tick_params(labelbottom=True)
     return figure, axes[:number]
+
+
+def _title(text: str) -> str:
+    """Returns a title or label on as many lines as it needs."""
+    return textwrap.fill(text, 40, break_on_hyphens=False)
 
 
 def _save(figure: Figure, image_format: str = "svg") -> bytes:
     buffer = io.BytesIO()
     # Leaves out the date and the Matplotlib version, so that equal plots give equal files.
     metadata = {"Date": None} if image_format == "svg" else {"Software": None}
-    with ignore_missing_glyphs(), matplotlib.rc_context(_STYLE):
+    with ignore_missing_glyphs():
         figure.savefig(buffer, format=image_format, metadata=metadata, dpi=120)
     return buffer.getvalue()
 
 
+@matplotlib.rc_context(_STYLE)
 def draw_intervals(rows: Sequence[tuple[str, Any]], image_format: str = "svg") -> bytes:
     """Draws differences in AP with their intervals, one below the other.
 
     Each row is a label and a dict of ``mean``, ``low`` and ``high``. The format is "svg" or "png".
     """
-    figure, (axis,) = _figure(1, 1, 6.8, 0.2 + 0.42 * len(rows))
+    labels = [_title(label) for label, _ in rows]
+    row_height = 0.42 + 0.12 * max(label.count("\n") for label in labels)
+    figure, (axis,) = _figure(1, 1, 6.8, 0.2 + row_height * len(rows))
     axis.axvline(0, color="#333a45", linewidth=1)
     for y, (_, value) in enumerate(rows):
         axis.plot([value["low"], value["high"]], [y, y], color=_COLOURS[0], linewidth=3, alpha=0.5)
         axis.plot(value["mean"], y, "o", color=_COLOURS[0], markersize=7)
-    axis.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axis.set_yticks(range(len(rows)), labels)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("difference in AP (percentage points); the bar is the 95 % interval")
     return _save(figure, image_format)
 
 
+@matplotlib.rc_context(_STYLE)
 def precision_recall(cells: RunsByVariant) -> bytes:
     """Draws precision over recall at IoU 0.5: a plot per frequent class, with a line per loss."""
     first = next(iter(cells.values()))[0].matches
     objects = first.positives.sum(axis=1)
     chosen = sorted(np.argsort(-objects, kind="stable")[:_MAX_CLASSES])
-    figure, axes = _figure(len(chosen), 4, 2.6, 2.3)
+    # With few classes, the plots are wider, so that the legend fits above them.
+    figure, axes = _figure(len(chosen), 4, max(2.6, 6 / len(chosen)), 2.3)
     for axis, k in zip(axes, chosen, strict=True):
         for colour, (title, runs) in enumerate(cells.items()):
             curves = np.array([run.matches.curves[k] for run in runs])
@@ -75,11 +87,14 @@ def precision_recall(cells: RunsByVariant) -> bytes:
         axis.set_title(escape_dollars(f"{first.classes[k]} ({objects[k]} objects)"))
         axis.set(xlim=(0, 1), ylim=(0, 1.02))
     figure.supxlabel("recall: share of objects found", fontsize=9)
-    figure.supylabel("precision: share of detections that are right", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    figure.supylabel("precision: share of right detections", fontsize=9)
+    # On the right, away from the label of the y axis, which may reach up to the legend.
+    handles, columns = axes[0].get_legend_handles_labels(), min(3, len(chosen) + 1)
+    figure.legend(*handles, loc="outside upper right", ncols=columns)
     return _save(figure)
 
 
+@matplotlib.rc_context(_STYLE)
 def score_distributions(cells: RunsByVariant) -> bytes:
     """Draws, for each loss, histograms of the scores of right and wrong detections at IoU 0.5."""
     figure, axes = _figure(len(cells), 3, 3.3, 2.4)
@@ -88,12 +103,13 @@ def score_distributions(cells: RunsByVariant) -> bytes:
         images = sum(m.positives.shape[1] for m in matches)
         for right, label in ((False, "wrong"), (True, "right")):
             parts = [scores[hits == right] for scores, hits in (m.counted for m in matches)]
-            scores = logit(np.clip(np.concatenate(parts), 1e-6, 1 - 1e-6))
-            counts, edges = np.histogram(scores, bins=48, range=(-8, 8))
+            # The outer bins collect the scores beyond, so that the plot shows all detections.
+            logits = np.clip(logit(np.concatenate(parts)), -8, 8)
+            counts, edges = np.histogram(logits, bins=48, range=(-8, 8))
             axis.stairs(counts / images, edges, fill=right, alpha=0.65, label=label)
         if any(len(m.scores) for m in matches):  # Matplotlib warns about a log axis without data
             axis.set_yscale("log")
-        axis.set_title(title)
+        axis.set_title(_title(title))
         axis.set_xticks(logit(_TICKS), [str(p) for p in _TICKS], rotation=45)
         axis.legend(fontsize=8)
     figure.supxlabel("score", fontsize=9)
@@ -101,6 +117,7 @@ def score_distributions(cells: RunsByVariant) -> bytes:
     return _save(figure)
 
 
+@matplotlib.rc_context(_STYLE)
 def reliability(cells: RunsByVariant) -> bytes:
     """Draws the share of right detections at IoU 0.5 over the score, as trained and calibrated."""
     figure, axes = _figure(len(cells), 3, 3.3, 3.3)
@@ -112,7 +129,7 @@ def reliability(cells: RunsByVariant) -> bytes:
             if parts:
                 curves.append((label, *map(np.concatenate, zip(*parts, strict=True))))
         draw_reliability(axis, curves)
-        axis.set_title(title)
+        axis.set_title(_title(title))
     return _save(figure)
 
 
@@ -126,6 +143,7 @@ def ap_during_training(cells: RunsByVariant) -> bytes | None:
     return learning_curves(aps) if max(map(len, aps.values())) > 1 else None
 
 
+@matplotlib.rc_context(_STYLE)
 def learning_curves(aps: dict[str, dict[int, list[float]]], image_format: str = "svg") -> bytes:
     """Draws ``aps``, loss -> iteration -> AP of each seed. The image format is "svg" or "png"."""
     figure, (axis,) = _figure(1, 1, 6.8, 2.6)
@@ -141,5 +159,6 @@ def _plot_mean_band(axis: Any, x: np.ndarray, values: np.ndarray, colour: int, l
     """Draws the mean of ``values`` (S, X) over ``x`` (X,) in a band of one standard deviation."""
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     shade = _COLOURS[colour % len(_COLOURS)]
-    axis.plot(x, mean, color=shade, label=label, linewidth=1.6)
+    line = ("-", "--", "-.", ":")[colour % 4]
+    axis.plot(x, mean, line, color=shade, label=_title(label), linewidth=1.6)
     axis.fill_between(x, mean - deviation, mean + deviation, color=shade, alpha=0.15, linewidth=0)

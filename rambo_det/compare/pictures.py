@@ -12,7 +12,7 @@ from detectron2.utils.visualizer import Visualizer
 from pycocotools.coco import COCO
 
 from ..evaluation.matches import Matches, average_precisions
-from ..evaluation.pictures import escape_dollars, ignore_missing_glyphs
+from ..evaluation.pictures import FALSE_COLOR, TRUE_COLOR, escape_dollars, ignore_missing_glyphs
 from ..evaluation.ranking import best_f1
 from .results import RunResult
 
@@ -20,7 +20,8 @@ _CHUNK = 64  # number of images in a chunk of ap50_of_images
 _LONGER_SIDE_PX = 400  # length of the longer side of a picture
 _PICTURES_PER_LOSS = 3  # number of pictures for each of the two losses
 _MIN_DIFFERENCE = 0.5  # smaller differences in AP50, in percent, would be 0 in the heading
-_RIGHT, _WRONG, _OBJECT = "#1a9850", "#d73027", "#2166ac"
+#: The colours of the boxes.
+COLOURS = {"right": TRUE_COLOR, "wrong": FALSE_COLOR, "object": "#762a83"}
 
 
 def disagreements(
@@ -55,7 +56,7 @@ def disagreements(
         objects = truth.loadAnns(truth.getAnnIds(ids[index]))
         names = [truth.cats[item["category_id"]]["name"] for item in objects]
         boxes = np.array([item["bbox"] for item in objects], float)
-        panels = {"the objects": _draw(image, boxes, names, [_OBJECT] * len(names))}
+        panels = {"the objects": _draw(image, boxes, names, [COLOURS["object"]] * len(names))}
         for title, item in zip(titles, pairs[pair], strict=True):
             panels[title] = _detections(image, item.matches, int(index))
         yield {
@@ -82,11 +83,13 @@ def _detections(image: np.ndarray, matches: Matches, index: int) -> bytes:
     min_score = 1.0 if threshold is None else threshold
     shown = np.flatnonzero((matches.images == index) & (matches.scores >= min_score))
     classes = np.searchsorted(matches.offsets, shown, side="right") - 1
-    names = [
-        f"{matches.classes[k]} {matches.scores[i]:.2f}" for i, k in zip(shown, classes, strict=True)
+    right = matches.right[0, shown]
+    labels = [  # the marks are for readers who cannot distinguish the colours
+        f"{'✓' if hit else '✗'} {matches.classes[k]} {matches.scores[i]:.2f}"
+        for i, k, hit in zip(shown, classes, right, strict=True)
     ]
-    colours = [_RIGHT if matches.right[0, i] else _WRONG for i in shown]
-    return _draw(image, matches.boxes[shown], names, colours)
+    colours = [COLOURS["right" if hit else "wrong"] for hit in right]
+    return _draw(image, matches.boxes[shown], labels, colours)
 
 
 @ignore_missing_glyphs()

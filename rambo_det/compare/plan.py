@@ -16,6 +16,7 @@ from ..data.register import registered_classes
 from ..engine.arguments import parse_args, registered_names
 from ..engine.setup import build_config, flat_config, merged_config
 from ..engine.user_code import new_config
+from ..engine.user_data import check_dataset
 from ..errors import InputError
 from .specs import DataSpec, Variant, loss_opts
 
@@ -52,7 +53,7 @@ class Plan:
     variants: dict[str, Variant]  # by name; the first is the reference
     test_sets: dict[str, str]  # data name -> name of its test set in Detectron2's catalogs
     runs: list[Run]  # in execution order: everything with one seed, then the next seed
-    num_test_images_in_train: dict[str, int]  # data name -> number of images in both sets
+    num_test_images_in_train: dict[str, int]  # data name -> images in both; variants: the maximum
 
 
 def make_plan(
@@ -68,11 +69,15 @@ def make_plan(
     Raises InputError if a config, a key or the data are wrong.
     """
     plan = Plan({variant.name: variant for variant in variants}, {}, [], {})
+    names = [item.name for item in data]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two datasets have the name {twice[0]}: rename one")
     cells: list[tuple[str, str, list[str], dict[str, Any]]] = []
     for item in data:
         common = [*item.train_arguments(), "RAMBO_TRAIN.CALIBRATE", "train", *opts, *item.opts]
         classes: list[str] | None = None
         name = ""
+        overlaps: dict[tuple[str, ...], int] = {}  # DATASETS.TRAIN -> its images in the test set
         for variant in variants:
             argv = [*common, *_variant_opts(common, variant)]
             args = parse_args(argv)
@@ -84,17 +89,18 @@ def make_plan(
                 raise InputError(f"DATASETS.TEST must name one dataset, got {cfg.DATASETS.TEST}")
             if not name:  # first variant: the others share its datasets and classes
                 name = item.name or cfg.DATASETS.TEST[0]
-                if name in plan.test_sets:
-                    raise InputError(f"two datasets have the name {name}: rename one")
                 plan.test_sets[name] = cfg.DATASETS.TEST[0]
-                plan.num_test_images_in_train[name] = _num_test_images_in_train(cfg)
                 classes = next(map(registered_classes, registered_names(args)), None)
             elif cfg.DATASETS.TEST[0] != plan.test_sets[name]:
                 raise InputError(
                     f"{variant.name}: DATASETS.TEST is {cfg.DATASETS.TEST[0]}, but the other "
                     f"variants use {plan.test_sets[name]}: all must be tested on the same data"
                 )
+            _check_calibration(cfg)
+            if (train := tuple(cfg.DATASETS.TRAIN)) not in overlaps:
+                overlaps[train] = _num_test_images_in_train(cfg)
             cells.append((name, variant.name, argv, _settings(cfg)))
+        plan.num_test_images_in_train[name] = max(overlaps.values())
     for seed in seeds:
         for name, variant_name, argv, settings in cells:
             folder = out / "runs" / name / variant_name / f"seed{seed}"
@@ -113,6 +119,16 @@ def _variant_opts(argv: list[str], variant: Variant) -> list[str]:
         if key.endswith((".NAME", ".META_ARCHITECTURE")) or key not in args.opts[::2]:
             opts += [key, value]
     return [*opts, *variant.opts]
+
+
+def _check_calibration(cfg: CfgNode) -> None:
+    """Raises InputError if RAMBO_TRAIN.CALIBRATE names no dataset, or the one of the test."""
+    key, name = "RAMBO_TRAIN.CALIBRATE", cfg.RAMBO_TRAIN.CALIBRATE
+    if name in cfg.DATASETS.TEST:
+        rule = "a test on images that the calibration was fitted to is worthless"
+        raise InputError(f"{key} {name}: {rule}: use train or other images")
+    if name not in ("off", "train"):
+        check_dataset(key, name)
 
 
 def _settings(cfg: CfgNode) -> dict[str, Any]:

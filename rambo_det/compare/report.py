@@ -10,7 +10,7 @@ import jinja2
 
 from ..engine.files import atomic_write
 from . import figures
-from .pictures import disagreements
+from .pictures import COLOURS, disagreements
 from .plan import Plan
 from .results import RunResult, finished, ground_truth_of
 from .specs import LOSS_TITLES
@@ -46,6 +46,7 @@ def write_report(
         dataset_warnings=dataset_warnings, intervals=figures.draw_intervals(rows) if rows else None,
         fewest_seeds=min((len(found["seeds"]) for _, found in differences), default=0),
         shown={data: _shown(plan, measured, results, data) for data in plan.test_sets},
+        colours=COLOURS,
     )  # fmt: skip
     with atomic_write(str(file), "w", encoding="utf-8") as f:
         f.write(html)

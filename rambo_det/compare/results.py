@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ..engine.files import atomic_write
 from ..engine.saved_model import load_ground_truth
 from ..errors import InputError
 from ..evaluation.calibration import calibration_error
-from ..evaluation.matches import Matches, class_names, find_matches, metrics
+from ..evaluation.matches import Matches, class_names, find_matches, metrics, unit_weights
 from .intervals import image_weights, paired_difference
 from .plan import Plan, Run
 from .run import damaged_run_error, read_metrics, read_record, source_digest
@@ -58,7 +59,7 @@ def ground_truth_of(plan: Plan, data: str) -> COCO:
     folders = [run.folder / "inference" for run in plan.runs if run.data == data]
     files = [MetadataCatalog.get(name).get("json_file")]
     files += [file for folder in folders for file in folder.glob(f"{name}_coco_format.json")]
-    for file in filter(None, files):
+    for file in filter(os.path.isfile, filter(None, files)):  # the shapes may not be drawn yet
         return load_ground_truth(str(file))
     raise InputError(f"{data}: no run has finished, so there is nothing to compare")
 
@@ -89,9 +90,8 @@ def _measure(plan: Plan, run: Run) -> RunResult:
     file = f"{CALIBRATED_FOLDER}/{_DETECTIONS}"
     calibrated = _matches(plan, run, file) if (run.folder / file).is_file() else None
     item = RunResult(run, result, matches, calibrated)
-    unit_weights = np.ones((1, matches.positives.shape[1]), int)
     # Computed anew: the evaluator logs no class AP for a single class, and nan without detections.
-    ours = {name: float(ap[0]) for name, ap in _metrics(item, unit_weights).items()}
+    ours = {name: float(ap[0]) for name, ap in _metrics(item, unit_weights(matches)).items()}
     ours["ECE"] = calibration_error(*matches.counted)
     if calibrated:
         ours["ECE calibrated"] = calibration_error(*calibrated.counted)

@@ -16,6 +16,7 @@ from ..paths import find_config
 #: Display names of the losses.
 LOSS_TITLES = {"ce": "cross entropy", "focal": "focal loss", "rambo": "RaMBO"}
 
+_MAX_NAME = 100  # number of characters; a file name may have 255 bytes
 #: The config key that selects a model's loss, and its value for each loss; stock loss first.
 _LOSS_KEYS = [
     ("MODEL.META_ARCHITECTURE", {"focal": "RetinaNet", "rambo": "RamboRetinaNet"}),
@@ -100,6 +101,10 @@ def parse_variants(
             parsed.append(Variant(label, loss, tuple(itertools.chain(*pairs))))
     taken: set[str] = set()
     for variant in parsed:
+        if len(variant.name) > _MAX_NAME:
+            hint = f"the most are {_MAX_NAME}: use --variant NAME=... with a short name"
+            size = f"has {len(variant.name)} characters"
+            raise InputError(f"the name {variant.name[:40]}... of a variant {size}, {hint}")
         if variant.loss not in LOSS_TITLES:
             raise InputError(f"unknown loss {variant.loss!r}, choose from {', '.join(LOSS_TITLES)}")
         if twice := sorted({variant.name, variant.title} & taken):

@@ -11,11 +11,11 @@ _FEW_IMAGES = 10  # resampling fewer test images says too little about other ima
 
 
 def format_number(value: float | None, digits: int = 1) -> str:
-    """Formats a number with a typographic minus, but zero without a sign; None gives "–"."""
-    if value is None:
-        return "–"
-    text = f"{value:.{digits}f}"
-    return text.replace("-", "−") if float(text) else text.replace("-", "")
+    """Formats a number with a typographic minus; None gives "–".
+
+    A negative number near 0 gives "−0.0", so that an interval shows whether it contains 0.
+    """
+    return "–" if value is None else f"{value or 0:.{digits}f}".replace("-", "−")
 
 
 def format_value(value: dict[str, float | None] | None) -> str:

@@ -26,6 +26,7 @@ class EvaluationData:
         name: name of the dataset; None: the first one that the detector's config evaluates on.
         saved: locations of the user's own datasets that the detector was trained with.
         args: ``register``, ``split``, ``classes``: the datasets of the command line.
+        option: the option that names the dataset, for error messages.
 
     Attributes:
         name, classes: name and class names of the dataset.
@@ -36,7 +37,12 @@ class EvaluationData:
     """
 
     def __init__(
-        self, name: str | None, detector: Detector, saved: RunData, args: argparse.Namespace
+        self,
+        name: str | None,
+        detector: Detector,
+        saved: RunData,
+        args: argparse.Namespace,
+        option: str = "--dataset",
     ) -> None:
         if name is None and not detector.datasets:
             raise InputError("the config has no test dataset: name a dataset with --dataset")
@@ -48,11 +54,11 @@ class EvaluationData:
         if self.name not in DatasetCatalog.list():
             locations = [item for item in saved.register if item[1] == self.name]
             register_datasets(**group_by_format(locations), classes=names)
-        check_dataset("--dataset", self.name)
+        check_dataset(option, self.name)
         self.records: list[dict[str, Any]] = DatasetCatalog.get(self.name)
         self.truth = ground_truth_of(self.name)
         self.classes = registered_classes(self.name)
-        check_same_classes("--dataset", self.name, "the detector", classes or ())
+        check_same_classes(option, self.name, "the detector", classes or ())
         self._category_ids = category_ids(MetadataCatalog.get(self.name))
         self._files = {record["image_id"]: record["file_name"] for record in self.records}
 

@@ -156,6 +156,11 @@ def ap_of_lists(copies: np.ndarray, num_seen: np.ndarray, objects: np.ndarray) -
     return (envelope * reached).sum(axis=1) / len(RECALLS)
 
 
+def unit_weights(matches: Matches) -> np.ndarray:
+    """Returns the (1, I) weights with which every image occurs once."""
+    return np.ones((1, matches.positives.shape[1]), int)
+
+
 def metrics(matches: Matches, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Returns ``AP``, ``AP50``, ``AP75`` and ``AP-<class>`` in percent, each (B,).
 

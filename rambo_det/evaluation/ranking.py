@@ -108,11 +108,11 @@ def _reason(
 
 
 def best_f1(scores: np.ndarray, true: np.ndarray, num_objects: int) -> float | None:
-    """Returns the minimum score that gives the highest F1; None without detections or objects.
+    """Returns the minimum score that gives the highest F1; None if no detection is right.
 
     ``scores`` and ``true`` (bool) are ``(D,)``, in any order.
     """
-    if not len(scores) or not num_objects:
+    if not true.any():
         return None
     order = np.argsort(-scores, kind="mergesort")
     f1 = 2 * np.cumsum(true[order]) / (np.arange(1, len(scores) + 1) + num_objects)
