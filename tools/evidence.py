@@ -9,7 +9,7 @@
 stay, so that the command can be interrupted and repeated. --add stores any other results.json of
 rambo-compare. Both store a row for each loss and each difference on each dataset. The command
 then rewrites the tables of the page below <!-- table: KIND COMPARISON ... -->, where KIND is one
-of TABLES, and draws docs/evidence/NAME.png for each NAME of FIGURES.
+of TABLES, and draws docs/evidence/NAME.png for each comparison NAME of FIGURES.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,14 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rambo_det.cli.failures import exit_status  # noqa: E402
-from rambo_det.compare.figures import draw_intervals, learning_curves  # noqa: E402
+from rambo_det.compare.figures import learning_curves  # noqa: E402
 from rambo_det.compare.text import format_value  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE = ROOT / "results/evidence.json", ROOT / "docs/evidence.md"
 PICTURES = ROOT / "docs/evidence"
-FIGURES = {"voc07": ["voc07"], "main": ["default"], "ablation": ["ablation"]}
+FIGURES = ("voc07", "chess_long")
 _JOBS = "--jobs 2 --threads 1 --bootstrap 1000"
 _TIMM = "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml"
 _VOC07 = f"{_TIMM} --data 'voc07=voc:data/voc07:train:val SOLVER.MAX_ITER {{}}' {_JOBS}"
@@ -72,57 +71,57 @@ _WEIGHTS = "--hold-out 5 --seeds 1 " + " ".join(
     f"--variant 'none_w{weight}=rambo MODEL.RAMBO.MEMORY_LENGTH 0 MODEL.RAMBO.LOSS_WEIGHT {weight}'"
     for weight in (0.1, 0.2, 0.4)
 )
-# Written before the first training: name -> the question, the metric that decides, the arguments
-# of rambo-compare. Each loss is tuned over the same number of settings.
+_CE_WEIGHTS = "--hold-out 5 --seeds 1 " + " ".join(
+    f"--variant 'ce_w{weight}=ce RAMBO_TRAIN.CLS_WEIGHT {weight}'" for weight in (0.5, 2.0)
+)
+_PARTS = "--hold-out 5 --seeds 1 " + " ".join(
+    f"--variant '{name}{value}=rambo MODEL.RAMBO.{name.upper()} {value}'"
+    for name, values in (("margin", (0.25, 1.0)), ("beta", (0.0, 1.0)))
+    for value in values
+)
+# Written before the first training: name -> the question, the arguments of rambo-compare. AP
+# decides. Each loss is tuned over the same number of settings.
 PROTOCOL = {
     "voc07": (
         "Does the lead on a pretrained backbone last until cross entropy has converged? The weight "
         "of either loss is the one that was best on held-out images; the rate was not tuned.",
-        "AP",
         f"{_VOC07.format(4000)} --seeds 3 --losses ce,rambo TEST.EVAL_PERIOD 1000",
     ),
     "voc07_seeds_today": (
         "Two more seeds, added after the interval of three had held 0.",
-        "AP",
         f"{_VOC07.format(4000)} --seeds 3,4 --losses ce,rambo",
     ),
     "pretrained": (
         "Does a pretrained detector gain on small sets too? Settings are those of voc07, with the "
         "schedule for some 200 images; nothing was tuned on these sets.",
-        "AP",
         f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} --seeds 5 "
         "--losses ce,rambo TEST.EVAL_PERIOD 200 SOLVER.MAX_ITER 600",
     ),
     "repeat_factor": (
         "Does cross entropy with repeat-factor sampling gain on chess what RaMBO gains? All else "
         "is as in pretrained. The rarest piece is in 0.3 of the images, so the threshold is 0.5.",
-        "AP",
         f"{_TIMM} {_CHESS} {_JOBS} --seeds 3 --variant 'ce_repeat=ce DATALOADER.SAMPLER_TRAIN "
         "RepeatFactorTrainingSampler DATALOADER.REPEAT_THRESHOLD 0.5' SOLVER.MAX_ITER 600",
     ),
     "retinanet_tuning": (
         "Which learning rate does each loss need in a pretrained RetinaNet with GIoU for its "
         "boxes? Measured on held-out training images of chess.",
-        "AP",
         f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 {_RATES} {_GIOU} 600",
     ),
     "retinanet_pretrained": (
         "Does RaMBO gain over focal loss in a pretrained RetinaNet? Each has the learning rate "
         "that was its best on held-out images (retinanet_tuning); all else is alike.",
-        "AP",
         f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3 {_rates(('focal', 0.02), ('rambo', 0.04))} "
         f"{_GIOU} 600",
     ),
     "retinanet_tuning_today": (
         "And with today's defaults, without a memory? Measured on held-out training images.",
-        "AP",
         f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 "
         f"{_rates(*(('rambo', rate) for rate in (0.04, 0.02, 0.01)))} {_GIOU} 600",
     ),
     "retinanet_pretrained_today": (
         "What has RaMBO there with today's defaults? It has the learning rate that is its best on "
         "held-out images (retinanet_tuning_today).",
-        "AP",
         f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3 {_rates(('rambo', 0.04))} {_GIOU} 600",
     ),
     "voc07_retinanet_tuning": (
@@ -130,121 +129,102 @@ PROTOCOL = {
         "Without normalisation in the head RaMBO's scores ran away there, as yet, and focal loss "
         "learnt next to nothing: both have group norm. Measured on held-out training images after "
         "a short schedule.",
-        "AP",
         f"{_RETINANET} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 {_CLIPPED} {_GIOU} 400",
     ),
     "voc07_retinanet": (
         "Does RaMBO gain over focal loss in a pretrained RetinaNet on VOC07? Each has the setting "
         "that was its best on held-out images (voc07_retinanet_tuning).",
-        "AP",
         f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3 --losses focal,rambo {_GN} {_GIOU} 1000",
     ),
     "voc07_retinanet_today": (
         "What has RaMBO there with today's defaults? All else is as in voc07_retinanet.",
-        "AP",
         f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3 --losses rambo {_GN} {_GIOU} 1000",
     ),
     "voc07_retinanet_seeds_today": (
         "Two more seeds of both, added after the interval of three had held 0.",
-        "AP",
         f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3,4 --losses focal,rambo {_GN} {_GIOU} 1000",
     ),
     "retinanet_long": (
         "What is left of the lead on chess after three times the schedule? The learning rates are "
         "those of retinanet_pretrained.",
-        "AP",
         f"{_RETINANET} {_CHESS} {_JOBS} --seeds 1 {_rates(('focal', 0.02), ('rambo', 0.04))} "
         f"{_GIOU} 1800",
     ),
     "voc07_today": (
         "What has RaMBO there with today's defaults, without a memory? All else is as in voc07.",
-        "AP",
         f"{_VOC07.format(4000)} --seeds 3 --losses rambo",
     ),
     "pretrained_today": (
         "And on the small sets? All else is as in pretrained.",
-        "AP",
         f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} --seeds 4 "
         "--losses rambo SOLVER.MAX_ITER 600",
     ),
     "weight_voc07": (
         "Which LOSS_WEIGHT does RaMBO need without a memory? Measured on held-out training images.",
-        "AP",
         f"{_VOC07.format(800)} {_WEIGHTS}",
     ),
     "weight_chess": (
         "The same on chess.",
-        "AP",
         f"{_TIMM} {_CHESS} {_JOBS} {_WEIGHTS} SOLVER.MAX_ITER 600",
     ),
     "memory_voc07": (
         "Does a memory of past batches earn AP on a pretrained backbone, with the weight that is "
         "best without? Measured on held-out training images.",
-        "AP",
         f"{_VOC07.format(800)} {_MEMORY}",
     ),
     "memory_small": (
         "The same on the two small sets.",
-        "AP",
         f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} {_MEMORY} "
         "SOLVER.MAX_ITER 600",
     ),
     "rates_chess": (
         "Which learning rate does each loss need on chess? Measured on held-out training images.",
-        "AP",
         f"{_TIMM} {_CHESS} {_JOBS} --hold-out 5 --seeds 1 "
         f"{_rates(*((loss, rate) for loss in ('ce', 'rambo') for rate in (0.04, 0.01, 0.02)))} "
+        "SOLVER.MAX_ITER 600",
+    ),
+    "rates_chess_high": (
+        "And a still higher one, as 0.04 was the best of the grid for both?",
+        f"{_TIMM} {_CHESS} {_JOBS} --hold-out 5 --seeds 1 "
+        f"{_rates(('ce', 0.08), ('rambo', 0.08))} SOLVER.MAX_ITER 600",
+    ),
+    "chess_tuned": (
+        "What is the lead on chess with the learning rate that is best for both losses on held-out "
+        "images (rates_chess, rates_chess_high)? All else is as in pretrained_today.",
+        f"{_TIMM} {_CHESS} {_JOBS} --seeds 3 {_rates(('ce', 0.04), ('rambo', 0.04))} "
         "SOLVER.MAX_ITER 600",
     ),
     "rates_voc07": (
         "The same on VOC07, after a fifth of the schedule. weight_voc07 and voc07_weights have the "
         "rate of 0.02.",
-        "AP",
         f"{_VOC07.format(800)} --hold-out 5 --seeds 1 "
         f"{_rates(*((loss, rate) for rate in (0.04, 0.01) for loss in ('ce', 'rambo')))}",
     ),
     "weights_ce": (
-        "Which weight does cross entropy need, of as many as RaMBO chose from? Measured on "
-        "held-out training images.",
-        "AP",
-        f"{_VOC07.format(800)} {_CHESS[:-1]} SOLVER.MAX_ITER 600' --hold-out 5 --seeds 1 "
-        + " ".join(
-            f"--variant 'ce_w{weight}=ce RAMBO_TRAIN.CLS_WEIGHT {weight}'" for weight in (0.5, 2.0)
-        ),
+        "Which weight does cross entropy need on chess, of as many as RaMBO chose from? Measured "
+        "on held-out training images.",
+        f"{_TIMM} {_CHESS} {_JOBS} {_CE_WEIGHTS} SOLVER.MAX_ITER 600",
     ),
-    "parts_today": (
-        "What is each part worth on a pretrained backbone, with today's defaults? Measured on "
-        "held-out training images.",
-        "AP",
-        f"{_VOC07.format(800)} {_CHESS[:-1]} SOLVER.MAX_ITER 600' --hold-out 5 --seeds 1 "
-        "--losses rambo "
-        + " ".join(
-            f"--variant '{name}{value}=rambo MODEL.RAMBO.{name.upper()} {value}'"
-            for name, values in (("margin", (0.0, 0.25, 1.0)), ("beta", (0.0, 1.0)))
-            for value in values
-        ),
+    "weights_ce_voc07": ("And on VOC07?", f"{_VOC07.format(800)} {_CE_WEIGHTS}"),
+    "parts_chess": (
+        "What do the margin and the list of all classes gain on a pretrained backbone, with "
+        "today's defaults? Measured on held-out training images.",
+        f"{_TIMM} {_CHESS} {_JOBS} {_PARTS} SOLVER.MAX_ITER 600",
+    ),
+    "parts_voc07": (
+        "The same on VOC07.",
+        f"{_VOC07.format(800)} {_PARTS}",
     ),
     "chess_long": (
         "What is left of the lead on chess after three times the schedule, where cross entropy has "
         "converged? All else is as in pretrained_today.",
-        "AP",
         f"{_TIMM} {_CHESS} {_JOBS} --seeds 2 --losses ce,rambo TEST.EVAL_PERIOD 300 "
         "SOLVER.MAX_ITER 1800",
-    ),
-    "small_today": (
-        "What has a small Faster R-CNN from random weights with today's defaults? All else is as "
-        "in main.",
-        "AP",
-        f"--config configs/evidence/faster_rcnn_rambo.yaml {_CHESS[:-1]} SOLVER.MAX_ITER 400' "
-        "--data bccd=voc:data/bccd:train:val --data 'quickstart=configs/quickstart/"
-        "faster_rcnn_rambo.yaml SOLVER.MAX_ITER 600 SOLVER.CHECKPOINT_PERIOD 1000000' "
-        f"{_JOBS} --seeds 5 --losses rambo",
     ),
     "paper_today": (
         "Does the loss of configs/paper_voc.yaml still learn, now that its gradient is not divided "
         "by the length of the memory? On chess, from random weights; cross entropy fades out in "
         "the first half.",
-        "AP",
         "--config configs/evidence/faster_rcnn_ce.yaml "
         f"{_CHESS[:-1]} SOLVER.MAX_ITER 400' {_JOBS} --hold-out 4 --seeds 1 --losses rambo "
         + " ".join(
@@ -257,37 +237,19 @@ PROTOCOL = {
     "voc07_retinanet_stock": (
         "Does RaMBO gain over focal loss in a RetinaNet without normalisation in its head, as "
         "Detectron2's is? All else is as in voc07_retinanet.",
-        "AP",
         f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3 --losses focal,rambo {_GIOU} 1000",
     ),
     "voc07_giou": (
-        "What does a Faster R-CNN with GIoU for its boxes gain in AP75? With the defaults; the "
-        "schedule is that of weight_voc07, nothing was tuned with GIoU.",
-        "AP75",
+        "What does a Faster R-CNN with GIoU for its boxes gain in AP75, which decides here? The "
+        "schedule is that of weight_voc07; nothing was tuned with GIoU.",
         f"{_VOC07_600} {_TIMM} {_JOBS} --seeds 3 --losses ce,rambo "
         "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE giou SOLVER.MAX_ITER 800",
-    ),
-    "voc07_tuning": (
-        "Which weight of the classification loss does each loss need on a pretrained backbone? "
-        "Measured on held-out training images; the learning rate is the one that was best for "
-        "cross entropy and for RaMBO (each) before.",
-        "AP",
-        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 "
-        + " ".join(
-            f"--variant '{name}_w{weight:g}={loss} RAMBO_TRAIN.CLS_WEIGHT {weight}'"
-            for name, loss, weights in (
-                ("ce", "ce", (1.0, 2.0, 4.0, 8.0)),
-                ("each", "rambo", (0.5, 1.0, 2.0, 4.0)),
-            )
-            for weight in weights
-        ),
     ),
 }
 # Differences between comparisons with the same data, seeds and schedule: name -> the loss that is
 # subtracted, then the loss from which it is subtracted, each as (title, {comparison: variant}).
 _EACH = dict.fromkeys(("lambda_each", "lambda_each_seeds"), "each_x10")
 _EACH_RETINANET = {"retinanet_calibrated": "rambo", "retinanet_quickstart_seeds": "each_x10"}
-_LIFT_RETINANET = dict.fromkeys(("retinanet", "retinanet_quickstart"), "rambo")
 _PLACE = dict.fromkeys(("place_chess", "place_chess_seeds", "place_bccd"), "rambo")
 _PLACE_RETINANET = dict.fromkeys(("place_retinanet", "place_retinanet_seeds"), "gap0")
 _REPEAT = ("cross entropy with repeat-factor sampling", {"repeat_factor": "ce_repeat"})
@@ -321,7 +283,6 @@ DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]
         ("focal loss", dict.fromkeys(_EACH_RETINANET, "focal")),
         ("RaMBO", _EACH_RETINANET),
     ),
-    "retinanet_rules": (("lift", _LIFT_RETINANET), ("RaMBO", _EACH_RETINANET)),
     "place": (
         ("lift", {**_PLACE, "tuning_iou": "rambo_w1"}),
         ("Faster R-CNN, lift by place", dict.fromkeys([*_PLACE, "place_quickstart"], "gap0")),
@@ -390,7 +351,7 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
 
 
 def derive(rows: Rows, name: str) -> Rows:
-    """Returns the rows for one of DERIVED; intervals cover only the seeds (Student's t)."""
+    """Returns the rows for one of DERIVED; intervals cover only the seeds (Welch's t)."""
     sides: list[Rows] = []
     for _, variants in DERIVED[name]:
         sides.append({})
@@ -412,11 +373,7 @@ def derive(rows: Rows, name: str) -> Rows:
         difference = {"of": name, "data": data, "loss": titles[1], "less": titles[0]}
         difference["seeds"] = seeds
         for metric in (metric for metric in METRICS[:4] if metric in made[0]):
-            if all(f"{metric} of seeds" in row for row in made):
-                found = np.subtract(*(row[f"{metric} of seeds"] for row in made[::-1]))
-                difference[metric] = around_seeds(found)
-            else:
-                difference[metric] = unpaired(*(row[metric] for row in made), len(seeds))
+            difference[metric] = unpaired(*(row[metric] for row in made), len(seeds))
         new["losses"] += made
         new["differences"].append(difference)
     return new
@@ -463,10 +420,7 @@ def around_seeds(found: np.ndarray) -> list[float | None]:
 
 
 def unpaired(less: list[Any], more: list[Any], seeds: int) -> list[float | None]:
-    """Returns the difference of two [mean, deviation] and its 95 % interval (Welch's t).
-
-    For losses of which some rows lack the values of each seed.
-    """
+    """Returns the difference of two [mean, deviation] and its 95 % interval (Welch's t)."""
     difference = more[0] - less[0]
     if None in (less[1], more[1]):
         return [round(difference, 4), None, None]
@@ -511,8 +465,9 @@ def grid_table(rows: Rows, names: list[str]) -> Lines:
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for data, found in _rows_by_data(rows, "losses", names).items():
         for row in found:
-            loss, _, setting = row["variant"].partition("_")
-            cells.setdefault((data, setting, str(len(row["seeds"]))), {})[loss] = _format(row)
+            setting = row["variant"].partition("_")[2]
+            cell = cells.setdefault((data, setting, str(len(row["seeds"]))), {})
+            cell[row["loss"]] = _format(row)
     return _pivot(["data", "setting", "seeds"], cells)
 
 
@@ -577,21 +532,11 @@ def page(rows: Rows, text: str) -> str:
     return re.sub(r"(<!-- table: (.*?) -->\n)(?:\|.*\n)*", table, text)
 
 
-def draw(rows: Rows, names: list[str], file: Path) -> None:
-    """Draws the differences in AP of some comparisons with their intervals, or AP over the
-    iterations if the rows have it."""
-    losses = [row for row in rows["losses"] if row["of"] in names and "AP at" in row]
-    if losses:
-        curves = {r["title"]: {int(i): aps for i, aps in r["AP at"].items()} for r in losses}
-        file.write_bytes(learning_curves(curves, "png"))
-        return
-    found = []
-    for row in (row for part in _rows_by_data(rows, "differences", names).values() for row in part):
-        title = f"{row['data']}: {row['loss']} less {row['less']}".replace("`", "")
-        if row["AP"][1] is not None:
-            ap = dict(zip(("mean", "low", "high"), row["AP"], strict=True))
-            found.append((textwrap.fill(title, 60), ap))
-    file.write_bytes(draw_intervals(found, "png"))
+def draw(rows: Rows, name: str, file: Path) -> None:
+    """Draws AP over the iterations of a comparison on one dataset."""
+    losses = [row for row in rows["losses"] if row["of"] == name]
+    curves = {r["title"]: {int(i): aps for i, aps in r["AP at"].items()} for r in losses}
+    file.write_bytes(learning_curves(curves, "png"))
 
 
 def as_json(rows: Rows) -> str:
@@ -603,15 +548,14 @@ def as_json(rows: Rows) -> str:
 
 def make(name: str, rows: Rows) -> str:
     """Makes a comparison in output/NAME; returns the path of its results.json."""
-    known = {row["name"]: ("", "", row["command"].partition(" ")[2]) for row in rows["comparisons"]}
+    known = {row["name"]: ("", row["command"].partition(" ")[2]) for row in rows["comparisons"]}
     if name not in (known := known | PROTOCOL):
         raise InputError(f"--run {name}: no such comparison, but {', '.join(known)}")
     commits = {row["name"]: row["commit"] for row in rows["comparisons"] if "commit" in row}
     if name in commits:
         raise InputError(f"--run {name}: it has keys that are gone: check out {commits[name]}")
-    question, metric, words = known[name]
-    if question:
-        print(f"{question} {metric} decides.")
+    question, words = known[name]
+    print(question)
     out = f"output/{name}"
     command = [sys.executable, str(ROOT / "tools/compare.py"), "--out", out, *shlex.split(words)]
     if subprocess.run(command).returncode:
@@ -622,8 +566,10 @@ def make(name: str, rows: Rows) -> str:
 def run(argv: list[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--run", nargs="*", default=[], metavar="NAME")
-    parser.add_argument("--add", nargs="*", default=[], metavar="NAME=RESULTS.json")
+    parser.add_argument("--run", nargs="*", action="extend", default=[], metavar="NAME")
+    parser.add_argument(
+        "--add", nargs="*", action="extend", default=[], metavar="NAME=RESULTS.json"
+    )
     rows = json.loads(ROWS.read_text(encoding="utf-8"))
     args = parser.parse_args(argv)
     for name in args.run:
@@ -645,8 +591,8 @@ def run(argv: list[str] | None = None) -> None:
         rows |= {kind: rows[kind] + part for kind, part in derive(rows, name).items()}
     ROWS.write_text(as_json(rows), encoding="utf-8")
     PAGE.write_text(page(rows, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    for name, comparisons in FIGURES.items():
-        draw(rows, comparisons, PICTURES / f"{name}.png")
+    for name in FIGURES:
+        draw(rows, name, PICTURES / f"{name}.png")
 
 
 if __name__ == "__main__":
