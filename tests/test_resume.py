@@ -319,7 +319,7 @@ def test_what_a_resume_finds(tmp_path, data, capsys, catalogs):
     last.write_text("model_0000009.pth")
     is_refused(f"{out}/model_0000009.pth, which does not exist")
     last.write_text("")
-    is_refused(f"{last} names")
+    is_refused(f"{last} is empty")
     last.write_text("model_0000001.pth")
     whole = (out / "model_0000001.pth").read_bytes()
     for size in (0, 100, len(whole) // 2, len(whole) - 1):

@@ -48,7 +48,7 @@ class RamboRPN(RPN):
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
         """Returns the stock losses; ``loss_rpn_cls`` is the AP loss of all sampled anchors."""
-        logits, name = pred_objectness_logits, self.rambo_loss.name
+        logits, name = pred_objectness_logits, "loss_rpn_cls"
         if not self.rambo_loss.stock_loss_weight():
             logits = [x.detach() for x in logits]
         stock = partial(super().losses, anchors, logits, gt_labels, pred_anchor_deltas, gt_boxes)
