@@ -84,7 +84,8 @@ def test_the_scalars_of_an_rpn_have_its_name_whatever_criterion_it_gets():
     made = RamboRPN(**arguments, rambo_loss=RamboCriterion(1, beta=0.25)).rambo_loss
     for name in ("prefix", "name", "class_names"):
         assert getattr(made, name) == getattr(rpn.rambo_loss, name)
-    assert made.prefix == "rambo/rpn" and made.spec.beta == 0.25
+    assert made.prefix == "rambo/rpn" and made.class_names == ["object"]
+    assert made.spec.beta == 0.25
 
 
 class OwnLayers(RamboFastRCNNOutputLayers):
