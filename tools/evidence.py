@@ -195,10 +195,13 @@ PROTOCOL = {
         "SOLVER.MAX_ITER 600",
     ),
     "rates_voc07": (
-        "The same on VOC07, after a fifth of the schedule. weight_voc07 and voc07_weights have the "
-        "rate of 0.02.",
-        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 "
-        f"{_rates(*((loss, rate) for rate in (0.04, 0.01) for loss in ('ce', 'rambo')))}",
+        "The same on VOC07, after a fifth of the schedule, with twice the rate of voc07_weights "
+        "and weight_voc07.",
+        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 {_rates(('ce', 0.04), ('rambo', 0.04))}",
+    ),
+    "rates_voc07_low": (
+        "And with half of it?",
+        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 {_rates(('ce', 0.01), ('rambo', 0.01))}",
     ),
     "weights_ce": (
         "Which weight does cross entropy need on chess, of as many as RaMBO chose from? Measured "
