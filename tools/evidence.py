@@ -224,6 +224,11 @@ PROTOCOL = {
         f"{_TIMM} {_CHESS} {_JOBS} --seeds 2 --losses ce,rambo TEST.EVAL_PERIOD 300 "
         "SOLVER.MAX_ITER 1800",
     ),
+    "voc07_long": (
+        "What is left of the lead on VOC07 after twice the schedule, 12.6 epochs? All else is as "
+        "in voc07_today.",
+        f"{_VOC07.format(8000)} --seeds 1 --losses ce,rambo TEST.EVAL_PERIOD 2000",
+    ),
     "paper_today": (
         "Does the loss of configs/paper_voc.yaml still learn, now that its gradient is not divided "
         "by the length of the memory? On chess, from random weights; cross entropy fades out in "
