@@ -33,7 +33,7 @@ setup(
         "rambo_det": ["py.typed", "losses/binning/binning.cpp", "compare/*.jinja"],
         "rambo_det.configs": ["**/*.yaml", "**/*.py"],
     },
-    # Detectron2 is needed for training but is on no package index: see README.md.
+    # Detectron2 is needed for training but is on no package index: see docs/getting-started.md.
     install_requires=[
         "torch>=2.4",
         "torchvision",

@@ -20,9 +20,9 @@ def add_rambo_config(cfg: CN) -> None:
     rambo.SCORE = "log_odds"
     # Margin α >= 0, in units of the score: a positive must exceed a negative by more than α.
     rambo.MARGIN = 0.5
-    # How λ, the interpolation strength of the blackbox gradient, is chosen. "each": every positive
-    # has its own λ. This λ moves the positive above all negatives and makes the size of its
-    # gradient its share of the loss. "fixed": λ is LAMBDA for all positives, as in the paper.
+    # How λ, the interpolation strength of the blackbox gradient, is chosen. "each": there is no λ;
+    # each positive moves above all negatives, and the size of its gradient is its share of the
+    # loss. "fixed": λ is LAMBDA for all positives, as in the paper.
     rambo.LAMBDA_RULE = "each"
     # λ > 0 for LAMBDA_RULE "fixed". It applies to ranks that are not divided by the list's length.
     rambo.LAMBDA = 1000.0

@@ -168,7 +168,7 @@ def test_a_comparison_of_the_protocol_is_made(elsewhere, tmp_path, monkeypatch, 
     assert "| x | RaMBO | 1 |" in elsewhere["PAGE"].read_text()
     with pytest.raises(InputError, match="--run nothing: no such comparison, but main"):
         evidence.run(["--run", "nothing"])
-    with pytest.raises(InputError, match="--run place_bccd: it has keys that are gone: check out"):
+    with pytest.raises(InputError, match="--run place_bccd: it needs older keys or defaults"):
         evidence.run(["--run", "place_bccd"])
 
 

@@ -8,6 +8,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,9 @@ def test_beta_mixes_class_and_interclass_terms():
     for beta in (0.0, 0.25, 1.0):
         got = RamboLoss(4, beta=beta)(scores, gt)
         torch.testing.assert_close(got, (1 - beta) * per_class + beta * flat)
+        changed = RamboLoss(4, beta=1.0 - beta)
+        changed.spec = replace(changed.spec, beta=beta)
+        assert changed(scores, gt) == got
 
 
 def test_descent_sorts_the_scores():

@@ -97,6 +97,9 @@ def test_reasons():
     crowd = truth_of([(1, 1, [10, 10, 20, 20], 0), (1, 2, [60, 60, 20, 20], 1)], ("cat", "dog"))
     cat, _ = rank_detections(crowd, [result(1, 1, [60, 60, 20, 20], 0.5)])
     assert cat.reasons.tolist() == ["background"], "a crowd is no object to be confused with"
+    crowd = truth_of([(1, 1, [70, 70, 9, 9], 0), (1, 1, [0, 0, 50, 60], 1)])
+    cat, *_ = rank_detections(crowd, [result(1, 1, [40, 0, 25, 50], 0.5)])  # 40 % in the crowd
+    assert (cat.reasons.tolist(), cat.iou.tolist()) == (["background"], [0])
 
 
 def test_up_to_100_detections_of_an_image_count():

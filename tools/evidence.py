@@ -561,7 +561,9 @@ def make(name: str, rows: Rows) -> str:
         raise InputError(f"--run {name}: no such comparison, but {', '.join(known)}")
     commits = {row["name"]: row["commit"] for row in rows["comparisons"] if "commit" in row}
     if name in commits:
-        raise InputError(f"--run {name}: it has keys that are gone: check out {commits[name]}")
+        raise InputError(
+            f"--run {name}: it needs older keys or defaults: check out {commits[name]}"
+        )
     question, words = known[name]
     print(question)
     out = f"output/{name}"

@@ -30,7 +30,7 @@ class Matches:
     offsets: np.ndarray  # (K + 1,) int: detections of class k are offsets[k]:offsets[k + 1]
     right: np.ndarray  # (T, N) bool, matched to an object that counts
     ignored: np.ndarray  # (T, N) bool, neither right nor wrong: matched to a crowd
-    overlaps: np.ndarray  # (N,) float, the largest IoU with an object of the class
+    overlaps: np.ndarray  # (N,) float, the largest IoU with an object of the class, no crowd
     positives: np.ndarray  # (K, I) int, number of objects that count
     boxes: np.ndarray  # (N, 4) float x, y, width, height in px
     curves: np.ndarray  # (K, 101) precision at RECALLS and the first IoU; nan without objects
@@ -81,7 +81,10 @@ def find_matches(
     for item in filter(None, evaluation.evalImgs):
         k, i = class_of[item["category_id"]], image_of[item["image_id"]]
         positives[k, i] = np.sum(np.asarray(item["gtIgnore"]) == 0)
-        overlaps = np.asarray(evaluation.ious[item["image_id"], item["category_id"]])
+        place = item["image_id"], item["category_id"]
+        crowds = [i for i, object_ in enumerate(evaluation._gts[place]) if object_["iscrowd"]]
+        overlaps = np.asarray(evaluation.ious[place])
+        overlaps = np.delete(overlaps, crowds, axis=1) if overlaps.size else overlaps
         for row, number in enumerate(item["dtIds"]):
             best = overlaps[row].max() if overlaps.size else 0.0
             score, box = item["dtScores"][row], found.anns[number]["bbox"]

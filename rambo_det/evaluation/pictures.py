@@ -142,11 +142,11 @@ def choose_crops(ranked: RankedClass) -> list[int]:
     Chooses the false detections that cost most AP, each with the next true detection below. Fills
     the remaining places with the top of the ranking.
     """
-    costs = ranked.ap_costs()
+    costs, hits = ranked.ap_costs(), np.flatnonzero(ranked.true)
     chosen: set[int] = set()
     for index in np.argsort(-costs, kind="mergesort"):
         if costs[index] > 0:
-            pair = {int(index), int(index + np.flatnonzero(ranked.true[index:])[0])}
+            pair = {int(index), int(hits[np.searchsorted(hits, index)])}
             chosen |= pair if len(chosen | pair) <= _CROPS else set()
     others = [index for index in range(len(ranked.true)) if index not in chosen]
     return sorted([*chosen, *others[: _CROPS - len(chosen)]])

@@ -1,6 +1,5 @@
 """RamboLoss: the batch-wide AP loss as a module, with its score memory."""
 
-from dataclasses import replace
 from numbers import Integral
 
 import torch
@@ -15,7 +14,10 @@ from .score_memory import ScoreMemory
 
 
 class LossStats:
-    """Statistics of the last call of :class:`RamboLoss`; tensors on the device of the scores.
+    """Statistics of the last call of :class:`RamboLoss`.
+
+    The first four are tensors on the device of the scores; the two fractions are NaN without a
+    positive.
 
     Attributes:
         class_ap: ``(C,)`` float64, batch AP of each class, margin and memory included.
@@ -23,7 +25,7 @@ class LossStats:
         zero_gradient: scalar, fraction of the positives with zero gradient in their class's list.
         starved: scalar, fraction with zero gradient there *and* a negative above.
         score_range: highest minus lowest score of this process, in units of score.
-        bytes_sent: number of bytes that this process has sent to the others.
+        bytes_sent: number of bytes that this process has given to collectives.
         finite: whether all scores, of all processes, were finite.
     """
 
@@ -44,9 +46,9 @@ class RamboLoss(nn.Module):
         num_classes: C.
         margin: α >= 0, in units of score.
         lambda_: λ > 0, one constant as in the paper. Ranks are not divided by the list's length N
-            (the authors divide them, so their λ is ours divided by N). None: every positive has its
-            own λ. This λ moves the positive above all negatives and makes the size of its gradient
-            its part of the loss (:mod:`.ranking`).
+            (the authors divide them, so their λ is ours divided by N). None: there is no λ. Every
+            positive moves above all negatives, and the size of its gradient is its part of the loss
+            (:mod:`.ranking`).
         beta: β in [0, 1], the share of the interclass term L_AP.
         memory_length: τ >= 0, the number of past batches whose scores count in the ranks of L_APC.
         memory_size: >= 8, negatives kept per batch, see :class:`.score_memory.ScoreMemory`.
@@ -94,10 +96,9 @@ class RamboLoss(nn.Module):
             if not isinstance(value, Integral) or int(value) < lowest:
                 raise InputError(f"{name} must be an integer >= {lowest}, got {value!r}")
         self.num_classes, self.global_ranking = num_classes, global_ranking
-        spec = RankingSpec(margin, lambda_, beta)
         # With one class and no memory, the list of all classes equals the list of that class.
-        interclass = beta > 0 and (num_classes > 1 or memory_length > 0)
-        self.spec = replace(spec, interclass=interclass)
+        interclass = num_classes > 1 or memory_length > 0
+        self.spec = RankingSpec(margin, lambda_, beta, interclass=interclass)
         self.memory = ScoreMemory(memory_length, memory_size, num_classes)
         self.stats: LossStats | None = None
 
@@ -136,6 +137,6 @@ class RamboLoss(nn.Module):
         inputs = prepare_inputs(to_rank, gt_classes, processes)
         result = compute_ranking(inputs, self.spec, processes, memory)
         self.stats = LossStats(result, inputs, processes.bytes_sent)
-        if training and inputs.all_finite:
-            self.memory.write(inputs, result.lowest_thresholds[:-1])
+        if memory is not None and training and inputs.all_finite:
+            memory.write(inputs, result.lowest_thresholds[:-1])
         return attach_gradient(scores, inputs.scores, result.loss, result.gradient, processes)

@@ -12,18 +12,20 @@ between thresholds, one per positive. With the margin α and the slope g_k = ∂
     ∂L/∂b       = #{k: t_k <= b < t'_k} / λ
 
 This equals ``(rk(y + λ ∂L/∂rk) - rk(y)) / λ`` of all scores y, Eq. 3, to the last digit. If no λ is
-given, each positive moves alone, above all negatives. Its λ_k makes the size of its gradient equal
-to its summand L_k of the loss; for AP, L_k is ``(1 - r⁺/r) / P``. This is the error-driven update
-of AP-Loss (Chen et al., CVPR 2019), which has a gradient wherever there is a loss:
+given, each positive moves alone, above all negatives, and the size of its gradient is its summand
+L_k of the loss; for AP, L_k is ``(1 - r⁺/r) / P``. In general no λ gives both. This is the
+error-driven update of AP-Loss (Chen et al., CVPR 2019), which has a gradient wherever there is a
+loss:
 
     ∂L/∂score_k = -L_k
     ∂L/∂b       = Σ L_k / #{b >= t_k} over the k with t_k <= b
 
 Remembered scores count in the ranks of the batch's positives, so in L_k and g_k. P is the number of
-the batch's positives, so the size of the gradient does not depend on the number of remembered
-scores. A positive passes and pushes down only scores of the batch. So the gradient of a list sums
-to 0. If remembered positives pushed negatives down too, no positive would be pushed up in return,
-and the scores of rare classes would fall without end.
+the batch's positives. So without a λ the size of the gradient does not depend on the number of
+remembered scores; with a fixed λ, the steps λ g_k do. A positive passes and pushes down only scores
+of the batch, so the gradient of a list sums to 0. If remembered positives pushed negatives down
+too, no positive would be pushed up in return, and the scores of rare classes would fall without
+end.
 
 All negatives between two neighbouring thresholds have the same gradient. So one pass of
 :func:`.binning.bin_negatives` counts the ranks. With a fixed λ, a second pass counts the new ranks.
@@ -61,7 +63,7 @@ class RankingSpec:
     lambda_: float | None = None
     beta: float = 0.5
     per_class: bool = True  # rank the scores of each class in their own segment
-    interclass: bool = True  # rank all classes' scores in segment C; β is its share of the loss
+    interclass: bool = True  # rank all classes' scores in segment C if β, its share, is above 0
     objective: Objective = average_precision  # loss and slope of each positive
 
     def __post_init__(self) -> None:
@@ -109,7 +111,7 @@ def compute_ranking(
     """
     num_classes = inputs.scores.shape[1]
     keys = inputs.pos_keys if spec.per_class else inputs.pos_keys[:0]
-    if spec.interclass:
+    if spec.interclass and spec.beta > 0:
         of_all_classes = inputs.pos_keys + ((num_classes - key_segments(inputs.pos_keys)) << 32)
         keys = torch.cat([keys, of_all_classes])
     positives = ListedPositives(keys, num_classes + 1, spec.margin)
@@ -122,16 +124,13 @@ def compute_ranking(
         return counts
 
     edges = positives.threshold_keys(positives.threshold)
-    remembered_neg = remembered_pos = torch.zeros_like(edges)
+    counts, rank_pos = [count(edges)], positives.rank_pos
     if memory:
-        remembered_neg = count_at_or_above(memory.negatives, edges, num_classes + 1)
-        remembered_pos = count_at_or_above(memory.positives, positives.keys, num_classes + 1)
-    num_above, remembered_neg = processes.all_reduce_sum(
-        torch.stack([count(edges), remembered_neg])
-    )
-    rank_pos = positives.rank_pos + remembered_pos
+        counts.append(count_at_or_above(memory.negatives, edges, num_classes + 1))
+        rank_pos = rank_pos + count_at_or_above(memory.positives, positives.keys, num_classes + 1)
+    num_above, *remembered = processes.all_reduce_sum(torch.stack(counts))
     per_positive_loss, dloss_drank = spec.objective(
-        (num_above + remembered_neg + rank_pos).double(),
+        sum(remembered, num_above + rank_pos).double(),
         rank_pos.double(),
         positives.gather_by_segment(positives.num_pos.double()),
     )
@@ -158,7 +157,7 @@ def compute_ranking(
         edges, order = torch.cat([edges, shifted_keys]).sort(stable=True)
         num_pushing = ((order < len(ranks)) * 2 - 1).cumsum(0)
         values = num_pushing.double() / spec.lambda_ * torch.cat([weight, weight[by_key]])[order]
-    local_grad = _local_positive_grad(positives.unsort(positive_grad * weight), inputs, spec)
+    local_grad = _local_positive_grad(positives.unsort(positive_grad * weight), inputs)
     without_scores = replace(inputs, scores=inputs.scores.new_empty(0))
     return RankingResult(
         loss=(losses * segment_weight).sum(),
@@ -171,12 +170,11 @@ def compute_ranking(
     )
 
 
-def _local_positive_grad(of_positive: Tensor, inputs: RankingInputs, spec: RankingSpec) -> Tensor:
+def _local_positive_grad(of_positive: Tensor, inputs: RankingInputs) -> Tensor:
     """Returns the ``(Q,)`` gradient of this process's positives, from ``(T,)`` of all segments."""
     own = slice(inputs.first_pos, inputs.first_pos + len(inputs.pos_rows))
-    if spec.per_class and spec.interclass:
-        return of_positive[own] + of_positive[len(of_positive) - len(inputs.pos_keys) :][own]
-    return of_positive[own]
+    # A positive is in the segment of its class, in segment C, or in both.
+    return of_positive.view(-1, max(len(inputs.pos_keys), 1))[:, own].sum(dim=0)
 
 
 def _segment_weights(positives: ListedPositives, spec: RankingSpec) -> tuple[Tensor, Tensor]:

@@ -78,8 +78,6 @@ class ScoreMemory(nn.Module):
         ``lowest`` is the lowest threshold of each class, ``(C,)`` float32. It is infinite for a
         class without one; the lowest threshold of the others, or 0, then replaces it.
         """
-        if self.length == 0:
-            return
         slot = int(self.written) % self.length
         number, capacity = inputs.pos_keys.shape[0], self.positives.shape[1]
         # Takes positives evenly from the batch: the highest alone would make precision too high.
@@ -154,7 +152,7 @@ def highest_negatives(inputs: RankingInputs, lowest: Tensor, size: int) -> Tenso
     # Assigning a Python number would copy it to the GPU and wait for the GPU.
     heights[inputs.pos_rows, inputs.pos_columns] = heights.new_full((), -torch.inf)
     highest, places = heights.flatten().topk(min(size, heights.numel()), sorted=False)
-    num_classes = max(inputs.scores.shape[1], 1)
+    num_classes = inputs.scores.shape[1]
     rows, columns = places // num_classes, places % num_classes
     keys = make_keys(columns, inputs.scores[rows, columns].float())
     return keys.masked_fill_(highest.isneginf(), EMPTY_KEY)

@@ -22,8 +22,9 @@ class Rescaling:
 
     All classes share one factor. With its own factor, a class could be far above or below the
     others where scores are near 0. The class would then gain or lose places among the detections
-    that are kept per image. Under a sigmoid, the boxes of a class keep their order; under a softmax
-    they nearly keep it, because the shifts of the other classes matter too.
+    that are kept per image. If the score is a sigmoid of one logit, the boxes of a class keep their
+    order. They nearly keep it under a softmax, where the shifts of the other classes matter too, in
+    a cascade, which takes the mean over its stages, and in FCOS, whose score has another factor.
     """
 
     factor: Tensor  # scalar float64, > 0
@@ -75,37 +76,42 @@ class Classifier:
             image: an input of the model.
 
         Returns:
-            Detectron2's ``Instances`` of D detections, and the outputs for :meth:`scores`: for a
-            softmax ``(D, S, K + 1)`` float32 logits; for FCOS ``(D, 2)`` logits of the class and
-            the centre-ness; otherwise ``(D, 1)`` logits of the class.
+            Detectron2's ``Instances`` of D detections, and the outputs for :meth:`scores`: of an
+            R-CNN ``(D, S, K + 1)`` logits; of FCOS ``(D, 2)`` logits of the class and the
+            centre-ness; of a RetinaNet ``(D, 1)`` logits of the class.
         """
         self._captured.clear()
         with ExitStack() as hooks, torch.no_grad():
             for head in self._heads:
                 hooks.enter_context(head.register_forward_hook(self._capture_outputs))
             detections = self._model([image])[0]["instances"]
-        if not (self.is_softmax or self._is_fcos):
-            return detections, torch.logit(detections.scores.double(), eps=1e-7)[:, None].float()
+        if self._is_dense and not self._is_fcos:
+            scores = detections.scores.double().clamp(1e-38, 1 - 1e-7)  # float32 may be 0 or 1
+            return detections, scores.logit()[:, None]
         # Detectron2 selects and suppresses boxes; the score of a detection identifies its box.
         classes = detections.pred_classes
-        if self.is_softmax:
-            outputs = torch.stack(self._captured, dim=1)  # (R, S, K + 1)
-            scores = outputs.softmax(dim=-1).mean(dim=1)
-        else:
+        if self._is_fcos:
             (outputs,) = self._captured  # (R, K, 2)
             scores = outputs.sigmoid().prod(dim=-1).sqrt()
+        else:
+            outputs = torch.stack(self._captured, dim=1)  # (R, S, K + 1)
+            scores = self._box_scores(outputs)
         distance = (scores.T[classes] - detections.scores[:, None]).abs()  # (D, R)
         row = distance.argmin(dim=1) if len(detections) else classes  # argmin fails without boxes
-        return detections, outputs[row] if self.is_softmax else outputs[row, classes]
+        return detections, outputs[row, classes] if self._is_fcos else outputs[row]
 
     def _capture_outputs(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
-        if self.is_softmax:
+        if not self._is_dense:
             self._captured.append(outputs[0])  # (R, K + 1)
         elif self._is_fcos:
             logits, _, centres = (
                 torch.cat([x[0].flatten(1).T for x in levels]) for levels in outputs
             )  # (R, K) and (R, 1)
             self._captured.append(torch.stack([logits, centres.expand_as(logits)], dim=-1))
+
+    def _box_scores(self, logits: Tensor) -> Tensor:
+        """Returns ``(R, K + 1)`` scores of an R-CNN's boxes from ``(R, S, K + 1)`` logits."""
+        return (logits.softmax(dim=-1) if self.is_softmax else logits.sigmoid()).mean(dim=1)
 
     def scores(self, outputs: Tensor, classes: Tensor, new: Rescaling) -> Tensor:
         """Returns the ``(D,)`` float64 scores of detections after a rescaling.
@@ -116,9 +122,9 @@ class Classifier:
             new: the rescaling.
         """
         outputs = outputs.double()
-        if self.is_softmax:
+        if not self._is_dense:
             logits = outputs * new.factor + pad(new.shift, (0, 1))
-            return logits.softmax(dim=-1).mean(dim=1).gather(1, classes[:, None])[:, 0]
+            return self._box_scores(logits).gather(1, classes[:, None])[:, 0]
         scores = (outputs[:, 0] * new.factor + new.shift[classes]).sigmoid()
         return (scores * outputs[:, 1].sigmoid()).sqrt() if self._is_fcos else scores
 

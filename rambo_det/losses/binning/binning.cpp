@@ -192,7 +192,6 @@ extern "C" void rambo_bin_negatives(const float* scores, int64_t rows, int64_t c
       bin_scores(scores, start, end, columns, gt_classes, segments, static_cast<float*>(grad),
                  bins[t].data());
   }
-  std::fill(counts, counts + num_edges, 0);
   for (int64_t g = 0; g <= columns; ++g) {
     int64_t at_or_above = 0;
     for (int64_t k = segments.number[g]; k > 0; --k) {
