@@ -124,6 +124,13 @@ PROTOCOL = {
         "held-out images (retinanet_tuning_today).",
         f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3 {_rates(('rambo', 0.04))} {_GIOU} 600",
     ),
+    "retinanet_gn_tuning": (
+        "Which learning rate does each loss need on chess if the head of the RetinaNet has a group "
+        "norm, as on VOC07? Measured on held-out training images.",
+        f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 "
+        f"{_rates(*((loss, rate) for rate in (0.04, 0.02, 0.08) for loss in ('focal', 'rambo')))} "
+        f"{_GN} {_GIOU} 600",
+    ),
     "voc07_retinanet_tuning": (
         "Which learning rate does each loss need on VOC07, and which bound on the gradient's norm? "
         "Without normalisation in the head RaMBO's scores ran away there, as yet, and focal loss "
