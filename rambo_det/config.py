@@ -20,12 +20,10 @@ def add_rambo_config(cfg: CN) -> None:
     rambo.SCORE = "log_odds"
     # Margin α >= 0, in units of the score: a positive must exceed a negative by more than α.
     rambo.MARGIN = 0.5
-    # How λ, the interpolation strength of the blackbox gradient, is chosen. "each": there is no λ;
-    # each positive moves above all negatives, and the size of its gradient is its share of the
-    # loss. "fixed": λ is LAMBDA for all positives, as in the paper.
-    rambo.LAMBDA_RULE = "each"
-    # λ > 0 for LAMBDA_RULE "fixed". It applies to ranks that are not divided by the list's length.
-    rambo.LAMBDA = 1000.0
+    # 0: no λ; each positive moves above all negatives, and the size of its gradient is its share of
+    # the loss. > 0: λ, the interpolation strength of the paper's blackbox gradient, for all
+    # positives. It applies to ranks that are not divided by the list's length.
+    rambo.LAMBDA = 0.0
     # β in [0, 1]. The loss is (1 - β) · (mean of the AP losses of the classes) + β · (AP loss of a
     # list that has the scores of all classes).
     rambo.BETA = 0.5
@@ -70,3 +68,5 @@ def add_rambo_config(cfg: CN) -> None:
     old = [f"MODEL.RAMBO.{name}" for name in ("CE_WEIGHT", "IOU_THRESHOLDS", "LIFT", "RPN")]
     for key in (*old, "RAMBO_TRAIN.IMAGES"):
         cfg.register_deprecated_key(key)
+    message = "LAMBDA 0.0 is the rule 'each'; with any other LAMBDA the rule is 'fixed'"
+    cfg.register_renamed_key("MODEL.RAMBO.LAMBDA_RULE", "MODEL.RAMBO.LAMBDA", message=message)

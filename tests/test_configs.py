@@ -122,3 +122,11 @@ def test_only_the_nodes_are_added(caplog):
     assert ours.MODEL.RAMBO.BETA == 0.25
     del ours.MODEL["RAMBO"], ours["RAMBO_TRAIN"]
     assert ours.dump() == stock.dump() and not caplog.text
+
+
+def test_a_rule_for_lambda_says_what_replaces_it(tmp_path):
+    """Ignored, it would leave a λ that the rule 'each' did not use."""
+    file = tmp_path / "old.yaml"
+    file.write_text("MODEL: {RAMBO: {LAMBDA_RULE: each, LAMBDA: 1000.0}}")
+    with pytest.raises(InputError, match=r"MODEL.RAMBO.LAMBDA_RULE was renamed .* LAMBDA 0.0 is"):
+        read_config(str(file))

@@ -31,11 +31,11 @@ from .models import CONFIGS, QUICKSTART, small_cfg, training_inputs
 # Config keys, and the arguments of RamboLoss that they set.
 KEYS = {
     "fixed": (
-        {"MARGIN": 0.25, "LAMBDA_RULE": "fixed", "LAMBDA": 7.0, "BETA": 0.125, "MEMORY_LENGTH": 2,
+        {"MARGIN": 0.25, "LAMBDA": 7.0, "BETA": 0.125, "MEMORY_LENGTH": 2,
          "MEMORY_SIZE": 16},
         {"margin": 0.25, "lambda_": 7.0, "beta": 0.125, "memory_length": 2, "memory_size": 16},
     ),
-    "each": ({"LAMBDA_RULE": "each"}, {}),
+    "no λ": ({"LAMBDA": 0.0}, {}),
     "one list": ({"BETA": 1.0, "MEMORY_LENGTH": 4}, {"beta": 1.0, "memory_length": 4}),
 }  # fmt: skip
 
@@ -141,16 +141,15 @@ def test_a_criterion_has_the_defaults_of_the_config(catalogs):
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("LAMBDA", 0.0), ("LAMBDA", float("inf")), ("MARGIN", -0.5), ("BETA", 1.5),
+        ("LAMBDA", -1.0), ("LAMBDA", float("inf")), ("MARGIN", -0.5), ("BETA", 1.5),
         ("BETA", float("nan")), ("MEMORY_LENGTH", -1), ("MEMORY_SIZE", 0), ("LOSS_WEIGHT", 0.0),
-        ("CE_WARMUP", -1), ("LAMBDA_RULE", "adaptive"), ("SCORE", "entropy"), ("LAMBDA", None),
+        ("CE_WARMUP", -1), ("SCORE", "entropy"), ("LAMBDA", "each"),
         ("MARGIN", None), ("BETA", "0.5"), ("MEMORY_LENGTH", "4"), ("LOSS_WEIGHT", None),
         ("CE_WARMUP", None),
     ],
 )  # fmt: skip
 def test_keys_out_of_range_are_named(key, value):
     cfg = small_cfg()
-    cfg.MODEL.RAMBO.LAMBDA_RULE = "fixed"
     cfg.MODEL.RAMBO[key] = value
     with pytest.raises(
         InputError, match=f"MODEL.RAMBO.{key} must be .*got {re.escape(repr(value))}"

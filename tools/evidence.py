@@ -243,8 +243,8 @@ PROTOCOL = {
         "--config configs/evidence/faster_rcnn_ce.yaml "
         f"{_CHESS[:-1]} SOLVER.MAX_ITER 400' {_JOBS} --hold-out 4 --seeds 1 --losses rambo "
         + " ".join(
-            f"--variant 'paper_l{lambda_}_w{weight}=rambo MODEL.RAMBO.LAMBDA_RULE fixed "
-            f"MODEL.RAMBO.LAMBDA {lambda_} MODEL.RAMBO.LOSS_WEIGHT {weight} "
+            f"--variant 'paper_l{lambda_}_w{weight}=rambo MODEL.RAMBO.LAMBDA {lambda_} "
+            f"MODEL.RAMBO.LOSS_WEIGHT {weight} "
             "MODEL.RAMBO.BETA 0.3333 MODEL.RAMBO.MEMORY_LENGTH 7 MODEL.RAMBO.CE_WARMUP 200'"
             for lambda_, weight in ((1000, 1.0), (8000, 1.0))
         ),

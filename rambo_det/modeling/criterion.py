@@ -15,7 +15,6 @@ from ..errors import InputError
 from ..losses import RamboLoss
 from .config_checks import rambo_node
 
-_RULES = ("each", "fixed")
 #: Reading scalars waits for the GPU. They are read at the period of Detectron2's writers.
 _GPU_PERIOD = 20
 #: Upper limit of the classes that an error names.
@@ -91,16 +90,9 @@ class RamboCriterion(RamboLoss):
             InputError: the node is missing, or a key is out of its range.
         """
         node = rambo_node(cfg)
-        if node.LAMBDA_RULE not in _RULES:
-            raise InputError(
-                f"MODEL.RAMBO.LAMBDA_RULE must be one of {_RULES}, got {node.LAMBDA_RULE!r}"
-            )
         arguments = {argument: node[key] for argument, key in _KEYS.items()}
-        if node.LAMBDA_RULE != "fixed":
-            arguments["lambda_"] = None
-        elif node.LAMBDA is None:
-            raise InputError("MODEL.RAMBO.LAMBDA must be > 0 with LAMBDA_RULE fixed, got None")
         arguments.update(
+            lambda_=node.LAMBDA or None,
             class_names=_training_classes(cfg, num_classes),
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
             max_iter=cfg.SOLVER.MAX_ITER,
