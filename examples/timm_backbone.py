@@ -54,7 +54,7 @@ class TimmBackbone(Backbone):
         if freeze_at > len(modules):
             key = f"MODEL.BACKBONE.FREEZE_AT {freeze_at}"
             raise ValueError(f"{key}: {name} has only {len(modules)} stages")
-        if freeze_at:
+        if freeze_at > 0:
             _freeze_up_to(net, modules[freeze_at - 1])
         # Detectron2's FrozenBatchNorm2d would drop the activations inside timm's batch norm layers.
         self.net = freeze_batch_norm_2d(net)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.modeling import build_model
 from pycocotools.coco import COCO
 
@@ -288,12 +289,26 @@ def test_any_object_of_a_users_hook_may_be_in_a_checkpoint(folder, finished_run,
     assert line.startswith("Calibrated on of_a_hook")
 
 
+def test_ids_in_another_order_than_the_classes_are_refused(folder, finished_run, catalogs):
+    detector = Detector(find_model(str(folder), None, None))
+    data = (str(finished_run / "val.json"), str(finished_run / "val"))
+    DatasetCatalog.register("turned", lambda: load_coco_json(*data))  # as a user's own loader
+    ids = {4 - k: k for k in range(4)}
+    metadata = MetadataCatalog.get("turned").set(json_file=data[0], thing_classes=CLASSES[::-1])
+    metadata.set(thing_dataset_id_to_contiguous_id=ids)
+    before = (folder / "model_final.pth").read_bytes()
+    line = calibrate_final(detector.model, detector.mapper, folder, "turned")
+    assert "the category ids of turned are not in the order of its classes" in line
+    assert (folder / "model_final.pth").read_bytes() == before
+
+
 def test_evaluation_shows_raw_and_calibrated(folder, finished_run, catalogs, capsys):
     command = [*arguments(finished_run), "--eval-only", "OUTPUT_DIR", folder]
-    found = [folder / x / "inference/coco_instances_results.json" for x in ("", "calibrated")]
-    before = [file.read_text() for file in found]
+    found = [f"{x}/inference/coco_instances_results.json" for x in (".", "calibrated")]
+    before = [(folder / file).read_text() for file in found]
     assert call(train, *command) == 0
-    assert [file.read_text() for file in found] == before and before[0] != before[1]
+    again = [(folder / "evaluated" / file).read_text() for file in found]
+    assert again == before and before[0] != before[1]
     out = capsys.readouterr().out
     assert f"checkpoint: {folder / 'model_raw.pth'}, not calibrated" in out
     assert out.index("not calibrated") < out.index(f"checkpoint: {folder / 'model_final.pth'}")

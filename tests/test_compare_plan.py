@@ -225,6 +225,7 @@ def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys
         (["--seeds", ","], "different seeds"),
         (["--jobs", "0"], "--jobs must be >= 1"),
         (["SEED", "3"], "SEED is set per run: use --seeds"),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "2"], "SOLVER.REFERENCE_WORLD_SIZE must be 0"),
         (["MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),
         (["MODEL.ROI_HEADS.NAME", "PointRendROIHeads"], "losses can be swapped only in"),
         (["DATASETS.TEST", "('a','b')"], "is not registered"),

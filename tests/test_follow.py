@@ -147,7 +147,7 @@ class Stepped(TrainerBase):
         torch.nn.init.constant_(self.model.weight, self.iter)
 
 
-def best_after(folder, start, aps, keep=True, metric="bbox/AP"):
+def best_after(folder, start, aps, keep=True, metric="bbox/AP", data="val"):
     """Returns the BestEvalHook of a run that is evaluated every two iterations, with these APs."""
     trainer = Stepped()
     values = iter(aps)
@@ -157,7 +157,7 @@ def best_after(folder, start, aps, keep=True, metric="bbox/AP"):
 
     checkpointer = AtomicCheckpointer(trainer.model, str(folder))
     train = {"BEST_METRIC": metric, "KEEP_BEST": keep, "PATIENCE": 99}
-    cfg = {"TEST": {"EVAL_PERIOD": 2}, "RAMBO_TRAIN": train}
+    cfg = {"TEST": {"EVAL_PERIOD": 2}, "RAMBO_TRAIN": train, "DATASETS": {"TEST": (data,)}}
     best = BestEvalHook(cfg, YAML, evaluate, checkpointer)
     trainer.register_hooks([best])
     trainer.train(start, start + 2 * len(aps))
@@ -208,6 +208,15 @@ def test_a_metric_that_the_evaluation_lacks(arguments, tmp_path, capsys, catalog
     error = capsys.readouterr().err
     error = error[error.index("error: ") :]
     assert error.count("\n") == 1 and "'bbox/AP-cat' is not a metric of the" in error
+    assert "available: bbox/AP, bbox/AP-circle, " in error
+
+
+def test_without_a_detection_the_metric_of_a_class_is_unknown(arguments, tmp_path, catalogs):
+    """COCOEvaluator leaves it out then; this is no reason to end a training."""
+    keys = [*EACH, "RAMBO_TRAIN.BEST_METRIC", "bbox/AP-circle", "SOLVER.MAX_ITER", "2"]
+    keys += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0", "OUTPUT_DIR", tmp_path / "out"]
+    assert call(main, *arguments, *keys) == 0
+    assert best_of(tmp_path / "out")["evaluations"] == {"0": None, "1": None}
 
 
 def test_what_an_earlier_evaluation_left(tmp_path):
@@ -218,6 +227,8 @@ def test_what_an_earlier_evaluation_left(tmp_path):
     assert best.summary() == "best bbox/AP: 30.000, after iteration 1"
     best_after(tmp_path, 0, [30.0])
     assert best_after(tmp_path, 2, [20.0]).best == (1, 30.0)
+    assert best_after(tmp_path, 4, [10.0], data="other").best == (3, 10.0)
+    best_after(tmp_path, 0, [30.0])
     # Evaluations by another metric do not count. The hook repeats the evaluation of iteration 3, as
     # in a run that was killed during its last evaluation.
     assert best_after(tmp_path, 4, [10.0], metric="bbox/AP50").best == (3, 10.0)

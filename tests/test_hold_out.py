@@ -3,11 +3,13 @@
 import json
 import shutil
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 
 from rambo_det.cli.train import main
 from rambo_det.data import hold_out, register_datasets
@@ -47,6 +49,19 @@ def test_every_image_is_in_one_part_with_its_boxes(tmp_path):
     assert hold_out(["all", "all"], 4) == [[fit, fit], [held]], "each image twice"
     hold_out(["all"], 2)
     assert len(files(held)) == 5, "another number is another split"
+
+
+def test_images_that_a_loader_leaves_out_are_in_no_part(tmp_path):
+    file, images = write_coco(tmp_path, 10)
+    content = json.loads(Path(file).read_text())
+    for box in content["annotations"]:
+        del box["iscrowd"]  # Detectron2 does not need it
+    Path(file).write_text(json.dumps(content))
+    load = partial(load_coco_json, str(file), str(images), "few")
+    DatasetCatalog.register("few", lambda: load()[:4])
+    MetadataCatalog.get("few").set(json_file=str(file), image_root=str(images))
+    (fit,), (held,) = hold_out(["few"], 2)
+    assert files(fit) | files(held) == files("few") and len(files(held)) == 2
 
 
 def test_a_voc_folder_is_evaluated_on_the_part_alone(tmp_path):

@@ -63,11 +63,11 @@ def test_a_test_on_augmented_images_is_another_test(finished_run, tmp_path, caps
     words = ["--config", out / "config.yaml", *registered(finished_run)[0], "--eval-only"]
     words += ["TEST.AUG.MIN_SIZES", "(64,128)", "TEST.AUG.MAX_SIZE", 128, "OUTPUT_DIR", out]
     assert call(train, *words, "TEST.AUG.ENABLED", True) == 0
-    assert Path(out, "inference", "coco_instances_results.json").read_text() != plain
+    found = Path(out, "evaluated", "inference", "coco_instances_results.json").read_text()
+    assert found != plain
     words[1] = CONFIGS / "quickstart/retinanet_rambo.yaml"
-    words = [w for w in words if w != "--eval-only"]
     error = refused(capsys, train, *words, "TEST.AUG.ENABLED", True)
-    assert "TEST.AUG.ENABLED True needs MODEL.META_ARCHITECTURE" in error
+    assert "TEST.AUG.ENABLED True cannot be combined with another MODEL.META_ARCH" in error
 
 
 def test_another_learning_rate_of_a_resumed_run_is_not_taken_in_silence(finished_run, tmp_path):

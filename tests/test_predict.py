@@ -370,8 +370,15 @@ def test_the_channels_are_those_of_the_config(finished_run, catalogs):
     assert not torch.equal(rgb(image).scores, bgr(image).scores)
 
 
-def test_the_threshold_of_other_weights_is_the_default(finished_run, catalogs):
+def test_the_threshold_of_other_weights_is_the_default(finished_run, catalogs, tmp_path):
     out = str(finished_run / "out")
     last, named = (find_model(out, None, file) for file in (None, f"{out}/model_final.pth"))
     assert default_threshold(last)[1] == "the best F1 on own_val"
     assert default_threshold(named) == (0.5, "the default")
+    folder = tmp_path / "out"
+    shutil.copytree(out, folder)
+    shutil.copy(folder / "model_final.pth", folder / "model_raw.pth")  # as after a calibration
+    calibrated = folder / "calibrated" / "inference" / "coco_instances_results.json"
+    assert find_model(str(folder), None, None).results == calibrated
+    (folder / "last_checkpoint").write_text("model_raw.pth")  # of an unfinished run
+    assert find_model(str(folder), None, None).results is None

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from rambo_det.cli.train import load_config, main
+from rambo_det.cli.train import load_config, main, result_table
 from rambo_det.engine.arguments import parse_args
 from rambo_det.engine.setup import check_training
 from rambo_det.errors import InputError
@@ -46,26 +46,49 @@ def test_a_warm_up_longer_than_the_training_is_warned_of(caplog, catalogs):
 
 def test_eval_only_prints_the_same_numbers(run, capsys, catalogs):
     folder, args, keys, out = run
-    before = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert call(main, "--eval-only", *args, *keys) == 0
     texts = out, capsys.readouterr().out
     rows = [re.findall(r"^\|.*\|$", text, re.M)[-9:] for text in texts]
     assert rows[0] == rows[1] and len(rows[0]) == 9
-    assert {file: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
-    assert "Environment info" in (folder / "inference" / "log.txt").read_text()
+    assert {file: file.read_bytes() for file in before} == before
+    assert "Environment info" in (folder / "evaluated" / "inference" / "log.txt").read_text()
 
 
 def test_a_model_that_detects_nothing_is_explained(run, capsys, catalogs, tmp_path):
     folder, args, keys, _ = run
-    # With MODEL.WEIGHTS, --eval-only does not compare the classes with those of a run.
-    words = [*args, "--eval-only", "--classes", "star,triangle,square,circle", *keys]
-    words += ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
-    assert call(main, *words, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0") == 0
+    more = ["MODEL.WEIGHTS", folder / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
+    more += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0"]
+    classes = ["--classes", "star,triangle,square,circle"]
+    error = refused(capsys, main, *args, "--eval-only", *classes, *keys, *more)
+    assert "class 1 is 'circle' in the run in" in error
+    assert call(main, *args, "--eval-only", *keys, *more) == 0
     out = capsys.readouterr().out
-    assert out.rindex("star") < out.rindex("circle")
     assert re.search(r"nan +\| +nan +\| +nan", out)
     assert out.count("nan: ") == 1
     assert "nan: nothing was detected, or the dataset has no objects\n" in out
+
+
+def test_eval_only_verifies_what_is_expected(run, capsys, catalogs, tmp_path):
+    folder, args, keys, _ = run
+    words = [*args, "--eval-only", *keys, "MODEL.WEIGHTS", folder / "model_final.pth"]
+    words += ["OUTPUT_DIR", tmp_path / "out", "TEST.EXPECTED_RESULTS"]
+    assert call(main, *words, "[['bbox','AP',50.0,60.0]]") == 0
+    with pytest.raises(SystemExit) as end:
+        call(main, *words, "[['bbox','AP',99.0,0.1]]")
+    assert end.value.code == 1
+
+
+def test_a_model_with_too_few_classes_is_refused(capsys, catalogs, tmp_path):
+    """The last class of the data would have the number of background."""
+    for config, node in (("faster_rcnn", "ROI_HEADS"), ("retinanet", "RETINANET")):
+        key, file = f"MODEL.{node}.NUM_CLASSES", f"configs/quickstart/{config}_rambo.yaml"
+        error = refused(capsys, main, "--config", file, key, 3, "OUTPUT_DIR", tmp_path / "out")
+        assert error == f"error: {key} is 3, but rambo_shapes_train has 4 classes\n"
+
+
+def test_the_results_of_another_evaluator_are_a_table():
+    assert "| detections | 3.000 |" in result_table({"detections": 3.0})
 
 
 def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, tmp_path):
@@ -78,12 +101,17 @@ def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, t
     assert error.endswith("is NUM_CLASSES that of the checkpoint?\n")
 
 
-def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch):
+def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch, tmp_path):
     """A run is neither overwritten nor continued as another model or with other class names."""
     folder, args, keys, _ = run
     before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     error = refused(capsys, main, *args, *keys)
     assert "holds another run" in error and "--resume" in error and "--fresh" in error
+    for name in ("model_final.pth", "data.json"):  # of something else
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("1")
+        error = refused(capsys, main, *args, *keys, "OUTPUT_DIR", tmp_path / name)
+        assert "holds another run" in error
     with monkeypatch.context() as there:
         there.chdir(folder / "inference")
         error = refused(capsys, main, *args, "--fresh", *keys)

@@ -32,6 +32,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rambo_det.cli.failures import exit_status  # noqa: E402
+from rambo_det.data.files import make_folder  # noqa: E402
 from rambo_det.errors import InputError, one_line  # noqa: E402
 from rambo_det.losses import RamboLoss, class_ap_loss  # noqa: E402
 
@@ -231,10 +232,7 @@ def run(argv: list[str] | None = None) -> None:
     add("--seconds", type=float, help="seconds per case (default: 3; with --quick: 1)")
     args = parser.parse_args(argv)
     check_device(args.device)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {args.output} cannot be created: {error}") from None
+    make_folder(args.output, "--output")
     if args.threads:
         torch.set_num_threads(args.threads)
     sizes = args.sizes or ([1e4, 1e5, 1e6] if args.quick else [1e4, 1e5, 1e6, 1e7])

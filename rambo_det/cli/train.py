@@ -26,6 +26,8 @@ def result_table(results: dict[str, Any]) -> str:
     from tabulate import tabulate
 
     lines = []
+    if not all(isinstance(task, dict) for task in results.values()):  # of a user's own evaluator
+        return tabulate(results.items(), floatfmt=".3f", tablefmt="github")
     is_nested = any(isinstance(found, dict) for task in results.values() for found in task.values())
     for name, result in (results if is_nested else {"": results}).items():
         lines += [name] if name else []
@@ -76,7 +78,8 @@ def load_config(args: argparse.Namespace) -> Any:
         )
     if calibrate not in ("off", "train"):
         check_dataset(keys.calibrate, calibrate)
-        check_same_classes(keys.calibrate, calibrate, train[0], registered_classes(train[0]))
+        for name in train[:1]:
+            check_same_classes(keys.calibrate, calibrate, name, registered_classes(name))
     return cfg
 
 
@@ -99,10 +102,11 @@ def check_data(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains and evaluates, or only evaluates, in one process of a run; returns the results."""
     import detectron2.utils.comm as comm
+    from detectron2.evaluation import verify_results
 
-    from ..engine.calibrated import CALIBRATED_FOLDER, calibrate_final
+    from ..engine.calibrated import calibrate_final
     from ..engine.checkpointer import RAW_FILE
-    from ..engine.folder import prepare_run
+    from ..engine.folder import CALIBRATED_FOLDER, EVALUATED_FOLDER, prepare_run
     from ..engine.keys import dataset_names, get_key, set_key
     from ..engine.lazy import LazyRun
     from ..engine.run_data import write_data
@@ -120,6 +124,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with buffer_logs():
         cfg = load_config(args)
         folder = prepare_run(cfg, keys, args)
+    if args.eval_only and (folder / "metrics.json").is_file():
+        # The folder of a training keeps the training's own detections: other commands read them.
+        folder = folder / EVALUATED_FOLDER
+        set_key(cfg, keys.folder, str(folder))
     setup_logging(cfg, keys, args)
     if args.eval_only:
         weights = get_key(cfg, keys.weights)
@@ -130,6 +138,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             set_key(cfg, keys.folder, str(folder / CALIBRATED_FOLDER))
         results = kind.evaluate_checkpoint(cfg, weights, args.config_file)
         print_results(results, weights)
+        if is_main and not args.lazy and cfg.TEST.EXPECTED_RESULTS:
+            verify_results(cfg, results)  # ends the process if they differ
         return results
     final, train, calibrate = folder / "model_final.pth", dataset_names(cfg, keys.train_sets), None
     trainer = kind(cfg)

@@ -96,6 +96,8 @@ def make_plan(
                     f"{variant.name}: DATASETS.TEST is {cfg.DATASETS.TEST[0]}, but the other "
                     f"variants use {plan.test_sets[name]}: all must be tested on the same data"
                 )
+            if cfg.SOLVER.REFERENCE_WORLD_SIZE:
+                raise InputError("SOLVER.REFERENCE_WORLD_SIZE must be 0: it changes MAX_ITER")
             _check_calibration(cfg)
             if (train := tuple(cfg.DATASETS.TRAIN)) not in overlaps:
                 overlaps[train] = _num_test_images_in_train(cfg)

@@ -18,8 +18,8 @@ from pycocotools.coco import COCO
 
 import rambo_det
 
-from ..engine.calibrated import CALIBRATED_FOLDER
 from ..engine.files import atomic_write
+from ..engine.folder import CALIBRATED_FOLDER
 from ..engine.saved_model import load_ground_truth
 from ..errors import InputError
 from ..evaluation.calibration import calibration_error

@@ -145,7 +145,7 @@ def _split(
         name, content = whole.name + ending, dict(whole.content)
         for key, image_id in (("images", "id"), ("annotations", "image_id")):
             content[key] = [item for item in content[key] if (item[image_id] in aside) == inside]
-        if all(box["iscrowd"] for box in content["annotations"]):
+        if all(box.get("iscrowd") for box in content["annotations"]):
             raise InputError(f"{option} leaves no box in {name}")
         parts.append(_CheckedDataset(name, content, whole.image_dir, metadata))
     return parts
@@ -267,12 +267,16 @@ def hold_out(names: Sequence[str], number: int) -> list[list[str]]:
         )
     parts: list[_CheckedDataset] = []
     for name in dict.fromkeys(names):  # a name may be repeated to show its images more often
-        DatasetCatalog.get(name)  # creates files and metadata that exist only after loading
+        # Loading creates files and metadata. A user's own loader may leave out images of its json.
+        loaded = {record.get("image_id") for record in DatasetCatalog.get(name)}
         metadata = MetadataCatalog.get(name)
         if not (file := metadata.get("json_file")):
             raise InputError(f"--hold-out: {name} has no annotations in COCO format to split")
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-        whole = _CheckedDataset(name, content, metadata.image_root, metadata.as_dict())
+        for key, id_ in (("images", "id"), ("annotations", "image_id")):
+            content[key] = [item for item in content[key] if item[id_] in loaded]
+        image_root = metadata.get("image_root", "")
+        whole = _CheckedDataset(name, content, image_root, metadata.as_dict())
         num_held_out = len(content["images"]) // number
         parts += _split(whole, num_held_out, _HOLD_OUT_SUFFIXES, f"--hold-out {number}")
     for part in parts:

@@ -22,8 +22,6 @@ from .files import atomic_write
 from .saved_model import ground_truth_of
 
 _THRESHOLDS, _PICTURE = CALIBRATION_FILES
-#: Name of the folder, inside that of the run, for the evaluation of the calibrated scores.
-CALIBRATED_FOLDER = "calibrated"
 #: Maximum number of images that a calibration is fitted to.
 MAX_IMAGES = 500
 
@@ -71,7 +69,12 @@ def labelled_images(name: str, mapper: Any, max_images: int) -> tuple[Any, COCO]
     # The default sampler gives each process only a part, but a single process calibrates.
     mapper, sampler = ErrorReportingMapper(mapper), SequentialSampler(records)
     loader = build_detection_test_loader(records, mapper=mapper, sampler=sampler)
-    return tqdm(loader, desc="calibrate", unit="image", disable=None), ground_truth_of(name)
+    truth = ground_truth_of(name)
+    ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id") or {}
+    if ids and [ids.get(i) for i in sorted(truth.getCatIds())] != list(range(len(ids))):
+        fault = f"the category ids of {name} are not in the order of its classes"
+        raise InputError(f"{fault}: register its json with --register-coco")
+    return tqdm(loader, desc="calibrate", unit="image", disable=None), truth
 
 
 def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> str:
@@ -83,6 +86,8 @@ def calibrate_final(model: nn.Module, mapper: Any, folder: Path, data: str) -> s
     model = getattr(model, "module", model)
     file, raw = folder / "model_final.pth", folder / RAW_FILE
     try:
+        if getattr(model, "proposal_generator", model) is None:
+            raise InputError("the model needs precomputed proposals")
         with inference_context(model):
             calibration = calibrate(model, *labelled_images(data, mapper, MAX_IMAGES))
     except InputError as error:

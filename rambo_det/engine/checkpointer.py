@@ -95,7 +95,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().load(path, *args, **kwargs)
-        except OSError as error:  # includes a failed download
+        except (OSError, AssertionError) as error:  # a failed download, or no such file
             remedy = f"set {_WEIGHTS} to an existing file, or to '' for random weights"
             raise InputError(f"{path} cannot be loaded: {error}: {remedy}") from error
 

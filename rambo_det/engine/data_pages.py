@@ -34,7 +34,7 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
     texts = []
     for name in names:
         records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
-        page = folder / f"{name}.jpg"
+        page = folder / f"{name.replace('/', '_')}.jpg"
         if page.resolve() in (Path(record["file_name"]).resolve() for record in records):
             raise InputError(
                 f"--check-data {folder}: {page.name} is an image of {name}: use another folder"

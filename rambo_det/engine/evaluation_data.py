@@ -68,7 +68,9 @@ class EvaluationData:
         for record in tqdm(self.records, desc="detect", unit="image", disable=None):
             instances = detector(read_image(record["file_name"], format="BGR"))
             for item in instances_to_coco_json(instances, record["image_id"]):
-                item["category_id"] = self._category_ids[item["category_id"]]
+                item["category_id"] = self._category_ids.get(
+                    item["category_id"], item["category_id"]
+                )
                 results.append(item)
         return results
 

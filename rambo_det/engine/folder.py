@@ -20,6 +20,8 @@ from .user_data import check_same_classes
 
 logger = logging.getLogger(__name__)
 
+#: Folders inside that of a run: for --eval-only, and for the evaluation of the calibrated scores.
+EVALUATED_FOLDER, CALIBRATED_FOLDER = "evaluated", "calibrated"
 #: Config keys that may not change when a run is resumed.
 _MODEL_KEYS = (
     "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME",
@@ -53,8 +55,8 @@ def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
     if not get_key(cfg, keys.folder):
         raise InputError(f"{keys.folder} is empty: set an output folder")
     folder, weights = Path(get_key(cfg, keys.folder)), get_key(cfg, keys.weights)
-    if args.eval_only and Path(weights).parent == folder:
-        _check_classes("--eval-only", folder, dataset_names(cfg, keys.test_sets))
+    if args.eval_only:
+        _check_classes("--eval-only", Path(weights).parent, dataset_names(cfg, keys.test_sets))
     elif args.resume and not args.eval_only:
         _check_classes("--resume", folder, dataset_names(cfg, keys.train_sets)[:1])
         if keys is YAML:
@@ -101,7 +103,8 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, keys: Keys) -> None:
     the folder holds a run and no flag is set, or if it cannot be written.
     """
     make_folder(folder, keys.folder)
-    files = [folder / name for name in ("last_checkpoint", "metrics.json")]
+    names = ("last_checkpoint", "metrics.json", "model_final.pth", "data.json")
+    files = [folder / name for name in names]
     # A run that ended before its first iteration leaves an empty metrics.json.
     if resume or not any(file.is_file() and file.stat().st_size for file in files):
         return

@@ -9,12 +9,13 @@ from typing import Any
 
 import detectron2.utils.comm as comm
 from detectron2.engine import HookBase, hooks
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
 from ..errors import InputError
 from .checkpointer import BEST_NAME, AtomicCheckpointer, load_checkpoint
 from .files import atomic_write
-from .keys import Keys, get_key
+from .keys import Keys, dataset_names, get_key
 from .loader import ResumableLoader
 from .seeds import STEP, seed_generators
 
@@ -29,6 +30,11 @@ class SeedHook(HookBase):
 
     def __init__(self, seed: int, loader: Any) -> None:
         self._seed, self._loader = seed, loader
+        if not isinstance(loader, ResumableLoader):
+            logger.warning(
+                "The training loader is not Detectron2's own: on --resume its data start from the "
+                "beginning"
+            )
 
     def before_train(self) -> None:
         if isinstance(self._loader, ResumableLoader):
@@ -63,12 +69,14 @@ class BestEvalHook(hooks.EvalHook):
         checkpointer: AtomicCheckpointer,
         writers: Sequence[EventWriter] = (),
     ) -> None:
-        super().__init__(get_key(cfg, keys.eval_period), evaluate)
+        super().__init__(get_key(cfg, keys.eval_period), self._evaluate)
+        self._evaluator = evaluate
         # The metric printer is left out: evaluators print their metrics themselves.
         self._writers = [w for w in writers if not isinstance(w, CommonMetricPrinter)]
         self._checkpointer, self._key = checkpointer, keys.metric
         self._metric, self._keep = get_key(cfg, keys.metric), get_key(cfg, keys.keep_best)
         self._patience = get_key(cfg, keys.patience)
+        self._data = dataset_names(cfg, keys.test_sets)
         self._tracks_best = self._period > 0 and bool(self._keep or self._patience)
         self._file = Path(checkpointer.save_dir) / "best.json"
         self._values: dict[int, float | None] = {}  # iteration -> metric; None: nan
@@ -84,7 +92,8 @@ class BestEvalHook(hooks.EvalHook):
         if not self._tracks_best or start == 0:
             return
         saved = json.loads(self._file.read_text()) if self._file.is_file() else {}
-        evaluations = saved["evaluations"] if saved.get("metric") == self._metric else {}
+        same = saved.get("metric") == self._metric and saved.get("data", self._data) == self._data
+        evaluations = saved["evaluations"] if same else {}
         values = {int(i): value for i, value in evaluations.items() if int(i) < start}
         self._values = comm.all_gather(values)[0]
         # The calls below expect the state right after the last step before the checkpoint.
@@ -96,6 +105,10 @@ class BestEvalHook(hooks.EvalHook):
             self._do_eval()
         self.trainer.iter = storage.iter = start
 
+    def _evaluate(self) -> Any:
+        self._results = self._evaluator()
+        return self._results
+
     def _do_eval(self) -> None:
         super()._do_eval()
         for writer in self._writers:
@@ -105,19 +118,23 @@ class BestEvalHook(hooks.EvalHook):
         # The run may resume from a checkpoint beyond max_iter.
         end = max(self.trainer.max_iter, self.trainer.start_iter)
         iteration = min(self.trainer.iter, end - 1)
-        latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
-        latest = comm.all_gather(latest)[0]  # evaluators return metrics only in the main process
-        if self._metric not in latest:
-            names = ", ".join(sorted(k for k in latest if "/AP" in k and "rambo/" not in k))
-            problem = f"{self._key} {self._metric!r} is not a metric of the evaluation"
-            raise InputError(f"{problem}; available: {names or 'none'}")
-        value = float(latest[self._metric])
+        # Evaluators return metrics only in the main process.
+        found = comm.all_gather(flatten_results_dict(self._results or {}))[0]
+        # Without detections, COCOEvaluator leaves out masks, keypoints and the single classes.
+        is_empty = any(k.endswith("bbox/AP") and math.isnan(v) for k, v in found.items())
+        if self._metric not in found and not is_empty:
+            names, problem = ", ".join(sorted(found)), "is not a metric of the evaluation"
+            raise InputError(
+                f"{self._key} {self._metric!r} {problem}; available: {names or 'none'}"
+            )
+        value = float(found.get(self._metric, math.nan))
         self._values[iteration] = None if math.isnan(value) else value
         if self._keep and self.best is not None and self.best[0] == iteration:
             self._checkpointer.save(BEST_NAME, iteration=iteration)
         if comm.is_main_process():  # last: after a kill before this, the evaluation is repeated
             best = self.best and {"iteration": self.best[0], "value": self.best[1]}
-            content = {"metric": self._metric, "best": best, "evaluations": self._values}
+            content = {"metric": self._metric, "data": self._data, "best": best}
+            content["evaluations"] = self._values
             with atomic_write(str(self._file), "w") as file:
                 json.dump(content, file, indent=1)
         self._stop_if_out_of_patience(iteration)

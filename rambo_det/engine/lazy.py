@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import logging
 import os
 import pydoc
 import traceback
@@ -244,10 +243,5 @@ class LazyRun:
         node = self._cfg.dataloader.train
         if _target(node) in (build_detection_train_loader, train_loader):
             node.update(_target_=train_loader, seed=seed)
-        else:
-            logging.getLogger(__name__).warning(
-                "dataloader.train is not build_detection_train_loader: on --resume its data start "
-                "from the beginning"
-            )
         with seeded(seed, ORDER):  # some samplers draw a seed themselves
             return instantiate(node)

@@ -103,9 +103,6 @@ def train_loader(dataset: Any, *, seed: int, **kwargs: Any) -> Any:
     """
     if not isinstance(dataset, IterableDataset):
         return ResumableLoader(dataset, seed=seed, **kwargs)
-    logging.getLogger(__name__).warning(
-        "The training dataset is an IterableDataset: on --resume it starts from the beginning"
-    )
     return build_detection_train_loader(dataset, **kwargs)
 
 

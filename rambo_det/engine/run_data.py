@@ -44,7 +44,7 @@ def write_data(
     data = RunData(
         registered_classes([*train, *test][0]) if train or test else [],
         [os.path.abspath(x) if x.endswith(".py") else x for x in args.imports],
-        register + [["coco", p.name, p.json_file, p.image_root] for p in parts],
+        register + [["coco", p.name, p.json_file, os.path.abspath(p.image_root)] for p in parts],
         {name: sorted(image["file_name"] for image in items) for name, items in images.items()},
         {name: os.path.abspath(file) for name, file in files.items() if file},
     )

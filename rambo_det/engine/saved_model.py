@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 
 from ..errors import InputError
 from ..paths import find_config
-from .folder import check_weights, last_checkpoint, saved_config_value
+from .checkpointer import RAW_FILE
+from .folder import CALIBRATED_FOLDER, check_weights, last_checkpoint, saved_config_value
 from .keys import LAZY
 from .run_data import RunData, read_data
 
@@ -25,7 +26,7 @@ class SavedModel:
     config: str  # path of a yaml config or a LazyConfig
     weights: str  # a path or a URL
     data: RunData  # data of the run that trained the weights
-    results: Path | None = None  # detections of the last evaluation, if it used these weights
+    results: Path | None = None  # detections of the training's last evaluation with these weights
 
     @property
     def is_lazy(self) -> bool:
@@ -59,7 +60,10 @@ def find_model(
         file = weights or last_checkpoint(run)
         if file is None:
             raise InputError(f"--run {run} has no checkpoint yet: name one with --weights FILE")
-        results = None if weights else folder / "inference" / "coco_instances_results.json"
+        results = None
+        if weights is None and file.name == "model_final.pth":
+            evaluated = folder / CALIBRATED_FOLDER if (folder / RAW_FILE).is_file() else folder
+            results = evaluated / "inference" / "coco_instances_results.json"
         model = SavedModel(str(folder / "config.yaml"), str(file), read_data(folder), results)
     model.data.imports = [*imports, *model.data.imports]
     return model

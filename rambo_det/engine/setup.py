@@ -14,7 +14,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from torch import nn
 
-from ..data.register import hold_out
+from ..data.register import hold_out, registered_classes
 from ..data.shapes import register_shapes
 from ..errors import InputError, one_line
 from ..modeling.config_checks import check_architecture
@@ -32,6 +32,13 @@ _REGISTRIES = {
     "PROPOSAL_GENERATOR.NAME": modeling.PROPOSAL_GENERATOR_REGISTRY,
     "ANCHOR_GENERATOR.NAME": modeling.ANCHOR_GENERATOR_REGISTRY,
     "ROI_HEADS.NAME": modeling.ROI_HEADS_REGISTRY,
+}
+#: The node that has the number of classes of an architecture.
+_CLASS_NODES = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "PanopticFPN": "ROI_HEADS",
+    "RetinaNet": "RETINANET",
+    "RamboRetinaNet": "RETINANET",
 }
 #: The metrics of COCOEvaluator and VOCDetectionEvaluator.
 _METRIC = re.compile(r"(?!keypoints/APs)(bbox|segm|keypoints)/AP(50|75|[sml]|-.+)?|voc/AP50(-.+)?")
@@ -58,13 +65,25 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
                 problem = f"{key} is {value}, but the data have {len(classes)} classes"
                 raise InputError(f"{problem}: remove this setting, it is set automatically")
         adapt_config(cfg, classes, own_names)
+    if not args.eval_only:
+        _check_num_classes(cfg)
     if args.hold_out is not None:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(cfg.DATASETS.TRAIN, args.hold_out)
+        cfg.DATASETS.PROPOSAL_FILES_TEST = cfg.DATASETS.PROPOSAL_FILES_TRAIN
     check_architecture(cfg)
     # Check MODEL.RAMBO before the run has a folder; the model would find its errors only later.
     RamboCriterion.from_cfg(cfg, num_classes=1, class_names=None)
     score_function(cfg.MODEL.RAMBO.SCORE)
     return cfg
+
+
+def _check_num_classes(cfg: CfgNode) -> None:
+    """Raises InputError if the training data have a class whose number is background's."""
+    node = _CLASS_NODES.get(cfg.MODEL.META_ARCHITECTURE)
+    for name in cfg.DATASETS.TRAIN if node else ():
+        key, number = f"MODEL.{node}.NUM_CLASSES", len(registered_classes(name))
+        if number > get_key(cfg, key):
+            raise InputError(f"{key} is {get_key(cfg, key)}, but {name} has {number} classes")
 
 
 def merged_config(args: argparse.Namespace) -> CfgNode:
@@ -151,6 +170,14 @@ def check_model(cfg: CfgNode) -> None:
             raise InputError(f"MODEL.{key} {name!r} does not exist; available: {known}")
     if "resnet" in cfg.MODEL.BACKBONE.NAME and cfg.MODEL.RESNETS.DEPTH not in _DEPTHS:
         raise InputError(f"MODEL.RESNETS.DEPTH {cfg.MODEL.RESNETS.DEPTH} must be one of {_DEPTHS}")
+    for setting, is_set in (
+        ("another MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN"),
+        ("MODEL.KEYPOINT_ON True", cfg.MODEL.KEYPOINT_ON),
+        ("MODEL.LOAD_PROPOSALS True", cfg.MODEL.LOAD_PROPOSALS),
+    ):
+        if cfg.TEST.AUG.ENABLED and is_set:
+            rule = "it needs a GeneralizedRCNN that has no keypoints and makes its own proposals"
+            raise InputError(f"TEST.AUG.ENABLED True cannot be combined with {setting}: {rule}")
     try:
         torch.device(cfg.MODEL.DEVICE)
     except RuntimeError:
@@ -164,16 +191,16 @@ def check_training(cfg: CfgNode) -> None:
         if not 0 < get_key(cfg, key) < float("inf"):
             raise InputError(f"{key} must be > 0, got {get_key(cfg, key)}")
     check_amp("SOLVER.AMP.ENABLED True", cfg.SOLVER.AMP.ENABLED, YAML.device, cfg.MODEL.DEVICE)
-    if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        raise InputError("TEST.AUG.ENABLED True needs MODEL.META_ARCHITECTURE GeneralizedRCNN")
     check_best_metric(cfg, YAML, cfg.DATASETS.TEST)
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))  # the run logs these warnings again
+    part = "optimizer"
     try:
-        build_lr_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
+        optimizer = build_optimizer(cfg, nn.Linear(1, 1))
+        part = f"LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME}"
+        build_lr_scheduler(cfg, optimizer)
     except (ValueError, AssertionError) as error:
-        name = cfg.SOLVER.LR_SCHEDULER_NAME
-        raise InputError(f"SOLVER.LR_SCHEDULER_NAME {name}: {one_line(error)}") from error
+        raise InputError(f"SOLVER, {part}: {one_line(error)}") from error
     finally:
         logging.disable(disabled)
 

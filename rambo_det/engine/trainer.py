@@ -1,5 +1,6 @@
 """A DefaultTrainer that can resume exactly and chooses the evaluators that a dataset needs."""
 
+import logging
 import os
 import weakref
 from contextlib import suppress
@@ -8,7 +9,12 @@ from typing import Any
 from unittest import mock
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -134,6 +140,10 @@ class RamboTrainer(DefaultTrainer):
         sigmas = tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS)
         coco = COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
         evaluators: list[DatasetEvaluator] = [coco]
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+        if kind not in ("coco", "pascal_voc"):
+            text = "%s has the evaluator_type %s, but only COCO's metrics are computed"
+            logging.getLogger(__name__).warning(text, dataset_name, kind)
         if has_voc_annotations(dataset_name):
             evaluators.append(VOCDetectionEvaluator(dataset_name))
         return DatasetEvaluators(evaluators)

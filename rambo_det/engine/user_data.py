@@ -1,7 +1,6 @@
 """Registers a user's own datasets, checks all datasets of a run, and sets the config from them."""
 
 import argparse
-import os
 import shlex
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -10,6 +9,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 
 from ..data.register import group_by_format, register_datasets, registered_classes
 from ..errors import InputError
@@ -101,7 +101,7 @@ def check_dataset(key: str, name: str) -> None:
     # Detectron2 registers datasets without their files. The shapes are drawn at their first use.
     metadata = MetadataCatalog.get(name)
     file = metadata.get("json_file") or metadata.get("dirname")
-    if file and not name.startswith("rambo_shapes_") and not os.path.exists(file):
+    if file and not name.startswith("rambo_shapes_") and not PathManager.exists(file):
         remedy = f"set DETECTRON2_DATASETS to the folder of the datasets, or use {_REGISTER}"
         raise InputError(f"{key}: {name} needs {file}, which does not exist: {remedy}")
 

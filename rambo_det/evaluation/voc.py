@@ -19,7 +19,7 @@ _IOU = 0.5  # a right detection has a larger IoU
 def has_voc_annotations(dataset_name: str) -> bool:
     """Returns whether `VOCDetectionEvaluator` can evaluate a registered dataset."""
     metadata = MetadataCatalog.get(dataset_name)
-    return metadata.get("dirname") is not None and metadata.get("split") is not None
+    return all(metadata.get(key) is not None for key in ("dirname", "split", "year"))
 
 
 class VOCDetectionEvaluator(DatasetEvaluator):
@@ -30,8 +30,8 @@ class VOCDetectionEvaluator(DatasetEvaluator):
     This evaluator counts detections of equal score together: their order does not matter.
 
     Args:
-        dataset_name: a dataset whose metadata has `dirname`, `split` and `thing_classes`. VOC
-            datasets from `register_datasets` and Detectron2's `register_pascal_voc` have them. If
+        dataset_name: a dataset whose metadata has `dirname`, `split`, `year` and `thing_classes`,
+            as VOC datasets from `register_datasets` and Detectron2's `register_pascal_voc` have. If
             the metadata's `year` is 2007, the AP is the 11-point mean of VOC2007.
     """
 
