@@ -128,7 +128,7 @@ PROTOCOL = {
         "Which learning rate does each loss need on chess if the head of the RetinaNet has a group "
         "norm, as on VOC07? Measured on held-out training images.",
         f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 "
-        f"{_rates(*((loss, rate) for rate in (0.04, 0.02, 0.08) for loss in ('focal', 'rambo')))} "
+        f"{_rates(*((loss, rate) for rate in (0.04, 0.02) for loss in ('focal', 'rambo')))} "
         f"{_GN} {_GIOU} 600",
     ),
     "voc07_retinanet_tuning": (
