@@ -35,7 +35,7 @@ from rambo_det.errors import InputError  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE = ROOT / "results/evidence.json", ROOT / "docs/evidence.md"
 PICTURES = ROOT / "docs/evidence"
-FIGURES = ("voc07", "chess_long")
+FIGURES = ("voc07_long", "chess_long")
 _JOBS = "--jobs 2 --threads 1 --bootstrap 1000"
 _TIMM = "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml"
 _VOC07 = f"{_TIMM} --data 'voc07=voc:data/voc07:train:val SOLVER.MAX_ITER {{}}' {_JOBS}"
