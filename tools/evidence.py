@@ -131,6 +131,12 @@ PROTOCOL = {
         f"{_rates(*((loss, rate) for rate in (0.04, 0.02) for loss in ('focal', 'rambo')))} "
         f"{_GN} {_GIOU} 600",
     ),
+    "retinanet_gn": (
+        "Does RaMBO gain over focal loss there? Both have the learning rate that was the best of "
+        "the two on held-out images (retinanet_gn_tuning).",
+        f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3 {_rates(('focal', 0.02), ('rambo', 0.02))} "
+        f"{_GN} {_GIOU} 600",
+    ),
     "voc07_retinanet_tuning": (
         "Which learning rate does each loss need on VOC07, and which bound on the gradient's norm? "
         "Without normalisation in the head RaMBO's scores ran away there, as yet, and focal loss "
