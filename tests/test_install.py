@@ -84,7 +84,8 @@ def test_the_installed_wheel_works_outside_of_the_clone(wheel: Path, tmp_path: P
 def test_the_version_is_in_one_place() -> None:
     files = [*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]
     files += [*ROOT.glob("rambo_det/**/*.py"), ROOT / "mkdocs.yml", ROOT / "Dockerfile"]
-    holding = {f.name for f in files if re.search(rf"(?<![\d.]){__version__}(?!\d)", f.read_text())}
+    pattern = rf"(?<![\d.]){re.escape(__version__)}(?!\d)"
+    holding = {f.name for f in files if re.search(pattern, f.read_text())}
     assert holding == {"version.py"}
 
 
