@@ -164,9 +164,23 @@ PROTOCOL = {
         f"{_rates(*((loss, rate) for rate in (0.02, 0.01) for loss in ('focal', 'rambo')))} "
         f"{_GN} {_GIOU} 800",
     ),
+    "voc07_retinanet_weights": (
+        "And which weight, with the rate that is best for both (voc07_retinanet_rates)? RaMBO's "
+        "was chosen with Faster R-CNN. Measured on held-out training images.",
+        f"{_RETINANET} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 "
+        + " ".join(
+            f"--variant '{loss}_w{weight}={loss} {key} {weight}'"
+            for loss, key, weights in (
+                ("rambo", "MODEL.RAMBO.LOSS_WEIGHT", (0.4, 0.1)),
+                ("focal", "RAMBO_TRAIN.CLS_WEIGHT", (2.0, 0.5)),
+            )
+            for weight in weights
+        )
+        + f" {_GN} {_GIOU} 800",
+    ),
     "voc07_retinanet_long": (
         "Does RaMBO gain over focal loss on VOC07 after 6.3 epochs, the schedule of voc07? Each "
-        "has the learning rate that was its best on held-out images (voc07_retinanet_rates).",
+        "has the rate and the weight that were its best on held-out images.",
         f"{_RETINANET} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 "
         f"--losses focal,rambo {_GN} TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
     ),

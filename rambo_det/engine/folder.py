@@ -57,7 +57,7 @@ def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
     folder, weights = Path(get_key(cfg, keys.folder)), get_key(cfg, keys.weights)
     if args.eval_only:
         _check_classes("--eval-only", Path(weights).parent, dataset_names(cfg, keys.test_sets))
-    elif args.resume and not args.eval_only:
+    elif args.resume:
         _check_classes("--resume", folder, dataset_names(cfg, keys.train_sets)[:1])
         if keys is YAML:
             _check_model(folder, cfg)
