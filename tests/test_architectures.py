@@ -58,11 +58,19 @@ def test_it_predicts_as_the_stock_model(twins):
     assert_same_predictions(model, stock, training_inputs())
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "fcos"])
-def test_initial_weights_and_all_but_the_class_loss_are_the_stock_models(name):
+ONE_BOX = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
+CASES = [
+    *((name, ()) for name in (*ARCHITECTURES, "fcos")),
+    ("faster_rcnn", ONE_BOX),
+    ("c4", ONE_BOX),
+]
+
+
+@pytest.mark.parametrize("name, opts", CASES)
+def test_initial_weights_and_all_but_the_class_loss_are_the_stock_models(name, opts):
     models, streams = [], []
     for stock in (True, False):
-        models.append(build(name, stock))
+        models.append(build(name, stock, *opts))
         streams.append(torch.rand(3))
     states = [model.state_dict() for model in models]
     assert states[0].keys() == states[1].keys() and torch.equal(*streams)

@@ -33,7 +33,7 @@ def test_coco_configs_are_upstreams_by_value(ours):
     cfg.merge_from_file(str(CONFIGS / ours))
     upstream.merge_from_file(model_zoo.get_config_file(TWINS[ours]))
     del cfg.MODEL["RAMBO"], cfg["RAMBO_TRAIN"]
-    upstream.OUTPUT_DIR = cfg.OUTPUT_DIR
+    upstream.OUTPUT_DIR, upstream.SOLVER.CLIP_GRADIENTS = cfg.OUTPUT_DIR, cfg.SOLVER.CLIP_GRADIENTS
     cfg.MODEL.ROI_HEADS.NAME = upstream.MODEL.ROI_HEADS.NAME
     if "mask" not in ours:
         upstream.MODEL.MASK_ON = False
@@ -72,13 +72,6 @@ def test_the_papers_constants_begin_with_cross_entropy():
 )  # fmt: skip
 def test_an_architecture_without_the_loss(config, keys, message, capsys, catalogs):
     assert message in refused(capsys, main, "--config", config, *keys)
-
-
-@pytest.mark.parametrize("name", ["faster_rcnn_rambo", "faster_rcnn_c4_rambo"])
-def test_class_agnostic_heads(name):
-    with pytest.raises(InputError, match="CLS_AGNOSTIC_BBOX_REG cannot .* set it to False, or use"):
-        build_model(small_cfg(f"quickstart/{name}.yaml", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
-                              True))  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "faster_rcnn_c4", "cascade_rcnn"])

@@ -92,9 +92,14 @@ class OwnLayers(RamboFastRCNNOutputLayers):
     pass
 
 
+LAYERS = (FastRCNNOutputLayers, OwnLayers, type("Other", (FastRCNNOutputLayers,), {}))
+
+
 @pytest.mark.parametrize("parent", [RamboROIHeads, RamboCascadeROIHeads])
-@pytest.mark.parametrize("layers", [OwnLayers, type("Other", (FastRCNNOutputLayers,), {})])
+@pytest.mark.parametrize("layers", LAYERS)
 def test_heads_of_a_user_keep_the_box_predictor_that_they_make(parent, layers):
+    """Stock output layers become this package's, with the settings that the user gave them."""
+
     class OwnHeads(parent):
         @classmethod
         def _init_box_head(cls, cfg, input_shape):
@@ -102,19 +107,21 @@ def test_heads_of_a_user_keep_the_box_predictor_that_they_make(parent, layers):
             several = made.get("box_predictors")
             heads = made["box_heads"] if several else [made["box_head"]]
             transform = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
-            own = [layers(cfg, head.output_shape, box2box_transform=transform) for head in heads]
+            own = {"box2box_transform": transform, "test_score_thresh": 0.25}
+            own = [layers(cfg, head.output_shape, **own) for head in heads]
             return made | ({"box_predictors": own} if several else {"box_predictor": own[0]})
 
     cfg = config("cascade" if parent is RamboCascadeROIHeads else "faster_rcnn")
     shapes = build_backbone(cfg).output_shape()
-    if layers is not OwnLayers:
+    if layers is LAYERS[2]:
         with pytest.raises(InputError, match="OwnHeads makes a Other: derive it from RamboFast"):
             OwnHeads(cfg, shapes)
         return
     predictor = OwnHeads(cfg, shapes).box_predictor
     made = list(predictor) if isinstance(predictor, torch.nn.ModuleList) else [predictor]
     names = [f"loss_cls_stage{k}" for k in range(3)] if len(made) > 1 else ["loss_cls"]
-    assert {type(one) for one in made} == {OwnLayers}
+    expected = RamboFastRCNNOutputLayers if layers is FastRCNNOutputLayers else layers
+    assert {(type(one), one.test_score_thresh) for one in made} == {(expected, 0.25)}
     assert [one.rambo_loss.name for one in made] == names
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -472,28 +471,21 @@ def test_an_image_that_is_not_whole_is_named(own, name, keep, put, message):
         own.register()
 
 
-DEEP = {
-    "16-bit": np.full((8, 8), 900, np.uint16),
-    "32-bit": np.full((8, 8), 900, np.int32),
-    "floating point": np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8),
-}
+DEEP = [
+    ("16-bit", np.full((8, 8), 900, "<u2")),
+    ("16-bit", np.full((8, 8), 900, ">u2")),  # of a microscope
+    ("32-bit", np.full((8, 8), 900, np.int32)),
+    ("floating point", np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)),
+]
 
 
-@pytest.mark.parametrize("kind", DEEP)
-def test_images_of_more_than_8_bits_are_refused(kind, tmp_path):
-    Image.fromarray(DEEP[kind]).save(tmp_path / "a.tif")
+@pytest.mark.parametrize("kind, pixels", DEEP)
+def test_images_of_more_than_8_bits_are_refused(kind, pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
     with pytest.raises(InputError, match=f"a.tif is a {kind} image with values .* 8 bits"):
         check_image(tmp_path / "a.tif", "list")
-    Image.fromarray(DEEP[kind] * 0 + 200).save(tmp_path / "a.tif")  # values fit 8 bits
+    Image.fromarray(np.full_like(pixels, 200)).save(tmp_path / "a.tif")  # values fit 8 bits
     assert check_image(tmp_path / "a.tif", "list") == (8, 8, 1)
-
-
-@pytest.mark.parametrize("value", [200, 900])
-def test_a_16_bit_image_of_a_microscope_may_be_big_endian(value, tmp_path):
-    data = np.full((8, 8), value, ">u2").tobytes()
-    Image.frombytes("I;16B", (8, 8), data).save(tmp_path / "a.tif")
-    with refusal("16-bit image with values from 900 to 900") if value > 255 else nullcontext():
-        assert check_image(tmp_path / "a.tif", "list") == (8, 8, 1)
 
 
 def test_an_image_over_pillows_limit_is_not_called_broken(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from rambo_det.cli.train import main, parse_args
 from rambo_det.data import hold_out, register_datasets
+from rambo_det.engine.data_pages import write_pages
 from rambo_det.engine.run_data import read_data
 from rambo_det.engine.setup import build_config
 from rambo_det.engine.trainer import RamboTrainer
@@ -229,6 +230,13 @@ def test_a_split_of_yolo_data_is_trained_on_and_written_down(tmp_path, capsys):
     ]  # fmt: skip
     assert main(words) == 0
     assert "checkpoint: " in capsys.readouterr().out
+
+
+def test_the_images_of_a_test_set_need_no_annotations_and_no_size(tmp_path):
+    _, images = write_coco(tmp_path, 2)
+    records = [{"file_name": f"{images}/{k}.png", "image_id": k} for k in range(2)]
+    DatasetCatalog.register("own", lambda: records)
+    assert "2 images, 2 of them without boxes" in write_pages(["own"], tmp_path / "pages")
 
 
 def test_data_are_looked_at_and_nothing_is_trained(tmp_path, capsys, warnings):

@@ -114,7 +114,8 @@ def arguments(tmp_path, catalogs):
 def test_what_a_run_of_a_lazyconfig_leaves_alone(tmp_path, arguments, capsys):
     """test_matrix.py tests training, resuming and the stock model's weights."""
     data, keys = arguments
-    assert main(["--config", FCOS, *data, *keys, "train.max_iter=2"]) == 0
+    start = ["train.max_iter=2", "train.init_checkpoint=null"]  # null: random weights
+    assert main(["--config", FCOS, *data, *keys, *start]) == 0
     trained = capsys.readouterr().out
     assert "Contents of args.config_file" not in trained and "Environment info" in trained
 

@@ -20,22 +20,13 @@ from detectron2.evaluation import COCOEvaluator
 
 from rambo_det.cli import train
 from rambo_det.data import drawing, shapes
+from rambo_det.engine.keys import LAZY, YAML
 
 from .architectures import ARCHITECTURES, add_outlines
 
 ITERATIONS = int(os.environ.get("RAMBO_DET_MATRIX", 0))
 WHOLE = ITERATIONS > 0
 ITERATIONS = ITERATIONS or 2
-# Settings of a run: the key of the yaml config and the key of the LazyConfig.
-KEYS = {
-    "output": ("OUTPUT_DIR", "train.output_dir"),
-    "iterations": ("SOLVER.MAX_ITER", "train.max_iter"),
-    "weights": ("MODEL.WEIGHTS", "train.init_checkpoint"),
-    "batch": ("SOLVER.IMS_PER_BATCH", "dataloader.train.total_batch_size"),
-    "device": ("MODEL.DEVICE", "train.device"),
-    "train": ("DATASETS.TRAIN", "dataloader.train.dataset.names"),
-    "test": ("DATASETS.TEST", "dataloader.test.dataset.names"),
-}
 # For yaml configs only: the LazyConfig of FCOS keeps the default length.
 MEMORY = ("MODEL.RAMBO.MEMORY_LENGTH", "4")
 # Real images need a larger size than the 96 px of the drawn images.
@@ -59,7 +50,7 @@ class CommandLine(NamedTuple):
             if name.startswith("rambo_shapes_"):
                 MetadataCatalog.remove(name)
         shapes.register_shapes()
-        settings |= {"device": "cpu", "batch": 2 if WHOLE else 1}
+        settings |= {"device": "cpu", "batch_size": 2 if WHOLE else 1}
         self.detections.clear()
         assert self.main([*flags, *self.data], stock, settings) == 0
         printed = self.capsys.readouterr().out
@@ -70,12 +61,12 @@ class CommandLine(NamedTuple):
     def main(self, args, stock, settings):
         if self.name == "fcos":
             config = f"configs/lazy/quickstart/fcos_{'focal' if stock else 'rambo'}.py"
-            settings |= {"train": self.sets[0], "test": self.sets[1]}
-            keys = [f"{KEYS[key][1]}={value}" for key, value in settings.items()]
+            settings |= {"train_sets": self.sets[0], "test_sets": self.sets[1]}
+            keys = [f"{getattr(LAZY, key)}={value}" for key, value in settings.items()]
             return train.main(["--config", config, *args, *keys], lazy=True)
         architecture = ARCHITECTURES[self.name]
-        settings |= {"train": (self.sets[0],), "test": (self.sets[1],)}
-        keys = [x for key, value in settings.items() for x in (KEYS[key][0], value)]
+        settings |= {"train_sets": (self.sets[0],), "test_sets": (self.sets[1],)}
+        keys = [x for key, value in settings.items() for x in (getattr(YAML, key), value)]
         keys += [
             *architecture.opts,
             *MEMORY,
@@ -146,22 +137,22 @@ SHORT = [(name, data) for name, data in CELLS if data != "chess" or name in ("ma
 def test_cell(name, data_set, command_line, tmp_path, capsys):
     folder, start = tmp_path / "out", time.monotonic()
     checkpoint = folder / "model_final.pth"
-    _, table, detections = command_line(output=folder, iterations=ITERATIONS)
+    _, table, detections = command_line(folder=folder, max_iter=ITERATIONS)
     seconds = time.monotonic() - start
     assert len(table) >= 7 and all(number > 0 for number, _ in detections)
     metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     for task, title, at in (("segm", "mask AP", "mask"), ("keypoints", "keypoint AP", "keypoint")):
         assert (f"{task}/AP" in metrics[-1]) == (title in table[0]) == (name == at)
 
-    assert command_line("--eval-only", output=folder)[1:] == (table, detections)
+    assert command_line("--eval-only", folder=folder)[1:] == (table, detections)
 
-    stock = command_line("--eval-only", stock=True, output=tmp_path / "stock", weights=checkpoint)
+    stock = command_line("--eval-only", stock=True, folder=tmp_path / "stock", weights=checkpoint)
     assert stock[1:] == (table, detections)
     # fvcore's checkpointer logs these messages.
     assert "not found in the checkpoint" not in stock[0] and "not used by the model" not in stock[0]
 
     before = memories_in(checkpoint)
-    printed, *_ = command_line("--resume", output=folder, iterations=ITERATIONS + 1)
+    printed, *_ = command_line("--resume", folder=folder, max_iter=ITERATIONS + 1)
     assert f"Starting training from iteration {ITERATIONS}" in printed
     after = memories_in(checkpoint)
     assert len(before) == len(after) == (ARCHITECTURES[name].memories if name != "fcos" else 1)

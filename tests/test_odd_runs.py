@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
 from PIL import Image
 
@@ -15,9 +15,7 @@ from rambo_det.cli.predict import main as predict
 from rambo_det.cli.train import main as train
 from rambo_det.data.mapper import ErrorReportingMapper
 from rambo_det.engine.detector import Detector
-from rambo_det.engine.loader import train_loader
 from rambo_det.engine.saved_model import find_model
-from rambo_det.engine.trainer import RamboTrainer
 
 from .command_line import call, refused, registered
 from .models import CONFIGS, QUICKSTART, THIN, small_cfg
@@ -111,19 +109,13 @@ def test_all_data_sets_of_a_run_have_the_same_classes(which, finished_run, tmp_p
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bug_in_a_mapper_has_its_traceback(workers, finished_run, tmp_path, monkeypatch, capsys):
     """The error does not report a dead data worker instead."""
-    monkeypatch.setattr(RamboTrainer, "build_train_loader", classmethod(broken_loader))
+    monkeypatch.setattr(DatasetMapper, "__call__", broken)
     with pytest.raises(RuntimeError, match=r"the mapper failed on .*train/\d\.png: KeyError: 'x'"):
         run(finished_run, tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
     assert "worker died" not in capsys.readouterr().err
 
 
-def broken_loader(cls, cfg):
-    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
-    return train_loader(records, mapper=broken, seed=1, total_batch_size=2,
-                        num_workers=cfg.DATALOADER.NUM_WORKERS)  # fmt: skip
-
-
-def broken(record):
+def broken(self, record):
     raise KeyError("x")
 
 
@@ -133,7 +125,7 @@ def test_what_a_mapper_raises_names_image_and_annotation(finished_run):
     image = str(finished_run / "train" / "0.png")
     width, height = Image.open(image).size
     box = {"bbox": [1, 2, 9, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-    record = {"file_name": image, "width": width, "height": height}
+    record = {"file_name": Path(image), "width": width, "height": height}
     record["annotations"] = [box, {**box, "bbox": [1, 2, 9]}]
     mapper = ErrorReportingMapper(DatasetMapper(cfg, is_train=True))
     with pytest.raises(RuntimeError, match=r"0\.png, annotation 1 of the image, .*\[1, 2, 9\]"):

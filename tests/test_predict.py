@@ -29,13 +29,22 @@ from rambo_det.cli.sources import find_sources
 from rambo_det.data.drawing import CLASSES, draw_image
 from rambo_det.data.files import check_image
 from rambo_det.engine.detector import Detector
-from rambo_det.engine.saved_model import find_model
+from rambo_det.engine.saved_model import find_model, load_ground_truth
 from rambo_det.errors import InputError
 from rambo_det.evaluation.pictures import delayed_interrupt, draw_detections
 
 from .command_line import call, disk_full, refused
 from .forked import background, wait_until
 from .models import QUICKSTART, small_cfg, write_coco
+
+
+def test_an_object_with_the_id_0_can_be_found(tmp_path):
+    """COCOeval takes a match with the id 0 for none."""
+    file = Path(write_coco(tmp_path, 2)[0])
+    content = json.loads(file.read_text())
+    content["annotations"][0]["id"] = 0
+    file.write_text(json.dumps(content))
+    assert min(load_ground_truth(str(file)).anns) == 1
 
 
 @pytest.fixture(scope="module")

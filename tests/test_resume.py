@@ -362,3 +362,5 @@ def test_a_checkpoint_without_a_seed_leaves_that_of_the_config(tmp_path):
     (tmp_path / "last_checkpoint").write_text("m.pth")
     (tmp_path / "config.yaml").write_text("SEED: 7\n")
     assert saved_seed(tmp_path) == 7
+    (tmp_path / "config.yaml").write_bytes("OUTPUT_DIR: Maß".encode()[:-1])  # after a kill
+    assert saved_seed(tmp_path) is None

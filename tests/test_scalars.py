@@ -69,6 +69,9 @@ def test_memory_fill_and_absent_scalars():
     with EventStorage() as storage:
         RamboCriterion(2)(scores, gt)
         assert "rambo/memory_fill" not in storage.latest()
+    with EventStorage() as storage, torch.no_grad():
+        RamboCriterion(2)(scores, gt)  # a validation loss
+        assert not storage.latest()
 
 
 def _check(rank, world, folder):

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from rambo_det.evaluation.pictures import FALSE_COLOR, TRUE_COLOR, choose_crops, draw_class
 from rambo_det.evaluation.ranking import RankedClass, average_precision, best_f1, rank_detections
 
-from .command_line import call, refused
+from .command_line import call, refusal, refused
 from .detections import random_data, result, truth_of
 
 
@@ -139,6 +139,8 @@ def test_each_class_has_a_picture_of_its_own(tmp_path):
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {"é.png", "è.png", "ranking-2.png", "a_b.png", "a_b-2.png", "ranking.png"}
     assert cv2.imread(str(tmp_path / "ranking.png")).shape[0] == 350 * len(names)
+    with refusal("own has no objects"):
+        visualize_ranking.write([], data, visualize_ranking.parse_args([]), tmp_path, "run")
 
 
 def test_the_tool_on_a_run(finished_run, catalogs, capsys):

@@ -106,6 +106,8 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
     from rambo_det.evaluation.pictures import draw_class
 
     ranked = sorted((k for k in ranked if k.num_objects), key=lambda k: k.ap - k.ap_ideal)
+    if not ranked:
+        raise InputError(f"{data.name} has no objects, so there is nothing to rank")
     rows = [
         {
             "name": k.name, "objects": k.num_objects, "found": int(k.true.sum()),

@@ -98,13 +98,12 @@ def _measure(detector: Any, data: Any) -> dict[str, float]:
     AP is measured twice: on the detections that the model keeps per image, and on 300 per image.
     """
     from ..evaluation.calibration import PER_IMAGE, calibration_error, without_score_threshold
-    from ..evaluation.matches import find_matches, metrics, unit_weights
+    from ..evaluation.matches import find_matches, metrics
 
     matches = find_matches(data.truth, data.detect(detector))
     with without_score_threshold(detector.model):
         more = find_matches(data.truth, data.detect(detector), max_per_image=PER_IMAGE)
-    weights = unit_weights(matches)
-    aps, aps_of_more = ({name: float(ap[0]) for name, ap in metrics(found, weights).items()}
+    aps, aps_of_more = ({name: float(ap[0]) for name, ap in metrics(found).items()}
                         for found in (matches, more))  # fmt: skip
     ap_of_more = {f"AP of {PER_IMAGE} detections an image": aps_of_more["AP"]}
     error = calibration_error(*matches.counted)

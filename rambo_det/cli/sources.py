@@ -57,7 +57,7 @@ def find_sources(
                 broken.append(error)
     for camera in cameras:
         open_video(camera).release()  # a wrong camera is named before other inputs are annotated
-        number = camera if camera.isdigit() else ""
+        number = camera if camera.isdecimal() else ""
         sources.append(Source(camera, Path(f"camera{number}.mp4"), True, None))
     if not sources:
         no_inputs = "no inputs: name images, folders or videos, or use --camera 0"
@@ -84,7 +84,7 @@ def _source_from_file(file: Path, output: Path) -> Source:
 
 def open_video(path_or_address: str) -> cv2.VideoCapture:
     """Opens a video file, or a camera by its number or address; InputError if OpenCV cannot."""
-    is_number = path_or_address.isdigit()
+    is_number = path_or_address.isdecimal()
     video = cv2.VideoCapture(int(path_or_address) if is_number else path_or_address)
     if not video.isOpened():
         name = path_or_address

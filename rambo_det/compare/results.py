@@ -23,7 +23,7 @@ from ..engine.folder import CALIBRATED_FOLDER
 from ..engine.saved_model import load_ground_truth
 from ..errors import InputError
 from ..evaluation.calibration import calibration_error
-from ..evaluation.matches import Matches, class_names, find_matches, metrics, unit_weights
+from ..evaluation.matches import Matches, class_names, find_matches, metrics
 from .intervals import image_weights, paired_difference
 from .plan import Plan, Run
 from .run import damaged_run_error, read_metrics, read_record, source_digest
@@ -91,7 +91,7 @@ def _measure(plan: Plan, run: Run) -> RunResult:
     calibrated = _matches(plan, run, file) if (run.folder / file).is_file() else None
     item = RunResult(run, result, matches, calibrated)
     # Computed anew: the evaluator logs no class AP for a single class, and nan without detections.
-    ours = {name: float(ap[0]) for name, ap in _metrics(item, unit_weights(matches)).items()}
+    ours = {name: float(ap[0]) for name, ap in _metrics(item).items()}
     ours["ECE"] = calibration_error(*matches.counted)
     if calibrated:
         ours["ECE calibrated"] = calibration_error(*calibrated.counted)
@@ -114,7 +114,7 @@ def _matches(plan: Plan, run: Run, name: str) -> Matches:
     return find_matches(ground_truth_of(plan, run.data), detections)
 
 
-def _metrics(item: RunResult, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _metrics(item: RunResult, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
     values = metrics(item.matches, weights)
     if item.calibrated:
         values["AP calibrated"] = metrics(item.calibrated, weights)["AP"]

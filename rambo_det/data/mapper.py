@@ -23,8 +23,7 @@ class ErrorReportingMapper:
             if {"file_name", "width", "height"} <= record.keys():
                 file, size = Path(record["file_name"]), (record["width"], record["height"])
                 check_image(file, "during training or evaluation", size, decode=True)
-            place = record.get("file_name", "an image without file_name")
-            place += self._bad_annotation(record)
+            place = f"{record.get('file_name', 'an image')}{self._bad_annotation(record)}"
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise RuntimeError(f"the mapper failed on {place}: {reason}") from error
 

@@ -95,20 +95,15 @@ def run_lengths(text: str) -> list[int] | None:
     The numbers are in base 32, lowest digit first, one character for each digit. From the fourth
     run length on, the number is the difference from the run length two places before.
     """
+    if not re.fullmatch(r"([P-o]{0,10}[0-O])*", text):
+        return None
     runs: list[int] = []
-    number = shift = 0
-    for digit in (ord(character) - 48 for character in text):
-        if not 0 <= digit < 64 or shift > 50:
-            return None
-        number |= (digit & 31) << shift
-        shift += 5
-        if digit & 32:
-            continue
-        if digit & 16:
-            number -= 1 << shift
+    for word in re.findall(r"[P-o]*[0-O]", text):
+        digits = [ord(character) - 48 for character in word]
+        number = sum((digit & 31) << 5 * place for place, digit in enumerate(digits))
+        number -= (digits[-1] & 16) << 5 * len(digits) - 4  # the sign
         runs.append(number + (runs[-2] if len(runs) > 2 else 0))
-        number = shift = 0
-    return None if shift else runs
+    return runs
 
 
 def flip_pairs(names: Sequence[str], findings: Findings) -> list[tuple[str, str]]:

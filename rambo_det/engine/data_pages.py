@@ -33,15 +33,18 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
     make_folder(folder, "--check-data")
     texts = []
     for name in names:
-        records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
+        # Detectron2 does not need annotations in a test set, nor the size of an image.
+        records = [{"annotations": [], **record} for record in DatasetCatalog.get(name)]
+        metadata = MetadataCatalog.get(name)
         page = folder / f"{name.replace('/', '_')}.jpg"
         if page.resolve() in (Path(record["file_name"]).resolve() for record in records):
             raise InputError(
                 f"--check-data {folder}: {page.name} is an image of {name}: use another folder"
             )
         for record in tqdm(records, desc=name, unit="image", disable=None):
-            size = (record["width"], record["height"])
-            check_image(Path(record["file_name"]), name, size, decode=True)
+            size = (record["width"], record["height"]) if "width" in record else None
+            whole = check_image(Path(record["file_name"]), name, size, decode=True)
+            record["width"], record["height"] = whole[:2]
         flagged = set(metadata.get("flagged_images") or ())
         chosen = [record for record in records if record["image_id"] in flagged][:_PICTURES]
         others = [record for record in records if record["image_id"] not in flagged]

@@ -151,7 +151,7 @@ def saved_seed(folder: str | Path) -> int | None:
         raise InputError(f"{unreadable_checkpoint(file, error)}: {_remedy(folder)}") from error
     if seed is None:
         seed = saved_config_value(folder, YAML.seed) or saved_config_value(folder, LAZY.seed)
-    return int(seed) if str(seed).isdigit() else None
+    return int(seed) if str(seed).isdecimal() else None
 
 
 def _remedy(folder: str | Path) -> str:
@@ -168,5 +168,6 @@ def saved_config_value(folder: str | Path, key: str) -> Any:
     try:
         text = Path(folder, "config.yaml").read_text()
         return get_key(yaml.load(text, yaml.BaseLoader), key)
-    except (OSError, yaml.YAMLError, KeyError, TypeError):  # a killed run may leave half a file
+    # A killed run may leave half a file; ValueError: half a character.
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return None

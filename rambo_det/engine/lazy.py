@@ -110,6 +110,7 @@ def read_lazy_config(
     _add_own_keys(cfg)
     for opt in opts:
         _override(cfg, opt)
+    cfg.train.init_checkpoint = cfg.train.get("init_checkpoint") or ""  # None: random weights
     pick_device(cfg, LAZY, opts)
     return cfg
 

@@ -40,6 +40,7 @@ class ResumableLoader:
             the images, the loader reads a dataset that is not a list once as a whole.
         collate_fn: as in Detectron2's ``build_detection_train_loader``.
         seed: the seed; below 0: a random one.
+        drop_last: no effect, as the stream is endless; Detectron2's loader has this argument.
         **kwargs: passed to DataLoader, e.g. ``num_workers``.
 
     Attributes:
@@ -57,6 +58,7 @@ class ResumableLoader:
         aspect_ratio_grouping: bool = True,
         collate_fn: Callable[[list], Any] | None = None,
         seed: int = -1,
+        drop_last: bool = True,
         **kwargs: Any,
     ) -> None:
         self.seed = run_seed(seed)
@@ -70,6 +72,8 @@ class ResumableLoader:
             self._sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
         self._wide = _wide_images(dataset) if aspect_ratio_grouping else None
         self._images = _MappedImages(dataset, mapper, self.seed)
+        if not kwargs.get("num_workers"):  # DataLoader refuses the argument then
+            kwargs.pop("prefetch_factor", None)
         self._arguments = {**kwargs, "collate_fn": collate_fn or trivial_batch_collator}
 
     def __iter__(self) -> Iterator[Any]:

@@ -81,4 +81,9 @@ def ground_truth_of(name: str) -> COCO:
 def load_ground_truth(file: str) -> COCO:
     """Reads annotations in COCO's format; caches those of the last files."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        return COCO(file)
+        truth = COCO(file)
+        # For COCOeval, a detection that matches an object with the id 0 has no match.
+        for number, annotation in enumerate(truth.dataset["annotations"], 1):
+            annotation["id"] = number
+        truth.createIndex()
+    return truth

@@ -159,17 +159,14 @@ def ap_of_lists(copies: np.ndarray, num_seen: np.ndarray, objects: np.ndarray) -
     return (envelope * reached).sum(axis=1) / len(RECALLS)
 
 
-def unit_weights(matches: Matches) -> np.ndarray:
-    """Returns the (1, I) weights with which every image occurs once."""
-    return np.ones((1, matches.positives.shape[1]), int)
-
-
-def metrics(matches: Matches, weights: np.ndarray) -> dict[str, np.ndarray]:
+def metrics(matches: Matches, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Returns ``AP``, ``AP50``, ``AP75`` and ``AP-<class>`` in percent, each (B,).
 
-    Arguments are those of :func:`average_precisions`, at COCO's ten IoUs. Nan: no objects.
+    Arguments are those of :func:`average_precisions`, at COCO's ten IoUs; without weights every
+    image occurs once, and B is 1. Nan: no objects.
     """
-    ap = 100 * average_precisions(matches, weights)
+    once = np.ones((1, matches.positives.shape[1]), int)
+    ap = 100 * average_precisions(matches, once if weights is None else weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # for a mean of no class
         mean = np.nanmean(ap, axis=1)

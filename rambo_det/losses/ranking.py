@@ -71,7 +71,7 @@ class RankingSpec:
         if not (isinstance(self.margin, Real) and 0 <= self.margin < math.inf):
             raise InputError(f"margin must be >= 0 and finite, got {self.margin!r}")
         if not (isinstance(lambda_, Real) and 0 < lambda_ < math.inf):
-            raise InputError(f"lambda_ must be > 0 and finite, got {lambda_!r}")
+            raise InputError(f"lambda_ must be > 0 and finite, or None, got {lambda_!r}")
         if not (isinstance(self.beta, Real) and 0 <= self.beta <= 1):
             raise InputError(f"beta must be in [0, 1], got {self.beta!r}")
 

@@ -37,26 +37,12 @@ def check_architecture(cfg: CfgNode) -> None:
         )
 
 
-def check_roi_heads(cfg: CfgNode, shared_boxes: bool) -> None:
-    """Raises InputError if the box heads cannot be trained with the AP loss as configured.
-
-    ``shared_boxes``: whether the heads always predict one box for all classes (Cascade).
-    """
-    check_no_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
-    if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG and not shared_boxes:
-        raise InputError(
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG cannot be combined with "
-            f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME}: set it to False, or use "
-            "RamboCascadeROIHeads, which always predict one box for all classes"
-        )
-
-
 def check_no_fed_loss(use_fed_loss: bool) -> None:
     """Raises InputError if the config also enables the federated loss, which samples classes."""
     if use_fed_loss:
         raise InputError(
-            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS cannot be combined with the RaMBO loss: set "
-            "USE_FED_LOSS to False"
+            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS cannot be combined with the RaMBO loss, which ranks "
+            "all classes of an image, also those that LVIS did not check: set USE_FED_LOSS to False"
         )
 
 

@@ -21,15 +21,10 @@ _GPU_PERIOD = 20
 _MAX_NAMED = 5
 #: For each constructor argument, the key of MODEL.RAMBO that sets the argument.
 _KEYS = {
-    "margin": "MARGIN",
-    "lambda_": "LAMBDA",
-    "beta": "BETA",
-    "memory_length": "MEMORY_LENGTH",
-    "memory_size": "MEMORY_SIZE",
-    "global_ranking": "GLOBAL_RANKING",
-    "weight": "LOSS_WEIGHT",
+    "margin": "MARGIN", "lambda_": "LAMBDA", "beta": "BETA", "memory_length": "MEMORY_LENGTH",
+    "memory_size": "MEMORY_SIZE", "global_ranking": "GLOBAL_RANKING", "weight": "LOSS_WEIGHT",
     "ce_warmup": "CE_WARMUP",
-}
+}  # fmt: skip
 
 
 class RamboCriterion(RamboLoss):
@@ -127,9 +122,10 @@ class RamboCriterion(RamboLoss):
             loss = super().forward(scores, gt_classes)
         if not self.stats.finite:
             raise self._not_finite(*logits, scores)
-        self._log()
-        if self.training and torch.is_grad_enabled():
-            self._gather_for_checkpoint()
+        if torch.is_grad_enabled():  # else a validation loss, which is no scalar of the training
+            self._log()
+            if self.training:
+                self._gather_for_checkpoint()
         return loss * self.weight
 
     def replace_stock_loss(

@@ -46,11 +46,24 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         check_no_fed_loss(kwargs.get("use_fed_loss", False))
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
-        self.rambo_loss = rambo_loss or RamboCriterion(num_classes)
-        self.rambo_score = score
-        self._score = score_function(score)
+        self._rank(rambo_loss or RamboCriterion(num_classes), score)
+
+    @classmethod
+    def from_stock(
+        cls, stock: FastRCNNOutputLayers, rambo_loss: RamboCriterion, score: str
+    ) -> "RamboFastRCNNOutputLayers":
+        """Returns output layers with the layers and the settings of stock ones, by reference."""
+        made = cls.__new__(cls)
+        made.__dict__.update(stock.__dict__)
+        made._rank(rambo_loss, score)
+        return made
+
+    def _rank(self, rambo_loss: RamboCriterion, score: str) -> None:
+        self.rambo_loss, self.rambo_score = rambo_loss, score
+        score_function(score)  # raises InputError for an unknown name
         self._sigmoid = score == "logits"
-        key, use_sigmoid_ce = "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", kwargs.get("use_sigmoid_ce")
+        key = "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"
+        use_sigmoid_ce = getattr(self, "use_sigmoid_ce", False)  # Detectron2 v0.6 lacks it
         if use_sigmoid_ce and not self._sigmoid:
             raise InputError(
                 f"{key} is True, so a sigmoid scores boxes, but MODEL.RAMBO.SCORE {score} ranks "
@@ -80,7 +93,7 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         stock_logits = logits if self.rambo_loss.stock_loss_weight() else logits.detach()
         stock = partial(super().losses, (stock_logits, deltas), proposals)
         gt_classes = [p.gt_classes for p in proposals] or [logits.new_zeros(0, dtype=torch.int64)]
-        inputs = self._score(logits.float()), cat(gt_classes), logits
+        inputs = score_function(self.rambo_score)(logits.float()), cat(gt_classes), logits
         scale = self.loss_weight.get("loss_cls", 1.0)
         return self.rambo_loss.replace_stock_loss("loss_cls", stock, *inputs, scale=scale)
 

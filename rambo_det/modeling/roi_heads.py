@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
@@ -14,7 +13,7 @@ from detectron2.modeling.roi_heads import (
 )
 
 from ..errors import InputError
-from .config_checks import check_roi_heads
+from .config_checks import check_no_fed_loss
 from .criterion import RamboCriterion
 from .output_layers import RamboFastRCNNOutputLayers
 
@@ -22,14 +21,13 @@ from .output_layers import RamboFastRCNNOutputLayers
 class _RamboPredictorMixin:
     """A mixin that replaces each stock box predictor by a :class:`RamboFastRCNNOutputLayers`.
 
-    The mixin must be the first base class. The new predictors get the initial weights of the stock
-    ones. They are built with a forked random state, so the initial weights of all other layers
-    equal those of the stock model.
+    The mixin must be the first base class. The new predictors have the layers and the settings of
+    the stock ones.
     """
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        check_roi_heads(cfg, shared_boxes=issubclass(cls, CascadeROIHeads))
+        check_no_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
         args: dict[str, Any] = super().from_config(cfg, input_shape)  # type: ignore[misc]
 
         def make_predictor(stock: FastRCNNOutputLayers) -> RamboFastRCNNOutputLayers:
@@ -38,22 +36,15 @@ class _RamboPredictorMixin:
             if type(stock) is not FastRCNNOutputLayers:
                 name = f"{cls.__name__} makes a {type(stock).__name__}"
                 raise InputError(f"{name}: derive it from RamboFastRCNNOutputLayers")
-            # The heads set input shape and box transform; the config alone does not define them.
-            shape = ShapeSpec(channels=stock.cls_score.in_features)
             loss = RamboCriterion.from_cfg(cfg, stock.num_classes)
-            predictor = RamboFastRCNNOutputLayers(
-                cfg, input_shape=shape, box2box_transform=stock.box2box_transform, rambo_loss=loss
-            )
-            predictor.load_state_dict(stock.state_dict())
-            return predictor
+            return RamboFastRCNNOutputLayers.from_stock(stock, loss, cfg.MODEL.RAMBO.SCORE)
 
-        with torch.random.fork_rng(devices=[]):
-            if "box_predictors" in args:
-                args["box_predictors"] = list(map(make_predictor, args["box_predictors"]))
-                for stage, predictor in enumerate(args["box_predictors"]):
-                    predictor.rambo_loss.name = f"loss_cls_stage{stage}"
-            else:
-                args["box_predictor"] = make_predictor(args["box_predictor"])
+        if "box_predictors" in args:
+            args["box_predictors"] = list(map(make_predictor, args["box_predictors"]))
+            for stage, predictor in enumerate(args["box_predictors"]):
+                predictor.rambo_loss.name = f"loss_cls_stage{stage}"
+        else:
+            args["box_predictor"] = make_predictor(args["box_predictor"])
         return args
 
 

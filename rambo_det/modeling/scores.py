@@ -29,20 +29,11 @@ def log_odds(logits: Tensor) -> Tensor:
     return (logits - torch.where(is_top, others_of_top, others))[:, :-1]
 
 
-def softmax(logits: Tensor) -> Tensor:
-    """Returns the softmax probabilities ``(N, K)`` of the classes, from ``(N, K + 1)`` logits."""
-    return logits.softmax(dim=1)[:, :-1]
-
-
-def class_logits(logits: Tensor) -> Tensor:
-    """Returns the unchanged logits ``(N, K)`` of the classes, from ``(N, K + 1)`` logits."""
-    return logits[:, :-1]
-
-
+#: Each turns ``(N, K + 1)`` logits into ``(N, K)`` scores.
 SCORE_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "log_odds": log_odds,
-    "softmax": softmax,
-    "logits": class_logits,
+    "softmax": lambda logits: logits.softmax(dim=1)[:, :-1],
+    "logits": lambda logits: logits[:, :-1],
 }
 
 
