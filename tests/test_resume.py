@@ -235,7 +235,8 @@ def loader(seed=3, workers=0, grouping=True):
     images = [{"index": i, "width": 2 + 2 * (i % 2), "height": 3} for i in range(10)]
     return ResumableLoader(
         images, mapper=number_of, sampler=TrainingSampler(10, seed=1), total_batch_size=3,
-        aspect_ratio_grouping=grouping, num_workers=workers, seed=seed,
+        aspect_ratio_grouping=grouping, num_workers=workers, seed=seed, drop_last=True,
+        prefetch_factor=2,
     )  # fmt: skip
 
 
