@@ -178,6 +178,22 @@ PROTOCOL = {
         )
         + f" {_GN} {_GIOU} 800",
     ),
+    "voc07_retinanet_parts": (
+        "Which margin and β does RaMBO need there, and which α and γ focal loss? Measured on "
+        "held-out training images, with the rate and the weight that are best for both.",
+        f"{_RETINANET} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 "
+        + " ".join(
+            f"--variant '{name}{value}={loss} {key} {value}'"
+            for name, loss, key, values in (
+                ("beta", "rambo", "MODEL.RAMBO.BETA", (1.0, 0.0)),
+                ("alpha", "focal", "MODEL.RETINANET.FOCAL_LOSS_ALPHA", (0.5, 0.1)),
+                ("margin", "rambo", "MODEL.RAMBO.MARGIN", (1.0, 0.25)),
+                ("gamma", "focal", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", (1.0, 3.0)),
+            )
+            for value in values
+        )
+        + f" {_GN} {_GIOU} 800",
+    ),
     "voc07_retinanet_long": (
         "Does RaMBO gain over focal loss on VOC07 after 6.3 epochs, the schedule of voc07? Each "
         "has the rate and the weight that were its best on held-out images.",
