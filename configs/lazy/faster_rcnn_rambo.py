@@ -1,5 +1,5 @@
 """COCO, Faster R-CNN with a ResNet-50 FPN, 1x schedule, AP loss: faster_rcnn_rambo.yaml as a
-LazyConfig."""
+LazyConfig, without its clipping of gradients."""
 
 from detectron2.model_zoo import get_config
 
