@@ -15,8 +15,9 @@ def add_rambo_config(cfg: CN) -> None:
         return
     rambo = cfg.MODEL.RAMBO = CN()
     # The score that is ranked. "log_odds": log(p / (1 - p)) of the softmax probability p; it orders
-    # boxes as the softmax of the stock head does, but does not saturate. "softmax": p itself.
-    # "logits": the logit of each class; at inference a sigmoid turns it into the box score.
+    # boxes as the softmax does, but does not saturate. "softmax": p itself. "logits": the logit of
+    # each class; at inference a sigmoid turns it into the box score. At inference, a RamboRetinaNet
+    # scores boxes in the same way as here, a stock RetinaNet always by a sigmoid.
     rambo.SCORE = "log_odds"
     # Margin α >= 0, in units of the score: a positive must exceed a negative by more than α.
     rambo.MARGIN = 0.5

@@ -34,7 +34,11 @@ _KEYPOINT = ("MODEL.KEYPOINT_ON", True, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (16
 
 ARCHITECTURES = {
     "faster_rcnn": Architecture(f"{_QUICK}rambo.yaml", f"{_QUICK}ce.yaml"),
-    "retinanet": Architecture("quickstart/retinanet_rambo.yaml", "quickstart/retinanet_focal.yaml"),
+    "retinanet": Architecture(
+        "quickstart/retinanet_rambo.yaml",
+        "quickstart/retinanet_focal.yaml",
+        ("MODEL.RAMBO.SCORE", "logits"),  # by default it scores boxes by a softmax
+    ),
     "cascade": Architecture(
         "quickstart/cascade_rcnn_rambo.yaml", "quickstart/cascade_rcnn_ce.yaml", memories=3
     ),

@@ -110,12 +110,15 @@ def test_every_proposal_is_ranked_with_its_own_label(score):
         torch.testing.assert_close(loss, weight * want)
 
 
-@pytest.mark.parametrize(
-    "name, key", [("retinanet", "loss_cls"), ("fcos", "loss_fcos_cls"), ("rpn", "loss_rpn_cls")]
-)
-def test_every_anchor_is_ranked_with_its_own_label(name, key):
+ONE_STAGE = [*(("retinanet", "loss_cls", score) for score in SCORE_FUNCTIONS)]
+ONE_STAGE += [("fcos", "loss_fcos_cls", "logits"), ("rpn", "loss_rpn_cls", "logits")]
+
+
+@pytest.mark.parametrize("name, key, score", ONE_STAGE)
+def test_every_anchor_is_ranked_with_its_own_label(name, key, score):
     """The loss equals that of a batch which is assembled image by image and level by level."""
-    model = build(name, False, "MODEL.RPN.LOSS_WEIGHT", 3.0)
+    keys = ["MODEL.RPN.LOSS_WEIGHT", 3.0, "MODEL.RAMBO.SCORE", score]
+    model = build(name, False, *(keys[:2] if name == "rpn" else keys))
     part = model.proposal_generator if name == "rpn" else model
     arguments = list(captured(model, part, training_inputs()))
     arguments[1] = [spread(logits) for logits in arguments[1]]
@@ -128,7 +131,48 @@ def test_every_anchor_is_ranked_with_its_own_label(name, key):
     assert len(scores) < torch.stack(arguments[2]).numel() or name == "fcos", "none is ignored"
     if name == "rpn":  # 1 is an object, 0 background
         scores, labels, loss = scores[:, None], 1 - labels, loss / 3
+    scores = SCORE_FUNCTIONS[score](torch.nn.functional.pad(scores, (0, 1)))  # background has 0
     torch.testing.assert_close(loss, RamboCriterion(number, memory_length=0)(scores, labels))
+
+
+def _scored_retinanet(score):
+    model = build("retinanet", False, "MODEL.RAMBO.SCORE", score).eval()
+    torch.nn.init.normal_(model.head.cls_score.weight)  # a new model's logits hardly differ
+    return model
+
+
+@pytest.mark.parametrize("score", SCORE_FUNCTIONS)
+def test_a_retinanet_scores_boxes_as_it_ranks_them(score):
+    model, image = _scored_retinanet(score), training_inputs(1)[0]["image"]
+    captured = []
+    model.head.register_forward_hook(lambda *x: captured.extend(x[2][0]))
+    with torch.no_grad():
+        found = model([{"image": image}])[0]["instances"]
+    logits = torch.cat([x[0].unflatten(0, (-1, 4)).movedim(1, -1).flatten(0, 2) for x in captured])
+    softmax = torch.nn.functional.pad(logits, (0, 1)).softmax(dim=1)[:, :-1]
+    scores = logits.sigmoid() if score == "logits" else softmax
+    torch.testing.assert_close(found.scores.max(), scores.max())
+    distances = (scores.T[found.pred_classes] - found.scores[:, None]).abs().amin(dim=1)
+    assert len(found) > 20 and distances.max() < 1e-6
+    traced = _traced(_scored_retinanet(score), image)
+    fields = {"pred_boxes": Boxes, "scores": torch.Tensor, "pred_classes": torch.Tensor}
+    with torch.no_grad():
+        (scripted,) = scripting_with_instances(_scored_retinanet(score), fields)([{"image": image}])
+        assert any(torch.equal(x, found.scores) for x in traced(image))
+    assert torch.equal(scripted.scores, found.scores)
+
+
+def test_the_warm_up_of_a_retinanet_trains_the_probabilities_of_its_softmax():
+    model = _scored_retinanet("log_odds").train()
+    model.rambo_loss.ce_warmup = 10  # at iteration 0, the stock loss is trained alone
+    arguments, losses = list(captured(model, model, training_inputs())), []
+    logits = [spread(x) for x in arguments[1]]
+    softmax = [torch.nn.functional.pad(x, (0, 1)).softmax(dim=-1)[..., :-1] for x in logits]
+    for score, arguments[1] in (("log_odds", logits), ("logits", [p.logit() for p in softmax])):
+        model.rambo_score, model.loss_normalizer = score, 100
+        with EventStorage():
+            losses.append(model.losses(*arguments)["loss_cls"])
+    torch.testing.assert_close(*losses)
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])

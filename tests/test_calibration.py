@@ -42,7 +42,7 @@ NUM_CLASSES = 4
 RESCALING = Rescaling(
     torch.tensor(1.7).double(), torch.tensor([0.5, -1.0, 0.2, 2.0], dtype=torch.float64)
 )
-_SIGMOID = ("MODEL.RAMBO.SCORE", "logits")
+_SCORES = {"sigmoid": "logits", "softmax": "log_odds"}
 
 
 def build(kind):
@@ -51,8 +51,9 @@ def build(kind):
         cfg = LazyConfig.load(str(CONFIGS / "lazy/quickstart/fcos_rambo.py"))
         model = instantiate(cfg.model)
     else:
-        name, _, sigmoid = kind.partition(" ")
-        model = build_model(config(name, False, *(_SIGMOID if sigmoid else ())))
+        name, _, scores = kind.partition(" ")
+        keys = ("MODEL.RAMBO.SCORE", _SCORES[scores]) if scores else ()
+        model = build_model(config(name, False, *keys))
     for name, parameter in model.named_parameters():  # a new model's scores hardly differ
         if "cls_score" in name and name.endswith("weight"):
             torch.nn.init.normal_(parameter, std=0.05)
@@ -65,7 +66,7 @@ def image():
 
 
 KINDS = ["faster_rcnn", "faster_rcnn sigmoid", "cascade", "cascade sigmoid", "c4"]
-KINDS += ["retinanet", "fcos"]
+KINDS += ["retinanet", "retinanet softmax", "fcos"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

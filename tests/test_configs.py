@@ -84,11 +84,6 @@ def test_federated_loss(name):
         build_model(cfg)
 
 
-def test_scores_that_a_one_stage_detector_does_not_have():
-    with pytest.raises(InputError, match="SCORE 'softmax' needs .*RamboRetinaNet.*sigmoid"):
-        build_model(small_cfg("quickstart/retinanet_rambo.yaml", "MODEL.RAMBO.SCORE", "softmax"))
-
-
 def test_a_config_without_the_node_names_the_remedy():
     cfg = small_cfg()
     del cfg.MODEL["RAMBO"]

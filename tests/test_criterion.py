@@ -249,15 +249,22 @@ def test_score_logits_predicts_by_sigmoid():
 
 
 def test_log_odds_against_float64():
-    logits = (torch.randn(500, 6) * 20).requires_grad_()
-    z = logits.detach().double()
+    logits = (torch.randn(500, 6) * 8).requires_grad_()
+    z = logits.detach().double().requires_grad_()
     want = torch.stack(
         [z[:, c] - torch.cat([z[:, :c], z[:, c + 1 :]], 1).logsumexp(1) for c in range(5)], 1
     )
     got = log_odds(logits)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
-    got.sum().backward()
-    assert logits.grad.isfinite().all()
+    upstream = torch.randn(500, 5)
+    (grad,) = torch.autograd.grad(got, logits, upstream, retain_graph=True)
+    (want_grad,) = torch.autograd.grad(want, z, upstream.double())
+    torch.testing.assert_close(grad.double(), want_grad, rtol=1e-5, atol=1e-5)
+    # Neither far apart logits nor the scale of mixed precision make the gradient infinite.
+    for scale in (1, 2**16):
+        far = (100 * torch.randn(500, 6)).requires_grad_()
+        (log_odds(far) * scale).sum().backward()
+        assert log_odds(far).isfinite().all() and far.grad.isfinite().all()
     # Where the softmax is not saturated, it gives the same order.
     mild = torch.randn(50, 4)
     probs = mild.double().softmax(1)[:, :-1].flatten()

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from detectron2.modeling import RetinaNet
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.fcos import FCOS
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..errors import InputError
+from .scores import add_background
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Classifier:
 
     Attributes:
         num_classes: K.
-        is_softmax: whether a softmax over K + 1 outputs scores a box; the last is background.
+        is_softmax: whether a softmax over K + 1 logits scores a box. The last is background; a
+            RetinaNet has no output for it, its logit is 0.
 
     Raises:
         InputError: the model is none of these, or has no layer ``cls_score``.
@@ -62,9 +65,10 @@ class Classifier:
             if getattr(getattr(head, "cls_score", None), "bias", None) is None:
                 problem = "has no layer cls_score with a bias to rescale"
                 raise InputError(f"{type(head).__name__} {problem}")
-        self.is_softmax = predictor is not None and not (
-            getattr(self._heads[0], "use_sigmoid_ce", False)
-            or getattr(self._heads[0], "rambo_score", "") == "logits"
+        # A stock one-stage detector scores by a sigmoid, a stock R-CNN by a softmax.
+        scored_by, stock = (model, "logits") if self._is_dense else (self._heads[0], "log_odds")
+        self.is_softmax = getattr(scored_by, "rambo_score", stock) != "logits" and not getattr(
+            scored_by, "use_sigmoid_ce", False
         )
         self._model = model
         self._captured: list[Any] = []
@@ -77,15 +81,16 @@ class Classifier:
 
         Returns:
             Detectron2's ``Instances`` of D detections, and the outputs for :meth:`scores`: of an
-            R-CNN ``(D, S, K + 1)`` logits; of FCOS ``(D, 2)`` logits of the class and the
-            centre-ness; of a RetinaNet ``(D, 1)`` logits of the class.
+            R-CNN, or a RetinaNet with a softmax, ``(D, S, K + 1)`` logits; of FCOS ``(D, 2)``
+            logits of the class and the centre-ness; of a stock RetinaNet ``(D, 1)`` logits of the
+            class.
         """
         self._captured.clear()
         with ExitStack() as hooks, torch.no_grad():
             for head in self._heads:
                 hooks.enter_context(head.register_forward_hook(self._capture_outputs))
             detections = self._model([image])[0]["instances"]
-        if self._is_dense and not self._is_fcos:
+        if self._is_dense and not (self._is_fcos or self.is_softmax):
             scores = detections.scores.double().clamp(1e-38, 1 - 1e-7)  # float32 may be 0 or 1
             return detections, scores.logit()[:, None]
         # Detectron2 selects and suppresses boxes; the score of a detection identifies its box.
@@ -96,13 +101,17 @@ class Classifier:
         else:
             outputs = torch.stack(self._captured, dim=1)  # (R, S, K + 1)
             scores = self._box_scores(outputs)
-        distance = (scores.T[classes] - detections.scores[:, None]).abs()  # (D, R)
-        row = distance.argmin(dim=1) if len(detections) else classes  # argmin fails without boxes
+        pairs = zip(detections.scores, classes, strict=True)
+        row = [(scores[:, k] - score).abs().argmin() for score, k in pairs]
+        row = torch.stack(row) if row else classes
         return detections, outputs[row, classes] if self._is_fcos else outputs[row]
 
     def _capture_outputs(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
         if not self._is_dense:
             self._captured.append(outputs[0])  # (R, K + 1)
+        elif self.is_softmax:
+            levels = [permute_to_N_HWA_K(x, self.num_classes)[0] for x in outputs[0]]
+            self._captured.append(add_background(torch.cat(levels)))
         elif self._is_fcos:
             logits, _, centres = (
                 torch.cat([x[0].flatten(1).T for x in levels]) for levels in outputs
@@ -122,7 +131,7 @@ class Classifier:
             new: the rescaling.
         """
         outputs = outputs.double()
-        if not self._is_dense:
+        if self.is_softmax or not self._is_dense:
             logits = outputs * new.factor + pad(new.shift, (0, 1))
             return self._box_scores(logits).gather(1, classes[:, None])[:, 0]
         scores = (outputs[:, 0] * new.factor + new.shift[classes]).sigmoid()

@@ -44,14 +44,3 @@ def check_no_fed_loss(use_fed_loss: bool) -> None:
             "MODEL.ROI_BOX_HEAD.USE_FED_LOSS cannot be combined with the RaMBO loss, which ranks "
             "all classes of an image, also those that LVIS did not check: set USE_FED_LOSS to False"
         )
-
-
-def check_sigmoid_score(cfg: CfgNode) -> None:
-    """Raises InputError if the config ranks softmax probabilities of a head that has no softmax."""
-    score = rambo_node(cfg).SCORE
-    if score not in ("log_odds", "logits"):
-        raise InputError(
-            f"MODEL.RAMBO.SCORE {score!r} needs a softmax, but MODEL.META_ARCHITECTURE "
-            f"{cfg.MODEL.META_ARCHITECTURE} scores boxes by a sigmoid: use 'log_odds' or 'logits' "
-            "(here both rank the logits)"
-        )

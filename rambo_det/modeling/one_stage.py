@@ -10,12 +10,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from .config_checks import check_architecture, check_sigmoid_score
+from .config_checks import check_architecture, rambo_node
 from .criterion import RamboCriterion
+from .scores import add_background, score_function, softmax_log_odds
 
 
 class _RamboOneStageMixin:
@@ -25,6 +27,8 @@ class _RamboOneStageMixin:
     """
 
     _loss_name = "loss_cls"
+    #: The score that is ranked, see :mod:`.scores`. "logits": the class logits as they are.
+    rambo_score = "logits"
 
     def __init__(
         self, *, num_classes: int, rambo_loss: RamboCriterion | None = None, **kwargs: Any
@@ -62,7 +66,10 @@ class _RamboOneStageMixin:
             gt_boxes: N tensors ``(R, 4)`` in px.
             *more_per_level: the stock method's other arguments, in the form of the deltas.
         """
-        ranked, num_classes = flatten_levels(pred_logits, gt_labels), self.num_classes
+        logits, classes = flatten_levels(pred_logits, gt_labels)
+        scores, num_classes = logits, self.num_classes
+        if self.rambo_score != "logits":
+            scores = score_function(self.rambo_score)(add_background(logits))
         if not self.rambo_loss.stock_loss_weight():
             labels = torch.stack(gt_labels)
             used = ((labels >= 0) & (labels != num_classes)).any(dim=0)  # (R,)
@@ -73,27 +80,52 @@ class _RamboOneStageMixin:
             pred_anchor_deltas = [cat(pred_anchor_deltas, dim=1)[:, used]]
             gt_boxes = [of_image[used] for of_image in gt_boxes]
             more_per_level = tuple([cat(levels, dim=1)[:, used]] for levels in more_per_level)
+        elif self.rambo_score != "logits":  # the stock loss of the same probabilities
+            pred_logits = [softmax_log_odds(x) for x in pred_logits]
         inputs = (anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level)
         stock = partial(super().losses, *inputs)  # type: ignore[misc]
-        return self.rambo_loss.replace_stock_loss(self._loss_name, stock, *ranked)
+        return self.rambo_loss.replace_stock_loss(self._loss_name, stock, scores, classes, logits)
 
 
 @META_ARCH_REGISTRY.register()
 class RamboRetinaNet(_RamboOneStageMixin, RetinaNet):
-    """RetinaNet whose ``loss_cls`` is the batch-wide AP loss of all anchors' logits.
+    """RetinaNet whose ``loss_cls`` is the batch-wide AP loss of all anchors.
 
     Ignored anchors are not ranked. The loss lies in [0, 1] times its weight. Unlike the focal loss,
     it is not divided by the moving average of the number of positives.
+
+    A box is scored by a softmax over the classes and a background whose logit is 0. With the score
+    "logits", a sigmoid of each class scores it, as in the stock model.
     """
 
-    __init__ = configurable(_RamboOneStageMixin.__init__)
+    @configurable
+    def __init__(self, *, score: str = "log_odds", **kwargs: Any) -> None:
+        """
+        Args:
+            score: the score that is ranked, see :mod:`.scores`.
+            **kwargs: ``num_classes``, ``rambo_loss``, and the arguments of the stock class.
+        """
+        super().__init__(**kwargs)
+        score_function(score)  # raises InputError for an unknown name
+        self.rambo_score = score
+
+    def _transpose_dense_predictions(
+        self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
+    ) -> list[list[Tensor]]:
+        """Returns what the stock method does; in evaluation, logits whose sigmoid is the score."""
+        levels: list[list[Tensor]] = []
+        for of_kind, dims in zip(predictions, dims_per_anchor):  # noqa: B905  # for torch.jit.script
+            levels.append([permute_to_N_HWA_K(x, dims) for x in of_kind])
+        if self.rambo_score != "logits" and not self.training:
+            levels[0] = [softmax_log_odds(x) for x in levels[0]]
+        return levels
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         check_architecture(cfg)
-        check_sigmoid_score(cfg)
         args: dict[str, Any] = super().from_config(cfg)
         args["rambo_loss"] = RamboCriterion.from_cfg(cfg, args["num_classes"])
+        args["score"] = rambo_node(cfg).SCORE
         return args
 
 

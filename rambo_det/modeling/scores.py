@@ -1,9 +1,12 @@
-"""Score functions: they compute the scores that are ranked from a softmax head's outputs."""
+"""Score functions: they compute the scores that are ranked from the logits of a detector."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from ..errors import InputError
 
@@ -12,21 +15,48 @@ def log_odds(logits: Tensor) -> Tensor:
     """Returns ``log(p / (1 - p))`` of the softmax p, which is ``z_c - log Σ_{j≠c} exp(z_j)``.
 
     The log odds order boxes exactly as the softmax does, within a class and between classes, but do
-    not saturate: if one logit rises by 1, its log odds rise by 1.
+    not saturate: if one logit rises by 1, its log odds rise by 1, up to log odds of 87.
 
     Args:
-        logits: ``(N, K + 1)`` float32.
+        logits: ``(N, K + 1)`` float32 or float64.
 
     Returns:
         ``(N, K)``: the last column, background, is dropped.
     """
-    top = logits.argmax(dim=1, keepdim=True)
-    is_top = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, top, True)
-    # log Σ_{j≠c}: all logits but the largest have p <= 1/2, where log(1 - p) loses no digits.
-    log_prob = logits.log_softmax(dim=1).masked_fill(is_top, -torch.inf)
-    others = logits.logsumexp(dim=1, keepdim=True) + torch.log1p(-log_prob.exp())
-    others_of_top = logits.masked_fill(is_top, -torch.inf).logsumexp(dim=1, keepdim=True)
-    return (logits - torch.where(is_top, others_of_top, others))[:, :-1]
+    return _LogOdds.apply(logits)[:, :-1]
+
+
+class _LogOdds(torch.autograd.Function):
+    """Log odds of all columns. Autograd's own gradient takes three times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        odds = all_log_odds(logits)
+        ctx.save_for_backward(odds, logits.argmax(dim=1, keepdim=True))
+        return odds
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """With ``h = g / (1 - p)``, the gradient of z_j is ``g_j - p_j Σ_{c≠j} h_c``."""
+        odds, top = ctx.saved_tensors
+        p = odds.sigmoid()
+        h = (grad / (1 - p)).scatter_(1, top, 0)
+        others = h.sum(dim=1, keepdim=True)
+        # The top logit's own 1 - p may be 0. The bound keeps h finite.
+        h_top = grad.gather(1, top) / (-odds.gather(1, top)).sigmoid().clamp(min=1e-18)
+        of_others = h.neg_().add_(others + h_top).scatter_(1, top, others)
+        return grad - p.mul_(of_others)
+
+
+def all_log_odds(logits: Tensor) -> Tensor:
+    """Returns the log odds of all ``(N, K + 1)`` logits, background included; can be scripted."""
+    top_logit, top = logits.max(dim=1, keepdim=True)
+    # Without the top logit, whose share of 1 would round off small sums of the others.
+    shares = (logits - top_logit).exp_().scatter(1, top, 0.0)
+    others = shares.sum(dim=1, keepdim=True).clamp(min=1e-38)
+    odds = (logits - top_logit) - (others - shares).log1p()
+    return odds.scatter(1, top, -others.log())
 
 
 #: Each turns ``(N, K + 1)`` logits into ``(N, K)`` scores.
@@ -42,3 +72,17 @@ def score_function(name: str) -> Callable[[Tensor], Tensor]:
     if name not in SCORE_FUNCTIONS:
         raise InputError(f"MODEL.RAMBO.SCORE must be one of {tuple(SCORE_FUNCTIONS)}, got {name!r}")
     return SCORE_FUNCTIONS[name]
+
+
+def add_background(logits: Tensor) -> Tensor:
+    """Returns ``(N, K + 1)`` logits in float32: those of K classes, and 0 for the background."""
+    return pad(logits.float(), (0, 1))
+
+
+def softmax_log_odds(logits: Tensor) -> Tensor:
+    """Returns the log odds ``(..., K)`` of a softmax over the ``(..., K)`` logits and a 0.
+
+    A sigmoid of them gives the probabilities of the softmax. This function can be scripted.
+    """
+    odds = all_log_odds(add_background(logits.flatten(0, -2)))
+    return odds[:, :-1].reshape(logits.shape)
