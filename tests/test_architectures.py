@@ -14,6 +14,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
+from rambo_det.engine.user_code import import_user_code
 from rambo_det.modeling import RamboCriterion
 from rambo_det.modeling.classifier import Classifier, Rescaling
 from rambo_det.modeling.scores import SCORE_FUNCTIONS
@@ -29,6 +30,7 @@ from .architectures import (
     spread,
     training_losses,
 )
+from .forked import REPOSITORY
 from .models import training_inputs
 
 
@@ -173,6 +175,12 @@ def test_the_warm_up_of_a_retinanet_trains_the_probabilities_of_its_softmax():
         with EventStorage():
             losses.append(model.losses(*arguments)["loss_cls"])
     torch.testing.assert_close(*losses)
+    # The model of the example has this loss alone.
+    import_user_code([str(REPOSITORY / "examples" / "softmax_retinanet.py")])
+    model = build("retinanet", False, "MODEL.META_ARCHITECTURE", "SoftmaxRetinaNet")
+    model.loss_normalizer, arguments[1] = 100, logits
+    with EventStorage():
+        torch.testing.assert_close(model.losses(*arguments)["loss_cls"], losses[0])
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])

@@ -36,7 +36,7 @@ from rambo_det.cli.failures import exit_status  # noqa: E402
 from rambo_det.data.files import make_folder  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
 from rambo_det.modeling.one_stage import flatten_levels  # noqa: E402
-from rambo_det.modeling.scores import score_function  # noqa: E402
+from rambo_det.modeling.scores import add_background, score_function  # noqa: E402
 from rambo_det.paths import find_config  # noqa: E402
 
 # Model -> its config with the stock loss and its config with RaMBO.
@@ -109,8 +109,8 @@ class TimedModel:
 
     def _classification_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
         if hasattr(self.head, "rambo_loss"):
-            scores = logits if self._is_dense else score_function(self.head.rambo_score)(logits)
-            return self.head.rambo_loss(scores, gt_classes)
+            logits = add_background(logits) if self._is_dense else logits
+            return self.head.rambo_loss(score_function(self.head.rambo_score)(logits), gt_classes)
         if not self._is_dense:
             return F.cross_entropy(logits, gt_classes)
         valid = gt_classes >= 0

@@ -55,14 +55,10 @@ def _rates(*settings: tuple[str, float]) -> str:
     )
 
 
-_RATES = _rates(*((loss, rate) for loss in ("focal", "rambo") for rate in (0.01, 0.02, 0.04)))
 _GN = "MODEL.RETINANET.NORM GN"
-_CLIPPED = " ".join(
-    f"--variant '{loss}_lr{rate}_clip{clip:g}={loss} {_GN} SOLVER.BASE_LR {rate} "
-    f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE {clip}'"
-    for loss in ("focal", "rambo")
-    for rate in (0.01, 0.04)
-    for clip in (5.0, 0.1)
+_SOFTMAX = f"--import examples/softmax_retinanet.py {_RETINANET}"
+_BOTH_SOFTMAX = (
+    "--variant 'focal_softmax=focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet' --variant rambo=rambo"
 )
 _MEMORY = (
     "--hold-out 5 --seeds 1 --losses rambo --variant 'memory=rambo MODEL.RAMBO.MEMORY_LENGTH 4'"
@@ -103,117 +99,25 @@ PROTOCOL = {
         f"{_TIMM} {_CHESS} {_JOBS} --seeds 3 --variant 'ce_repeat=ce DATALOADER.SAMPLER_TRAIN "
         "RepeatFactorTrainingSampler DATALOADER.REPEAT_THRESHOLD 0.5' SOLVER.MAX_ITER 600",
     ),
-    "retinanet_tuning": (
-        "Which learning rate does each loss need in a pretrained RetinaNet with GIoU for its "
-        "boxes? Measured on held-out training images of chess.",
-        f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 {_RATES} {_GIOU} 600",
+    "voc07_retinanet_softmax_held_out": (
+        "Does a RetinaNet gain if its scores are a softmax, which ties the classes together, with "
+        "either loss? Measured on held-out training images, as voc07_retinanet_rates.",
+        f"{_SOFTMAX} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 {_BOTH_SOFTMAX} {_GN} "
+        f"RAMBO_TRAIN.CALIBRATE off {_GIOU} 800",
     ),
-    "retinanet_pretrained": (
-        "Does RaMBO gain over focal loss in a pretrained RetinaNet? Each has the learning rate "
-        "that was its best on held-out images (retinanet_tuning); all else is alike.",
-        f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3 {_rates(('focal', 0.02), ('rambo', 0.04))} "
+    "voc07_retinanet_softmax": (
+        "And after 6.3 epochs? All else is as in voc07_retinanet_long.",
+        f"{_SOFTMAX} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 {_BOTH_SOFTMAX} {_GN} "
+        f"RAMBO_TRAIN.CALIBRATE off TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
+    ),
+    "voc07_retinanet_softmax_seeds": (
+        "What has RaMBO with a softmax in the short schedule of voc07_retinanet?",
+        f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 4 --losses rambo {_GN} {_GIOU} 1000",
+    ),
+    "retinanet_softmax": (
+        "The same on chess. All else is as in retinanet_gn.",
+        f"{_SOFTMAX} {_CHESS} {_JOBS} --seeds 3 {_BOTH_SOFTMAX} {_GN} SOLVER.BASE_LR 0.02 "
         f"{_GIOU} 600",
-    ),
-    "retinanet_tuning_today": (
-        "And with today's defaults, without a memory? Measured on held-out training images.",
-        f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 "
-        f"{_rates(*(('rambo', rate) for rate in (0.04, 0.02, 0.01)))} {_GIOU} 600",
-    ),
-    "retinanet_pretrained_today": (
-        "What has RaMBO there with today's defaults? It has the learning rate that is its best on "
-        "held-out images (retinanet_tuning_today).",
-        f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3 {_rates(('rambo', 0.04))} {_GIOU} 600",
-    ),
-    "retinanet_gn_tuning": (
-        "Which learning rate does each loss need on chess if the head of the RetinaNet has a group "
-        "norm, as on VOC07? Measured on held-out training images.",
-        f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 "
-        f"{_rates(*((loss, rate) for rate in (0.04, 0.02) for loss in ('focal', 'rambo')))} "
-        f"{_GN} {_GIOU} 600",
-    ),
-    "retinanet_gn": (
-        "Does RaMBO gain over focal loss there? Both have the learning rate that was the best of "
-        "the two on held-out images (retinanet_gn_tuning).",
-        f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3 {_rates(('focal', 0.02), ('rambo', 0.02))} "
-        f"{_GN} {_GIOU} 600",
-    ),
-    "voc07_retinanet_tuning": (
-        "Which learning rate does each loss need on VOC07, and which bound on the gradient's norm? "
-        "Without normalisation in the head RaMBO's scores ran away there, as yet, and focal loss "
-        "learnt next to nothing: both have group norm. Measured on held-out training images after "
-        "a short schedule.",
-        f"{_RETINANET} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 {_CLIPPED} {_GIOU} 400",
-    ),
-    "voc07_retinanet": (
-        "Does RaMBO gain over focal loss in a pretrained RetinaNet on VOC07? Each has the setting "
-        "that was its best on held-out images (voc07_retinanet_tuning).",
-        f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3 --losses focal,rambo {_GN} {_GIOU} 1000",
-    ),
-    "voc07_retinanet_today": (
-        "What has RaMBO there with today's defaults? All else is as in voc07_retinanet.",
-        f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3 --losses rambo {_GN} {_GIOU} 1000",
-    ),
-    "voc07_retinanet_seeds_today": (
-        "Two more seeds of both, added after the interval of three had held 0.",
-        f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3,4 --losses focal,rambo {_GN} {_GIOU} 1000",
-    ),
-    "voc07_retinanet_rates": (
-        "Which learning rate does each loss need there after twice the schedule of "
-        "voc07_retinanet_tuning, with today's defaults? Measured on held-out training images.",
-        f"{_RETINANET} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 "
-        f"{_rates(*((loss, rate) for rate in (0.02, 0.01) for loss in ('focal', 'rambo')))} "
-        f"{_GN} {_GIOU} 800",
-    ),
-    "voc07_retinanet_weights": (
-        "And which weight, with the rate that is best for both (voc07_retinanet_rates)? RaMBO's "
-        "was chosen with Faster R-CNN. Measured on held-out training images.",
-        f"{_RETINANET} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 "
-        + " ".join(
-            f"--variant '{loss}_w{weight}={loss} {key} {weight}'"
-            for loss, key, weights in (
-                ("rambo", "MODEL.RAMBO.LOSS_WEIGHT", (0.4, 0.1)),
-                ("focal", "RAMBO_TRAIN.CLS_WEIGHT", (2.0, 0.5)),
-            )
-            for weight in weights
-        )
-        + f" {_GN} {_GIOU} 800",
-    ),
-    "voc07_retinanet_parts": (
-        "Which margin and β does RaMBO need there, and which α and γ focal loss? Measured on "
-        "held-out training images, with the rate and the weight that are best for both.",
-        f"{_RETINANET} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 "
-        + " ".join(
-            f"--variant '{name}{value}={loss} {key} {value}'"
-            for name, loss, key, values in (
-                ("beta", "rambo", "MODEL.RAMBO.BETA", (1.0, 0.0)),
-                ("alpha", "focal", "MODEL.RETINANET.FOCAL_LOSS_ALPHA", (0.5, 0.1)),
-                ("margin", "rambo", "MODEL.RAMBO.MARGIN", (1.0, 0.25)),
-                ("gamma", "focal", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", (1.0, 3.0)),
-            )
-            for value in values
-        )
-        + f" {_GN} {_GIOU} 800",
-    ),
-    "voc07_retinanet_long": (
-        "Does RaMBO gain over focal loss on VOC07 after 6.3 epochs, the schedule of voc07? Each "
-        "has the rate and the weight that were its best on held-out images.",
-        f"{_RETINANET} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 "
-        f"--losses focal,rambo {_GN} TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
-    ),
-    "voc07_retinanet_weights_long": (
-        "The weights of voc07_retinanet_weights were compared early, when RaMBO's loss is large; "
-        "it falls as AP rises. Does twice the weight help either loss after the schedule of "
-        "voc07_retinanet_long? Measured on the test images; no setting is chosen by it.",
-        f"{_RETINANET} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 "
-        "--variant 'focal_w2.0=focal RAMBO_TRAIN.CLS_WEIGHT 2.0' "
-        f"--variant 'rambo_w0.4=rambo MODEL.RAMBO.LOSS_WEIGHT 0.4' {_GN} TEST.EVAL_PERIOD 1000 "
-        f"{_GIOU} 4000",
-    ),
-    "retinanet_long": (
-        "What is left of the lead on chess after three times the schedule? The learning rates are "
-        "those of retinanet_pretrained.",
-        f"{_RETINANET} {_CHESS} {_JOBS} --seeds 1 {_rates(('focal', 0.02), ('rambo', 0.04))} "
-        f"{_GIOU} 1800",
     ),
     "voc07_today": (
         "What has RaMBO there with today's defaults, without a memory? All else is as in voc07.",
@@ -306,11 +210,6 @@ PROTOCOL = {
             "MODEL.RAMBO.BETA 0.3333 MODEL.RAMBO.MEMORY_LENGTH 7 MODEL.RAMBO.CE_WARMUP 200'"
             for lambda_, weight in ((1000, 1.0), (8000, 1.0))
         ),
-    ),
-    "voc07_retinanet_stock": (
-        "Does RaMBO gain over focal loss in a RetinaNet without normalisation in its head, as "
-        "Detectron2's is? All else is as in voc07_retinanet.",
-        f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 3 --losses focal,rambo {_GIOU} 1000",
     ),
     "voc07_giou": (
         "What does a Faster R-CNN with GIoU for its boxes gain in AP75, which decides here? The "

@@ -31,8 +31,8 @@ class _LogOdds(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
-        odds = all_log_odds(logits)
-        ctx.save_for_backward(odds, logits.argmax(dim=1, keepdim=True))
+        odds, top = _odds_and_top(logits)
+        ctx.save_for_backward(odds, top)
         return odds
 
     @staticmethod
@@ -49,14 +49,14 @@ class _LogOdds(torch.autograd.Function):
         return grad - p.mul_(of_others)
 
 
-def all_log_odds(logits: Tensor) -> Tensor:
-    """Returns the log odds of all ``(N, K + 1)`` logits, background included; can be scripted."""
+def _odds_and_top(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the log odds of all ``(N, K + 1)`` logits, and ``(N, 1)`` indices of the highest."""
     top_logit, top = logits.max(dim=1, keepdim=True)
     # Without the top logit, whose share of 1 would round off small sums of the others.
     shares = (logits - top_logit).exp_().scatter(1, top, 0.0)
     others = shares.sum(dim=1, keepdim=True).clamp(min=1e-38)
     odds = (logits - top_logit) - (others - shares).log1p()
-    return odds.scatter(1, top, -others.log())
+    return odds.scatter(1, top, -others.log()), top
 
 
 #: Each turns ``(N, K + 1)`` logits into ``(N, K)`` scores.
@@ -84,5 +84,5 @@ def softmax_log_odds(logits: Tensor) -> Tensor:
 
     A sigmoid of them gives the probabilities of the softmax. This function can be scripted.
     """
-    odds = all_log_odds(add_background(logits.flatten(0, -2)))
+    odds, _ = _odds_and_top(add_background(logits.flatten(0, -2)))
     return odds[:, :-1].reshape(logits.shape)

@@ -1,0 +1,24 @@
+"""SoftmaxRetinaNet: focal loss for the scores of a RamboRetinaNet, to compare the losses alone.
+
+    rambo-compare --import examples/softmax_retinanet.py --config configs/retinanet_rambo.yaml \\
+        --losses rambo --variant "focal_softmax=focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet"
+"""
+
+from typing import Any
+
+from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+from torch import Tensor
+
+from rambo_det import RamboRetinaNet
+from rambo_det.modeling.scores import softmax_log_odds
+
+
+@META_ARCH_REGISTRY.register()
+class SoftmaxRetinaNet(RamboRetinaNet):
+    """A RetinaNet with focal loss that scores boxes by a softmax, as RamboRetinaNet does."""
+
+    def losses(self, anchors: Any, pred_logits: list[Tensor], *inputs: Any) -> dict[str, Tensor]:
+        """Returns the stock losses of the probabilities of the softmax."""
+        logits = [softmax_log_odds(x) for x in pred_logits]
+        losses: dict[str, Tensor] = RetinaNet.losses(self, anchors, logits, *inputs)
+        return losses
