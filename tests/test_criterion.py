@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
+from detectron2.model_zoo import get_config
 from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
@@ -114,7 +115,7 @@ def test_heads_of_a_user_keep_the_box_predictor_that_they_make(parent, layers):
     cfg = config("cascade" if parent is RamboCascadeROIHeads else "faster_rcnn")
     shapes = build_backbone(cfg).output_shape()
     if layers is LAYERS[2]:
-        with pytest.raises(InputError, match="OwnHeads makes a Other: derive it from RamboFast"):
+        with pytest.raises(InputError, match="OwnHeads got a Other: derive it from rambo_det.Ram"):
             OwnHeads(cfg, shapes)
         return
     predictor = OwnHeads(cfg, shapes).box_predictor
@@ -123,6 +124,24 @@ def test_heads_of_a_user_keep_the_box_predictor_that_they_make(parent, layers):
     expected = RamboFastRCNNOutputLayers if layers is FastRCNNOutputLayers else layers
     assert {(type(one), one.test_score_thresh) for one in made} == {(expected, 0.25)}
     assert [one.rambo_loss.name for one in made] == names
+
+
+@pytest.mark.parametrize(
+    "name, heads", [("mask_rcnn_fpn", RamboROIHeads), ("cascade_rcnn", RamboCascadeROIHeads)]
+)
+def test_heads_of_a_lazyconfig_refuse_stock_box_predictors(name, heads):
+    """They would train with cross entropy."""
+    node = get_config(f"common/models/{name}.py").model.roi_heads
+    node._target_ = heads
+    with pytest.raises(InputError, match="got a FastRCNNOutputLayers: .* set box_predictor._t"):
+        instantiate(node)
+    predictors = node.box_predictors if name == "cascade_rcnn" else [node.box_predictor]
+    for each in predictors:
+        each._target_ = RamboFastRCNNOutputLayers
+    made = instantiate(node).box_predictor
+    names = [each.rambo_loss.name for each in (made if len(predictors) > 1 else [made])]
+    stages = ["loss_cls_stage0", "loss_cls_stage1", "loss_cls_stage2"]
+    assert names == (stages if len(predictors) > 1 else ["loss_cls"])
 
 
 def of_config(*opts, num_classes=4):

@@ -22,27 +22,36 @@ class _RamboPredictorMixin:
     """A mixin that replaces each stock box predictor by a :class:`RamboFastRCNNOutputLayers`.
 
     The mixin must be the first base class. The new predictors have the layers and the settings of
-    the stock ones.
+    the stock ones. Heads that are made from arguments, as in a LazyConfig, need such predictors;
+    other predictors raise InputError.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        made: Any = self.box_predictor  # type: ignore[has-type]
+        is_cascade = isinstance(made, torch.nn.ModuleList)
+        for stage, predictor in enumerate(made if is_cascade else [made]):
+            if not isinstance(predictor, RamboFastRCNNOutputLayers):
+                name = f"{type(self).__name__} got a {type(predictor).__name__}"
+                layers = "rambo_det.RamboFastRCNNOutputLayers"
+                lazy = f"in a LazyConfig, set box_predictor._target_ to {layers}"
+                raise InputError(f"{name}: derive it from {layers}; {lazy}")
+            if is_cascade:
+                predictor.rambo_loss.name = f"loss_cls_stage{stage}"
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         check_no_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
         args: dict[str, Any] = super().from_config(cfg, input_shape)  # type: ignore[misc]
 
-        def make_predictor(stock: FastRCNNOutputLayers) -> RamboFastRCNNOutputLayers:
-            if isinstance(stock, RamboFastRCNNOutputLayers):  # of a user's subclass of the heads
-                return stock
-            if type(stock) is not FastRCNNOutputLayers:
-                name = f"{cls.__name__} makes a {type(stock).__name__}"
-                raise InputError(f"{name}: derive it from RamboFastRCNNOutputLayers")
-            loss = RamboCriterion.from_cfg(cfg, stock.num_classes)
-            return RamboFastRCNNOutputLayers.from_stock(stock, loss, cfg.MODEL.RAMBO.SCORE)
+        def make_predictor(made: FastRCNNOutputLayers) -> FastRCNNOutputLayers:
+            if type(made) is not FastRCNNOutputLayers:  # of a user's subclass of the heads
+                return made
+            loss = RamboCriterion.from_cfg(cfg, made.num_classes)
+            return RamboFastRCNNOutputLayers.from_stock(made, loss, cfg.MODEL.RAMBO.SCORE)
 
         if "box_predictors" in args:
             args["box_predictors"] = list(map(make_predictor, args["box_predictors"]))
-            for stage, predictor in enumerate(args["box_predictors"]):
-                predictor.rambo_loss.name = f"loss_cls_stage{stage}"
         else:
             args["box_predictor"] = make_predictor(args["box_predictor"])
         return args
