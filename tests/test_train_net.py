@@ -1,5 +1,6 @@
 """tools/train_net.py as a user runs it."""
 
+import json
 import logging
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 from contextlib import nullcontext
 
 import pytest
+from detectron2.data.datasets import register_coco_instances
 
 from rambo_det.cli.train import load_config, main, result_table
 from rambo_det.engine.arguments import parse_args
@@ -85,6 +87,24 @@ def test_a_model_with_too_few_classes_is_refused(capsys, catalogs, tmp_path):
         key, file = f"MODEL.{node}.NUM_CLASSES", f"configs/quickstart/{config}_rambo.yaml"
         error = refused(capsys, main, "--config", file, key, 3, "OUTPUT_DIR", tmp_path / "out")
         assert error == f"error: {key} is 3, but rambo_shapes_train has 4 classes\n"
+
+
+def test_classes_that_only_loading_makes_known_are_checked(run, capsys, catalogs, tmp_path):
+    folder, _, keys, _ = run
+    content = json.loads((folder.parent / "train.json").read_text())
+    for category in content["categories"]:
+        category["id"] = 5 - category["id"]
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    new = ["OUTPUT_DIR", tmp_path / "out", "MODEL.ROI_HEADS.NUM_CLASSES", 3]
+    for name, flags, more, message in (
+        ("coco_a", ["--resume"], [], "--resume: class 1 is 'circle' in the run in"),
+        ("coco_b", ["--eval-only"], [], "--eval-only: class 1 is 'circle' in the run in"),
+        ("coco_c", [], new, "MODEL.ROI_HEADS.NUM_CLASSES is 3, but coco_c has 4 classes"),
+    ):
+        register_coco_instances(name, {}, str(tmp_path / "other.json"), str(folder.parent))
+        data = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
+        words = ["--config", QUICKSTART, *flags, *keys, *data, *more]
+        assert message in refused(capsys, main, *words)
 
 
 def test_the_results_of_another_evaluator_are_a_table():

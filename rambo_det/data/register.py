@@ -210,10 +210,15 @@ def _class_names(
 
 
 def registered_classes(name: str) -> list[str]:
-    """Returns the class names of a registered dataset; [] if they are not known before loading."""
-    from detectron2.data import MetadataCatalog
+    """Returns the class names of a registered dataset; [] if its metadata lack them."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    return list(MetadataCatalog.get(name).get("thing_classes") or ())
+    metadata = MetadataCatalog.get(name)
+    # Those of register_coco_instances are known only after loading. Other datasets are not loaded:
+    # one without class names would be loaded at each call.
+    if metadata.get("json_file") and not metadata.get("thing_classes"):
+        DatasetCatalog.get(name)
+    return list(metadata.get("thing_classes") or ())
 
 
 def class_metadata(names: Sequence[str]) -> dict[str, Any]:
