@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 from detectron2.data.datasets import register_coco_instances
@@ -87,6 +88,9 @@ def test_a_model_with_too_few_classes_is_refused(capsys, catalogs, tmp_path):
         key, file = f"MODEL.{node}.NUM_CLASSES", f"configs/quickstart/{config}_rambo.yaml"
         error = refused(capsys, main, "--config", file, key, 3, "OUTPUT_DIR", tmp_path / "out")
         assert error == f"error: {key} is 3, but rambo_shapes_train has 4 classes\n"
+    words = ["--config", "configs/lazy/quickstart/fcos_rambo.py", "model.num_classes=3"]
+    error = refused(capsys, partial(main, lazy=True), *words, f"train.output_dir={tmp_path}/out")
+    assert error == "error: model.num_classes is 3, but rambo_shapes_train has 4 classes\n"
 
 
 def test_classes_that_only_loading_makes_known_are_checked(run, capsys, catalogs, tmp_path):

@@ -31,10 +31,10 @@ from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
 from .folder import set_last_checkpoint
 from .hooks import EarlyStop, SeedHook, training_hooks
-from .keys import LAZY, dataset_names, has_key, set_key
+from .keys import LAZY, dataset_names, get_key, has_key, set_key
 from .loader import train_loader
 from .seeds import ORDER, run_seed, seeded
-from .setup import check_amp, check_best_metric, check_schedule, pick_device
+from .setup import check_amp, check_best_metric, check_num_classes, check_schedule, pick_device
 from .user_code import import_user_code
 from .user_data import check_masks_and_keypoints, register_data
 
@@ -60,9 +60,11 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     names = ("mask_head", "keypoint_head")
     needs = [f"model.roi_heads.{x} is set" if heads.get(x) is not None else "" for x in names]
     check_masks_and_keypoints(own_names, *needs)
+    key = "model.roi_heads.num_classes" if heads else "model.num_classes"
     if classes is not None:
-        node = cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model
-        node.num_classes = len(classes)
+        set_key(cfg, key, len(classes))
+    if not args.eval_only and has_key(cfg, key):  # a user's own model may have none
+        check_num_classes(key, get_key(cfg, key), train)
     mapper = cfg.dataloader.train.get("mapper") or {}
     have_names = all(MetadataCatalog.get(name).get("keypoint_names") for name in train)
     if "keypoint_hflip_indices" in mapper and set(train) <= set(own_names) and have_names:

@@ -65,8 +65,9 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
                 problem = f"{key} is {value}, but the data have {len(classes)} classes"
                 raise InputError(f"{problem}: remove this setting, it is set automatically")
         adapt_config(cfg, classes, own_names)
-    if not args.eval_only:
-        _check_num_classes(cfg)
+    if not args.eval_only and (node := _CLASS_NODES.get(cfg.MODEL.META_ARCHITECTURE)):
+        key = f"MODEL.{node}.NUM_CLASSES"
+        check_num_classes(key, get_key(cfg, key), cfg.DATASETS.TRAIN)
     if args.hold_out is not None:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(cfg.DATASETS.TRAIN, args.hold_out)
         cfg.DATASETS.PROPOSAL_FILES_TEST = cfg.DATASETS.PROPOSAL_FILES_TRAIN
@@ -77,13 +78,11 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     return cfg
 
 
-def _check_num_classes(cfg: CfgNode) -> None:
+def check_num_classes(key: str, num_classes: int, train: Sequence[str]) -> None:
     """Raises InputError if the training data have a class whose number is background's."""
-    node = _CLASS_NODES.get(cfg.MODEL.META_ARCHITECTURE)
-    for name in cfg.DATASETS.TRAIN if node else ():
-        key, number = f"MODEL.{node}.NUM_CLASSES", len(registered_classes(name))
-        if number > get_key(cfg, key):
-            raise InputError(f"{key} is {get_key(cfg, key)}, but {name} has {number} classes")
+    for name in train:
+        if (number := len(registered_classes(name))) > num_classes:
+            raise InputError(f"{key} is {num_classes}, but {name} has {number} classes")
 
 
 def merged_config(args: argparse.Namespace) -> CfgNode:
