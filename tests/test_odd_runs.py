@@ -73,7 +73,8 @@ def test_another_learning_rate_of_a_resumed_run_is_not_taken_in_silence(finished
     shutil.copytree(finished_run / "out", out)
     data = [*registered(finished_run)[0], "--resume"]
     file = out / "config.yaml"
-    file.write_text(file.read_text().replace("BASE_LR: 0.04", "BASE_LR: 4.0e-02"))
+    text = file.read_text().replace("BASE_LR: 0.04", "BASE_LR: 4.0e-02")
+    file.write_text(text.replace("NUM_CLASSES: 4", "NUM_CLASSES: 80"))  # of an unused RetinaNet
     assert run(finished_run, out, "SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.04, data=data) == 0
     assert "is ignored" not in (out / "log.txt").read_text()
     assert run(finished_run, out, "SOLVER.MAX_ITER", 4, "SOLVER.BASE_LR", 0.5, data=data) == 0

@@ -142,6 +142,13 @@ def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch, tmp_pat
         assert f"--fresh cannot rename OUTPUT_DIR {folder}, your current directory" in error
     other = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume", *keys]
     assert "MODEL.ROI_HEADS.NAME" in refused(capsys, main, *other)
+    for key, value, message in (
+        ("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "fc1.weight has shape (32, "),
+        ("MODEL.ROI_BOX_HEAD.NUM_FC", 3, "2 weights are missing, first: roi_heads.box_head.fc3"),
+        ("MODEL.ROI_BOX_HEAD.NUM_FC", 1, "it has 2 more weights, first: roi_heads.box_head.fc2"),
+    ):
+        error = refused(capsys, main, *args, "--resume", *keys, key, value)
+        assert f"{folder}/model_final.pth does not fit the model of" in error and message in error
     for flag in ("--resume", "--eval-only"):
         names = ["--classes", "circle,triangle,square,star"]
         error = refused(capsys, main, *args, flag, *names, *keys)

@@ -105,8 +105,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from detectron2.evaluation import verify_results
 
     from ..engine.calibrated import calibrate_final
-    from ..engine.checkpointer import RAW_FILE
-    from ..engine.folder import CALIBRATED_FOLDER, EVALUATED_FOLDER, prepare_run
+    from ..engine.checkpointer import RAW_FILE, load_whole_model
+    from ..engine.folder import CALIBRATED_FOLDER, EVALUATED_FOLDER, last_checkpoint, prepare_run
     from ..engine.keys import dataset_names, get_key, set_key
     from ..engine.lazy import LazyRun
     from ..engine.run_data import write_data
@@ -124,6 +124,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with buffer_logs():
         cfg = load_config(args)
         folder = prepare_run(cfg, keys, args)
+        if args.resume and (file := last_checkpoint(folder)):
+            # Before setup_logging overwrites the config that fits the checkpoint.
+            load_whole_model(kind.build_model(cfg), str(file), args.config_file, exactly=True)
     if args.eval_only and (folder / "metrics.json").is_file():
         # The folder of a training keeps the training's own detections: other commands read them.
         folder = folder / EVALUATED_FOLDER

@@ -113,10 +113,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise unreadable_checkpoint(filename, error) from error
 
 
-def load_whole_model(model: Any, weights: str, config: str) -> None:
+def load_whole_model(model: Any, weights: str, config: str, exactly: bool = False) -> None:
     """Loads a checkpoint that must have all weights of the model; messages name its ``config``.
 
-    Raises InputError if the file cannot be read, or if a weight is missing or has another shape.
+    Raises InputError if the file cannot be read, or if a weight is missing or has another shape;
+    with ``exactly`` also if the checkpoint has further weights.
     """
 
     def check(incompatible: Any) -> None:
@@ -128,6 +129,8 @@ def load_whole_model(model: Any, weights: str, config: str) -> None:
             raise InputError(f"{mismatch}: {difference}{hint}")
         if missing := incompatible.missing_keys:
             raise InputError(f"{mismatch}: {len(missing)} weights are missing, first: {missing[0]}")
+        if exactly and (further := incompatible.unexpected_keys):
+            raise InputError(f"{mismatch}: it has {len(further)} more weights, first: {further[0]}")
         log(incompatible)
 
     checkpointer = AtomicCheckpointer(model)

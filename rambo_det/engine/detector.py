@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import instantiate
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import convert_PIL_to_numpy
@@ -49,7 +48,7 @@ class Detector:
         import_user_code(saved.data.imports)
         if saved.is_lazy:
             keys, cfg = LAZY, read_lazy_config(saved.config, opts)
-            self.model = instantiate(cfg.model).to(cfg.train.device)
+            self.model = LazyRun.build_model(cfg)
             self.mapper: Any = LazyRun.test_mapper(cfg)
         else:
             keys, cfg = YAML, read_config(saved.config, opts)

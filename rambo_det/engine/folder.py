@@ -22,12 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: Folders inside that of a run: for --eval-only, and for the evaluation of the calibrated scores.
 EVALUATED_FOLDER, CALIBRATED_FOLDER = "evaluated", "calibrated"
-#: Config keys that may not change when a run is resumed.
-_MODEL_KEYS = (
-    "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME",
-    "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.PROPOSAL_GENERATOR.NAME", "MODEL.RETINANET.NUM_CLASSES",
-    "MODEL.RESNETS.DEPTH",
-)  # fmt: skip
+#: Config keys that may not change when a run is resumed: other classes with the same weights.
+_MODEL_KEYS = ("MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME", "MODEL.PROPOSAL_GENERATOR.NAME")
 
 
 def set_last_checkpoint(cfg: Any, keys: Keys, args: argparse.Namespace) -> None:

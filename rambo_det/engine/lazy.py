@@ -21,6 +21,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import inference_on_dataset
 from omegaconf import OmegaConf
+from torch import nn
 
 from ..config import add_rambo_config
 from ..data.mapper import ErrorReportingMapper
@@ -177,8 +178,13 @@ class LazyRun:
     def __init__(self, cfg: Any) -> None:
         _add_own_keys(cfg)
         self._cfg = cfg
-        self.model = instantiate(cfg.model).to(cfg.train.device)
+        self.model = self.build_model(cfg)
         self._results: Any = None
+
+    @staticmethod
+    def build_model(cfg: Any) -> nn.Module:
+        """Returns the model of a config, with new weights, on its device."""
+        return instantiate(cfg.model).to(cfg.train.device)
 
     def evaluate(self, model: Any = None) -> dict[str, Any]:
         """Returns the metrics of the model on the test dataset, by the evaluator's names."""
