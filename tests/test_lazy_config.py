@@ -125,6 +125,8 @@ def test_what_a_run_of_a_lazyconfig_leaves_alone(tmp_path, arguments, capsys):
         error = refused(capsys, main, flag, "--classes", "star,triangle,square,circle", *words)
         assert error.startswith(f"error: {flag}: class 1 is 'circle' in the run in {tmp_path}/out")
         assert error.endswith("--classes circle,square,triangle,star\n")
+    assert call(main, "--resume", *words[:-1], "train.max_iter=2", "optimizer.lr=0.5") == 0
+    assert "optimizer.lr 0.5 is ignored: the resumed run keeps 0.01" in capsys.readouterr().out
 
 
 OWN_CONFIG = f"""

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,7 @@ def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
         _check_classes("--eval-only", Path(weights).parent, dataset_names(cfg, keys.test_sets))
     elif args.resume:
         _check_classes("--resume", folder, dataset_names(cfg, keys.train_sets)[:1])
-        if keys is YAML:
-            _check_model(folder, cfg)
+        _check_model(folder, cfg, keys)
     if weights and not args.resume:
         check_weights(keys.weights, weights)
     main = comm.is_main_process()
@@ -81,15 +81,16 @@ def _check_classes(option: str, folder: Path, data: Sequence[str]) -> None:
         check_same_classes(option, name, f"the run in {folder}", read_data(folder).classes)
 
 
-def _check_model(folder: Path, cfg: Any) -> None:
-    """Raises InputError unless the config has the same model as the run in the folder."""
-    for key in _MODEL_KEYS:
+def _check_model(folder: Path, cfg: Any, keys: Keys) -> None:
+    """Raises InputError unless a yaml config has the same model as the run in the folder."""
+    for key in _MODEL_KEYS if keys is YAML else ():
         saved, value = saved_config_value(folder, key), get_key(cfg, key)
         if saved is not None and saved != str(value):
             raise InputError(f"--resume: {key} is {value!r}, but {saved!r} in the run in {folder}")
-    saved, rate = saved_config_value(folder, "SOLVER.BASE_LR"), cfg.SOLVER.BASE_LR
-    if saved is not None and float(saved) != rate:
-        logger.warning("SOLVER.BASE_LR %g is ignored: the resumed run keeps %s", rate, saved)
+    saved = saved_config_value(folder, keys.rate)
+    with suppress(ValueError, KeyError):  # a LazyConfig may refer to another key, or lack this one
+        if saved is not None and float(saved) != (rate := get_key(cfg, keys.rate)):
+            logger.warning("%s %g is ignored: the resumed run keeps %s", keys.rate, rate, saved)
 
 
 def prepare_folder(folder: Path, resume: bool, fresh: bool, keys: Keys) -> None:

@@ -16,6 +16,7 @@ class Keys(NamedTuple):
     test_sets: str
     max_iter: str
     batch_size: str
+    rate: str
     checkpoint_period: str
     eval_period: str
     keep_best: str
@@ -35,15 +36,16 @@ class Keys(NamedTuple):
 
 YAML = Keys(
     "OUTPUT_DIR", "MODEL.WEIGHTS", "SEED", "MODEL.DEVICE", "DATASETS.TRAIN", "DATASETS.TEST",
-    "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD",
-    "RAMBO_TRAIN.KEEP_BEST", "RAMBO_TRAIN.BEST_METRIC", "RAMBO_TRAIN.PATIENCE",
+    "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD", "RAMBO_TRAIN.KEEP_BEST", "RAMBO_TRAIN.BEST_METRIC", "RAMBO_TRAIN.PATIENCE",
     "RAMBO_TRAIN.CALIBRATE", " ",
 )  # fmt: skip
 LAZY = Keys(
     "train.output_dir", "train.init_checkpoint", "train.seed", "train.device",
     "dataloader.train.dataset.names", "dataloader.test.dataset.names", "train.max_iter",
-    "dataloader.train.total_batch_size", "train.checkpointer.period", "train.eval_period",
-    "train.keep_best", "train.best_metric", "train.patience", "train.calibrate", "=",
+    "dataloader.train.total_batch_size", "optimizer.lr", "train.checkpointer.period",
+    "train.eval_period", "train.keep_best", "train.best_metric", "train.patience",
+    "train.calibrate", "=",
 )  # fmt: skip
 
 
