@@ -189,6 +189,25 @@ def test_a_test_loader_without_a_mapper(tmp_path, arguments, capsys):
     assert "dataloader.test.mapper is missing" in error
 
 
+OWN_EVALUATOR = """
+from detectron2.evaluation import DatasetEvaluator
+class Mine(DatasetEvaluator):
+    def process(self, inputs, outputs): pass
+    def evaluate(self): return {"mine": {"score": 1.0}}
+dataloader.evaluator = L(Mine)()
+train.eval_period = 1
+"""
+
+
+def test_the_metric_of_an_evaluator_of_ones_own(tmp_path, arguments):
+    data, keys = arguments
+    config = tmp_path / "own.py"
+    config.write_text(OWN_CONFIG + OWN_EVALUATOR)
+    words = ["--config", config, *data, *keys, "train.max_iter=1", "train.best_metric=mine/score"]
+    assert call(main, *words) == 0
+    assert best_of(tmp_path / "out")["best"]["value"] == 1
+
+
 def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
     """With a learning rate near 0, no evaluation is better than the first."""
     register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))

@@ -19,7 +19,7 @@ from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -75,7 +75,8 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
         loader = cfg.dataloader.get("test")
         # A user's own test loader may name its dataset under another key.
         check_schedule(cfg, LAZY)
-        check_best_metric(cfg, LAZY, [""] if loader and "dataset" not in loader else test)
+        own = _target(cfg.dataloader.get("evaluator")) is not COCOEvaluator
+        check_best_metric(cfg, LAZY, [""] if loader and "dataset" not in loader else test, own)
         if cfg.train.calibrate != "off":
             LazyRun.test_mapper(cfg)
     return cfg

@@ -220,8 +220,11 @@ def check_amp(setting: str, enabled: bool, key: str, device: str) -> None:
         raise InputError(f"{setting} needs a GPU, but {key} is {device}: set it to False")
 
 
-def check_best_metric(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
-    """Raises InputError if the keys of the best evaluation on datasets ``tests`` are invalid."""
+def check_best_metric(cfg: Any, keys: Keys, tests: Sequence[str], own: bool = False) -> None:
+    """Raises InputError if the keys of the best evaluation on datasets ``tests`` are invalid.
+
+    ``own``: the evaluator is a user's own, whose metrics are known only after an evaluation.
+    """
     names = (keys.keep_best, keys.metric, keys.patience, keys.eval_period)
     keep, metric, patience, period = (get_key(cfg, name) for name in names)
     for key, value in ((keys.patience, patience), (keys.eval_period, period)):
@@ -240,6 +243,6 @@ def check_best_metric(cfg: Any, keys: Keys, tests: Sequence[str]) -> None:
         hint = f"prefix the metric with a dataset name, e.g. {tests[0]}/bbox/AP"
         raise InputError(f"{keys.metric} {metric!r}: with several test datasets, {hint}")
     # Whether the class of "AP-<class>" exists is known only after an evaluation.
-    if not _METRIC.fullmatch(rest if len(tests) > 1 else str(metric)):
+    if not own and not _METRIC.fullmatch(rest if len(tests) > 1 else str(metric)):
         valid = "bbox/, segm/, keypoints/ with AP, AP50, AP75, APs, APm, APl, AP-<class>; voc/AP50"
         raise InputError(f"{keys.metric} {metric!r}: unknown metric; valid: {valid}[-<class>]")
