@@ -199,6 +199,17 @@ train.eval_period = 1
 """
 
 
+@pytest.mark.parametrize("parts", [["evaluator"], ["evaluator", "test"]])
+def test_a_config_without_an_evaluation(parts, tmp_path, arguments):
+    data, keys = arguments
+    config = tmp_path / "own.py"
+    lines = [OWN_CONFIG, *(f"del dataloader.{part}" for part in parts), "train.eval_period = 1"]
+    config.write_text("\n".join(lines))
+    keys = [key for key in keys if "test" not in parts or not key.startswith("dataloader.test.")]
+    assert call(main, "--config", config, *data, *keys, "train.max_iter=1") == 0
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
 def test_the_metric_of_an_evaluator_of_ones_own(tmp_path, arguments):
     data, keys = arguments
     config = tmp_path / "own.py"

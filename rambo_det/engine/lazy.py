@@ -120,12 +120,21 @@ def read_lazy_config(
 
 
 def _add_own_keys(cfg: Any) -> None:
-    """Adds the keys of this package that ``train`` lacks, with their default values."""
+    """Adds the keys of this package that ``train`` lacks, with their default values.
+
+    A run without test data or evaluator has no evaluations, as in Detectron2.
+    """
     defaults = CfgNode({"MODEL": CfgNode()})
     add_rambo_config(defaults)
     cfg.train.setdefault("seed", -1)
     for key in ("KEEP_BEST", "BEST_METRIC", "PATIENCE", "CALIBRATE"):
         cfg.train.setdefault(key.lower(), defaults.RAMBO_TRAIN[key])
+    if not _has_evaluation(cfg):
+        cfg.train.eval_period = 0
+
+
+def _has_evaluation(cfg: Any) -> bool:
+    return "test" in cfg.dataloader and "evaluator" in cfg.dataloader
 
 
 def _override(cfg: Any, opt: str) -> None:
@@ -189,8 +198,9 @@ class LazyRun:
 
     def evaluate(self, model: Any = None) -> dict[str, Any]:
         """Returns the metrics of the model on the test dataset, by the evaluator's names."""
-        data = self._cfg.dataloader
-        if has_key(self._cfg, LAZY.test_sets) and not dataset_names(self._cfg, LAZY.test_sets):
+        data, names = self._cfg.dataloader, LAZY.test_sets
+        is_empty = has_key(self._cfg, names) and not dataset_names(self._cfg, names)
+        if is_empty or not _has_evaluation(self._cfg):
             return {}
         evaluator = instantiate(data.evaluator)
         loader = {key: data.test[key] for key in data.test}
