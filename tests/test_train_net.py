@@ -10,10 +10,12 @@ from functools import partial
 
 import pytest
 from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import DatasetEvaluators
 
 from rambo_det.cli.train import load_config, main, result_table
 from rambo_det.engine.arguments import parse_args
 from rambo_det.engine.setup import check_training
+from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
 from .command_line import call, refused, registered
@@ -192,3 +194,19 @@ def test_only_metrics_that_an_evaluator_has_are_accepted(metric, is_valid):
     refusal = pytest.raises(InputError, match="RAMBO_TRAIN.BEST_METRIC")
     with nullcontext() if is_valid else refusal:
         check_training(cfg)
+
+
+def test_a_trainer_of_a_script_checks_its_best_metric(finished_run, catalogs, tmp_path):
+    file, images = f"{finished_run}/train.json", f"{finished_run}/train"
+    register_coco_instances("coco_d", {}, file, images)
+    keys = ["DATASETS.TRAIN", ("coco_d",), "DATASETS.TEST", ("coco_d",), "OUTPUT_DIR", tmp_path]
+    keys = [*THIN, *map(str, keys), "TEST.EVAL_PERIOD", 1, "RAMBO_TRAIN.BEST_METRIC", "mine/score"]
+    with pytest.raises(InputError, match="BEST_METRIC 'mine/score': unknown metric"):
+        RamboTrainer(small_cfg(QUICKSTART, *keys))
+
+    class Own(RamboTrainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            return DatasetEvaluators([])
+
+    Own(small_cfg(QUICKSTART, *keys))

@@ -5,6 +5,7 @@ import os
 import weakref
 from contextlib import suppress
 from functools import partial
+from inspect import getattr_static
 from typing import Any
 from unittest import mock
 
@@ -29,6 +30,7 @@ from .hooks import EarlyStop, SeedHook, training_hooks
 from .keys import YAML
 from .loader import ResumableLoader, train_loader
 from .seeds import ORDER, run_seed, seeded
+from .setup import check_best_metric
 
 
 class RamboTrainer(DefaultTrainer):
@@ -43,6 +45,10 @@ class RamboTrainer(DefaultTrainer):
     keys = YAML
 
     def __init__(self, cfg: CfgNode) -> None:
+        # A subclass may have an evaluator whose metrics are known only after an evaluation.
+        evaluator = getattr_static(self, "build_evaluator")
+        own = evaluator is not vars(RamboTrainer)["build_evaluator"]
+        check_best_metric(cfg, YAML, cfg.DATASETS.TEST, own)
         # Without device_ids, Detectron2 passes a GPU's number, which DDP refuses on a CPU.
         arguments = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         ddp = partial(create_ddp_model, **arguments)
