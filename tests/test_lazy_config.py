@@ -219,6 +219,14 @@ def test_the_metric_of_an_evaluator_of_ones_own(tmp_path, arguments):
     assert best_of(tmp_path / "out")["best"]["value"] == 1
 
 
+def test_a_test_mapper_that_is_no_datasetmapper(tmp_path, capsys):
+    config = tmp_path / "own.py"
+    config.write_text(f"{OWN_CONFIG}\ndataloader.test.mapper = L(str)()\n")
+    words = ["--config", config, "--weights", config, CONFIGS.parent / "docs" / "predict.jpg"]
+    error = refused(capsys, predict, *words, "--output", tmp_path / "found")
+    assert "dataloader.test.mapper is a str: derive it from detectron2.data.DatasetM" in error
+
+
 def test_the_best_evaluation_is_kept_and_ends_the_run(tmp_path, catalogs):
     """With a learning rate near 0, no evaluation is better than the first."""
     register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))

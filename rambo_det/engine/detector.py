@@ -50,6 +50,9 @@ class Detector:
             keys, cfg = LAZY, read_lazy_config(saved.config, opts)
             self.model = LazyRun.build_model(cfg)
             self.mapper: Any = LazyRun.test_mapper(cfg)
+            if not hasattr(self.mapper, "image_format"):
+                problem = f"dataloader.test.mapper is a {type(self.mapper).__name__}"
+                raise InputError(f"{problem}: derive it from detectron2.data.DatasetMapper")
         else:
             keys, cfg = YAML, read_config(saved.config, opts)
             check_model(cfg)
