@@ -232,9 +232,9 @@ def test_a_split_of_yolo_data_is_trained_on_and_written_down(tmp_path, capsys):
     assert "checkpoint: " in capsys.readouterr().out
 
 
-def test_the_images_of_a_test_set_need_no_annotations_and_no_size(tmp_path):
+def test_the_images_of_a_test_set_need_no_annotations_no_id_and_no_size(tmp_path):
     _, images = write_coco(tmp_path, 2)
-    records = [{"file_name": f"{images}/{k}.png", "image_id": k} for k in range(2)]
+    records = [{"file_name": f"{images}/{k}.png"} for k in range(2)]
     DatasetCatalog.register("own", lambda: records)
     assert "2 images, 2 of them without boxes" in write_pages(["own"], tmp_path / "pages")
 

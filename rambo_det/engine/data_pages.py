@@ -33,8 +33,9 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
     make_folder(folder, "--check-data")
     texts = []
     for name in names:
-        # Detectron2 does not need annotations in a test set, nor the size of an image.
-        records = [{"annotations": [], **record} for record in DatasetCatalog.get(name)]
+        # Detectron2 does not need annotations in a test set, nor the id or the size of an image.
+        stock = {"annotations": [], "image_id": None}
+        records = [{**stock, **record} for record in DatasetCatalog.get(name)]
         metadata = MetadataCatalog.get(name)
         page = folder / f"{name.replace('/', '_')}.jpg"
         if page.resolve() in (Path(record["file_name"]).resolve() for record in records):
