@@ -371,6 +371,7 @@ def _other_classes(folder):
         (None, ["--overwrite", "--dataset", "nobodys"], "dataset nobodys is not registered"),
         (None, ["--weights", "model_raw.pth"], "thresholds.json already exists: use --overwrite"),
         (None, ["--images", "0"], "--images must be >= 1"),
+        (None, ["--classes", "a,b"], "--classes goes with --register-coco, --register-voc or"),
         (_other_classes, None, "lists other classes"),
         (lambda f: (f / "thresholds.json").write_text("{"), None, "not what rambo-calibrate wrote"),
     ],

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import visualize_ranking
+from detectron2.data import DatasetCatalog
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -172,6 +173,8 @@ def test_the_tool_on_a_run(finished_run, catalogs, capsys):
     "arguments, message",
     [
         (["--dataset", "nowhere"], "--dataset: dataset nowhere is not registered"),
+        (["--dataset", "boxless"], "has no COCO annotations: register it with --register-coco, "),
+        (["--split", "0.2"], "--split goes with --register-coco, --register-voc or"),
         (["--iou", "0"], "--iou must be above 0"),
         (["--shown", "0"], "--shown must be >= 1"),
         (["--dataset", "coco_2017_val"], "coco_2017_val needs"),
@@ -181,6 +184,7 @@ def test_the_tool_on_a_run(finished_run, catalogs, capsys):
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, message, finished_run, tmp_path, capsys, catalogs):
+    DatasetCatalog.register("boxless", list)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "afile").touch()
     arguments = [word.replace("{tmp}", str(tmp_path)) for word in arguments]

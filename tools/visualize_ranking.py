@@ -55,7 +55,11 @@ first{% if left_out %}; {{ left_out }} more are only in the table{% endif %}.</p
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; raises InputError for a wrong argument."""
-    from rambo_det.engine.arguments import add_data_arguments, add_model_arguments
+    from rambo_det.engine.arguments import (
+        add_data_arguments,
+        add_model_arguments,
+        check_data_arguments,
+    )
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_model_arguments(parser)
@@ -67,6 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, metavar="FOLDER", help="[OUTPUT_DIR/ranking]")
     add("--overwrite", action="store_true", help="replace an earlier output")
     args = parser.parse_args(argv)
+    check_data_arguments(args)
     if not 0 < args.iou <= 1:
         raise InputError(f"--iou must be above 0 and at most 1, got {args.iou}")
     if args.shown < 1:

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine.arguments import add_data_arguments, add_model_arguments, raise_input_error
+from ..engine.arguments import (
+    add_data_arguments,
+    add_model_arguments,
+    check_data_arguments,
+    raise_input_error,
+)
 from ..engine.calibrated import MAX_IMAGES
 from ..errors import InputError
 from .failures import exit_status
@@ -32,6 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, metavar="FILE", help=text)
     add("--overwrite", action="store_true", help="replace an earlier output")
     args = parser.parse_args(argv)
+    check_data_arguments(args)
     if args.images < 1:
         raise InputError(f"--images must be >= 1, got {args.images}")
     return args

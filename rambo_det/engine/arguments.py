@@ -8,6 +8,7 @@ from ..data.source import PART_SUFFIXES
 from ..errors import InputError
 from ..paths import find_config
 
+REGISTER = "--register-coco, --register-voc or --register-yolo"
 _LAZY_EXAMPLES = "Examples: train.init_checkpoint=weights.pth optimizer.lr=0.001"
 
 
@@ -46,6 +47,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", type=float, metavar="SHARE", help=text)
     text = "class names of the registered datasets, in order; default: read from the annotations"
     parser.add_argument("--classes", metavar="A,B,C", help=text)
+
+
+def check_data_arguments(args: argparse.Namespace) -> None:
+    """Raises InputError if an option of registered datasets is given without any."""
+    for option, value in (("--classes", args.classes), ("--split", args.split)):
+        if value is not None and not args.register:
+            raise InputError(f"{option} goes with {REGISTER}")
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:

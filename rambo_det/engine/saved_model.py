@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 
 from ..errors import InputError
 from ..paths import find_config
+from .arguments import REGISTER
 from .checkpointer import RAW_FILE
 from .folder import CALIBRATED_FOLDER, check_weights, last_checkpoint, saved_config_value
 from .keys import LAZY
@@ -73,7 +74,7 @@ def ground_truth_of(name: str) -> COCO:
     """Returns the annotations of a registered dataset; InputError if it has no COCO json."""
     file = MetadataCatalog.get(name).get("json_file")
     if not file:
-        raise InputError(f"{name} has no COCO annotations: register its folder with --register-voc")
+        raise InputError(f"{name} has no COCO annotations: register it with {REGISTER}")
     return load_ground_truth(file)
 
 

@@ -13,11 +13,10 @@ from detectron2.utils.file_io import PathManager
 
 from ..data.register import group_by_format, register_datasets, registered_classes
 from ..errors import InputError
-from .arguments import classes_from_args, registered_names
+from .arguments import REGISTER, check_data_arguments, classes_from_args, registered_names
 from .keys import Keys, dataset_names, get_key
 from .run_data import read_data
 
-_REGISTER = "--register-coco, --register-voc or --register-yolo"
 #: Number of keypoints of COCO's persons; pycocotools has the tolerances of these keypoints.
 _COCO_KEYPOINTS = 17
 
@@ -33,9 +32,7 @@ def register_data(
     """
     train, test = dataset_names(cfg, keys.train_sets), dataset_names(cfg, keys.test_sets)
     own_names = registered_names(args)
-    for option, value in (("--classes", args.classes), ("--split", args.split)):
-        if value is not None and not own_names:
-            raise InputError(f"{option} goes with {_REGISTER}")
+    check_data_arguments(args)
     unused = [name for name in own_names if name not in (*train, *test)]
     for key, names in ((keys.train_sets, train), (keys.test_sets, test)):
         # A training may have no test dataset, and a user's own loader names its dataset itself.
@@ -97,12 +94,12 @@ def register_own(
 def check_dataset(key: str, name: str) -> None:
     """Raises InputError, naming ``key``, unless the dataset is registered and its files exist."""
     if name not in DatasetCatalog.list():
-        raise InputError(f"{key}: dataset {name} is not registered: register it with {_REGISTER}")
+        raise InputError(f"{key}: dataset {name} is not registered: register it with {REGISTER}")
     # Detectron2 registers datasets without their files. The shapes are drawn at their first use.
     metadata = MetadataCatalog.get(name)
     file = metadata.get("json_file") or metadata.get("dirname")
     if file and not name.startswith("rambo_shapes_") and not PathManager.exists(file):
-        remedy = f"set DETECTRON2_DATASETS to the folder of the datasets, or use {_REGISTER}"
+        remedy = f"set DETECTRON2_DATASETS to the folder of the datasets, or use {REGISTER}"
         raise InputError(f"{key}: {name} needs {file}, which does not exist: {remedy}")
 
 
