@@ -144,6 +144,8 @@ def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch, tmp_pat
         assert f"--fresh cannot rename OUTPUT_DIR {folder}, your current directory" in error
     other = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume", *keys]
     assert "MODEL.ROI_HEADS.NAME" in refused(capsys, main, *other)
+    error = refused(capsys, main, *args, "--resume", *keys, "MODEL.RAMBO.SCORE", "logits")
+    assert "MODEL.RAMBO.SCORE is 'logits', but 'log_odds' in the run in" in error
     for key, value, message in (
         ("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "fc1.weight has shape (32, "),
         ("MODEL.ROI_BOX_HEAD.NUM_FC", 3, "2 weights are missing, first: roi_heads.box_head.fc3"),

@@ -23,8 +23,11 @@ logger = logging.getLogger(__name__)
 
 #: Folders inside that of a run: for --eval-only, and for the evaluation of the calibrated scores.
 EVALUATED_FOLDER, CALIBRATED_FOLDER = "evaluated", "calibrated"
-#: Config keys that may not change when a run is resumed: other classes with the same weights.
-_MODEL_KEYS = ("MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME", "MODEL.PROPOSAL_GENERATOR.NAME")
+#: Config keys that may not change when a run is resumed, but do not change the weights' shapes.
+_MODEL_KEYS = (
+    "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME", "MODEL.PROPOSAL_GENERATOR.NAME",
+    "MODEL.RAMBO.SCORE",
+)  # fmt: skip
 
 
 def set_last_checkpoint(cfg: Any, keys: Keys, args: argparse.Namespace) -> None:
