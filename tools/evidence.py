@@ -110,9 +110,20 @@ PROTOCOL = {
         f"{_SOFTMAX} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 {_BOTH_SOFTMAX} {_GN} "
         f"RAMBO_TRAIN.CALIBRATE off TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
     ),
+    "voc07_retinanet_long_today": (
+        "And against focal loss in the stock RetinaNet, with its sigmoids?",
+        f"{_RETINANET} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 "
+        f"--losses focal,rambo {_GN} TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
+    ),
     "voc07_retinanet_softmax_seeds": (
         "What has RaMBO with a softmax in the short schedule of voc07_retinanet?",
-        f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 4 --losses rambo {_GN} {_GIOU} 1000",
+        f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 2 --losses rambo {_GN} {_GIOU} 1000",
+    ),
+    "retinanet_softmax_plain": (
+        "Does the softmax help RaMBO without a norm in the head too, with the two best rates of "
+        "retinanet_tuning_today? Measured on held-out training images of chess.",
+        f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 "
+        f"{_rates(('rambo', 0.04), ('rambo', 0.02))} {_GIOU} 600",
     ),
     "retinanet_softmax": (
         "The same on chess. All else is as in retinanet_gn.",
