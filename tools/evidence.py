@@ -115,10 +115,6 @@ PROTOCOL = {
         f"{_RETINANET} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 "
         f"--losses focal,rambo {_GN} TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
     ),
-    "voc07_retinanet_softmax_seeds": (
-        "What has RaMBO with a softmax in the short schedule of voc07_retinanet?",
-        f"{_RETINANET} {_VOC07_600} {_JOBS} --seeds 2 --losses rambo {_GN} {_GIOU} 1000",
-    ),
     "retinanet_softmax_plain": (
         "Does the softmax help RaMBO without a norm in the head too, with the two best rates of "
         "retinanet_tuning_today? Measured on held-out training images of chess.",
@@ -267,6 +263,10 @@ DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]
                 "voc07_retinanet_seeds_today": "rambo",
             },
         ),
+    ),
+    "retinanet_today": (
+        ("focal loss", {"retinanet_gn": "focal_lr0.02"}),
+        ("RaMBO", {"retinanet_softmax": "rambo"}),
     ),
     "default_retinanet": (
         ("focal loss", dict.fromkeys(_EACH_RETINANET, "focal")),
