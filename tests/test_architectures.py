@@ -139,7 +139,7 @@ def test_every_anchor_is_ranked_with_its_own_label(name, key, score):
 
 def _scored_retinanet(score):
     model = build("retinanet", False, "MODEL.RAMBO.SCORE", score).eval()
-    torch.nn.init.normal_(model.head.cls_score.weight)  # a new model's logits hardly differ
+    torch.nn.init.normal_(model.head.cls_score.weight, std=0.2)  # a new one has less
     return model
 
 
@@ -156,6 +156,7 @@ def test_a_retinanet_scores_boxes_as_it_ranks_them(score):
     torch.testing.assert_close(found.scores.max(), scores.max())
     distances = (scores.T[found.pred_classes] - found.scores[:, None]).abs().amin(dim=1)
     assert len(found) > 20 and distances.max() < 1e-6
+    assert (logits.sigmoid() - softmax).abs().max() > 0.01  # so both kinds of scores differ
     traced = _traced(_scored_retinanet(score), image)
     fields = {"pred_boxes": Boxes, "scores": torch.Tensor, "pred_classes": torch.Tensor}
     with torch.no_grad():
@@ -168,6 +169,9 @@ def test_the_warm_up_of_a_retinanet_trains_the_probabilities_of_its_softmax():
     model = _scored_retinanet("log_odds").train()
     model.rambo_loss.ce_warmup = 10  # at iteration 0, the stock loss is trained alone
     arguments, losses = list(captured(model, model, training_inputs())), []
+    model.rambo_score = "logits"  # ``losses`` gets the head's logits, as those of the stock model
+    stock = captured(model, model, training_inputs())[1]
+    assert all(map(torch.equal, arguments[1], stock))
     logits = [spread(x) for x in arguments[1]]
     softmax = [torch.nn.functional.pad(x, (0, 1)).softmax(dim=-1)[..., :-1] for x in logits]
     for score, arguments[1] in (("log_odds", logits), ("logits", [p.logit() for p in softmax])):

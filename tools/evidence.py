@@ -205,6 +205,10 @@ PROTOCOL = {
         "in voc07_today.",
         f"{_VOC07.format(8000)} --seeds 1 --losses ce,rambo TEST.EVAL_PERIOD 2000",
     ),
+    "voc07_long_seed": (
+        "One more seed of it.",
+        f"{_VOC07.format(8000)} --seeds 1, --losses ce,rambo TEST.EVAL_PERIOD 2000",
+    ),
     "paper_today": (
         "Does the loss of configs/paper_voc.yaml still learn, now that its gradient is not divided "
         "by the length of the memory? On chess, from random weights; cross entropy fades out in "
