@@ -88,10 +88,13 @@ def test_a_model_with_too_few_classes_is_refused(capsys, catalogs, tmp_path):
     """The last class of the data would have the number of background."""
     for config, node in (("faster_rcnn", "ROI_HEADS"), ("retinanet", "RETINANET")):
         key, file = f"MODEL.{node}.NUM_CLASSES", f"configs/quickstart/{config}_rambo.yaml"
-        error = refused(capsys, main, "--config", file, key, 3, "OUTPUT_DIR", tmp_path / "out")
+        keys = [key, 3, "OUTPUT_DIR", tmp_path / "out", "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ()]
+        error = refused(capsys, main, "--config", file, *keys)
         assert error == f"error: {key} is 3, but rambo_shapes_train has 4 classes\n"
     words = ["--config", "configs/lazy/quickstart/fcos_rambo.py", "model.num_classes=3"]
-    error = refused(capsys, partial(main, lazy=True), *words, f"train.output_dir={tmp_path}/out")
+    words += ["train.max_iter=1", "dataloader.test.dataset.names=[]"]
+    words += [f"train.output_dir={tmp_path}/out"]
+    error = refused(capsys, partial(main, lazy=True), *words)
     assert error == "error: model.num_classes is 3, but rambo_shapes_train has 4 classes\n"
 
 
@@ -144,8 +147,9 @@ def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch, tmp_pat
         assert f"--fresh cannot rename OUTPUT_DIR {folder}, your current directory" in error
     other = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", *args[2:], "--resume", *keys]
     assert "MODEL.ROI_HEADS.NAME" in refused(capsys, main, *other)
-    error = refused(capsys, main, *args, "--resume", *keys, "MODEL.RAMBO.SCORE", "logits")
-    assert "MODEL.RAMBO.SCORE is 'logits', but 'log_odds' in the run in" in error
+    for key, value in (("MODEL.RAMBO.SCORE", "logits"), ("MODEL.BACKBONE.FREEZE_AT", 3)):
+        error = refused(capsys, main, *args, "--resume", *keys, key, value)
+        assert f"{key} is {value!r}, but " in error and "in the run in" in error
     for key, value, message in (
         ("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "fc1.weight has shape (32, "),
         ("MODEL.ROI_BOX_HEAD.NUM_FC", 3, "2 weights are missing, first: roi_heads.box_head.fc3"),

@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 #: Folders inside that of a run: for --eval-only, and for the evaluation of the calibrated scores.
 EVALUATED_FOLDER, CALIBRATED_FOLDER = "evaluated", "calibrated"
-#: Config keys that may not change when a run is resumed, but do not change the weights' shapes.
+#: Config keys that may not change when a run is resumed; the shapes of the weights do not show it.
 _MODEL_KEYS = (
     "MODEL.META_ARCHITECTURE", "MODEL.ROI_HEADS.NAME", "MODEL.PROPOSAL_GENERATOR.NAME",
-    "MODEL.RAMBO.SCORE",
+    "MODEL.RAMBO.SCORE", "MODEL.BACKBONE.FREEZE_AT",
 )  # fmt: skip
 
 
