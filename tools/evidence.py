@@ -57,8 +57,13 @@ def _rates(*settings: tuple[str, float]) -> str:
 
 _GN = "MODEL.RETINANET.NORM GN"
 _SOFTMAX = f"--import examples/softmax_retinanet.py {_RETINANET}"
-_BOTH_SOFTMAX = (
-    "--variant 'focal_softmax=focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet' --variant rambo=rambo"
+_FOCAL_SOFTMAX = "focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet"
+_BOTH_SOFTMAX = f"--variant 'focal_softmax={_FOCAL_SOFTMAX}' --variant rambo=rambo"
+_SOFTMAX_TUNING = (
+    f"--variant 'focal_lr0.02={_FOCAL_SOFTMAX} SOLVER.BASE_LR 0.02' "
+    "--variant 'rambo_lr0.02=rambo SOLVER.BASE_LR 0.02' "
+    f"--variant 'focal_double={_FOCAL_SOFTMAX} RAMBO_TRAIN.CLS_WEIGHT 2.0' "
+    "--variant 'rambo_double=rambo MODEL.RAMBO.LOSS_WEIGHT 0.4'"
 )
 _MEMORY = (
     "--hold-out 5 --seeds 1 --losses rambo --variant 'memory=rambo MODEL.RAMBO.MEMORY_LENGTH 4'"
@@ -103,6 +108,12 @@ PROTOCOL = {
         "Does a RetinaNet gain if its scores are a softmax, which ties the classes together, with "
         "either loss? Measured on held-out training images, as voc07_retinanet_rates.",
         f"{_SOFTMAX} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 {_BOTH_SOFTMAX} {_GN} "
+        f"RAMBO_TRAIN.CALIBRATE off {_GIOU} 800",
+    ),
+    "voc07_retinanet_softmax_tuning": (
+        "Does the softmax need another rate or weight? Twice the rate, and twice the weight, for "
+        "both losses; else as voc07_retinanet_softmax_held_out.",
+        f"{_SOFTMAX} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 {_SOFTMAX_TUNING} {_GN} "
         f"RAMBO_TRAIN.CALIBRATE off {_GIOU} 800",
     ),
     "voc07_retinanet_softmax": (
