@@ -205,6 +205,10 @@ PROTOCOL = {
         "The same on VOC07.",
         f"{_VOC07.format(800)} {_PARTS}",
     ),
+    "parts_bccd": (
+        "And on the blood cells?",
+        f"{_TIMM} --data 'bccd=voc:data/bccd:train:val' {_JOBS} {_PARTS} SOLVER.MAX_ITER 600",
+    ),
     "chess_long": (
         "What is left of the lead on chess after three times the schedule, where cross entropy has "
         "converged? All else is as in pretrained_today.",
