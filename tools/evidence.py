@@ -124,6 +124,14 @@ PROTOCOL = {
         f"{_SOFTMAX} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 {_BOTH_SOFTMAX} {_GN} "
         f"RAMBO_TRAIN.CALIBRATE off TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
     ),
+    "voc07_retinanet_softmax_tuned": (
+        "And with another seed, and the rate that is best for each loss in "
+        "voc07_retinanet_softmax_rates?",
+        f"{_SOFTMAX} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1, "
+        f"--variant 'focal_lr0.02={_FOCAL_SOFTMAX} SOLVER.BASE_LR 0.02' "
+        "--variant 'rambo_lr0.01=rambo SOLVER.BASE_LR 0.01' "
+        f"{_GN} RAMBO_TRAIN.CALIBRATE off TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
+    ),
     "voc07_retinanet_long_today": (
         "And against focal loss in the stock RetinaNet, with its sigmoids?",
         f"{_RETINANET} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 "
