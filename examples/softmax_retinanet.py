@@ -10,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from torch import Tensor
 
 from rambo_det import RamboRetinaNet
-from rambo_det.modeling.scores import softmax_log_odds
+from rambo_det.modeling.scores import add_background, log_odds
 
 
 @META_ARCH_REGISTRY.register()
@@ -19,6 +19,6 @@ class SoftmaxRetinaNet(RamboRetinaNet):
 
     def losses(self, anchors: Any, pred_logits: list[Tensor], *inputs: Any) -> dict[str, Tensor]:
         """Returns the stock losses of the probabilities of the softmax."""
-        logits = [softmax_log_odds(x) for x in pred_logits]
+        logits = [log_odds(add_background(x.flatten(0, 1))).reshape(x.shape) for x in pred_logits]
         losses: dict[str, Tensor] = RetinaNet.losses(self, anchors, logits, *inputs)
         return losses

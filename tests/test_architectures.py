@@ -172,19 +172,20 @@ def test_the_warm_up_of_a_retinanet_trains_the_probabilities_of_its_softmax():
     model.rambo_score = "logits"  # ``losses`` gets the head's logits, as those of the stock model
     stock = captured(model, model, training_inputs())[1]
     assert all(map(torch.equal, arguments[1], stock))
-    logits = [spread(x) for x in arguments[1]]
+    logits = [spread(x).detach().requires_grad_() for x in arguments[1]]
     softmax = [torch.nn.functional.pad(x, (0, 1)).softmax(dim=-1)[..., :-1] for x in logits]
     for score, arguments[1] in (("log_odds", logits), ("logits", [p.logit() for p in softmax])):
         model.rambo_score, model.loss_normalizer = score, 100
         with EventStorage():
             losses.append(model.losses(*arguments)["loss_cls"])
-    torch.testing.assert_close(*losses)
     # The model of the example has this loss alone.
     import_user_code([str(REPOSITORY / "examples" / "softmax_retinanet.py")])
     model = build("retinanet", False, "MODEL.META_ARCHITECTURE", "SoftmaxRetinaNet")
     model.loss_normalizer, arguments[1] = 100, logits
     with EventStorage():
-        torch.testing.assert_close(model.losses(*arguments)["loss_cls"], losses[0])
+        losses.append(model.losses(*arguments)["loss_cls"])
+    want, *got = ([loss, *torch.autograd.grad(loss, logits, retain_graph=True)] for loss in losses)
+    torch.testing.assert_close(got, [want, want], rtol=1e-4, atol=1e-4)  # p.logit() rounds
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .config_checks import check_architecture, rambo_node
 from .criterion import RamboCriterion
-from .scores import add_background, score_function, softmax_log_odds
+from .scores import add_background, log_odds, score_function, softmax_log_odds
 
 
 class _RamboOneStageMixin:
@@ -81,7 +81,8 @@ class _RamboOneStageMixin:
             gt_boxes = [of_image[used] for of_image in gt_boxes]
             more_per_level = tuple([cat(levels, dim=1)[:, used]] for levels in more_per_level)
         elif self.rambo_score != "logits":  # the stock loss of the same probabilities
-            pred_logits = [softmax_log_odds(x) for x in pred_logits]
+            odds = log_odds(add_background(logits))
+            pred_logits = [odds.reshape(len(gt_labels), -1, num_classes)]
         inputs = (anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level)
         stock = partial(super().losses, *inputs)  # type: ignore[misc]
         return self.rambo_loss.replace_stock_loss(self._loss_name, stock, scores, classes, logits)

@@ -41,22 +41,24 @@ class _LogOdds(torch.autograd.Function):
         """With ``h = g / (1 - p)``, the gradient of z_j is ``g_j - p_j Σ_{c≠j} h_c``."""
         odds, top = ctx.saved_tensors
         p = odds.sigmoid()
-        h = (grad / (1 - p)).scatter_(1, top, 0)
+        h = (1 - p).reciprocal_().mul_(grad).scatter_(1, top, 0)
         others = h.sum(dim=1, keepdim=True)
         # The top logit's own 1 - p may be 0. The bound keeps h finite.
         h_top = grad.gather(1, top) / (-odds.gather(1, top)).sigmoid().clamp(min=1e-18)
         of_others = h.neg_().add_(others + h_top).scatter_(1, top, others)
-        return grad - p.mul_(of_others)
+        return p.mul_(of_others).neg_().add_(grad)
 
 
 def _odds_and_top(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the log odds of all ``(N, K + 1)`` logits, and ``(N, 1)`` indices of the highest."""
     top_logit, top = logits.max(dim=1, keepdim=True)
-    # Without the top logit, whose share of 1 would round off small sums of the others.
-    shares = (logits - top_logit).exp_().scatter(1, top, 0.0)
+    odds = logits - top_logit
+    # Without the top logit, whose share of 1 would round off small sums of the others. Changed in
+    # place, as a tensor of all anchors may have gigabytes.
+    shares = odds.exp().scatter_(1, top, 0.0)
     others = shares.sum(dim=1, keepdim=True).clamp(min=1e-38)
-    odds = (logits - top_logit) - (others - shares).log1p()
-    return odds.scatter(1, top, -others.log()), top
+    odds -= shares.neg_().add_(others).log1p_()
+    return odds.scatter_(1, top, -others.log()), top
 
 
 #: Each turns ``(N, K + 1)`` logits into ``(N, K)`` scores.
@@ -82,7 +84,8 @@ def add_background(logits: Tensor) -> Tensor:
 def softmax_log_odds(logits: Tensor) -> Tensor:
     """Returns the log odds ``(..., K)`` of a softmax over the ``(..., K)`` logits and a 0.
 
-    A sigmoid of them gives the probabilities of the softmax. This function can be scripted.
+    A sigmoid of them gives the probabilities of the softmax. This function is for detection: it can
+    be scripted, but not differentiated.
     """
     odds, _ = _odds_and_top(add_background(logits.flatten(0, -2)))
     return odds[:, :-1].reshape(logits.shape)
