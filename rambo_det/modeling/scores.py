@@ -53,8 +53,8 @@ def _odds_and_top(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the log odds of all ``(N, K + 1)`` logits, and ``(N, 1)`` indices of the highest."""
     top_logit, top = logits.max(dim=1, keepdim=True)
     odds = logits - top_logit
-    # Without the top logit, whose share of 1 would round off small sums of the others. Changed in
-    # place, as a tensor of all anchors may have gigabytes.
+    # Without the top logit, whose share of 1 would round off small sums of the others. The steps
+    # work in place, because a tensor of all anchors may have gigabytes.
     shares = odds.exp().scatter_(1, top, 0.0)
     others = shares.sum(dim=1, keepdim=True).clamp(min=1e-38)
     odds -= shares.neg_().add_(others).log1p_()
