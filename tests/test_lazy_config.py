@@ -119,6 +119,12 @@ def test_what_a_run_of_a_lazyconfig_leaves_alone(tmp_path, arguments, capsys):
     trained = capsys.readouterr().out
     assert "Contents of args.config_file" not in trained and "Environment info" in trained
 
+    damaged, other = tmp_path / "damaged.pth", tmp_path / "other"
+    damaged.write_bytes(b"no checkpoint")
+    words = [*data, *keys, f"train.init_checkpoint={damaged}", f"train.output_dir={other}"]
+    assert "damaged.pth cannot be read" in refused(capsys, main, "--config", FCOS, *words)
+    assert other.is_dir() and not (other / "data.json").exists()  # no run that needs --fresh
+
     words = ["--config", FCOS, *data, *keys, "train.max_iter=3"]
     assert "holds another run" in refused(capsys, main, *words)
     for flag in ("--resume", "--eval-only"):

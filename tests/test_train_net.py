@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 from contextlib import nullcontext
 from functools import partial
@@ -18,7 +19,7 @@ from rambo_det.engine.setup import check_training
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
-from .command_line import call, refused, registered
+from .command_line import call, own_data, refused, registered
 from .forked import background, wait_until
 from .models import QUICKSTART, THIN, small_cfg
 
@@ -164,6 +165,34 @@ def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch, tmp_pat
         assert "and 'triangle' in own_" in error
         assert error.endswith("--classes circle,square,triangle,star\n")
     assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+def test_a_start_that_fails_on_its_weights_leaves_no_run(run, capsys, catalogs, tmp_path):
+    """The next start needs no --fresh."""
+    _, args, keys, _ = run
+    damaged, out = tmp_path / "damaged.pth", tmp_path / "out"
+    damaged.write_bytes(b"no checkpoint")
+    words = [*args, *keys, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", out]
+    assert "damaged.pth cannot" in refused(capsys, main, *words, "MODEL.WEIGHTS", damaged)
+    assert call(main, *words) == 0
+    assert (out / "data.json").is_file()
+
+
+def test_a_class_name_with_a_comma(capsys, catalogs, tmp_path):
+    """The error names a --classes that is right."""
+    data, keys = own_data(tmp_path, "own")
+    for file in (tmp_path / "train.json", tmp_path / "val.json"):
+        file.write_text(file.read_text().replace('"circle"', '"circle, \\"round\\""'))
+    keys += [*THIN, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path / "out"]
+    args = ["--config", QUICKSTART, *data]
+    assert call(main, *args, *keys) == 0
+    args, keys = [*args, "--eval-only"], [*keys, "MODEL.WEIGHTS", tmp_path / "out/model_final.pth"]
+    wrong = '"circle, ""round""", triangle,square,star'
+    error = refused(capsys, main, *args, "--classes", wrong, *keys)
+    assert "class 2 is 'square' in the run in" in error
+    right = shlex.split(error.rpartition("--classes ")[2])[0]
+    assert right.startswith('"circle, ""round""",square,')
+    assert call(main, *args, "--classes", right, *keys) == 0
 
 
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(run, tmp_path):

@@ -1,6 +1,8 @@
 """Command line options of the training, and options that other commands share with it."""
 
 import argparse
+import csv
+import io
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -73,7 +75,17 @@ def registered_names(args: argparse.Namespace) -> list[str]:
 
 def classes_from_args(args: argparse.Namespace) -> list[str] | None:
     """Returns the class names given with ``--classes``; None without that option."""
-    return None if args.classes is None else [name.strip() for name in args.classes.split(",")]
+    if args.classes is None:
+        return None
+    names = next(csv.reader([args.classes], skipinitialspace=True)) or [""]
+    return [name.strip() for name in names]
+
+
+def classes_to_word(names: Sequence[str]) -> str:
+    """Returns the value of ``--classes`` for these names; a name with a comma gets quotes."""
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow(names)
+    return row.getvalue()
 
 
 def add_hold_out(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,13 @@ from detectron2.utils.file_io import PathManager
 
 from ..data.register import group_by_format, register_datasets, registered_classes
 from ..errors import InputError
-from .arguments import REGISTER, check_data_arguments, classes_from_args, registered_names
+from .arguments import (
+    REGISTER,
+    check_data_arguments,
+    classes_from_args,
+    classes_to_word,
+    registered_names,
+)
 from .keys import Keys, dataset_names, get_key
 from .run_data import read_data
 
@@ -68,7 +74,11 @@ def check_same_classes(option: str, name: str, other: str, expected: Sequence[st
             old, new = ("none" if x is None else repr(x) for x in (old, new))
             # Only datasets that this package registers have this key; --classes sets their classes.
             is_own = MetadataCatalog.get(name).get("flagged_images") is not None
-            change = f"--classes {shlex.quote(','.join(expected))}" if is_own else "use other data"
+            change = (
+                f"--classes {shlex.quote(classes_to_word(expected))}"
+                if is_own
+                else "use other data"
+            )
             remedy = f"both need the same classes in the same order: {change}"
             problem = f"class {number} is {old} in {other} and {new} in {name}"
             raise InputError(f"{option}: {problem}: {remedy}")
