@@ -83,7 +83,7 @@ _PARTS = "--hold-out 5 --seeds 1 " + " ".join(
     for value in values
 )
 _RANKED_RPN = "rambo MODEL.PROPOSAL_GENERATOR.NAME RamboRPN"
-_MORE_PARTS = "--hold-out 5 --seeds 2 --losses rambo " + " ".join(
+_MORE_PARTS = "--hold-out 5 --seeds 1, --losses rambo " + " ".join(
     f"--variant '{name}={keys}'"
     for name, keys in (
         ("margin0.0", "rambo MODEL.RAMBO.MARGIN 0.0"),
@@ -237,14 +237,19 @@ PROTOCOL = {
         "The same on VOC07.",
         f"{_VOC07.format(800)} {_PARTS}",
     ),
-    "parts": (
+    "parts_voc07_seed": (
         "And with a second seed? What do a margin of 0, a long memory, a ranked RPN (its loss has "
-        "a weight of 0.2 or 1) and all proposals in place of 128 gain?",
+        "a weight of 0.2 or 1) and all proposals in place of 128 gain with this seed?",
         f"{_VOC07.format(800)} {_MORE_PARTS}",
     ),
     "parts_bccd": (
         "And on the blood cells?",
         f"{_TIMM} --data 'bccd=voc:data/bccd:train:val' {_JOBS} {_PARTS} SOLVER.MAX_ITER 600",
+    ),
+    "parts_bccd_seeds": (
+        "Is a margin of 1 better on the blood cells with three more seeds too?",
+        f"{_TIMM} --data 'bccd=voc:data/bccd:train:val' {_JOBS} --hold-out 5 --seeds 1,2,3 "
+        "--losses rambo --variant 'margin1.0=rambo MODEL.RAMBO.MARGIN 1.0' SOLVER.MAX_ITER 600",
     ),
     "chess_long": (
         "What is left of the lead on chess after three times the schedule, where cross entropy has "
