@@ -63,7 +63,7 @@ def add_rambo_config(cfg: CN) -> None:
     # model_final.pth become probabilities. They are fitted to at most 500 images of the first
     # training dataset ("train") or of the named dataset. model_raw.pth then has the raw weights,
     # thresholds.json a score threshold for each class. "off": no calibration. Only rambo-train and
-    # rambo-compare read this key; RamboTrainer alone ignores it.
+    # rambo-compare, whose default is "train", read this key; RamboTrainer alone ignores it.
     train.CALIBRATE = "off"
 
     # Configs written before the first release may have these keys.

@@ -64,17 +64,12 @@ def pages_with(found):
     return pytest.mark.parametrize("page", [p for p in PAGES if found(p)], ids=lambda p: p.stem)
 
 
-@pages_with(lambda page: blocks(page, "python"))
-def test_python_runs(page, project, catalogs):
-    """A page's Python runs in order, in one scope. The README's needs a project's ``cfg``."""
-    scope = {"cfg": get_cfg()} if page.name == "README.md" else {}
-    for code in blocks(page, "python"):
-        exec(compile(code, page.name, "exec"), scope)
+@pages_with(lambda page: commands(page) or blocks(page, "python"))
+def test_commands_and_python_work(page, project, catalogs):
+    """Every command in a page's ``sh`` blocks succeeds, in order, in one folder.
 
-
-@pages_with(commands)
-def test_commands_work(page, project):
-    """Every command in a page's ``sh`` blocks succeeds, in order, in one folder."""
+    Then the page's Python runs there, in one scope. The README's needs a project's ``cfg``.
+    """
     env = {**os.environ, "PYTHONPATH": str(project), "RAMBO_DET_CACHE": str(project / "cache")}
     env.update(OMP_NUM_THREADS="1", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     launchers = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}
@@ -86,6 +81,9 @@ def test_commands_work(page, project):
         done = subprocess.run(words, cwd=project, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         assert not trains or {"AP50", "checkpoint:"} <= set(done.stdout.split()), command
+    scope = {"cfg": get_cfg()} if page.name == "README.md" else {}
+    for code in blocks(page, "python"):
+        exec(compile(code, page.name, "exec"), scope)
 
 
 def added_keys(node, known):
