@@ -22,7 +22,7 @@ from rambo_det.cli.compare import main
 from rambo_det.compare import figures, pictures
 from rambo_det.compare.plan import Plan, Run
 from rambo_det.compare.report import shown_losses, write_report
-from rambo_det.compare.results import compare, ground_truth_of, measure_runs
+from rambo_det.compare.results import compare, ground_truth_of, measure_runs, write_results
 from rambo_det.compare.run import folder_lock, read_record, run_all, source_digest, write_record
 from rambo_det.compare.specs import Variant
 from rambo_det.compare.text import as_text
@@ -359,6 +359,21 @@ def test_two_comparisons_in_one_folder_do_each_run_once(keep, tmp_path):
     other = replace(runs[0], settings={"SOLVER.MAX_ITER": 3})
     with pytest.raises(InputError, match="was trained with SOLVER.MAX_ITER = 2, .* now gives 3"):
         run_all([other], 1, 1)
+
+
+def test_a_run_that_failed_at_its_start_may_get_other_settings(tmp_path):
+    run = scripted(tmp_path / "a", "exit 1")
+    assert run_all([run], 1, 1) == [run]
+    other = replace(run, settings={"SOLVER.MAX_ITER": 3})
+    assert run_all([other], 1, 1) == [other]
+
+
+@pytest.mark.parametrize("content", ["[]", "no json"])
+def test_a_results_json_of_something_else_is_renamed(content, tmp_path):
+    (tmp_path / "results.json").write_text(content)
+    assert write_results(Plan({}, {}, [], {}), {"runs": []}, tmp_path) == ["results.1.json"]
+    assert (tmp_path / "results.1.json").read_text() == content
+    assert write_results(Plan({}, {}, [], {}), {"runs": []}, tmp_path) == []
 
 
 def test_other_settings_are_refused(comparison, catalogs, capsys):

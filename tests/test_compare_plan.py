@@ -102,7 +102,11 @@ def test_variants_and_grids(catalogs):
     assert (last["MODEL.RAMBO.MARGIN"], last["MODEL.RAMBO.BETA"]) == (0.5, 1.0)
 
 
-def test_values_of_a_grid_may_hold_commas_and_slashes(catalogs):
+def test_values_of_a_grid_may_hold_commas_and_slashes(catalogs, tmp_path, monkeypatch):
+    for file in (tmp_path / "a" / "b.pth", tmp_path / "here" / "x"):
+        file.parent.mkdir()
+        file.touch()
+    monkeypatch.chdir(tmp_path / "here")
     found = plan(
         "faster_rcnn_ce.yaml", "--seeds", 1, "--out", "there",
         "--grid", "g=ce INPUT.MIN_SIZE_TRAIN (64,96),(80,) MODEL.WEIGHTS ../a/b.pth,x",
@@ -224,6 +228,7 @@ def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys
         (["--seeds", "1,1"], "different seeds"),
         (["--seeds", ","], "different seeds"),
         (["--jobs", "0"], "--jobs must be >= 1"),
+        (["MODEL.WEIGHTS", "/nope.pth"], "MODEL.WEIGHTS /nope.pth: no such file"),
         (["SEED", "3"], "SEED is set per run: use --seeds"),
         (["SOLVER.REFERENCE_WORLD_SIZE", "2"], "SOLVER.REFERENCE_WORLD_SIZE must be 0"),
         (["MODEL.RAMBO.MARGIN", "-1"], "MODEL.RAMBO.MARGIN must be >= 0"),

@@ -70,6 +70,8 @@ LAYOUTS = {
     "labels beside images": ("train: x\nnames: [cat]\n", ["x/a.jpg"], {"x/a.txt": LINE}),
     "a folder called images above": ("train: x/images/train\nnames: [cat]\n",
                                      ["x/images/train/a.jpg"], {"x/labels/train/a.txt": LINE}),
+    "an upper-case suffix": ("train: images\nnames: [cat]\n", ["images/a.jpg"],
+                             {"labels/a.TXT": LINE}),
     "valid for val": ("valid: x\nnames: [cat]\n", ["x/a.jpg"], {"x/a.txt": LINE}),
     "byte order marks": ("\ufefftrain: x\nnames: [cat]\n", ["x/a.jpg"],
                          {"x/a.txt": LINE.encode("utf-8-sig")}),

@@ -21,7 +21,7 @@ from rambo_det.errors import InputError
 
 from .command_line import call, own_data, refused, registered
 from .forked import background, wait_until
-from .models import QUICKSTART, THIN, small_cfg
+from .models import CONFIGS, QUICKSTART, THIN, small_cfg
 
 
 @pytest.fixture
@@ -137,11 +137,21 @@ def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch, tmp_pat
     before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     error = refused(capsys, main, *args, *keys)
     assert "holds another run" in error and "--resume" in error and "--fresh" in error
-    for name in ("model_final.pth", "data.json"):  # of something else
+    for name, problem in (
+        ("model_final.pth", "holds another run"),
+        ("data.json", "has a data.json of something else, which the run would overwrite: use OUT"),
+    ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / name).write_text("1")
-        error = refused(capsys, main, *args, *keys, "OUTPUT_DIR", tmp_path / name)
-        assert "holds another run" in error
+        (tmp_path / name / name).write_text('{"images": []}')
+        for flags in ([], ["--resume"] if name == "data.json" else []):
+            error = refused(capsys, main, *args, *flags, *keys, "OUTPUT_DIR", tmp_path / name)
+            assert problem in error
+        assert (tmp_path / name / name).read_text() == '{"images": []}'
+    own = tmp_path / "mine" / "config.yaml"
+    own.parent.mkdir()
+    own.write_text(f"_BASE_: {CONFIGS / 'quickstart/faster_rcnn_rambo.yaml'}\n")
+    error = refused(capsys, main, args[0], own, *args[2:], *keys, "OUTPUT_DIR", own.parent)
+    assert f"would overwrite {own}, which is the file of --config: use another OUTPUT_DIR" in error
     with monkeypatch.context() as there:
         there.chdir(folder / "inference")
         error = refused(capsys, main, *args, "--fresh", *keys)
@@ -173,9 +183,10 @@ def test_a_start_that_fails_on_its_weights_leaves_no_run(run, capsys, catalogs, 
     damaged, out = tmp_path / "damaged.pth", tmp_path / "out"
     damaged.write_bytes(b"no checkpoint")
     words = [*args, *keys, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", out]
-    assert "damaged.pth cannot" in refused(capsys, main, *words, "MODEL.WEIGHTS", damaged)
-    assert call(main, *words) == 0
+    assert call(main, *words, "MODEL.WEIGHTS", damaged) == 2
+    assert "damaged.pth cannot be read" in capsys.readouterr().err
     assert (out / "data.json").is_file()
+    assert call(main, *words) == 0
 
 
 def test_a_class_name_with_a_comma(capsys, catalogs, tmp_path):
@@ -192,6 +203,7 @@ def test_a_class_name_with_a_comma(capsys, catalogs, tmp_path):
     assert "class 2 is 'square' in the run in" in error
     right = shlex.split(error.rpartition("--classes ")[2])[0]
     assert right.startswith('"circle, ""round""",square,')
+    right = right.replace(",square,", "\nsquare\n")  # as $(cat classes.txt) gives them
     assert call(main, *args, "--classes", right, *keys) == 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,10 +14,11 @@ from detectron2.data import DatasetCatalog
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rambo_det.cli import calibrate
 from rambo_det.evaluation.pictures import FALSE_COLOR, TRUE_COLOR, choose_crops, draw_class
 from rambo_det.evaluation.ranking import RankedClass, average_precision, best_f1, rank_detections
 
-from .command_line import call, refusal, refused
+from .command_line import call, refusal, refused, registered
 from .detections import random_data, result, truth_of
 
 
@@ -169,9 +171,26 @@ def test_the_tool_on_a_run(finished_run, catalogs, capsys):
     assert {p: p.read_bytes() for p in out.iterdir()} == before
 
 
+def test_a_detector_without_data_json(finished_run, tmp_path, capsys, catalogs):
+    """Detectron2's own trainer writes none. The class names come from --classes."""
+    weights, config = tmp_path / "model_final.pth", tmp_path / "config.yaml"
+    for file in (weights, config):
+        shutil.copy(finished_run / "out" / file.name, file)
+    words = ["--config", config, "--weights", weights, *registered(finished_run)[0]]
+    words += ["--output", tmp_path / "ranking"]
+    error = refused(capsys, visualize_ranking.main, *words)
+    assert "names of the detector are unknown: name them with --classes, in the order" in error
+    names = ["--classes", "circle,square,triangle,star"]
+    assert call(visualize_ranking.main, *words, *names) == 0
+    assert "| circle " in capsys.readouterr().out
+    assert call(calibrate.main, *words[:-1], tmp_path / "calibrated.pth", *names) == 0
+    assert list(json.loads((tmp_path / "thresholds.json").read_text())["classes"])[0] == "circle"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--register-coco", "x", "x.json", "x"], "registered datasets (x) is used: add --dataset"),
         (["--dataset", "nowhere"], "--dataset: dataset nowhere is not registered"),
         (["--dataset", "boxless"], "has no COCO annotations: register it with --register-coco, "),
         (["--split", "0.2"], "--split goes with --register-coco, --register-voc or"),

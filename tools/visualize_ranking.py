@@ -83,9 +83,11 @@ def run(args: argparse.Namespace) -> None:
     """Detects, ranks and draws; InputError if the model, the data or the output is wrong."""
     from rambo_det.cli.predict import silence_libraries
     from rambo_det.data.files import make_folder
+    from rambo_det.engine.arguments import classes_from_args
     from rambo_det.engine.detector import Detector
     from rambo_det.engine.evaluation_data import EvaluationData
     from rambo_det.engine.saved_model import find_model
+    from rambo_det.engine.user_data import check_used
     from rambo_det.evaluation.ranking import rank_detections
 
     silence_libraries()
@@ -93,7 +95,8 @@ def run(args: argparse.Namespace) -> None:
     output = args.output or Path(args.run or ".") / "ranking"
     if output.is_dir() and any(output.iterdir()) and not args.overwrite:
         raise InputError(f"{output} is not empty: use --overwrite, or another --output FOLDER")
-    detector = Detector(saved, args.opts)
+    detector = Detector(saved, args.opts, None if saved.data.classes else classes_from_args(args))
+    check_used(args, [args.dataset, *detector.datasets[: args.dataset is None]])
     data = EvaluationData(args.dataset, detector, saved.data, args)
     make_folder(output, "--output")
     ranked = rank_detections(data.truth, data.detect(detector), args.iou)

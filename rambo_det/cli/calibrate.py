@@ -50,11 +50,13 @@ def run(args: argparse.Namespace) -> None:
     """
     from tabulate import tabulate
 
+    from ..engine.arguments import classes_from_args
     from ..engine.calibrated import labelled_images, write_calibrated
     from ..engine.checkpointer import CALIBRATION_FILES
     from ..engine.detector import Detector
     from ..engine.evaluation_data import EvaluationData
     from ..engine.saved_model import find_model
+    from ..engine.user_data import check_used
     from ..evaluation.calibration import calibrate
 
     silence_libraries()
@@ -65,18 +67,22 @@ def run(args: argparse.Namespace) -> None:
     if output.is_dir():
         raise InputError(f"--output {output} is a folder: name a file")
     thresholds, picture = (output.with_name(name) for name in CALIBRATION_FILES)
+    if output in (thresholds, picture):
+        raise InputError(f"--output {output} is the name of another result: name a .pth file")
     for file in (output, thresholds, picture):
         if file.exists() and not args.overwrite:
             raise InputError(f"{file} already exists: use --overwrite, or --output FILE elsewhere")
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: the folder {output.parent} does not exist")
-    detector = Detector(saved, args.opts)
+    detector = Detector(saved, args.opts, None if saved.data.classes else classes_from_args(args))
     if args.dataset is None and not detector.train_sets:
         raise InputError("DATASETS.TRAIN is empty: name labelled images with --dataset")
-    data = EvaluationData(args.dataset or detector.train_sets[0], detector, saved.data, args)
+    fitted = args.dataset or detector.train_sets[0]
+    test = detector.datasets[0] if args.test is None and detector.datasets else args.test
+    check_used(args, [fitted, test])
+    data = EvaluationData(fitted, detector, saved.data, args)
     # The datasets of the command line are registered now, so the test set does not register them.
     not_again = argparse.Namespace(**{**vars(args), "register": []})
-    test = detector.datasets[0] if args.test is None and detector.datasets else args.test
     test_data = EvaluationData(test, detector, saved.data, not_again, "--test") if test else None
     fit = calibrate(detector.model, *labelled_images(data.name, detector.mapper, args.images))
     before = _measure(detector, test_data) if test_data else {}

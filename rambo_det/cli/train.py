@@ -146,13 +146,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return results
     final, train, calibrate = folder / "model_final.pth", dataset_names(cfg, keys.train_sets), None
     trainer = kind(cfg)
-
-    def loaded() -> None:
-        # Not before: a start that fails on its weights must not leave a run that needs --fresh.
-        if is_main:
-            write_data(folder, args, train, dataset_names(cfg, keys.test_sets))
-
-    results = trainer.fit(args.resume, loaded)
+    if is_main:
+        write_data(folder, args, train, dataset_names(cfg, keys.test_sets))
+    results = trainer.fit(args.resume)
     best, data = trainer.evaluations.summary(), get_key(cfg, keys.calibrate)
     if is_main and data != "off" and final.is_file():
         data = train[0] if data == "train" else data

@@ -14,6 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.register import registered_classes
 from ..engine.arguments import parse_args, registered_names
+from ..engine.folder import check_weights
+from ..engine.keys import YAML
 from ..engine.setup import build_config, flat_config, merged_config
 from ..engine.user_code import new_config
 from ..engine.user_data import check_dataset
@@ -85,6 +87,8 @@ def make_plan(
                 if key in args.opts[::2]:
                     raise InputError(f"{key} is set per run: use {option} instead")
             cfg = build_config(args, classes)
+            if cfg.MODEL.WEIGHTS:
+                check_weights(YAML.weights, cfg.MODEL.WEIGHTS)
             if len(cfg.DATASETS.TEST) != 1:
                 raise InputError(f"DATASETS.TEST must name one dataset, got {cfg.DATASETS.TEST}")
             if not name:  # first variant: the others share its datasets and classes

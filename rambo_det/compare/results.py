@@ -233,13 +233,16 @@ def _best(plan: Plan, losses: dict[str, Any]) -> dict[str, str]:
 
 def write_results(plan: Plan, results: dict[str, Any], out: Path) -> list[str]:
     """Writes results.json. First renames an earlier results.json and its report if they have runs
-    that the plan lacks. Returns the new names of the renamed files."""
+    that the plan lacks, or are not of a comparison. Returns the new names of the renamed files."""
     files, renamed = [out / "results.json", out / "report.html"], []
+    old_runs: set[Any] = {None}
     try:
         earlier = json.loads(files[0].read_text(encoding="utf-8"))["runs"]
         old_runs = {(run["data"], run["variant"], run["seed"]) for run in earlier}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no earlier results to keep
+    except FileNotFoundError:
         old_runs = set()
+    except (ValueError, KeyError, TypeError):  # of something else, for example of rambo-predict
+        pass
     if old_runs - {(run.data, run.variant, run.seed) for run in plan.runs}:
         number = 1
         while any(file.with_suffix(f".{number}{file.suffix}").exists() for file in files):

@@ -111,7 +111,7 @@ def folder_lock(folder: Path) -> Iterator[IO[str]]:
 
 def _start(run: Run, threads: int, lock: IO[str] | None, bar: Any) -> subprocess.Popen[bytes]:
     command = list(run.command)
-    begun = any((run.folder / name).exists() for name in ("last_checkpoint", "metrics.json"))
+    begun = _has_begun(run)
     earlier = read_record(run.folder).get("source", "").split(", ") if begun else []
     sources = dict.fromkeys([*filter(None, earlier), source_digest()])
     write_record(
@@ -186,12 +186,18 @@ def write_record(folder: Path, **changes: Any) -> None:
         json.dump(record, file, indent=1)
 
 
+def _has_begun(run: Run) -> bool:
+    return any((run.folder / name).exists() for name in ("last_checkpoint", "metrics.json"))
+
+
 def _check_same_run(run: Run) -> None:
     """Raises InputError if the folder of the run holds a different run or other files."""
     record = read_record(run.folder)
     names = {file.name for file in run.folder.iterdir()} if run.folder.is_dir() else set()
     if not record and names - {_RECORD + PART_SUFFIX}:
         raise InputError(f"{run.folder} has files of something else: use another --out")
+    if not _has_begun(run):  # it failed at its start, perhaps because of a wrong setting
+        return
     # A config key that is newer than the record had its default value then.
     old = {**default_settings(), **record.get("settings", run.settings)}
     for key, new in sorted(run.settings.items()):

@@ -159,13 +159,12 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _label_file(image: Path) -> Path:
     """Returns the label file of an image: in `labels` beside `images`, or beside the image."""
-    beside, parts = image.with_suffix(".txt"), list(image.parts)
-    folders = [k for k, part in enumerate(parts[:-1]) if part == "images"]
-    if not folders:
-        return beside
-    parts[folders[-1]] = "labels"
-    in_labels = Path(*parts).with_suffix(".txt")
-    return beside if os.path.isfile(beside) and not os.path.isfile(in_labels) else in_labels
+    parts, places = list(image.parts), [image]
+    if folders := [k for k, part in enumerate(parts[:-1]) if part == "images"]:
+        parts[folders[-1]] = "labels"
+        places = [Path(*parts), image]
+    tried = [place.with_suffix(suffix) for place in places for suffix in (".txt", ".TXT")]
+    return next(filter(os.path.isfile, tried), tried[0])
 
 
 def _add_object(

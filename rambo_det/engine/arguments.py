@@ -77,8 +77,8 @@ def classes_from_args(args: argparse.Namespace) -> list[str] | None:
     """Returns the class names given with ``--classes``; None without that option."""
     if args.classes is None:
         return None
-    names = next(csv.reader([args.classes], skipinitialspace=True)) or [""]
-    return [name.strip() for name in names]
+    lines = csv.reader(args.classes.splitlines() or [""], skipinitialspace=True)
+    return [name.strip() for line in lines for name in line or [""]]
 
 
 def classes_to_word(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
+from ..data.register import registered_classes
 from ..data.shapes import register_shapes
 from ..errors import InputError
 from .checkpointer import load_whole_model
@@ -104,8 +105,11 @@ def _metadata(
             raise InputError(f"--classes names {len(classes)} classes, the model has {number}")
         return Metadata(thing_classes=list(classes))
     saved_classes = saved.data.classes
-    for metadata in (MetadataCatalog.get(name) for name in datasets):
-        names = list(metadata.get("thing_classes") or ())
+    for name in datasets:
+        names = registered_classes(name)
         if names == saved_classes if saved_classes else len(names) == number:
-            return metadata
-    return Metadata(thing_classes=saved_classes or [f"class {k}" for k in range(number or 0)])
+            return MetadataCatalog.get(name)
+    return Metadata(
+        thing_classes=saved_classes or [f"class {k}" for k in range(number or 0)],
+        has_names=bool(saved_classes) or not number,
+    )

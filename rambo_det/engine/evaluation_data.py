@@ -47,6 +47,9 @@ class EvaluationData:
         if name is None and not detector.datasets:
             raise InputError("the config has no test dataset: name a dataset with --dataset")
         self.name = name or detector.datasets[0]
+        if not detector.metadata.get("has_names", True):
+            remedy = "name them with --classes, in the order of the model's outputs"
+            raise InputError(f"the class names of the detector are unknown: {remedy}")
         classes = detector.metadata.get("thing_classes")
         names = classes_from_args(args) or classes
         if args.register:

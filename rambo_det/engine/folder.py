@@ -13,9 +13,10 @@ import yaml
 
 from ..data.files import make_folder
 from ..errors import InputError
+from ..paths import find_config
 from .checkpointer import load_checkpoint, unreadable_checkpoint
 from .keys import LAZY, YAML, Keys, dataset_names, get_key, set_key
-from .run_data import read_data
+from .run_data import has_only_own_data, read_data
 from .seeds import run_seed
 from .user_data import check_same_classes
 
@@ -69,6 +70,10 @@ def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
     set_key(cfg, keys.seed, run_seed(get_key(cfg, keys.seed), None if is_given else earlier))
     if main and not args.eval_only:
         prepare_folder(folder, args.resume, args.fresh, keys)
+        config = folder / "config.yaml"
+        if not args.resume and config.is_file() and config.samefile(find_config(args.config_file)):
+            problem = f"the run would overwrite {config}, which is the file of --config"
+            raise InputError(f"{problem}: use another {keys.folder}")
     comm.synchronize()
     return folder
 
@@ -100,15 +105,18 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, keys: Keys) -> None:
     """Creates the folder of a run, and makes sure that no other run is overwritten.
 
     With ``fresh`` an earlier run is renamed. Raises InputError, naming the key of the folder, if
-    the folder holds a run and no flag is set, or if it cannot be written.
+    the folder holds a run and no flag is set, if it has a data.json of something else, or if it
+    cannot be written.
     """
     make_folder(folder, keys.folder)
-    names = ("last_checkpoint", "metrics.json", "model_final.pth", "data.json")
-    files = [folder / name for name in names]
-    # A run that ended before its first iteration leaves an empty metrics.json.
-    if resume or not any(file.is_file() and file.stat().st_size for file in files):
-        return
+    files = [folder / name for name in ("last_checkpoint", "metrics.json", "model_final.pth")]
     folder_option = f"{keys.folder}{keys.separator}FOLDER"
+    # A run that ended before its first iteration leaves data.json and an empty metrics.json.
+    if resume or not any(file.is_file() and file.stat().st_size for file in files):
+        if not has_only_own_data(folder):
+            problem = f"{keys.folder} {folder} has a data.json of something else"
+            raise InputError(f"{problem}, which the run would overwrite: use {folder_option}")
+        return
     if not fresh:
         remedies = f"--resume continues it, --fresh renames it, or use {folder_option}"
         raise InputError(f"{keys.folder} {folder} holds another run: {remedies}")

@@ -6,7 +6,7 @@ import os
 import pydoc
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -225,10 +225,8 @@ class LazyRun:
         load_whole_model(run.model, file, config)
         return run.evaluate()
 
-    def fit(self, resume: bool, loaded: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    def fit(self, resume: bool) -> dict[str, Any]:
         """Trains up to ``train.max_iter``; returns the metrics at the end.
-
-        Calls ``loaded`` between loading the weights and training.
 
         Random numbers and the order of the data depend only on the seed ``train.seed`` (below 0: a
         random one) and the iteration. So a killed and resumed run equals an uninterrupted one. Only
@@ -255,7 +253,6 @@ class LazyRun:
         schedule = hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))
         trainer.register_hooks([SeedHook(seed, loader), hooks.IterationTimer(), schedule, *ours])
         checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
-        loaded()
         start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
         with suppress(EarlyStop):
             trainer.train(start, train.max_iter)

@@ -59,6 +59,17 @@ def _with_absolute_paths(kind: str, name: str, place: str, part: str) -> list[st
     return [kind, name, os.path.abspath(place), part]
 
 
+def has_only_own_data(folder: Path) -> bool:
+    """Returns False if the folder has a data.json that :func:`write_data` did not write."""
+    try:
+        content = json.loads((folder / _DATA).read_text())
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"classes", "register"} <= content.keys()
+
+
 def read_data(folder: Path) -> RunData:
     """Reads data.json of the run in the folder; an empty RunData without that file."""
     file = folder / _DATA

@@ -189,6 +189,8 @@ def check_training(cfg: CfgNode) -> None:
     for key in ("SOLVER.BASE_LR", "RAMBO_TRAIN.CLS_WEIGHT"):
         if not 0 < get_key(cfg, key) < float("inf"):
             raise InputError(f"{key} must be > 0, got {get_key(cfg, key)}")
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise InputError(f"DATALOADER.NUM_WORKERS must be >= 0, got {cfg.DATALOADER.NUM_WORKERS}")
     check_amp("SOLVER.AMP.ENABLED True", cfg.SOLVER.AMP.ENABLED, YAML.device, cfg.MODEL.DEVICE)
     check_best_metric(cfg, YAML, cfg.DATASETS.TEST)
     disabled = logging.root.manager.disable

@@ -3,7 +3,6 @@
 import logging
 import os
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from inspect import getattr_static
@@ -114,13 +113,9 @@ class RamboTrainer(DefaultTrainer):
         with suppress(EarlyStop):
             return super().train()
 
-    def fit(self, resume: bool, loaded: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Loads weights, trains, and returns the final metrics; {} except in the main process.
-
-        Calls ``loaded`` between loading and training.
-        """
+    def fit(self, resume: bool) -> dict[str, Any]:
+        """Loads weights, trains, and returns the final metrics; {} except in the main process."""
         self.resume_or_load(resume=resume)
-        loaded()
         self.train()
         results = getattr(self, "_last_eval_results", None)
         return dict(self.test(self.cfg, self.model) if results is None else results)

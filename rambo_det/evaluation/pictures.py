@@ -108,6 +108,7 @@ def grid(pictures: Sequence[np.ndarray], columns: int, cell_px: int = 384) -> np
     return np.concatenate(rows)
 
 
+@ignore_missing_glyphs()
 def draw_class(ranked: RankedClass, iou: float, look: ImageLookup) -> np.ndarray:
     """Draws the ranking of one class as a picture, ``(H, W, 3)`` uint8 RGB."""
     figure = Figure(figsize=(15, 3.5), dpi=100, facecolor="white")
