@@ -6,6 +6,7 @@
 
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from torch import Tensor
 
@@ -22,3 +23,7 @@ class SoftmaxRetinaNet(RamboRetinaNet):
         logits = [log_odds(add_background(x.flatten(0, 1))).reshape(x.shape) for x in pred_logits]
         losses: dict[str, Tensor] = RetinaNet.losses(self, anchors, logits, *inputs)
         return losses
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {**super().from_config(cfg), "score": "log_odds"}  # with any MODEL.RAMBO.SCORE

@@ -163,6 +163,17 @@ def test_a_retinanet_scores_boxes_as_it_ranks_them(score):
         (scripted,) = scripting_with_instances(_scored_retinanet(score), fields)([{"image": image}])
         assert any(torch.equal(x, found.scores) for x in traced(image))
     assert torch.equal(scripted.scores, found.scores)
+    # With a gradient too, and in training mode, as for pictures of detections during the training.
+    (again,) = model([{"image": image}])
+    again["instances"].scores.sum().backward()
+    assert torch.equal(again["instances"].scores, found.scores)
+    assert model.head.cls_score.weight.grad.abs().max() > 0
+    images = model.preprocess_image([{"image": image}])
+    features = [model.backbone(images.tensor)[name] for name in model.head_in_features]
+    with torch.no_grad():
+        model.train()
+        (again,) = model.forward_inference(images, features, model.head(features))
+    torch.testing.assert_close(again.scores, found.scores)
 
 
 def test_the_warm_up_of_a_retinanet_trains_the_probabilities_of_its_softmax():

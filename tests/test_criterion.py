@@ -267,18 +267,25 @@ def test_score_logits_predicts_by_sigmoid():
     torch.testing.assert_close(probs, logits.sigmoid())
 
 
-def test_log_odds_against_float64():
-    logits = (torch.randn(500, 6) * 8).requires_grad_()
+@pytest.mark.parametrize("columns", [2, 6])
+@pytest.mark.parametrize("spread", [1, 8, 15])
+def test_log_odds_against_float64(columns, spread):
+    logits = torch.randn(500, columns) * spread
+    logits = logits[logits.amax(dim=1) - logits.amin(dim=1) < 85].requires_grad_()
     z = logits.detach().double().requires_grad_()
-    want = torch.stack(
-        [z[:, c] - torch.cat([z[:, :c], z[:, c + 1 :]], 1).logsumexp(1) for c in range(5)], 1
-    )
+    others = [torch.cat([z[:, :c], z[:, c + 1 :]], dim=1) for c in range(columns - 1)]
+    want = z[:, :-1] - torch.stack([x.logsumexp(dim=1) for x in others], dim=1)
     got = log_odds(logits)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
-    upstream = torch.randn(500, 5)
+    upstream = torch.randn_like(got)
     (grad,) = torch.autograd.grad(got, logits, upstream, retain_graph=True)
     (want_grad,) = torch.autograd.grad(want, z, upstream.double())
     torch.testing.assert_close(grad.double(), want_grad, rtol=1e-5, atol=1e-5)
+    # Infinite logits are noticed: the loss refuses a score that is not finite.
+    assert log_odds(torch.tensor([[torch.inf, 0.0]])).isnan().all()
+
+
+def test_log_odds_are_finite_and_ordered():
     # Neither far apart logits nor the scale of mixed precision make the gradient infinite.
     for scale in (1, 2**16):
         far = (100 * torch.randn(500, 6)).requires_grad_()

@@ -10,9 +10,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
-from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.fcos import FCOS
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from .config_checks import check_architecture, rambo_node
@@ -110,16 +109,20 @@ class RamboRetinaNet(_RamboOneStageMixin, RetinaNet):
         score_function(score)  # raises InputError for an unknown name
         self.rambo_score = score
 
-    def _transpose_dense_predictions(
-        self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
-    ) -> list[list[Tensor]]:
-        """Returns what the stock method does; in evaluation, logits whose sigmoid is the score."""
-        levels: list[list[Tensor]] = []
-        for of_kind, dims in zip(predictions, dims_per_anchor):  # noqa: B905  # for torch.jit.script
-            levels.append([permute_to_N_HWA_K(x, dims) for x in of_kind])
-        if self.rambo_score != "logits" and not self.training:
-            levels[0] = [softmax_log_odds(x) for x in levels[0]]
-        return levels
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
+        """Returns what the stock method does, with the scores of the softmax."""
+        logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
+        if self.rambo_score != "logits":
+            logits = [softmax_log_odds(x) for x in logits]
+        anchors = self.anchor_generator(features)
+        results: list[Instances] = []
+        for i, image_size in enumerate(images.image_sizes):
+            scores = [x[i].sigmoid_() for x in logits]
+            of_image = [x[i] for x in deltas]
+            results.append(self.inference_single_image(anchors, scores, of_image, image_size))
+        return results
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -41,24 +41,27 @@ class _LogOdds(torch.autograd.Function):
         """With ``h = g / (1 - p)``, the gradient of z_j is ``g_j - p_j Σ_{c≠j} h_c``."""
         odds, top = ctx.saved_tensors
         p = odds.sigmoid()
-        h = (1 - p).reciprocal_().mul_(grad).scatter_(1, top, 0)
+        h = (1 - p).reciprocal_().mul_(grad).scatter_(1, top, 0)  # without the top logit's
         others = h.sum(dim=1, keepdim=True)
-        # The top logit's own 1 - p may be 0. The bound keeps h finite.
-        h_top = grad.gather(1, top) / (-odds.gather(1, top)).sigmoid().clamp(min=1e-18)
-        of_others = h.neg_().add_(others + h_top).scatter_(1, top, others)
-        return p.mul_(of_others).neg_().add_(grad)
+        sums = h.neg_().add_(others).scatter_(1, top, others).mul_(p)
+        # The top logit's 1 - p may be tiny, and its h too large for a float32. So p is divided
+        # first: the p of another logit is at most 1 - p of the top logit.
+        below = (-odds.gather(1, top)).sigmoid_().clamp_(min=1e-37)
+        p.scatter_(1, top, 0).div_(below).mul_(grad.gather(1, top))
+        return sums.add_(p).neg_().add_(grad)
 
 
 def _odds_and_top(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the log odds of all ``(N, K + 1)`` logits, and ``(N, 1)`` indices of the highest."""
     top_logit, top = logits.max(dim=1, keepdim=True)
     odds = logits - top_logit
+    zero = odds.gather(1, top)  # NaN if the top logit is infinite
     # Without the top logit, whose share of 1 would round off small sums of the others. The steps
     # work in place, because a tensor of all anchors may have gigabytes.
     shares = odds.exp().scatter_(1, top, 0.0)
     others = shares.sum(dim=1, keepdim=True).clamp(min=1e-38)
     odds -= shares.neg_().add_(others).log1p_()
-    return odds.scatter_(1, top, -others.log()), top
+    return odds.scatter_(1, top, zero - others.log_()), top
 
 
 #: Each turns ``(N, K + 1)`` logits into ``(N, K)`` scores.
@@ -85,7 +88,12 @@ def softmax_log_odds(logits: Tensor) -> Tensor:
     """Returns the log odds ``(..., K)`` of a softmax over the ``(..., K)`` logits and a 0.
 
     A sigmoid of them gives the probabilities of the softmax. This function is for detection: it can
-    be scripted, but not differentiated.
+    be scripted and traced.
     """
-    odds, _ = _odds_and_top(add_background(logits.flatten(0, -2)))
+    padded = add_background(logits.flatten(0, -2))
+    needs_grad = torch.is_grad_enabled() and logits.requires_grad
+    # Scripting cannot compile _LogOdds, and tracing cannot save it.
+    if not torch.jit.is_scripting() and needs_grad and not torch.jit.is_tracing():
+        return log_odds(padded).reshape(logits.shape).clone()  # the caller changes it in place
+    odds, _ = _odds_and_top(padded)
     return odds[:, :-1].reshape(logits.shape)
