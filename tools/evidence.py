@@ -35,7 +35,7 @@ from rambo_det.errors import InputError  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE = ROOT / "results/evidence.json", ROOT / "docs/evidence.md"
 PICTURES = ROOT / "docs/evidence"
-FIGURES = ("voc07_long", "chess_long")
+FIGURES = ("voc07_long_seeds", "chess_long")
 _JOBS = "--jobs 2 --threads 1 --bootstrap 1000"
 _TIMM = "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml"
 _VOC07 = f"{_TIMM} --data 'voc07=voc:data/voc07:train:val SOLVER.MAX_ITER {{}}' {_JOBS}"
@@ -298,12 +298,17 @@ _EACH = dict.fromkeys(("lambda_each", "lambda_each_seeds"), "each_x10")
 _EACH_RETINANET = {"retinanet_calibrated": "rambo", "retinanet_quickstart_seeds": "each_x10"}
 _PLACE = dict.fromkeys(("place_chess", "place_chess_seeds", "place_bccd"), "rambo")
 _PLACE_RETINANET = dict.fromkeys(("place_retinanet", "place_retinanet_seeds"), "gap0")
+_LONG = ("voc07_long", "voc07_long_seed")
 _REPEAT = ("cross entropy with repeat-factor sampling", {"repeat_factor": "ce_repeat"})
 DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]] = {
     "default": (("cross entropy", {"main": "ce"}), ("RaMBO", _EACH)),
     "pretrained_default": (
         ("cross entropy", dict.fromkeys(("voc07", "voc07_seeds_today", "pretrained"), "ce")),
         ("RaMBO", dict.fromkeys(("voc07_today", "voc07_seeds_today", "pretrained_today"), "rambo")),
+    ),
+    "voc07_long_seeds": (
+        ("cross entropy", dict.fromkeys(_LONG, "ce")),
+        ("RaMBO", dict.fromkeys(_LONG, "rambo")),
     ),
     "repeat_sampling": (("cross entropy", {"pretrained": "ce"}), _REPEAT),
     "repeat_rambo": (_REPEAT, ("RaMBO", {"pretrained_today": "rambo"})),
@@ -451,6 +456,10 @@ def _of_seeds(part: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
             continue
         deviation = round(float(squares / (len(seeds) - 1)) ** 0.5, 4) if len(seeds) > 1 else None
         made[metric] = [round(float(mean), 4), deviation]
+    if all("AP at" in row for row in part):
+        made["AP at"] = {
+            i: [ap for row in part for ap in row["AP at"][i]] for i in part[0]["AP at"]
+        }
     if all("classes" in row for row in part):
         made["classes"] = {}
         for kind, (boxes, *_) in part[0]["classes"].items():
