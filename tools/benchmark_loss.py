@@ -215,6 +215,8 @@ def check_device(device: str) -> None:
     """Raises InputError unless torch can use this device."""
     try:
         torch.zeros(1, device=device)
+        if torch.device(device).index is not None:
+            torch.cuda.set_device(device)  # waits and peak memory are those of the current device
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
         reason = one_line(error).split(". ")[0]
         raise InputError(f"--device {device}: {reason}: use cpu or cuda") from None

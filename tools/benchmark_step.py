@@ -109,7 +109,7 @@ class TimedModel:
 
     def _classification_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
         if hasattr(self.head, "rambo_loss"):
-            logits = add_background(logits) if self._is_dense else logits
+            logits = add_background(logits) if self._is_dense else logits.float()
             return self.head.rambo_loss(score_function(self.head.rambo_score)(logits), gt_classes)
         if not self._is_dense:
             return F.cross_entropy(logits, gt_classes)

@@ -9,8 +9,14 @@ import detectron2.utils.comm as comm
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch as detectron2_launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 
 from ..errors import InputError
+from ..paths import find_config
+from .keys import LAZY, YAML, get_key
+from .lazy import read_lazy_config
+from .setup import merged_config
+from .user_code import import_user_code
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -48,15 +54,28 @@ def launch(process: Callable[[argparse.Namespace], Any], args: argparse.Namespac
             dist_url=args.dist_url, args=(args,),
         )  # fmt: skip
         return
-    gpu = torch.cuda.is_available()
+    gpu, rank = _device(args).startswith("cuda"), int(os.environ["LOCAL_RANK"])
     if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpu else "gloo")
+        if rank >= (number := torch.cuda.device_count()):
+            remedy = "start as many per machine as it has GPUs, and let each process see all GPUs"
+            raise InputError(f"process {rank} of this machine finds only {number} GPUs: {remedy}")
+        torch.cuda.set_device(rank)
+    # Torch's own time-out is shorter: an evaluation in one process may take longer.
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=DEFAULT_TIMEOUT)
     # Detectron2 v0.6 has no function that sets the local process group.
     comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(int(os.environ["LOCAL_WORLD_SIZE"]))
-    try:
-        comm.synchronize()
-        process(args)
-    finally:
-        dist.destroy_process_group()
-        comm._LOCAL_PROCESS_GROUP = None
+    comm.synchronize()
+    process(args)
+    # Not after an error: with NCCL this waits for the other processes, and hides the error.
+    dist.destroy_process_group()
+    comm._LOCAL_PROCESS_GROUP = None
+
+
+def _device(args: argparse.Namespace) -> str:
+    """Returns the name of the device that the run's config asks for."""
+    import_user_code(args.imports)
+    if args.lazy:
+        cfg, keys = read_lazy_config(find_config(args.config_file), args.opts, ("train",)), LAZY
+    else:
+        cfg, keys = merged_config(args), YAML
+    return str(get_key(cfg, keys.device))

@@ -71,7 +71,8 @@ class _RamboOneStageMixin:
             scores = score_function(self.rambo_score)(add_background(logits))
         if not self.rambo_loss.stock_loss_weight():
             labels = torch.stack(gt_labels)
-            used = ((labels >= 0) & (labels != num_classes)).any(dim=0)  # (R,)
+            used = ((labels >= 0) & (labels != num_classes)).any(dim=0)
+            used = used.nonzero()[:, 0]  # one wait for a GPU; each mask below would wait again
             gt_labels, anchors = list(labels[:, used]), [Boxes.cat(anchors)[used]]
             # Zeros replace the logits; an expanded tensor takes no memory.
             no_logits = pred_logits[0].new_zeros(())
