@@ -1,26 +1,18 @@
 """Packaging of rambo_det. Settings of the tools are in pyproject.toml, tested pins in
 requirements.txt."""
 
-import re
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
-
-
-def version() -> str:
-    """The version, read without importing the package, which would import torch."""
-    text = (HERE / "rambo_det" / "version.py").read_text(encoding="utf-8")
-    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
-    if match is None:
-        raise RuntimeError('rambo_det/version.py has no line __version__ = "..."')
-    return match.group(1)
-
+# Run alone: the package itself would import torch.
+VERSION = runpy.run_path(str(HERE / "rambo_det" / "version.py"))["__version__"]
 
 setup(
     name="rambo_det",
-    version=version(),
+    version=VERSION,
     description="Train Detectron2 detectors directly for average precision (RaMBO)",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
