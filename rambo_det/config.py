@@ -1,7 +1,5 @@
 """The keys that this plugin adds to a Detectron2 config."""
 
-from __future__ import annotations
-
 from detectron2.config import CfgNode as CN
 
 

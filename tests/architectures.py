@@ -1,7 +1,5 @@
 """Small trainable models of every supported architecture, each with its stock counterpart."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator

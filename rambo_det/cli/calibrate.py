@@ -25,7 +25,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "probabilities. Writes a checkpoint of the same architecture and, for each class, the "
         "threshold with the best F1.",
     )
-    parser.error = raise_input_error  # type: ignore[method-assign]
+    parser.error = raise_input_error
     add_model_arguments(parser)
     add_data_arguments(parser)
     add, text = parser.add_argument, "use at most N images for the fit [%(default)s]"

@@ -26,7 +26,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--config, the end of the command line, --data, --variant. To continue an interrupted "
         "comparison, repeat the same command.",
     )  # fmt: skip
-    parser.error = raise_input_error  # type: ignore[method-assign]
+    parser.error = raise_input_error
     add, text = parser.add_argument, "yaml config of the model; its loss is replaced"
     add("--config", "--config-file", dest="config_file", required=True, metavar="FILE", help=text)
     text = "losses from ce, focal, rambo; the first is the reference (default: stock loss, rambo)"

@@ -23,7 +23,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Detects objects in images, folders of images, videos or a camera's frames. "
         "Writes annotated pictures and videos, and all detections in COCO's result format.",
     )
-    parser.error = raise_input_error  # type: ignore[method-assign]
+    parser.error = raise_input_error
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="images, videos, folders")
     add_model_arguments(parser)

@@ -67,5 +67,5 @@ def buffer_logs() -> Iterator[None]:
 
 
 def _give_held_to(logger: logging.Logger) -> None:
-    _held.setTarget(logger)  # type: ignore[arg-type]  # a Logger has handle(), like a Handler
+    _held.setTarget(logger)  # a Logger has handle(), like a Handler
     _held.flush()

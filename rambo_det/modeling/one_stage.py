@@ -84,7 +84,7 @@ class _RamboOneStageMixin:
             odds = log_odds(add_background(logits))
             pred_logits = [odds.reshape(len(gt_labels), -1, num_classes)]
         inputs = (anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, *more_per_level)
-        stock = partial(super().losses, *inputs)  # type: ignore[misc]
+        stock = partial(super().losses, *inputs)
         return self.rambo_loss.replace_stock_loss(self._loss_name, stock, scores, classes, logits)
 
 

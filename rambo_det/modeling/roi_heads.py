@@ -28,7 +28,7 @@ class _RamboPredictorMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        made: Any = self.box_predictor  # type: ignore[has-type]
+        made = self.box_predictor
         is_cascade = isinstance(made, torch.nn.ModuleList)
         for stage, predictor in enumerate(made if is_cascade else [made]):
             if not isinstance(predictor, RamboFastRCNNOutputLayers):
@@ -42,7 +42,7 @@ class _RamboPredictorMixin:
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         check_no_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
-        args: dict[str, Any] = super().from_config(cfg, input_shape)  # type: ignore[misc]
+        args: dict[str, Any] = super().from_config(cfg, input_shape)
 
         def make_predictor(made: FastRCNNOutputLayers) -> FastRCNNOutputLayers:
             if type(made) is not FastRCNNOutputLayers:  # of a user's subclass of the heads

@@ -1,7 +1,5 @@
 """Helpers that run the command line as real processes and check the files of a run."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ tests/test_data_coco.py, test_data_voc.py, test_data_folders.py, test_configs.py
 test_criterion.py.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import os

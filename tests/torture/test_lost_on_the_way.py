@@ -1,7 +1,5 @@
 """A running training loses a data worker, an image or the space on its disk."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

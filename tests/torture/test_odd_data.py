@@ -3,8 +3,6 @@
 ``make torture`` runs more of the datasets, and RetinaNet too.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random
