@@ -88,7 +88,7 @@ class Annotator:
             with atomic_write(str(self._index), "w") as file:
                 json.dump(content, file, indent=1)
             if len(overview) > 1:
-                write_picture(self._output / OVERVIEW, grid(overview, min(4, len(overview))), 80)
+                write_picture(self._output / OVERVIEW, grid(overview, 4), 80)
 
     def _annotate_source(self, source: Source, max_frames: int | None) -> np.ndarray | None:
         """Writes the annotated copy of a source; returns the picture if the source is an image."""

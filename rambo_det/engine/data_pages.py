@@ -53,7 +53,7 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
         chosen += others[::step][: _PICTURES - len(chosen)]
         with delayed_interrupt():
             pictures = [_draw(record, metadata) for record in chosen]
-        write_picture(page, grid(pictures, min(_COLUMNS, len(pictures)))[:, :, ::-1], 85)
+        write_picture(page, grid(pictures, _COLUMNS)[:, :, ::-1], 85)
         texts.append(f"{name}: {summary(records, metadata.get('thing_classes') or ())}\n{page}")
     return "\n\n".join(texts)
 

@@ -20,6 +20,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 from PIL import Image, ImageOps
+from torchvision.transforms.functional import pil_to_tensor
+from torchvision.utils import make_grid
 
 from .ranking import RankedClass
 
@@ -99,13 +101,11 @@ def draw_detections(image: np.ndarray, found: Instances, metadata: Metadata) -> 
     return drawer.output.get_image()
 
 
-def grid(pictures: Sequence[np.ndarray], columns: int, cell_px: int = 384) -> np.ndarray:
-    """Arranges pictures in rows, each fitted into a ``cell_px`` square; ``(H, W, 3)`` uint8."""
-    pad = partial(ImageOps.pad, size=(cell_px, cell_px), color="white", centering=(0, 0))
-    cells = [np.asarray(pad(Image.fromarray(picture))) for picture in pictures]
-    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
-    rows = [np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)]
-    return np.concatenate(rows)
+def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Arranges pictures in rows, each fitted into a square of 384 px; ``(H, W, 3)`` uint8."""
+    pad = partial(ImageOps.pad, size=(384, 384), color="white", centering=(0, 0))
+    cells = [pil_to_tensor(pad(Image.fromarray(picture))) for picture in pictures]
+    return make_grid(cells, columns, padding=0, pad_value=255).permute(1, 2, 0).numpy()
 
 
 @ignore_missing_glyphs()
