@@ -7,6 +7,7 @@ is available: ``from rambo_det import RamboLoss``.
 import warnings
 from importlib.util import find_spec
 
+from .errors import INSTALL_DETECTRON2
 from .losses import RamboLoss
 from .version import __version__
 
@@ -27,6 +28,5 @@ else:
         if name != "add_rambo_config" and not name.startswith("Rambo"):
             raise AttributeError(f"module 'rambo_det' has no attribute {name!r}")
         raise ImportError(
-            f"rambo_det.{name} needs Detectron2, which is not installed: pip install "
-            "--no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
+            f"rambo_det.{name} needs Detectron2, which is not installed: {INSTALL_DETECTRON2}"
         )

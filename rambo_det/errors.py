@@ -1,5 +1,9 @@
 """The exception that reports a user's mistake, and one-line texts of other exceptions."""
 
+INSTALL_DETECTRON2 = (
+    "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
+)
+
 
 class InputError(ValueError):
     """A configuration, a file or data that cannot be used as given.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from ..errors import InputError, one_line
+from ..errors import INSTALL_DETECTRON2, InputError, one_line
 
 # errno of a file that cannot be written -> what the user can do about it.
 _ADVICE = {
@@ -18,10 +18,6 @@ _ADVICE = {
     errno.EROFS: "write to a folder that is not read-only",
 }
 _IN_ANOTHER_PROCESS = f"{InputError.__module__}.{InputError.__name__}: "
-_NO_DETECTRON2 = (
-    "Detectron2 is not installed: pip install --no-build-isolation "
-    "'git+https://github.com/facebookresearch/detectron2.git'"
-)
 
 
 def exit_status(tool: Callable[[], Any], advice: str = "") -> int:
@@ -49,7 +45,7 @@ def exit_status(tool: Callable[[], Any], advice: str = "") -> int:
 def _mistake(error: Exception) -> str | None:
     """Returns the line about a user's mistake; None if the error is not a user's mistake."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "detectron2":
-        return _NO_DETECTRON2
+        return f"Detectron2 is not installed: {INSTALL_DETECTRON2}"
     # An error from another process has its traceback in the message.
     last = (str(error).strip().splitlines() or [""])[-1]
     if isinstance(error, InputError) or last.startswith(_IN_ANOTHER_PROCESS):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 #: Extensions of the files that count as images when a folder is searched.
 IMAGE_EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -121,8 +121,7 @@ def check_image(
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large ({error}): scale it down") from None
     except (OSError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name} is truncated or broken: {reason}") from None
+        raise InputError(f"{name} is truncated or broken: {one_line(error)}") from None
     if size not in (None, (width, height)):
         turned = " after EXIF rotation" if orientation > 1 else ""
         raise InputError(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .files import IMAGE_EXTENSIONS, backslash_hint, files_in, printable, read_text
 from .segments import read_mask
 from .source import DataSource
@@ -84,7 +84,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         # BaseLoader keeps values as text: class names such as no and 1 must not become bool or int.
         content = yaml.load(text, yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{file} is not a yaml file: {' '.join(str(error).split())}") from None
+        raise InputError(f"{file} is not a yaml file: {one_line(error)}") from None
     if not isinstance(content, dict) or not content.get("names"):
         raise InputError(f"{file} is not a data.yaml of YOLO: it has no 'names'")
     return content
