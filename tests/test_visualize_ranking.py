@@ -137,7 +137,7 @@ def test_each_class_has_a_picture_of_its_own(tmp_path):
     names = ["é", "è", "ranking", "a/b", "a b"]
     ranked = [replace(ranked_class([True, False], 2), name=name) for name in names]
     image = np.zeros((96, 96, 3), dtype=np.uint8)
-    data = SimpleNamespace(name="own", look=lambda _: lambda _: (image, np.zeros((0, 4))))
+    data = SimpleNamespace(name="own", look=lambda *_: (image, np.zeros((0, 4))))
     visualize_ranking.write(ranked, data, visualize_ranking.parse_args([]), tmp_path, "run")
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {"é.png", "è.png", "ranking-2.png", "a_b.png", "a_b-2.png", "ranking.png"}

@@ -14,6 +14,7 @@ import json
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def write(ranked: list[Any], data: Any, args: argparse.Namespace, output: Path, 
     rows.append({"name": "mean or sum", **total, **mean})
     pictures, encoded, taken = [], [], {Path("ranking.png")}
     for k in ranked[: args.shown]:
-        pictures.append(draw_class(k, args.iou, data.look(k.name)))
+        pictures.append(draw_class(k, args.iou, partial(data.look, k.name)))
         file = output / unique_path(Path(re.sub(r"[^-.\w]", "_", k.name) + ".png"), taken)
         Image.fromarray(pictures[-1]).save(file)
         encoded.append({"name": k.name, "data": base64.b64encode(file.read_bytes()).decode()})

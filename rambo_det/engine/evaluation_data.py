@@ -1,7 +1,6 @@
 """A dataset on which a detector's ranking is examined."""
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,13 +76,8 @@ class EvaluationData:
                 results.append(item)
         return results
 
-    def look(self, name: str) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
-        """Returns a function: image id -> ``(H, W, 3)`` uint8 RGB, boxes of the class ``name``."""
-        (number,) = self.truth.getCatIds(catNms=[name])
-
-        def look(image_id: Any) -> tuple[np.ndarray, np.ndarray]:
-            annotations = self.truth.imgToAnns.get(image_id, ())
-            boxes = [item["bbox"] for item in annotations if item["category_id"] == number]
-            return read_image(self._files[image_id], format="RGB"), np.array(boxes).reshape(-1, 4)
-
-        return look
+    def look(self, name: str, image_id: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Returns an image, ``(H, W, 3)`` uint8 RGB, and its boxes of the class ``name``."""
+        ids = self.truth.getAnnIds(imgIds=[image_id], catIds=self.truth.getCatIds(catNms=[name]))
+        boxes = np.array([item["bbox"] for item in self.truth.loadAnns(ids)]).reshape(-1, 4)
+        return read_image(self._files[image_id], format="RGB"), boxes
