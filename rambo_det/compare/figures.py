@@ -54,10 +54,10 @@ def _save(figure: Figure, image_format: str = "svg") -> bytes:
 
 
 @matplotlib.rc_context(_STYLE)
-def draw_intervals(rows: Sequence[tuple[str, Any]], image_format: str = "svg") -> bytes:
+def draw_intervals(rows: Sequence[tuple[str, Any]]) -> bytes:
     """Draws differences in AP with their intervals, one below the other.
 
-    Each row is a label and a dict of ``mean``, ``low`` and ``high``. The format is "svg" or "png".
+    Each row is a label and a dict of ``mean``, ``low`` and ``high``.
     """
     labels = [_title(label) for label, _ in rows]
     row_height = 0.42 + 0.12 * max(label.count("\n") for label in labels)
@@ -69,7 +69,7 @@ def draw_intervals(rows: Sequence[tuple[str, Any]], image_format: str = "svg") -
     axis.set_yticks(range(len(rows)), labels)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel("difference in AP (percentage points); the bar is the 95 % interval")
-    return _save(figure, image_format)
+    return _save(figure)
 
 
 @matplotlib.rc_context(_STYLE)

@@ -17,7 +17,6 @@ from ..engine.arguments import parse_args, registered_names
 from ..engine.folder import check_weights
 from ..engine.keys import YAML
 from ..engine.setup import build_config, flat_config, merged_config
-from ..engine.user_code import new_config
 from ..engine.user_data import check_dataset
 from ..errors import InputError
 from .specs import DataSpec, Variant, loss_opts
@@ -138,7 +137,7 @@ def _check_calibration(cfg: CfgNode) -> None:
 
 
 def _settings(cfg: CfgNode) -> dict[str, Any]:
-    settings = _flat(cfg)
+    settings = flat_settings(cfg)
     for key in _NO_SETTINGS:
         settings.pop(key)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
@@ -149,12 +148,8 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
     return settings
 
 
-def default_settings() -> dict[str, Any]:
-    """Returns config key -> default value, in the form of :attr:`Run.settings`."""
-    return _flat(new_config())
-
-
-def _flat(cfg: CfgNode) -> dict[str, Any]:
+def flat_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Returns config key -> value, in the form of :attr:`Run.settings`."""
     # Goes through yaml, so that values equal those read back from a record: lists, not tuples.
     return flat_config(yaml.safe_load(cfg.dump()))
 

@@ -18,8 +18,9 @@ from tqdm import tqdm
 import rambo_det
 
 from ..engine.files import PART_SUFFIX, atomic_write
+from ..engine.user_code import new_config
 from ..errors import InputError
-from .plan import Run, default_settings
+from .plan import Run, flat_settings
 
 _POLL = 0.2  # seconds
 _OUTPUT, _RECORD = "output.txt", "compare.json"
@@ -199,7 +200,7 @@ def _check_same_run(run: Run) -> None:
     if not _has_begun(run):  # it failed at its start, perhaps because of a wrong setting
         return
     # A config key that is newer than the record had its default value then.
-    old = {**default_settings(), **record.get("settings", run.settings)}
+    old = {**flat_settings(new_config()), **record.get("settings", run.settings)}
     for key, new in sorted(run.settings.items()):
         # A dataset has no digest in old records or before its file exists; this is no difference.
         if old.get(key) != new and (key in old or not key.startswith("data ")):
