@@ -7,13 +7,6 @@ from detectron2.modeling.meta_arch import SemanticSegmentor
 from ..errors import InputError
 
 
-def rambo_node(cfg: CfgNode) -> CfgNode:
-    """Returns ``cfg.MODEL.RAMBO``; raises InputError, which names the remedy, if it is missing."""
-    if "RAMBO" not in cfg.MODEL:
-        raise InputError("config has no MODEL.RAMBO: call rambo_det.add_rambo_config(cfg) first")
-    return cfg.MODEL.RAMBO
-
-
 def check_architecture(cfg: CfgNode) -> None:
     """Raises InputError if a key selects RaMBO for a part that the architecture does not have.
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..losses import RamboLoss
-from .config_checks import rambo_node
 
 #: Reading scalars waits for the GPU. They are read at the period of Detectron2's writers.
 _GPU_PERIOD = 20
@@ -84,7 +83,10 @@ class RamboCriterion(RamboLoss):
         Raises:
             InputError: the node is missing, or a key is out of its range.
         """
-        node = rambo_node(cfg)
+        if "RAMBO" not in cfg.MODEL:
+            remedy = "call rambo_det.add_rambo_config(cfg) first"
+            raise InputError(f"config has no MODEL.RAMBO: {remedy}")
+        node = cfg.MODEL.RAMBO
         arguments = {argument: node[key] for argument, key in _KEYS.items()}
         arguments.update(
             lambda_=node.LAMBDA or None,

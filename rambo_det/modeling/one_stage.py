@@ -14,7 +14,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
-from .config_checks import check_architecture, rambo_node
+from .config_checks import check_architecture
 from .criterion import RamboCriterion
 from .scores import add_background, log_odds, score_function, softmax_log_odds
 
@@ -130,7 +130,7 @@ class RamboRetinaNet(_RamboOneStageMixin, RetinaNet):
         check_architecture(cfg)
         args: dict[str, Any] = super().from_config(cfg)
         args["rambo_loss"] = RamboCriterion.from_cfg(cfg, args["num_classes"])
-        args["score"] = rambo_node(cfg).SCORE
+        args["score"] = cfg.MODEL.RAMBO.SCORE
         return args
 
 

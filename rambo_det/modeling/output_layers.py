@@ -11,7 +11,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ..errors import InputError
-from .config_checks import check_no_fed_loss, rambo_node
+from .config_checks import check_no_fed_loss
 from .criterion import RamboCriterion
 from .scores import score_function
 
@@ -80,7 +80,7 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         args: dict[str, Any] = super().from_config(cfg, input_shape)
         args["rambo_loss"] = RamboCriterion.from_cfg(cfg, args["num_classes"])
-        args["score"] = rambo_node(cfg).SCORE
+        args["score"] = cfg.MODEL.RAMBO.SCORE
         return args
 
     def losses(
