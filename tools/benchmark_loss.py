@@ -22,10 +22,10 @@ from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces each start and stop
 
-import matplotlib
 import torch
 import torch.nn.functional as F
 from baseline_losses import argsort_rambo, bucketed_ap, error_driven_ap
+from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
@@ -35,9 +35,6 @@ from rambo_det.cli.failures import exit_status  # noqa: E402
 from rambo_det.data.files import make_folder  # noqa: E402
 from rambo_det.errors import InputError, one_line  # noqa: E402
 from rambo_det.losses import RamboLoss, class_ap_loss  # noqa: E402
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 Method = Callable[[Tensor], Tensor]
 SUMMARIZED = ("RamboLoss", "RamboLoss τ=4", "cross entropy", "bucketed AP", "double argsort")
@@ -172,8 +169,8 @@ def print_result(result: dict) -> None:
 def plot(results: list[dict], path: Path) -> None:
     """Plots time over N, with a panel for each P/N and regime; medians over C."""
     rates = sorted({r["rate"] for r in results})
-    shape = {"figsize": (10, 3.2 * len(rates)), "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(len(rates), 2, sharex=True, sharey=True, **shape)
+    figure = Figure(figsize=(10, 3.2 * len(rates)), layout="constrained")
+    axes = figure.subplots(len(rates), 2, sharex=True, sharey=True, squeeze=False)
     panels = itertools.product(rates, ("init", "mid"))
     for axis, (rate, regime) in zip(axes.flat, panels, strict=True):
         points: dict[str, dict[int, list[float]]] = {}

@@ -12,16 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import matplotlib  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
 from rambo_det.losses import ap_loss, blackbox_rank  # noqa: E402
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 SCORES = torch.tensor([2.3, 1.0, -0.4, 2.9, 2.1, 1.3, 0.15, -0.25, -1.3, -1.9])
 POSITIVE = torch.arange(len(SCORES)) < 3
@@ -63,9 +59,8 @@ def draw_line(axis: Any, scores: Tensor, ranks: Tensor, title: str) -> None:
 
 def draw(found: dict[str, Any]) -> Any:
     """Draws the figure and returns it."""
-    figure, axes = plt.subplots(
-        3, 1, figsize=(9, 5.6), sharex=True, height_ratios=(1, 1, 1.3), layout="constrained"
-    )
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.3))
     text = f"1. Rank all scores: the loss, 1 - AP, is {found['loss']:.2f}"
     draw_line(axes[0], found["scores"], found["ranks"], text)
     axes[0].plot([], [], "o", ms=9, color=COLOURS[True], label=f"positive, minus α = {MARGIN}")
