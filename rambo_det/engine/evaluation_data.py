@@ -70,10 +70,8 @@ class EvaluationData:
         for record in tqdm(self.records, desc="detect", unit="image", disable=None):
             instances = detector(read_image(record["file_name"], format="BGR"))
             for item in instances_to_coco_json(instances, record["image_id"]):
-                item["category_id"] = self._category_ids.get(
-                    item["category_id"], item["category_id"]
-                )
-                results.append(item)
+                label = item["category_id"]
+                results.append({**item, "category_id": self._category_ids.get(label, label)})
         return results
 
     def look(self, name: str, image_id: Any) -> tuple[np.ndarray, np.ndarray]:
