@@ -13,7 +13,6 @@ import yaml
 
 from ..data.files import make_folder
 from ..errors import InputError
-from ..paths import find_config
 from .checkpointer import load_checkpoint, unreadable_checkpoint
 from .keys import LAZY, YAML, Keys, dataset_names, get_key, set_key
 from .run_data import has_only_own_data, read_data
@@ -71,7 +70,7 @@ def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
     if main and not args.eval_only:
         prepare_folder(folder, args.resume, args.fresh, keys)
         config = folder / "config.yaml"
-        if not args.resume and config.is_file() and config.samefile(find_config(args.config_file)):
+        if not args.resume and config.is_file() and config.samefile(args.config_file):
             problem = f"the run would overwrite {config}, which is the file of --config"
             raise InputError(f"{problem}: use another {keys.folder}")
     comm.synchronize()

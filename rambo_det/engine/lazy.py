@@ -27,7 +27,6 @@ from ..config import add_rambo_config
 from ..data.mapper import ErrorReportingMapper
 from ..data.shapes import register_shapes
 from ..errors import InputError, one_line
-from ..paths import find_config
 from .checkpointer import AtomicCheckpointer, load_whole_model
 from .files import drop_unfinished_line
 from .folder import set_last_checkpoint
@@ -48,7 +47,7 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
     register_shapes()  # the quickstart's configs name these datasets
     import_user_code(args.imports)
     needed = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
-    cfg = read_lazy_config(find_config(args.config_file), args.opts, needed)
+    cfg = read_lazy_config(args.config_file, args.opts, needed)
     set_last_checkpoint(cfg, LAZY, args)
     check_amp("train.amp.enabled=True", cfg.train.amp.enabled, LAZY.device, cfg.train.device)
     train, test = dataset_names(cfg, LAZY.train_sets), dataset_names(cfg, LAZY.test_sets)
