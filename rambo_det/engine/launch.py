@@ -12,7 +12,6 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 
 from ..errors import InputError
-from ..paths import find_config
 from .keys import LAZY, YAML, get_key
 from .lazy import read_lazy_config
 from .setup import merged_config
@@ -75,7 +74,7 @@ def _device(args: argparse.Namespace) -> str:
     """Returns the name of the device that the run's config asks for."""
     import_user_code(args.imports)
     if args.lazy:
-        cfg, keys = read_lazy_config(find_config(args.config_file), args.opts, ("train",)), LAZY
+        cfg, keys = read_lazy_config(args.config_file, args.opts, ("train",)), LAZY
     else:
         cfg, keys = merged_config(args), YAML
     return str(get_key(cfg, keys.device))
