@@ -41,6 +41,11 @@ def running(folder):
     return [line for line in shown.stdout.splitlines() if f"{folder}/scratch" in line]
 
 
+def table_of(said):
+    """Returns part -> its line in the table at the end of the printed lines."""
+    return dict(zip(PARTS, said[-len(PARTS) :], strict=True))
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Returns the folder of a check of all parts, and the printed lines."""
@@ -55,8 +60,7 @@ def test_one_command_gives_a_file_for_each_part_and_a_table(whole):
     assert "--quick" in everything["command"]
     assert {"device", "torch", "triton", "detectron2", "quick"} <= set(everything["about"])
     assert everything["parts"] == {name: load(folder, name) for name in PARTS}
-    table = said[-len(PARTS) :]
-    for name, line in zip(PARTS, table, strict=True):
+    for name, line in table_of(said).items():
         assert line.startswith(name) and line.endswith(load(folder, name)["summary"])
 
 
@@ -111,7 +115,8 @@ def test_a_check_that_was_killed_goes_on(tmp_path):
     said = check(folder, *words)
     assert [line for line in said if line.endswith("...")] == ["bandwidth ..."]
     assert times_of(folder)["exact"] == before["exact"]
-    assert said[-6].endswith("not run") and "no triton" in said[-5]
+    table = table_of(said)
+    assert table["tests"].endswith("not run") and "no triton" in table["exact"]
 
 
 def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path):
@@ -121,8 +126,10 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path):
     )
     broken = {"PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": "-p breaking -k recorder"}
     said = check(folder, "--quick", "--parts", "tests", "graph", status=1, **broken)
-    assert "FAILED: 1 failed" in said[-6] and "::test_the_recorder_sees_copies" in said[-6]
-    assert "CUDA graph" in said[-1] and (folder / "graph.json").is_file()
+    table = table_of(said)
+    assert "FAILED: 1 failed" in table["tests"]
+    assert "::test_the_recorder_sees_copies" in table["tests"]
+    assert "CUDA graph" in table["graph"] and (folder / "graph.json").is_file()
     assert not (folder / "tests.json").exists()
     failed = load(folder, "gpu_check")["parts"]["tests"]
     assert "1 failed" in failed["error"] and any("not today" in line for line in failed["log"])
@@ -131,7 +138,7 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path):
 def test_a_part_that_hangs_is_stopped(tmp_path):
     folder = tmp_path / "check"
     said = check(folder, "--quick", "--parts", "step", "--limit", "1", status=1)
-    assert said[-3].endswith("FAILED: took longer than 1 s")
+    assert table_of(said)["step"].endswith("FAILED: took longer than 1 s")
     assert not running(folder)
     words = ("--quick", "--parts", "graph")
     assert "0.01 s" in check(folder, *words, "--limit", "0.01", status=1)[-1]

@@ -72,7 +72,7 @@ def tests(args: argparse.Namespace) -> Result:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)  # the log of a test that takes too long
-            lines.append(line.rstrip())
+            lines.append(line.strip("= \n"))
     if process.returncode:
         failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
         sys.exit("; ".join([lines[-1], *failures]) if lines else 1)
