@@ -83,6 +83,12 @@ _PARTS = "--hold-out 5 --seeds 1 " + " ".join(
     for value in values
 )
 _RANKED_RPN = "rambo MODEL.PROPOSAL_GENERATOR.NAME RamboRPN"
+# The box loss is a mean over all proposals, which are 2.4 times as many.
+_ALL_PROPOSALS = (
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 512 MODEL.ROI_HEADS.POSITIVE_FRACTION 1.0 "
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT 2.4"
+)
+_RAMBO_ALL = f"--variant 'rambo_all_lr0.04=rambo SOLVER.BASE_LR 0.04 {_ALL_PROPOSALS}'"
 _MORE_PARTS = {
     "margin0.0": "rambo MODEL.RAMBO.MARGIN 0.0",
     "margin0.25": "rambo MODEL.RAMBO.MARGIN 0.25",
@@ -93,9 +99,7 @@ _MORE_PARTS = {
     "rpn0.2": _RANKED_RPN,
     # LOSS_WEIGHT of RPN multiplies both of its losses.
     "rpn1.0": f"{_RANKED_RPN} MODEL.RPN.LOSS_WEIGHT 5.0 MODEL.RPN.BBOX_REG_LOSS_WEIGHT 0.2",
-    # The box loss is a mean over all proposals, which are 2.4 times as many.
-    "all_proposals": "rambo MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 512 MODEL.ROI_HEADS."
-    "POSITIVE_FRACTION 1.0 MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT 2.4",
+    "all_proposals": f"rambo {_ALL_PROPOSALS}",
 }
 
 
@@ -247,6 +251,17 @@ PROTOCOL = {
         "Three of them had more AP than the default with this seed, 1. And with seed 0?",
         f"{_VOC07.format(800)} --hold-out 5 --seeds 1 "
         f"{_more_parts('memory16', 'rpn0.2', 'all_proposals')}",
+    ),
+    "proposals_voc07": (
+        "All proposals in place of 128 help RaMBO there. Do they help cross entropy, with a weight "
+        "that keeps the gradient of each box or without, and RaMBO with its best rate?",
+        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 --variant 'ce_all=ce {_ALL_PROPOSALS}' "
+        f"--variant 'ce_all_w2.4=ce RAMBO_TRAIN.CLS_WEIGHT 2.4 {_ALL_PROPOSALS}' {_RAMBO_ALL}",
+    ),
+    "proposals_voc07_seed": (
+        "Is RaMBO better with its best rate, and with all proposals too, with seed 1?",
+        f"{_VOC07.format(800)} --hold-out 5 --seeds 1, --losses ce "
+        f"{_rates(('rambo', 0.04))} {_RAMBO_ALL}",
     ),
     "parts_bccd": (
         "And on the blood cells?",
