@@ -258,11 +258,6 @@ PROTOCOL = {
         f"{_VOC07.format(800)} --hold-out 5 --seeds 1 --variant 'ce_all=ce {_ALL_PROPOSALS}' "
         f"--variant 'ce_all_w2.4=ce RAMBO_TRAIN.CLS_WEIGHT 2.4 {_ALL_PROPOSALS}' {_RAMBO_ALL}",
     ),
-    "proposals_voc07_seed": (
-        "Is RaMBO better with its best rate, and with all proposals too, with seed 1?",
-        f"{_VOC07.format(800)} --hold-out 5 --seeds 1, --losses ce "
-        f"{_rates(('rambo', 0.04))} {_RAMBO_ALL}",
-    ),
     "parts_bccd": (
         "And on the blood cells?",
         f"{_TIMM} --data 'bccd=voc:data/bccd:train:val' {_JOBS} {_PARTS} SOLVER.MAX_ITER 600",
@@ -286,6 +281,11 @@ PROTOCOL = {
     "voc07_long_seed": (
         "One more seed of it.",
         f"{_VOC07.format(8000)} --seeds 1, --losses ce,rambo TEST.EVAL_PERIOD 2000",
+    ),
+    "voc07_long_best": (
+        "And with the setting that is best for RaMBO on held-out images (proposals_voc07)? That of "
+        "cross entropy is the one of voc07_long.",
+        f"{_VOC07.format(8000)} --seeds 2 {_RAMBO_ALL} TEST.EVAL_PERIOD 2000",
     ),
     "paper_today": (
         "Does the loss of configs/paper_voc.yaml still learn, now that its gradient is not divided "
