@@ -2,6 +2,15 @@
 
 from detectron2.config import CfgNode as CN
 
+from .errors import InputError
+
+
+def check_has_rambo(cfg: CN) -> None:
+    """Raises InputError if the keys of this plugin were not added to a config."""
+    if "RAMBO" not in cfg.MODEL:
+        remedy = "call rambo_det.add_rambo_config(cfg) first"
+        raise InputError(f"config has no MODEL.RAMBO: {remedy}")
+
 
 def add_rambo_config(cfg: CN) -> None:
     """Adds the nodes ``MODEL.RAMBO`` (the loss) and ``RAMBO_TRAIN`` (the trainer) to a config.

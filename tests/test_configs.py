@@ -64,8 +64,10 @@ def test_the_papers_constants_begin_with_cross_entropy():
     "config, keys, message",
     [
         *((QUICKSTART, [META, name], "MODEL.ROI_HEADS.NAME is RamboROIHeads, but "
-           f"{META} {name} has no ROI heads: set {META} to GeneralizedRCNN or RamboRetinaNet")
-          for name in ("RetinaNet", "ProposalNetwork", "SemanticSegmentor")),
+           f"{META} {name} has no ROI heads: set {META} to GeneralizedRCNN{others}, or MODEL")
+          for name, others in (("RetinaNet", " or RamboRetinaNet"), ("RamboRetinaNet", ""),
+           ("ProposalNetwork", " or RamboRetinaNet"),
+           ("SemanticSegmentor", " or RamboRetinaNet"))),
         ("configs/quickstart/retinanet_rambo.yaml",
          ["MODEL.PROPOSAL_GENERATOR.NAME", "RamboRPN"], f"{META} RamboRetinaNet has no RPN"),
     ],

@@ -1,11 +1,13 @@
 """RamboCriterion: the configured loss in every architecture, and its mix with the stock loss."""
 
+import copy
 import re
 from inspect import signature
 
 import pytest
 import torch
 from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
+from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.model_zoo import get_config
 from detectron2.modeling import build_backbone, build_model
@@ -18,6 +20,7 @@ from rambo_det import (
     RamboCriterion,
     RamboFastRCNNOutputLayers,
     RamboLoss,
+    RamboRetinaNet,
     RamboROIHeads,
     RamboRPN,
     add_rambo_config,
@@ -144,6 +147,41 @@ def test_heads_of_a_lazyconfig_refuse_stock_box_predictors(name, heads):
     assert names == (stages if len(predictors) > 1 else ["loss_cls"])
 
 
+def test_heads_whose_subclass_sets_a_stock_predictor():
+    class Heads(RamboROIHeads):
+        def __init__(self, cfg, input_shape):
+            super().__init__(cfg, input_shape)
+            self.box_predictor = FastRCNNOutputLayers(cfg, self.box_head.output_shape)
+
+    model = build("faster_rcnn")
+    cfg, shape = config("faster_rcnn"), model.backbone.output_shape()
+    model.roi_heads = Heads(cfg, shape)
+    with pytest.raises(InputError, match="Heads got a FastRCNNOutputLayers: derive it from"):
+        model.train()
+
+
+def test_a_criterion_for_another_number_of_classes():
+    """A LazyConfig may have it."""
+    model = get_config("common/models/retinanet.py").model
+    for node, target in (
+        (model, RamboRetinaNet),
+        (get_config("common/models/mask_rcnn_fpn.py").model.roi_heads.box_predictor,
+         RamboFastRCNNOutputLayers),
+        (get_config("common/models/mask_rcnn_fpn.py").model.proposal_generator, RamboRPN),
+    ):  # fmt: skip
+        node._target_ = target
+        node.rambo_loss = LazyCall(RamboCriterion)(num_classes=7)
+        with pytest.raises(InputError, match=r"rambo_loss.num_classes is 7, .* set it to (80|1)$"):
+            instantiate(node)
+
+
+def test_heads_that_do_not_fit_a_c4_model():
+    cfg = small_cfg("quickstart/faster_rcnn_c4_rambo.yaml")
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_BOX_HEAD.NAME = "RamboROIHeads", ""
+    with pytest.raises(InputError, match="set MODEL.ROI_HEADS.NAME to RamboRes5ROIHeads"):
+        build_model(cfg)
+
+
 def of_config(*opts, num_classes=4):
     return RamboCriterion.from_cfg(small_cfg(QUICKSTART, *opts), num_classes)
 
@@ -162,6 +200,12 @@ def test_a_criterion_has_the_defaults_of_the_config(catalogs):
     cfg.DATASETS.TRAIN = "rambo_shapes_train"  # a string, as Detectron2 allows
     names = RamboCriterion.from_cfg(cfg, 4).class_names
     assert names == of_config().class_names and "star" in names
+    # Detectron2's register_coco_instances gives the names when the data are loaded.
+    cfg.DATASETS.TRAIN = ("not_loaded",)
+    criterion = copy.deepcopy(RamboCriterion.from_cfg(cfg, 2))
+    assert criterion.class_names == ["0", "1"]
+    MetadataCatalog.get("not_loaded").thing_classes = ["a", "b"]
+    assert criterion.class_names == ["a", "b"]
 
 
 @pytest.mark.parametrize(

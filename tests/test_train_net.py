@@ -10,11 +10,14 @@ from contextlib import nullcontext
 from functools import partial
 
 import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import DatasetEvaluators
 
 from rambo_det.cli.train import load_config, main, result_table
 from rambo_det.engine.arguments import parse_args
+from rambo_det.engine.loader import ResumableLoader
 from rambo_det.engine.setup import check_training
 from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
@@ -243,7 +246,7 @@ def test_only_metrics_that_an_evaluator_has_are_accepted(metric, is_valid):
         check_training(cfg)
 
 
-def test_a_trainer_of_a_script_checks_its_best_metric(finished_run, catalogs, tmp_path):
+def test_a_trainer_of_a_script(finished_run, catalogs, tmp_path, caplog):
     file, images = f"{finished_run}/train.json", f"{finished_run}/train"
     register_coco_instances("coco_d", {}, file, images)
     keys = ["DATASETS.TRAIN", ("coco_d",), "DATASETS.TEST", ("coco_d",), "OUTPUT_DIR", tmp_path]
@@ -256,4 +259,20 @@ def test_a_trainer_of_a_script_checks_its_best_metric(finished_run, catalogs, tm
         def build_evaluator(cls, cfg, dataset_name):
             return DatasetEvaluators([])
 
-    Own(small_cfg(QUICKSTART, *keys))
+        @staticmethod
+        def train_mapper(cfg):
+            mapper = DatasetMapper(cfg)
+            return lambda record: {**mapper(record), "mapped": True}
+
+    trainer = Own(small_cfg(QUICKSTART, *keys))
+    assert isinstance(trainer.data_loader, ResumableLoader)
+    assert all(image["mapped"] for image in next(iter(trainer.data_loader)))
+    with pytest.raises(InputError, match="'mine/score' is not a metric of the evaluation"):
+        trainer.train()
+    # The default metric, which the user did not choose, does not end the training.
+    cfg = small_cfg(QUICKSTART, *keys[:-2], "SOLVER.MAX_ITER", 2)
+    Own(cfg).train()
+    assert "So no best checkpoint is kept" in caplog.text
+    assert (tmp_path / "model_final.pth").exists() and not (tmp_path / "best.json").exists()
+    with pytest.raises(InputError, match="call rambo_det.add_rambo_config"):
+        RamboTrainer(get_cfg())

@@ -32,7 +32,7 @@ class SeedHook(HookBase):
         self._seed, self._loader = seed, loader
         if not isinstance(loader, ResumableLoader):
             logger.warning(
-                "The training loader is not Detectron2's own: on --resume its data start from the "
+                "The training loader is no ResumableLoader: on --resume its data start from the "
                 "beginning"
             )
 
@@ -124,9 +124,13 @@ class BestEvalHook(hooks.EvalHook):
         is_empty = any(k.endswith("bbox/AP") and math.isnan(v) for k, v in found.items())
         if self._metric not in found and not is_empty:
             names, problem = ", ".join(sorted(found)), "is not a metric of the evaluation"
-            raise InputError(
-                f"{self._key} {self._metric!r} {problem}; available: {names or 'none'}"
-            )
+            problem = f"{self._key} {self._metric!r} {problem}; available: {names or 'none'}"
+            if self._patience or self._metric != "bbox/AP":
+                raise InputError(problem)
+            # A user's own evaluator, and the default, which the user did not choose.
+            logger.warning("%s. So no best checkpoint is kept", problem)
+            self._tracks_best = False
+            return
         value = float(found.get(self._metric, math.nan))
         self._values[iteration] = None if math.isnan(value) else value
         if self._keep and self.best is not None and self.best[0] == iteration:

@@ -22,6 +22,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.events import EventWriter
 from torch import nn
 
+from ..config import check_has_rambo
 from ..data.mapper import ErrorReportingMapper
 from ..evaluation.voc import VOCDetectionEvaluator, has_voc_annotations
 from .checkpointer import AtomicCheckpointer, load_whole_model
@@ -45,6 +46,7 @@ class RamboTrainer(DefaultTrainer):
     keys = YAML
 
     def __init__(self, cfg: CfgNode) -> None:
+        check_has_rambo(cfg)
         # A subclass may have an evaluator whose metrics are known only after an evaluation.
         evaluator = getattr_static(self, "build_evaluator")
         own = evaluator is not vars(RamboTrainer)["build_evaluator"]
@@ -66,7 +68,8 @@ class RamboTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         seed = run_seed(cfg.SEED)
         with seeded(seed, ORDER):  # some samplers draw a seed themselves
-            arguments = build_detection_train_loader.from_config(cfg)
+            mapper = cls.train_mapper(cfg)
+            arguments = build_detection_train_loader.from_config(cfg, mapper=mapper)
         return train_loader(seed=seed, **arguments)
 
     @classmethod
@@ -80,6 +83,11 @@ class RamboTrainer(DefaultTrainer):
         if cfg.TEST.AUG.ENABLED:
             model = GeneralizedRCNNWithTTA(cfg, model)
         return super().test(cfg, model, evaluators)
+
+    @staticmethod
+    def train_mapper(cfg: CfgNode) -> Any:
+        """Returns the training mapper, which makes an augmented model input from a record."""
+        return DatasetMapper(cfg)
 
     @staticmethod
     def test_mapper(cfg: CfgNode) -> Any:

@@ -16,10 +16,11 @@ def check_architecture(cfg: CfgNode) -> None:
     model = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else object
     without_heads = (RetinaNet, SemanticSegmentor, ProposalNetwork)
     if heads.startswith("Rambo") and issubclass(model, without_heads):
+        others = "GeneralizedRCNN" + " or RamboRetinaNet" * (name != "RamboRetinaNet")
         raise InputError(
             f"MODEL.ROI_HEADS.NAME is {heads}, but MODEL.META_ARCHITECTURE {name} has no ROI "
-            "heads: set MODEL.META_ARCHITECTURE to GeneralizedRCNN or RamboRetinaNet, or "
-            "MODEL.ROI_HEADS.NAME to a stock name"
+            f"heads: set MODEL.META_ARCHITECTURE to {others}, or MODEL.ROI_HEADS.NAME to a stock "
+            "name"
         )
     generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
     if generator == "RamboRPN" and issubclass(model, without_heads[:2]):

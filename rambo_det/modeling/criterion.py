@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -11,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor
 
+from ..config import check_has_rambo
 from ..errors import InputError
 from ..losses import RamboLoss
 
@@ -35,7 +37,8 @@ class RamboCriterion(RamboLoss):
     Args:
         num_classes: number of foreground classes C.
         weight: > 0, weight of the loss.
-        class_names: C names for the training scalars; None: their indices.
+        class_names: C names for the training scalars, or a function that returns them or None, and
+            is called when they are needed; None: their indices.
         ce_warmup: >= 0, iterations in which the stock loss changes to this loss.
         checkpoint_period, max_iter: when the trainer saves, in iterations. Detectron2's trainers
             save in the main process alone; with these arguments, their checkpoints have the
@@ -57,7 +60,7 @@ class RamboCriterion(RamboLoss):
         num_classes: int,
         *,
         weight: float = 0.2,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | Callable[[], Sequence[str] | None] | None = None,
         ce_warmup: int = 0,
         checkpoint_period: int | None = None,
         max_iter: int | None = None,
@@ -70,8 +73,8 @@ class RamboCriterion(RamboLoss):
             raise InputError(f"ce_warmup must be >= 0 and finite, got {ce_warmup!r}")
         self.weight, self.ce_warmup = weight, ce_warmup
         self._checkpoint_period, self._max_iter = checkpoint_period, max_iter
-        self.class_names = list(class_names or map(str, range(num_classes)))
-        if len(self.class_names) != num_classes:
+        self._class_names = class_names
+        if not callable(class_names) and len(self.class_names) != num_classes:
             raise InputError(
                 f"class_names must have {num_classes} entries, got {len(self.class_names)}"
             )
@@ -83,14 +86,12 @@ class RamboCriterion(RamboLoss):
         Raises:
             InputError: the node is missing, or a key is out of its range.
         """
-        if "RAMBO" not in cfg.MODEL:
-            remedy = "call rambo_det.add_rambo_config(cfg) first"
-            raise InputError(f"config has no MODEL.RAMBO: {remedy}")
+        check_has_rambo(cfg)
         node = cfg.MODEL.RAMBO
         arguments = {argument: node[key] for argument, key in _KEYS.items()}
         arguments.update(
             lambda_=node.LAMBDA or None,
-            class_names=_training_classes(cfg, num_classes),
+            class_names=partial(_training_classes, cfg.DATASETS.TRAIN, num_classes),
             checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
             max_iter=cfg.SOLVER.MAX_ITER,
         )
@@ -101,7 +102,19 @@ class RamboCriterion(RamboLoss):
             argument, _, rest = str(error).partition(" ")
             if argument not in _KEYS:
                 raise
+            rest = rest.replace("or None", "or 0")  # the config's value for no λ
             raise InputError(f"MODEL.RAMBO.{_KEYS[argument]} {rest}") from None
+
+    @torch.jit.unused  # TorchScript compiles properties
+    @property
+    def class_names(self) -> list[str]:
+        """The C names of the classes, or their indices."""
+        names = self._class_names() if callable(self._class_names) else self._class_names
+        return list(names or map(str, range(self.num_classes)))
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str]) -> None:
+        self._class_names = names
 
     @torch.jit.unused  # not used at inference; autograd.Function cannot be scripted
     def forward(self, scores: Tensor, gt_classes: Tensor, *logits: Tensor) -> Tensor:
@@ -223,8 +236,18 @@ def current_storage() -> EventStorage | None:
         return None
 
 
-def _training_classes(cfg: CfgNode, num_classes: int) -> list[str] | None:
-    train = cfg.DATASETS.TRAIN
+def criterion_for(num_classes: int, given: RamboCriterion | None) -> RamboCriterion:
+    """Returns the given criterion, or one with the defaults; InputError if its classes differ."""
+    if given is not None and given.num_classes != num_classes:
+        raise InputError(
+            f"rambo_loss.num_classes is {given.num_classes}, but the scores are of {num_classes}: "
+            f"set it to {num_classes}"
+        )
+    return given or RamboCriterion(num_classes)
+
+
+def _training_classes(train: str | Sequence[str], num_classes: int) -> list[str] | None:
+    # Many datasets register their names only when they are loaded, after the model was built.
     for name in [train] if isinstance(train, str) else train:
         names = MetadataCatalog.get(name).get("thing_classes")
         if names:

@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from .config_checks import check_architecture
-from .criterion import RamboCriterion
+from .criterion import RamboCriterion, criterion_for
 from .scores import add_background, log_odds, score_function, softmax_log_odds
 
 
@@ -39,7 +39,7 @@ class _RamboOneStageMixin:
             **kwargs: passed to the stock class.
         """
         super().__init__(num_classes=num_classes, **kwargs)
-        self.rambo_loss = rambo_loss or RamboCriterion(num_classes)
+        self.rambo_loss = criterion_for(num_classes, rambo_loss)
         self.rambo_loss.name = self._loss_name
 
     def losses(

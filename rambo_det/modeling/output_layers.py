@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .config_checks import check_no_fed_loss
-from .criterion import RamboCriterion
+from .criterion import RamboCriterion, criterion_for
 from .scores import score_function
 
 
@@ -46,7 +46,7 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         check_no_fed_loss(kwargs.get("use_fed_loss", False))
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
-        self._rank(rambo_loss or RamboCriterion(num_classes), score)
+        self._rank(criterion_for(num_classes, rambo_loss), score)
 
     @classmethod
     def from_stock(

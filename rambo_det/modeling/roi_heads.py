@@ -28,6 +28,15 @@ class _RamboPredictorMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._check_predictors()
+
+    def train(self, mode: bool = True) -> Any:
+        """As in nn.Module; checks again, as a subclass may have set another predictor."""
+        if mode:
+            self._check_predictors()
+        return super().train(mode)
+
+    def _check_predictors(self) -> None:
         made = self.box_predictor
         is_cascade = isinstance(made, torch.nn.ModuleList)
         for stage, predictor in enumerate(made if is_cascade else [made]):
@@ -42,6 +51,11 @@ class _RamboPredictorMixin:
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         check_no_fed_loss(cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False))
+        if cls is RamboROIHeads and not cfg.MODEL.ROI_BOX_HEAD.NAME:
+            raise InputError(
+                "MODEL.ROI_BOX_HEAD.NAME is empty, as in configs of C4 models: set "
+                "MODEL.ROI_HEADS.NAME to RamboRes5ROIHeads, or name a box head"
+            )
         args: dict[str, Any] = super().from_config(cfg, input_shape)
 
         def make_predictor(made: FastRCNNOutputLayers) -> FastRCNNOutputLayers:

@@ -10,7 +10,7 @@ from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, 
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from .criterion import RamboCriterion
+from .criterion import RamboCriterion, criterion_for
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -28,7 +28,7 @@ class RamboRPN(RPN):
             **kwargs: passed to RPN.
         """
         super().__init__(**kwargs)
-        self.rambo_loss = rambo_loss or RamboCriterion(1)
+        self.rambo_loss = criterion_for(1, rambo_loss)
         self.rambo_loss.name, self.rambo_loss.prefix = "loss_rpn_cls", "rambo/rpn"
         self.rambo_loss.class_names = ["object"]
 
