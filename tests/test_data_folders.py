@@ -22,7 +22,7 @@ from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
 from .command_line import call, refusal, refused
-from .models import QUICKSTART, THIN, write_coco, write_image
+from .models import QUICKSTART, THIN, write_coco, write_image, write_voc
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -110,6 +110,14 @@ def test_labels_that_are_odd_are_said(labels, said, tmp_path, warnings):
     assert re.search(said, line)
 
 
+def test_boxes_beyond_their_image_are_no_corners(tmp_path, warnings):
+    """They would fit as x1, y1, x2, y2, but only a COCO json can have these by mistake."""
+    plain(tmp_path / "yolo", {"x/a.txt": "0 0.6 0.5 0.9 0.9"})
+    root = write_voc(tmp_path / "voc", "train", {"a": [("cat", (10, 10, 70, 45), 0)]})
+    register_datasets(voc=[("of_voc", root, "train")])
+    assert sum("1 of 1 boxes extend beyond their image" in line for line in warnings()) == 2
+
+
 def test_a_polygon_is_a_box_and_a_mask(tmp_path):
     plain(tmp_path, {"x/a.txt": "1 0.25 0.5 0.5 0.5 0.5 1\n"})
     (found,) = [a for r in DatasetCatalog.get("own") for a in r["annotations"]]
@@ -137,7 +145,7 @@ A = {"x/a.txt": LINE}
         ("names: [a]\ntrain: {a: b}", A, "'train' must be a path or a list of paths"),
         ("names: [a]", {"x/a.txt": "cat 0.5 0.5 0.2 0.2"}, r"a.txt:1: a line must be numbers"),
         ("names: [a]", {"x/a.txt": "0 nan 0.5 0.2 0.2"}, r"a.txt:1: a line must be numbers"),
-        ("names: [a]", {"x/a.txt": "0 0.5 0.5 0.2 0.2 0.9"}, r"a.txt:1: 6 numbers are neither"),
+        ("names: [a]", {"x/a.txt": "0 0.5 0.5 0.2 0.2 0.9"}, r"a.txt:1: the line has 6 numbers"),
         ("names: [a]", {"x/a.txt": b"\xff\xfe"}, r"a.txt is not in UTF-8"),
         ("names: [a]", {}, r"none of the 2 images has a label file; .*a.txt for"),
         ("", A, "it has no 'names'"),
@@ -225,6 +233,14 @@ def test_a_split_of_yolo_data_is_trained_on_and_written_down(tmp_path, capsys):
     assert [item[:2] for item in data.register] == [["coco", "own_train"], ["coco", "own_val"]]
     error = refused(capsys, main, *[word.replace("own_train", "own") for word in words])
     assert "(own_train, own_val) is in DATASETS.TRAIN, which is own" in error
+    # A larger share sets images aside that were trained on.
+    words[words.index("0.4")] = "0.8"
+    for flag in ("--eval-only", "--resume"):
+        for name in parts:
+            DatasetCatalog.remove(name)
+        assert main([flag, *words]) == 0
+        warning = f"own_val: the run in {out} was trained on 2 of 4 images, for example "
+        assert warning in capsys.readouterr().out, flag
     # An evaluation on new data uses the classes of the run, not those of the config.
     words = [
         "--config", QUICKSTART, "--register-yolo", "new", str(tmp_path / "data.yaml"), "train",
@@ -257,7 +273,7 @@ def test_data_are_looked_at_and_nothing_is_trained(tmp_path, capsys, warnings):
     assert [int(cell) for name in ("cat", "dog") for cell in rows[name]] == [2, 2, 1, 1]
     assert any("dropped 1 box(es)" in line and "b.txt:1" in line for line in warnings())
     assert set(tmp_path.iterdir()) - before <= {tmp_path / "pages", tmp_path / "cache"}
-    page = Image.open(tmp_path / "pages" / "my.jpg").convert("RGB")
+    page = Image.open(tmp_path / "pages" / "my_boxes.jpg").convert("RGB")
     assert page.size == (3 * 384, 384)
     blank = Image.open(tmp_path / "x/a.jpg").convert("RGB").getpixel((0, 0))
     colours = {colour for _, colour in page.getcolors(page.width * page.height)}
@@ -267,8 +283,8 @@ def test_data_are_looked_at_and_nothing_is_trained(tmp_path, capsys, warnings):
     assert call(main, *command, *named) == 0
     assert "my: 3 images" in capsys.readouterr().out
     # A page never replaces an image of the user.
-    image(tmp_path / "x/my.jpg")
-    assert "my.jpg is an image of my" in refused(
+    image(tmp_path / "x/my_boxes.jpg")
+    assert "my_boxes.jpg is an image of my" in refused(
         capsys, main, "--check-data", tmp_path / "x", *words
     )
     # Only decoding finds the broken byte of this image.
@@ -378,7 +394,7 @@ def test_images_that_are_trained_and_tested_on_are_said(tmp_path, warnings):
     file, images = write_coco(tmp_path, 3)
     register_datasets([("a_train", file, images), ("a_val", file, images)], train=["a_train"])
     (line,) = warnings()
-    assert line.startswith("a_val: 3 of 3 images also occur in the training data")
+    assert line.startswith("a_val: 3 of 3 images also occur in other data, ")
     assert "in a_train" in line
 
 

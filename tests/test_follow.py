@@ -76,6 +76,8 @@ def test_the_log_file_has_more_and_the_best_is_kept(arguments, tmp_path, capsys,
     # If MAX_ITER is now below the checkpoint's iteration, no evaluation of MAX_ITER is recorded.
     keys[1] = "2"
     assert call(main, "--resume", *arguments, *keys, "OUTPUT_DIR", out) == 0
+    said = "The run has already made 8 iterations, and SOLVER.MAX_ITER is 2: it is only evaluated"
+    assert said in (out / "log.txt").read_text()
     assert list(best_of(out)["evaluations"]) == ["1", "3", "5", "7"]
     assert best_of(out)["best"] == state["best"]
     for key, found in best_of(out)["evaluations"].items():

@@ -24,8 +24,9 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 
-from rambo_det.cli.predict import default_threshold, main, parse_args
+from rambo_det.cli.predict import default_threshold, main, parse_args, silence_libraries
 from rambo_det.cli.sources import find_sources
+from rambo_det.data import register_datasets
 from rambo_det.data.drawing import CLASSES, draw_image
 from rambo_det.data.files import check_image
 from rambo_det.engine.detector import Detector
@@ -379,11 +380,25 @@ def test_the_channels_are_those_of_the_config(finished_run, catalogs):
     assert not torch.equal(rgb(image).scores, bgr(image).scores)
 
 
+def test_the_faults_of_data_are_said_but_not_a_class_without_boxes(tmp_path, catalogs, warnings):
+    silence_libraries()
+    file, images = write_coco(tmp_path, 2)
+    content = json.loads(Path(file).read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    Path(file).write_text(json.dumps(content))
+    register_datasets([("own", file, images)], classes=[*CLASSES, "none"])
+    (line,) = warnings()
+    assert "dropped 1 box(es)" in line
+
+
 def test_the_threshold_of_other_weights_is_the_default(finished_run, catalogs, tmp_path):
     out = str(finished_run / "out")
     last, named = (find_model(out, None, file) for file in (None, f"{out}/model_final.pth"))
     assert default_threshold(last)[1] == "the best F1 on own_val"
     assert default_threshold(named) == (0.5, "the default")
+    last.data.annotations = {"own_val": "gone.json"}
+    score, why = default_threshold(last)
+    assert score == 0.5 and "gone.json of the run's last evaluation does not exist" in why
     folder = tmp_path / "out"
     shutil.copytree(out, folder)
     shutil.copy(folder / "model_final.pth", folder / "model_raw.pth")  # as after a calibration

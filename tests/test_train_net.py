@@ -124,6 +124,13 @@ def test_the_results_of_another_evaluator_are_a_table():
     assert "| detections | 3.000 |" in result_table({"detections": 3.0})
 
 
+def test_a_class_of_difficult_objects_only_is_explained():
+    """They count in COCO's metrics, but not in VOC's."""
+    bbox = {"AP": 1.0, "AP50": 1.0, "AP75": 1.0, "AP-dog": 1.0}
+    text = result_table({"bbox": bbox, "voc": {"AP50": 1.0, "AP50-dog": float("nan")}})
+    assert "nan: the dataset has no object of this class, or difficult ones only" in text
+
+
 def test_eval_only_refuses_the_weights_of_another_model(run, capsys, catalogs, tmp_path):
     folder, args, _, _ = run
     words = [args[0], "configs/quickstart/faster_rcnn_ce.yaml", "--eval-only", *THIN]
@@ -152,6 +159,9 @@ def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch, tmp_pat
         assert (tmp_path / name / name).read_text() == '{"images": []}'
     own = tmp_path / "mine" / "config.yaml"
     own.parent.mkdir()
+    own.write_text("model: mine")
+    error = refused(capsys, main, *args, *keys, "OUTPUT_DIR", own.parent)
+    assert f"would overwrite {own}, which is no config of a run: use another OUTPUT_DIR" in error
     own.write_text(f"_BASE_: {CONFIGS / 'quickstart/faster_rcnn_rambo.yaml'}\n")
     error = refused(capsys, main, args[0], own, *args[2:], *keys, "OUTPUT_DIR", own.parent)
     assert f"would overwrite {own}, which is the file of --config: use another OUTPUT_DIR" in error

@@ -57,6 +57,8 @@ def default_threshold(saved: Any) -> tuple[float, str]:
     # The evaluations of several datasets overwrite each other's results.
     if saved.results is not None and len(saved.data.annotations) == 1:
         ((name, file),) = saved.data.annotations.items()
+        if not Path(file).is_file():
+            return 0.5, f"the default, because {file} of the run's last evaluation does not exist"
         # The results may be those of another dataset, or incomplete.
         with contextlib.suppress(OSError, ValueError, KeyError, AssertionError):
             results = json.loads(saved.results.read_text())
@@ -72,8 +74,9 @@ def silence_libraries() -> None:
     # OpenCV's messages about files that it cannot open: the tool reports these files itself.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    # The warning that a small dataset lacks a class of the detector.
-    logging.getLogger("rambo_det.data").setLevel(logging.ERROR)
+    # A small dataset may lack a class of the detector.
+    register = logging.getLogger("rambo_det.data.register")
+    register.addFilter(lambda record: "has no box in" not in record.msg)
     # Warnings about Detectron2's use of torch.
     warnings.filterwarnings("ignore", "torch.meshgrid")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

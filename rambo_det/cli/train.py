@@ -48,8 +48,8 @@ def result_table(results: dict[str, Any]) -> str:
             lines.append(tabulate(table, headers="keys", floatfmt=".3f", tablefmt="github"))
         if head["AP"] != head["AP"]:
             lines.append("nan: nothing was detected, or the dataset has no objects")
-        elif any(row["AP"] != row["AP"] for row in rows):
-            lines.append("nan: the dataset has no object of this class")
+        elif any(value != value for row in rows for value in row.values()):
+            lines.append("nan: the dataset has no object of this class, or difficult ones only")
     return "\n\n".join(lines)
 
 

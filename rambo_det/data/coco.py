@@ -34,7 +34,7 @@ def read_coco(name: str, json_file: str | Path, image_dir: str | Path) -> DataSo
     """
     json_file, image_dir = find_coco(json_file, image_dir)
     content = _read_json(json_file)
-    source = DataSource(name, str(json_file), str(image_dir))
+    source = DataSource(name, str(json_file), str(image_dir), may_be_corners=True)
     for category, place in _entries(content, "categories", json_file):
         label, number = category["name"].strip(), category["id"]
         if number in source.categories:

@@ -121,12 +121,13 @@ def _check_names(names: Sequence[str]) -> None:
         if not re.fullmatch(r"[\w.\- ]{1,100}", name):
             short = printable(name)[:100]
             raise InputError(f"a dataset cannot be named '{short}': use letters, digits, - . _")
+        if names.count(name) > 1:
+            raise InputError(f"two datasets would be named '{name}': choose another name for one")
         if name in taken:
             raise InputError(
                 f"a dataset named '{name}' is already registered: choose another name, or call "
                 f"DatasetCatalog.remove('{name}') first"
             )
-        taken.add(name)
 
 
 def _split(
@@ -170,15 +171,18 @@ def _register(checked: Sequence[_CheckedDataset]) -> None:
 
 
 def _warn_of_shared_images(trained: Sequence[DataSource], sources: Sequence[DataSource]) -> None:
-    """Warns of each other dataset that has images in common with the training datasets."""
-    trained_in = {file: source.name for source in trained for file in source.files()}
-    for source in sources:
-        if source not in trained and (both := [f for f in source.files() if f in trained_in]):
+    """Warns of each dataset that has images in common with another one, or with training data."""
+    known: dict[str, str] = {}  # image file -> name of its dataset
+    for source in [*trained, *(source for source in sources if source not in trained)]:
+        files = source.files()
+        if both := [file for file in files if file in known]:
             logger.warning(
-                "%s: %d of %d images also occur in the training data, for example %s in %s: the AP "
-                "on these images is too optimistic",
-                source.name, len(both), len(source.images), printable(both[0]), trained_in[both[0]],
+                "%s: %d of %d images also occur in other data, for example %s in %s: if one is "
+                "trained on, the AP on the other is too optimistic",
+                source.name, len(both), len(files), printable(both[0]), known[both[0]],
             )  # fmt: skip
+        if source in trained:
+            known |= dict.fromkeys(files, source.name)
 
 
 def group_by_format(register: Iterable[Sequence[str]]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class DataSource:
     metadata: dict[str, Any] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
     _added: set[Any] = field(default_factory=set)  # keys of files and boxes
-    _may_be_corners: bool = True  # whether all boxes would fit as x1, y1, x2, y2
+    may_be_corners: bool = False  # whether all boxes would fit as x1, y1, x2, y2
     # Number of boxes of zeros and ones. As fractions, such a box is the whole image.
     _num_zero_one_boxes: int = 0
 
@@ -89,7 +89,7 @@ class DataSource:
         inside_x = min(right, image["width"]) - max(x, 0)
         inside_y = min(bottom, image["height"]) - max(y, 0)
         fits = 0 <= x < width <= image["width"] and 0 <= y < height <= image["height"]
-        self._may_be_corners = self._may_be_corners and fits
+        self.may_be_corners = self.may_be_corners and fits
         if min(width, height, inside_x, inside_y) <= 0:
             self.findings.add("dropped", place, image_id)
             return False
@@ -146,7 +146,7 @@ class DataSource:
         elif all(annotation["iscrowd"] for annotation in self.annotations):
             mistake = f"the dataset '{self.name}' has no box that can be trained on or counted: "
             mistake += f"all {len(self.annotations)} are crowds (iscrowd or ignore is 1)"
-        elif self._may_be_corners and 2 * len(places["beyond"]) > number:
+        elif self.may_be_corners and 2 * len(places["beyond"]) > number:
             mistake = f"{len(places['beyond'])} of {number} boxes extend beyond their image, for "
             mistake += f"example {places['beyond'][0]}: they seem to be x1, y1, x2, y2 but must be "
             mistake += "x, y, width, height"

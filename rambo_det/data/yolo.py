@@ -186,8 +186,8 @@ def _add_object(
         numbers = numbers[:4]
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
         raise InputError(
-            f"{place}: {len(words)} numbers are neither 'class x y width height' nor a polygon, "
-            "'class x1 y1 x2 y2 x3 y3 ...'"
+            f"{place}: the line has {len(words)} numbers, but must be 'class x y width height' or "
+            "a polygon, 'class x1 y1 x2 y2 x3 y3 ...'"
         )
     if min(numbers) < -_TOLERANCE or max(numbers) > 1 + _TOLERANCE:
         remedy = "divide px by the image width and height"

@@ -24,7 +24,7 @@ _SMALL, _LARGE = 32, 96
 
 
 def write_pages(names: Sequence[str], folder: Path) -> str:
-    """Writes a page ``NAME.jpg`` for each dataset; returns the text to print about all of them.
+    """Writes a page ``NAME_boxes.jpg`` for each dataset; returns the text to print about all.
 
     A page has at most 24 images: first those in which the checks found something odd, then others,
     evenly spread over the dataset. Raises InputError if the folder cannot be written, or at the
@@ -37,7 +37,7 @@ def write_pages(names: Sequence[str], folder: Path) -> str:
         stock = {"annotations": [], "image_id": None}
         records = [{**stock, **record} for record in DatasetCatalog.get(name)]
         metadata = MetadataCatalog.get(name)
-        page = folder / f"{name.replace('/', '_')}.jpg"
+        page = folder / f"{name.replace('/', '_')}_boxes.jpg"
         if page.resolve() in (Path(record["file_name"]).resolve() for record in records):
             raise InputError(
                 f"--check-data {folder}: {page.name} is an image of {name}: use another folder"

@@ -1,6 +1,7 @@
 """The folder of a run: reads what a training left there, and checks whether a run may start."""
 
 import argparse
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -10,8 +11,10 @@ from typing import Any
 
 import detectron2.utils.comm as comm
 import yaml
+from detectron2.data import MetadataCatalog
 
-from ..data.files import make_folder
+from ..data.files import make_folder, printable
+from ..data.source import PART_SUFFIXES
 from ..errors import InputError
 from .checkpointer import load_checkpoint, unreadable_checkpoint
 from .keys import LAZY, YAML, Keys, dataset_names, get_key, set_key
@@ -57,8 +60,10 @@ def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
     folder, weights = Path(get_key(cfg, keys.folder)), get_key(cfg, keys.weights)
     if args.eval_only:
         _check_classes("--eval-only", Path(weights).parent, dataset_names(cfg, keys.test_sets))
+        _warn_of_trained_images(Path(weights).parent, dataset_names(cfg, keys.test_sets))
     elif args.resume:
         _check_classes("--resume", folder, dataset_names(cfg, keys.train_sets)[:1])
+        _warn_of_trained_images(folder, dataset_names(cfg, keys.test_sets))
         _check_model(folder, cfg, keys)
     if weights and not args.resume:
         check_weights(keys.weights, weights)
@@ -70,9 +75,13 @@ def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
     if main and not args.eval_only:
         prepare_folder(folder, args.resume, args.fresh, keys)
         config = folder / "config.yaml"
+        problem = f"the run would overwrite {config}, which is"
         if not args.resume and config.is_file() and config.samefile(args.config_file):
-            problem = f"the run would overwrite {config}, which is the file of --config"
-            raise InputError(f"{problem}: use another {keys.folder}")
+            raise InputError(f"{problem} the file of --config: use another {keys.folder}")
+        # The first key of Detectron2's files is there even if a kill left half a file.
+        of_a_run = ("CUDNN_BENCHMARK", YAML.folder, LAZY.folder)
+        if config.is_file() and all(saved_config_value(folder, key) is None for key in of_a_run):
+            raise InputError(f"{problem} no config of a run: use another {keys.folder}")
     comm.synchronize()
     return folder
 
@@ -86,6 +95,22 @@ def check_weights(option: str, weights: str) -> None:
 def _check_classes(option: str, folder: Path, data: Sequence[str]) -> None:
     for name in data:
         check_same_classes(option, name, f"the run in {folder}", read_data(folder).classes)
+
+
+def _warn_of_trained_images(folder: Path, test: Sequence[str]) -> None:
+    """Warns of images that --split sets aside now, but did not when the run in the folder began."""
+    parts = read_data(folder).parts
+    for metadata in map(MetadataCatalog.get, test):
+        trained = set(parts.get(f"{metadata.get('part_of')}{PART_SUFFIXES[0]}", ()))
+        if trained:
+            images = json.loads(Path(metadata.json_file).read_text("utf-8"))["images"]
+            both = [image["file_name"] for image in images if image["file_name"] in trained]
+            if both:
+                logger.warning(
+                    "%s: the run in %s was trained on %d of %d images, for example %s: the AP on "
+                    "these images is too optimistic. Were images added, or was --split changed?",
+                    metadata.name, folder, len(both), len(images), printable(both[0]),
+                )  # fmt: skip
 
 
 def _check_model(folder: Path, cfg: Any, keys: Keys) -> None:

@@ -73,7 +73,7 @@ class BestEvalHook(hooks.EvalHook):
         self._evaluator = evaluate
         # The metric printer is left out: evaluators print their metrics themselves.
         self._writers = [w for w in writers if not isinstance(w, CommonMetricPrinter)]
-        self._checkpointer, self._key = checkpointer, keys.metric
+        self._checkpointer, self._key, self._max_iter = checkpointer, keys.metric, keys.max_iter
         self._metric, self._keep = get_key(cfg, keys.metric), get_key(cfg, keys.keep_best)
         self._patience = get_key(cfg, keys.patience)
         self._data = dataset_names(cfg, keys.test_sets)
@@ -89,6 +89,9 @@ class BestEvalHook(hooks.EvalHook):
 
     def before_train(self) -> None:
         start, storage = self.trainer.start_iter, self.trainer.storage
+        if start >= self.trainer.max_iter:
+            text = "The run has already made %d iterations, and %s is %d: it is only evaluated"
+            logger.warning(text, start, self._max_iter, self.trainer.max_iter)
         if not self._tracks_best or start == 0:
             return
         saved = json.loads(self._file.read_text()) if self._file.is_file() else {}
