@@ -1,9 +1,7 @@
 """Configs, datasets and training inputs of small models for the Detectron2 tests."""
 
-import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -11,7 +9,8 @@ from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from PIL import Image
 
 import rambo_det
-from rambo_det.data.drawing import CLASSES, SPEC, draw_image
+from rambo_det.data.drawing import SPEC, draw_image
+from rambo_det.data.shapes import write_split
 
 CONFIGS = Path(rambo_det.__file__).resolve().parents[1] / "configs"
 QUICKSTART = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
@@ -46,24 +45,8 @@ def small_cfg(name: str = QUICKSTART, *opts: object) -> CfgNode:
 
 def write_coco(folder: Path, num: int = 4, split: str = "train") -> tuple[str, str]:
     """Draws a small COCO dataset; returns its json file and its image folder."""
-    images, annotations = [], []
-    (folder / split).mkdir(parents=True)
-    for index in range(num):
-        image, objects = draw_image(split, index)
-        name = f"{index}.png"
-        cv2.imwrite(str(folder / split / name), image)
-        images.append({"id": index, "file_name": name, "height": SIZE, "width": SIZE})
-        annotations += [
-            {"image_id": index, "category_id": label + 1, "bbox": box, "area": area, "iscrowd": 0}
-            for label, box, area in objects
-        ]
-    for index, annotation in enumerate(annotations):
-        annotation["id"] = index + 1
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
-    file = folder / f"{split}.json"
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    file.write_text(json.dumps(content))
-    return str(file), str(folder / split)
+    write_split(folder, split, num)
+    return str(folder / f"{split}.json"), str(folder / split)
 
 
 VOC_OBJECT = """<object><name>{}</name>{}<difficult>{}</difficult><bndbox><xmin>{}</xmin>

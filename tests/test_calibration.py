@@ -62,7 +62,7 @@ def build(kind):
 
 @pytest.fixture(scope="module")
 def image():
-    return {"image": training_inputs(1)[0]["image"], "height": 96, "width": 96, "image_id": 0}
+    return {"image": training_inputs(1)[0]["image"], "height": 96, "width": 96, "image_id": 1}
 
 
 KINDS = ["faster_rcnn", "faster_rcnn sigmoid", "cascade", "cascade sigmoid", "c4"]
@@ -170,7 +170,7 @@ def test_detections_are_labelled_as_coco_matches_them(tmp_path, image):
     ):
         x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
         truth.dataset["annotations"].append(
-            {"id": 1000 + number, "image_id": 0, "category_id": label + 1, "bbox": [x, y, w, h],
+            {"id": 1000 + number, "image_id": 1, "category_id": label + 1, "bbox": [x, y, w, h],
              "area": w * h, "iscrowd": int(number == 4)}
         )  # fmt: skip
     truth.createIndex()
@@ -200,7 +200,7 @@ def test_new_weights_take_away_the_thresholds_of_the_old_ones_alone(weights, tmp
 def _looked_at(rank, world, file, folder):
     register_coco_instances("calibrated_on", {}, file, folder)
     images, _ = labelled_images("calibrated_on", lambda record: record, 3)
-    assert [inputs[0]["image_id"] for inputs in images] == [0, 2, 4]
+    assert [inputs[0]["image_id"] for inputs in images] == [1, 3, 5]
 
 
 def test_one_of_several_processes_looks_at_all_images(tmp_path):

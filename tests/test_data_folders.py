@@ -190,7 +190,7 @@ def test_a_folder_with_its_json_inside(json_file, images, split, tmp_path):
     (root / json_file).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(file, root / json_file)
     register_datasets(coco=[("own", root, split)])
-    assert set(boxes()) == {"0.png", "1.png"}
+    assert set(boxes()) == {"0000.png", "0001.png"}
 
 
 def test_a_folder_with_several_jsons_or_none_is_refused(tmp_path):
@@ -252,7 +252,7 @@ def test_a_split_of_yolo_data_is_trained_on_and_written_down(tmp_path, capsys):
 
 def test_the_images_of_a_test_set_need_no_annotations_no_id_and_no_size(tmp_path):
     _, images = write_coco(tmp_path, 2)
-    records = [{"file_name": f"{images}/{k}.png"} for k in range(2)]
+    records = [{"file_name": f"{images}/000{k}.png"} for k in range(2)]
     DatasetCatalog.register("own", lambda: records)
     assert "2 images, 2 of them without boxes" in write_pages(["own"], tmp_path / "pages")
 
@@ -339,7 +339,7 @@ def test_a_coco_folder_is_never_looked_for_in_the_current_folder(tmp_path, monke
     (tmp_path / "exp" / "annotations").mkdir(parents=True)
     shutil.copy(file, tmp_path / "exp" / "annotations" / "instances_default.json")
     monkeypatch.chdir(images)
-    with pytest.raises(InputError, match="exp/annotations/0.png is missing"):
+    with pytest.raises(InputError, match="exp/annotations/0000.png is missing"):
         register_datasets(coco=[("own", tmp_path / "exp", ".")])
     shutil.copytree(images, tmp_path / "exp" / "images" / "default")
     register_datasets(coco=[("own", tmp_path / "exp", ".")])

@@ -199,7 +199,7 @@ def test_a_model_that_is_given_proposals(arguments, tmp_path, capsys, catalogs):
     keys += ["SOLVER.MAX_ITER", "2", *EACH, "RAMBO_TRAIN.KEEP_BEST", "False", "OUTPUT_DIR", out]
     assert call(main, *arguments, *keys) == 0, capsys.readouterr()
     assert not (out / "best.json").exists() and not (out / "model_best.pth").exists()
-    image = tmp_path / "data" / "val" / "0.png"
+    image = tmp_path / "data" / "val" / "0000.png"
     error = refused(capsys, predict, "--run", out, image, "--output", tmp_path / "found")
     assert "PrecomputedProposals), which this tool cannot supply" in error
 

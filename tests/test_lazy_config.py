@@ -98,8 +98,8 @@ def test_the_same_run_as_from_yaml(name, tmp_path, catalogs, monkeypatch):
 def test_an_image_of_the_test_set_that_vanishes_is_named(tmp_path, catalogs):
     register_coco_instances("lazy_shapes", {}, *write_coco(tmp_path / "data"))
     run = LazyRun(lazy_twin("retinanet_rambo.py", "lazy_shapes", tmp_path))
-    (tmp_path / "data" / "train" / "1.png").unlink()
-    with pytest.raises(InputError, match="train/1.png is missing"):
+    (tmp_path / "data" / "train" / "0001.png").unlink()
+    with pytest.raises(InputError, match="train/0001.png is missing"):
         run.evaluate()
 
 

@@ -36,7 +36,7 @@ def test_gray_images_in_training_and_predict(finished_run, tmp_path):
     assert call(predict, *words) == 0
     # As in training, the detector sees only the brightness of a colour image.
     detector = Detector(find_model(str(tmp_path / "out"), None, None))
-    picture = cv2.imread(str(finished_run / "val" / "1.png"))
+    picture = cv2.imread(str(finished_run / "val" / "0001.png"))
     gray = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     assert np.allclose(detector(picture).scores, detector(gray).scores, atol=1e-3)
 
@@ -111,7 +111,7 @@ def test_all_data_sets_of_a_run_have_the_same_classes(which, finished_run, tmp_p
 def test_a_bug_in_a_mapper_has_its_traceback(workers, finished_run, tmp_path, monkeypatch, capsys):
     """The error does not report a dead data worker instead."""
     monkeypatch.setattr(DatasetMapper, "__call__", broken)
-    with pytest.raises(RuntimeError, match=r"the mapper failed on .*train/\d\.png: KeyError: 'x'"):
+    with pytest.raises(RuntimeError, match=r"the mapper failed on .*train/\d+\.png: KeyError: 'x'"):
         run(finished_run, tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
     assert "worker died" not in capsys.readouterr().err
 
@@ -123,7 +123,7 @@ def broken(self, record):
 def test_what_a_mapper_raises_names_image_and_annotation(finished_run):
     """Detectron2's own functions accept this record, whose second box has only three numbers."""
     cfg = small_cfg()
-    image = str(finished_run / "train" / "0.png")
+    image = str(finished_run / "train" / "0000.png")
     width, height = Image.open(image).size
     box = {"bbox": [1, 2, 9, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
     record = {"file_name": Path(image), "width": width, "height": height}

@@ -96,12 +96,12 @@ def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs
     assert f"all {len(results)} detections: " in text
     drawn, hidden = (int(text.split(f"{x}drawn: ")[1].split()[0]) for x in ("\n", "not "))
     assert drawn + hidden == len(results) and drawn > 0 and hidden > 0
-    plain = cv2.imread(str(run / "val" / "0.png"))
-    picture = cv2.imread(str(out / "0.png"))
+    plain = cv2.imread(str(run / "val" / "0000.png"))
+    picture = cv2.imread(str(out / "0000.png"))
     enlarged = cv2.resize(plain, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     assert picture.shape == (480, 480, 3) and (picture != enlarged).any()
     assert sorted(p.name for p in out.iterdir()) == [
-        "0.png", "1.png", "2.png", "images.json", "overview.jpg", "results.json",
+        "0000.png", "0001.png", "0002.png", "images.json", "overview.jpg", "results.json",
     ]  # fmt: skip
 
     before = {p: p.read_bytes() for p in out.iterdir()}
@@ -110,7 +110,7 @@ def test_pictures_of_a_folder_and_what_is_hidden(run, tmp_path, capsys, catalogs
     assert {p: p.read_bytes() for p in out.iterdir()} == before
     assert predict(run, run / "val", "--output", out, "--overwrite", "--threshold", "1") == 0
     assert "drawn: 0 " in capsys.readouterr().out
-    assert (cv2.imread(str(out / "0.png")) == enlarged).all()
+    assert (cv2.imread(str(out / "0000.png")) == enlarged).all()
     assert results_of(out)[1] == results
 
 
@@ -118,8 +118,8 @@ def test_detections_are_those_of_the_evaluation(run, catalogs):
     """The boxes and scores equal those of the evaluation at the end of the training."""
     detector = Detector(find_model(str(run / "out"), None, None))
     stored = json.loads((run / "out/inference/coco_instances_results.json").read_text())
-    found = detector(cv2.imread(str(run / "val" / "1.png")))
-    stored = sorted((r for r in stored if r["image_id"] == 1), key=lambda r: -r["score"])
+    found = detector(cv2.imread(str(run / "val" / "0001.png")))
+    stored = sorted((r for r in stored if r["image_id"] == 2), key=lambda r: -r["score"])
     boxes = found.pred_boxes.tensor.numpy()
     want = np.array([r["bbox"] for r in stored])
     np.testing.assert_allclose(found.scores, [r["score"] for r in stored], atol=1e-5)
@@ -131,19 +131,19 @@ def test_an_input_is_never_overwritten(run, tmp_path, capsys, catalogs):
     shutil.copytree(run / "val", tmp_path / "in")
     before = {p: p.read_bytes() for p in (tmp_path / "in").iterdir()}
     assert predict(run, tmp_path / "in", "--output", tmp_path / "in", "--overwrite") == 2
-    assert "0.png is one of the inputs" in capsys.readouterr().err
+    assert "0000.png is one of the inputs" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "0.png").symlink_to(tmp_path / "in" / "0.png")
-    assert predict(run, tmp_path / "in/0.png", "--output", tmp_path / "out", "--overwrite") == 2
+    (tmp_path / "out" / "0000.png").symlink_to(tmp_path / "in" / "0000.png")
+    assert predict(run, tmp_path / "in/0000.png", "--output", tmp_path / "out", "--overwrite") == 2
     assert {p: p.read_bytes() for p in (tmp_path / "in").iterdir()} == before
 
 
 def test_a_video_becomes_a_video(run, tmp_path, capsys, catalogs):
-    same, named = tmp_path / "0.png", tmp_path / "overview.jpg"
+    same, named = tmp_path / "0000.png", tmp_path / "overview.jpg"
     for copy in (same, named):
-        shutil.copy(run / "val" / "1.png", copy)
+        shutil.copy(run / "val" / "0001.png", copy)
     out = tmp_path / "out"
-    inputs = (run / "film.avi", run / "val" / "0.png", same, named)
+    inputs = (run / "film.avi", run / "val" / "0000.png", same, named)
     assert predict(run, *inputs, "--output", out, "--frames", "3") == 0
     # The picture of an input with the overview's name gets another name.
     shapes = [cv2.imread(str(out / f"overview{n}.jpg")).shape for n in ("", "-2")]
@@ -152,7 +152,7 @@ def test_a_video_becomes_a_video(run, tmp_path, capsys, catalogs):
     video = cv2.VideoCapture(str(out / "film.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.get(cv2.CAP_PROP_FPS) == 10
     assert video.read()[1].shape == (480, 480, 3)
-    assert (out / "0.png").is_file() and (out / "0-2.png").is_file()
+    assert (out / "0000.png").is_file() and (out / "0000-2.png").is_file()
     truth, results = results_of(out)
     assert [i.get("frame") for i in truth.dataset["images"]] == [0, 1, 2, None, None, None]
     assert {r["image_id"] for r in results} == {1, 2, 3, 4, 5, 6}
@@ -222,7 +222,7 @@ def stock_checkpoint(folder, *opts):
 def test_a_stock_checkpoint(run, tmp_path, capsys, catalogs):
     config, weights = stock_checkpoint(tmp_path, "DATASETS.TEST", "('nowhere',)")
     arguments = ["--config", config, "--weights", weights, "--output", tmp_path / "out"]
-    arguments += [run / "val" / "0.png"]
+    arguments += [run / "val" / "0000.png"]
     error = refused(capsys, main, *arguments, "--classes", "a,b,c")
     assert "--classes names 3 classes, the model has 4" in error
     assert call(main, *arguments, "--classes", "a,b,c,d") == 0
@@ -282,7 +282,7 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
     folder, out = tmp_path / "in", tmp_path / "out"
     shutil.copytree(run / "val", folder)
     broken_inside(folder / "0.jpg")
-    for name in ("0.png", "film.mp4"):
+    for name in ("0000.png", "film.mp4"):
         (folder / name).write_bytes(b"nothing of the kind")
     film(folder / "no_frames.avi", [])
     Image.new("RGB", (2, 2000)).save(folder / "thin.png")  # Detectron2 resizes it to 0 px width
@@ -290,20 +290,20 @@ def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalog
     assert predict(run, folder, "--output", out) == 1
     text, error = capsys.readouterr()
     *lines, last = error.splitlines()
-    wanted = ("0.png is not an image", "film.mp4", "no_frames.avi: OpenCV cannot read a frame")
+    wanted = ("0000.png is not an image", "film.mp4", "no_frames.avi: OpenCV cannot read a frame")
     wanted += ("0.jpg cannot be read", "thin.png cannot be processed")
     assert all(said in line for said, line in zip(wanted, lines, strict=True)), error
     assert last == "error: 5 of 7 files failed, see above" and "2 pictures in" in text
     files = {Path(item["file_name"]).name for item in results_of(out)[0].imgs.values()}
-    assert files == {"1.png", "2.png"}
-    for name in ("1.png", "2.png"):
+    assert files == {"0001.png", "0002.png"}
+    for name in ("0001.png", "0002.png"):
         (folder / name).unlink()
     assert predict(run, folder, "--output", tmp_path / "nothing") == 1
     assert f"\nno pictures in {tmp_path / 'nothing'}\n" in f"\n{capsys.readouterr().out}"
     for name in ("0.jpg", "thin.png"):
         (folder / name).unlink()
     assert predict(run, folder, "--output", tmp_path / "none") == 2
-    assert "0.png is not an image" in capsys.readouterr().err
+    assert "0000.png is not an image" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
@@ -363,10 +363,10 @@ def test_what_is_not_looked_into(tmp_path):
     write_coco(tmp_path, 2)
     folder, out = tmp_path / "train", tmp_path / "train" / "predictions"
     out.mkdir()
-    for name in ("predictions/0.png", ".hidden.png"):
-        (folder / name).write_bytes((folder / "0.png").read_bytes())
+    for name in ("predictions/0000.png", ".hidden.png"):
+        (folder / name).write_bytes((folder / "0000.png").read_bytes())
     sources, _ = find_sources([str(folder)], [], out)
-    assert [Path(s.path_or_address).name for s in sources] == ["0.png", "1.png"]
+    assert [Path(s.path_or_address).name for s in sources] == ["0000.png", "0001.png"]
     assert all(Path(s.path_or_address).parent == folder for s in sources)
     for other in (folder, tmp_path):  # the output contains the inputs
         assert len(find_sources([str(folder)], [], other)[0]) == 3
@@ -374,7 +374,7 @@ def test_what_is_not_looked_into(tmp_path):
 
 def test_the_channels_are_those_of_the_config(finished_run, catalogs):
     saved = find_model(str(finished_run / "out"), None, None)
-    image = cv2.imread(str(finished_run / "val" / "1.png"))
+    image = cv2.imread(str(finished_run / "val" / "0001.png"))
     bgr, rgb = Detector(saved), Detector(saved, ["INPUT.FORMAT", "RGB"])
     assert torch.equal(rgb(image).scores, bgr(image[:, :, ::-1]).scores)
     assert not torch.equal(rgb(image).scores, bgr(image).scores)

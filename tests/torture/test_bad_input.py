@@ -223,7 +223,7 @@ CASES: dict[str, tuple[Make, str]] = {
     # Config files.
     "no such config": (words("--config", "configs/none.yaml"), "configs/none.yaml: no such file"),
     "a folder as config": (words("--config", "configs"), "--config configs: no such file"),
-    "a picture as config": (lambda f: good(f, config=f"{f}/train/0.png"), "0.png cannot be used"),
+    "a picture as config": (lambda f: good(f, config=f"{f}/train/0000.png"), "png cannot be used"),
     "an empty config": (config(""), "it is not a yaml mapping such as 'MODEL: ...'"),
     "a config that is a list": (config("- MODEL\n- SOLVER\n"), "it is not a yaml mapping"),
     "a LazyConfig for a yaml": (
@@ -245,8 +245,8 @@ CASES: dict[str, tuple[Make, str]] = {
     "an output without a name": (keys("OUTPUT_DIR", ""), "is empty: set an output folder"),
     # Data.
     "a folder as annotations": (file("train.json", None), "name the json file and the image fol"),
-    "an image that is a folder": (file("train/1.png", None), "train/1.png is missing"),
-    "an image that is text": (file("train/1.png", b"version 1"), "1.png is not an image"),
+    "an image that is a folder": (file("train/0001.png", None), "train/0001.png is missing"),
+    "an image that is text": (file("train/0001.png", b"version 1"), "0001.png is not an image"),
     "no folder of images": (lambda f: (f / "train").rename(f / "other") and good(f), "is missing"),
 }  # fmt: skip
 LAZY_CASES: dict[str, tuple[Make, str]] = {

@@ -54,12 +54,12 @@ def test_a_data_worker_is_killed(arguments, tmp_path):
 )
 def test_an_image_of_training(loss, num_workers, arguments, tmp_path):
     arguments += ["DATALOADER.NUM_WORKERS", str(num_workers)]
-    image, folder = tmp_path / "train" / "1.png", tmp_path / "out"
+    image, folder = tmp_path / "train" / "0001.png", tmp_path / "out"
     content = image.read_bytes()
     with started(arguments, tmp_path / "cache") as process:
         wait_until((folder / "last_checkpoint").is_file, process)
         _lose(image, loss)
-        assert_one_line(*ended(process), "train/1.png")
+        assert_one_line(*ended(process), "train/0001.png")
     assert_whole(folder)
     if WHOLE:
         image.write_bytes(content)
@@ -73,8 +73,8 @@ def test_an_image_of_the_test_set(loss, arguments, tmp_path):
     arguments += ["SOLVER.MAX_ITER", "30"]
     with started(arguments, tmp_path / "cache") as process:
         wait_until((folder / "last_checkpoint").is_file, process)
-        _lose(tmp_path / "val" / "1.png", loss)
-        assert_one_line(*ended(process), "val/1.png")
+        _lose(tmp_path / "val" / "0001.png", loss)
+        assert_one_line(*ended(process), "val/0001.png")
     assert assert_whole(folder) == "model_final.pth"
 
 

@@ -38,7 +38,7 @@ def many_boxes(content: Content) -> None:
     content["annotations"] = []
     for number in range(500):
         x, y, side = (rng.uniform(low, high) for low, high in [(0, SIZE - 12)] * 2 + [(4, 12)])
-        box = {"id": number + 1, "image_id": 0, "bbox": [x, y, side, side], "iscrowd": 0}
+        box = {"id": number + 1, "image_id": 1, "bbox": [x, y, side, side], "iscrowd": 0}
         content["annotations"].append({**box, "category_id": rng.randint(1, 4)})
 
 
