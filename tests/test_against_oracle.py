@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rambo_det.losses import RamboLoss, recall_loss
 
 from . import oracle
-from .strategies import assert_same_gradient, batch, batches, examples, margins, run, steps
+from .strategies import assert_same_gradient, batches, examples, margins, run, steps
 
 
 def check_class_lists(batch, margin, step, device="cpu"):
@@ -106,11 +106,3 @@ def test_the_loss_and_its_memory_equal_the_oracle(batches, length, margin, step,
     for place, current in enumerate(batches):
         remembered = batches[max(0, place - length) : place]
         check_loss(loss, current, remembered, transposed, margin=margin, **step)
-
-
-@pytest.mark.parametrize("columns", [127, 129, 300])
-def test_more_columns_than_a_block(columns):
-    scores, _ = batch(40, columns)
-    gt = torch.randint(-1, columns + 1, (40,), generator=torch.Generator().manual_seed(columns))
-    gt[:5] = torch.tensor([0, 127 % columns, 128 % columns, columns - 1, columns - 1])
-    check_loss(RamboLoss(columns, beta=0.3), (scores, gt), margin=0.5)
