@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
 from detectron2.model_zoo import get_config
@@ -16,7 +16,7 @@ from rambo_det.engine.setup import read_config
 from . import test_lazy_config, test_matrix
 from .architectures import ARCHITECTURES, memories, training_losses
 from .doc_pages import DOCS, blocks, text_of
-from .models import CONFIGS, training_inputs, write_coco
+from .models import CONFIGS, small_cfg, training_inputs, write_coco
 
 PAGE = DOCS / "swap-the-loss.md"
 ROW = re.compile(r"^\| (.+?) \| `(.+?)` \| \[.+?\]\((.+?)\) \| (.+?) \|$", re.M)
@@ -89,18 +89,11 @@ def test_cascade_and_rpn_from_a_lazy_config():
 
 
 def test_three_lines_in_a_stock_detectron2_script(tmp_path, catalogs):
-    """The README promises this for an existing project. The other lines are such a project."""
+    """The README promises this for an existing project; ``small_cfg`` has the first two lines."""
     register_coco_instances("few_shapes", {}, *write_coco(tmp_path / "data"))
-    cfg = get_cfg()
-    rambo_det.add_rambo_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / "quickstart/faster_rcnn_ce.yaml"))
+    keys = ["DATASETS.TRAIN", ("few_shapes",), "DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path)]
+    cfg = small_cfg("quickstart/faster_rcnn_ce.yaml", *keys)
     cfg.MODEL.ROI_HEADS.NAME = "RamboROIHeads"
-    cfg.MODEL.RAMBO.MEMORY_LENGTH = 4
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("few_shapes",), ()
-    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 2, 3
-    cfg.OUTPUT_DIR = str(tmp_path / "out")
-    (tmp_path / "out").mkdir()
     trainer = DefaultTrainer(cfg)
     before = trainer.model.roi_heads.box_predictor.cls_score.weight.clone()
     trainer.train()
