@@ -222,14 +222,6 @@ def test_autocast_leaves_the_ranking_of_a_dense_detector_in_float32():
     assert logits.dtype == torch.bfloat16 and torch.equal(losses["loss_cls"].detach(), want)
 
 
-def test_the_ap_of_a_class_is_logged_under_its_name():
-    criterion = RamboCriterion(4, class_names="abcd")
-    with EventStorage() as storage:
-        criterion(spread(torch.zeros(30, 4)), torch.tensor([1, 3, 4] * 10))
-        names = {key for key in storage.latest() if key.startswith("rambo/AP-")}
-    assert names == {"rambo/AP-b", "rambo/AP-d"}
-
-
 # Detectron2 has test-time augmentation for R-CNNs only.
 @pytest.mark.parametrize("twins", ["faster_rcnn"], indirect=True)
 def test_test_time_augmentation(twins):
