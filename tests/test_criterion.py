@@ -81,11 +81,9 @@ def test_arguments_of_a_lazy_config(file):
 
 def test_the_scalars_of_an_rpn_have_its_name_whatever_criterion_it_gets():
     rpn = build("rpn").proposal_generator
-    arguments = {name: getattr(rpn, name) for name in ("in_features", "anchor_generator")}
-    arguments |= {"head": rpn.rpn_head, "anchor_matcher": rpn.anchor_matcher}
-    arguments |= {"box2box_transform": rpn.box2box_transform, "batch_size_per_image": 64}
-    arguments |= {"positive_fraction": 0.5, "pre_nms_topk": (9, 9), "post_nms_topk": (9, 9)}
-    made = RamboRPN(**arguments, rambo_loss=RamboCriterion(1, beta=0.25)).rambo_loss
+    cfg = config("rpn")
+    arguments = RamboRPN.from_config(cfg, build_backbone(cfg).output_shape())
+    made = RamboRPN(**{**arguments, "rambo_loss": RamboCriterion(1, beta=0.25)}).rambo_loss
     for name in ("prefix", "name", "class_names"):
         assert getattr(made, name) == getattr(rpn.rambo_loss, name)
     assert made.prefix == "rambo/rpn" and made.class_names == ["object"]
