@@ -62,15 +62,15 @@ class Own:
         with open(self.images / "empty.jpg", "ab") as file:  # as some cameras pad them
             file.write(b"\0" * 10)
 
-    def write(self, change=lambda made: None, file=None, coding="utf-8"):
+    def write(self, change=lambda made: None, file=None):
         """Writes the changed json, or the text that ``change`` returns; returns json and images."""
         file, made = file or self.file, content()
         text = change(made)
-        file.write_bytes((text if isinstance(text, str) else json.dumps(made)).encode(coding))
+        file.write_text(text if isinstance(text, str) else json.dumps(made))
         return file, self.images
 
-    def register(self, change=lambda made: None, classes=None, coding="utf-8"):
-        return register_datasets([("own", *self.write(change, coding=coding))], classes=classes)
+    def register(self, change=lambda made: None, classes=None):
+        return register_datasets([("own", *self.write(change))], classes=classes)
 
 
 @pytest.fixture
@@ -445,10 +445,9 @@ def test_what_cannot_be_is_refused_in_one_line(own, change, message):
         own.register(change)
 
 
-def test_a_json_with_a_byte_order_mark_is_read_and_a_missing_one_named(own):
-    assert own.register(coding="utf-8-sig") == ["cat", "dog"]
-    with pytest.raises(InputError, match=r"nowhere\.json cannot be read"):
-        register_datasets([("other", own.file.with_name("nowhere.json"), own.images)])
+def test_a_missing_json_is_named(own):
+    with refusal(r"nowhere\.json cannot be read"):
+        register_datasets([("own", own.file.with_name("nowhere.json"), own.images)])
 
 
 # Images
