@@ -190,18 +190,6 @@ def test_what_an_earlier_run_forbids(run, capsys, catalogs, monkeypatch, tmp_pat
     assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
-def test_a_start_that_fails_on_its_weights_leaves_no_run(run, capsys, catalogs, tmp_path):
-    """The next start needs no --fresh."""
-    _, args, keys, _ = run
-    damaged, out = tmp_path / "damaged.pth", tmp_path / "out"
-    damaged.write_bytes(b"no checkpoint")
-    words = [*args, *keys, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", out]
-    assert call(main, *words, "MODEL.WEIGHTS", damaged) == 2
-    assert "damaged.pth cannot be read" in capsys.readouterr().err
-    assert (out / "data.json").is_file()
-    assert call(main, *words) == 0
-
-
 def test_a_class_name_with_a_comma(capsys, catalogs, tmp_path):
     """The error names a --classes that is right."""
     data, keys = own_data(tmp_path, "own")
