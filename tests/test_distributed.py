@@ -179,15 +179,21 @@ def kept(memory):
 
 
 def stale(rank, world):
-    loss = RamboLoss(CLASSES, memory_length=2, memory_size=128)
+    """Checks that nothing is saved that was gathered before a later batch or a load."""
+    loss, loaded = (RamboLoss(CLASSES, memory_length=2, memory_size=128) for _ in range(2))
     for step in range(2):
-        x, gt = parts(UNEVEN[world], step)[rank]
-        loss(scores_from(head(), x), gt)
+        for each, batch in ((loss, step), (loaded, step + 2)):
+            x, gt = parts(UNEVEN[world], batch)[rank]
+            each(scores_from(head(), x), gt)
         if step == 0:
             loss.memory.all_gather_for_checkpoint()
-    saved = loss.state_dict()._metadata["memory"]["memory"]
+    saved = loss.state_dict()
     # The checkpoint has the negatives of this process, of both batches.
-    assert torch.equal(saved["negatives"], loss.memory.negatives)
+    assert torch.equal(saved._metadata["memory"]["memory"]["negatives"], loss.memory.negatives)
+    loaded.memory.all_gather_for_checkpoint()
+    loaded.load_state_dict(saved)
+    again = loaded.state_dict()._metadata["memory"]["memory"]
+    assert torch.equal(again["positives"], loss.memory.positives)
 
 
 def _checks(rank, world):

@@ -11,7 +11,6 @@ from rambo_det.losses.distributed import Processes
 from rambo_det.losses.inputs import prepare_inputs
 from rambo_det.losses.sort_keys import EMPTY_KEY, key_scores, key_segments
 
-from .forked import in_processes
 from .strategies import batch, same
 
 
@@ -68,23 +67,6 @@ def test_saved_and_loaded_whole(length):
     assert other.memory.fill_fraction == loss.memory.fill_fraction
     scores, gt = batch(seed=7)
     assert other(scores, gt) == loss(scores, gt)
-
-
-def _load_after_gathering(rank, world):
-    losses = [RamboLoss(4, memory_length=2) for _ in range(2)]
-    for number, loss in enumerate(losses):
-        fill(loss, 2 + number)
-        loss.memory.all_gather_for_checkpoint()
-    fill(losses[0])  # three batches as well, but others
-    losses[0].memory.all_gather_for_checkpoint()
-    losses[0].load_state_dict(losses[1].state_dict())
-    one, other = (loss.state_dict()._metadata["memory"]["memory"] for loss in losses)
-    # What losses[0] gathered before it was loaded is not saved any more.
-    assert torch.equal(one["positives"], other["positives"][rank])
-
-
-def test_what_was_gathered_before_a_load_is_not_saved_after_it(tmp_path):
-    in_processes(2, tmp_path, _load_after_gathering)
 
 
 def test_a_memory_that_was_saved_unsorted_is_sorted_when_loaded():
