@@ -9,13 +9,13 @@ import re
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+from detectron2.modeling import ROI_HEADS_REGISTRY
 
 from rambo_det import RamboLoss
 from rambo_det.cli.train import main
 from rambo_det.modeling.scores import SCORE_FUNCTIONS, log_odds
 
-from .architectures import config
+from .architectures import build
 from .command_line import own_data
 from .doc_pages import DOCS, text_of
 from .models import training_inputs
@@ -64,9 +64,7 @@ def test_threshold_hides_detections_in_good_order():
     inputs = [{k: x[k] for k in ("image", "height", "width")} for x in training_inputs(1)]
     found = {}
     for threshold in (0.05, 0.0):
-        cfg = config("retinanet", False, "MODEL.RETINANET.SCORE_THRESH_TEST", threshold)
-        torch.manual_seed(0)
-        model = build_model(cfg).eval()
+        model = build("retinanet", False, "MODEL.RETINANET.SCORE_THRESH_TEST", threshold).eval()
         with torch.no_grad():
             model.head.cls_score.bias -= 4
             found[threshold] = len(model(inputs)[0]["instances"])
