@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -102,19 +103,13 @@ def catalogs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from rambo_det.data.shapes import register_shapes
 
     monkeypatch.setenv("RAMBO_DET_CACHE", str(tmp_path / "cache"))
-    aside = []
-    for catalog in (data.DatasetCatalog, data.MetadataCatalog):
-        # Left by a test with another cache, or by a model that looked up the class names.
-        for name in filter(lambda name: name.startswith("rambo_shapes_"), list(catalog)):
-            aside.append((catalog, name, catalog.pop(name)))
-    before = [set(catalog.keys()) for catalog in (data.DatasetCatalog, data.MetadataCatalog)]
-    register_shapes()  # in this cache
-    yield
-    for catalog, names in zip((data.DatasetCatalog, data.MetadataCatalog), before, strict=True):
-        for name in set(catalog.keys()) - names:
-            catalog.remove(name)
-    for catalog, name, entry in aside:
-        catalog[name] = entry
+    with mock.patch.dict(data.DatasetCatalog), mock.patch.dict(data.MetadataCatalog):
+        for catalog in (data.DatasetCatalog, data.MetadataCatalog):
+            # Left by a test with another cache, or by a model that looked up the class names.
+            for name in filter(lambda name: name.startswith("rambo_shapes_"), list(catalog)):
+                catalog.pop(name)
+        register_shapes()  # in this cache
+        yield
     # The handlers of these loggers write to a stream that pytest has closed by now.
     for logger in ("detectron2", "fvcore", "rambo_det"):
         logging.getLogger(logger).handlers.clear()
