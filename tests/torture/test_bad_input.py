@@ -25,6 +25,8 @@ _buffer = io.BytesIO()
 torch.save({"model": {"a": torch.zeros(1)}}, _buffer)
 FOREIGN = _buffer.getvalue()
 WEIGHTS = ("MODEL.WEIGHTS", "{folder}/w.pth")
+TWO_SETS = ("--config", QUICKSTART, "--register-coco", "a", "no.json", ".")
+TWO_SETS += ("--register-voc", "b", ".", "val")
 
 Make = Callable[[Path], list[str]]
 
@@ -44,14 +46,9 @@ def good(folder: Path, *extra: str, config: str = QUICKSTART, lazily: bool = Fal
 lazily = partial(good, config=LAZY, lazily=True)
 
 
-def keys(*pairs: str) -> Make:
+def keys(*pairs: str, arguments: Callable[..., list[str]] = good) -> Make:
     """Returns a maker of good arguments to which these flags and keys are added."""
-    return lambda folder: good(folder, *(p.replace("{folder}", str(folder)) for p in pairs))
-
-
-def lazy_keys(*opts: str) -> Make:
-    """Returns a maker of a LazyConfig's good arguments to which these are added."""
-    return lambda folder: lazily(folder, *opts)
+    return lambda folder: arguments(folder, *(p.replace("{folder}", str(folder)) for p in pairs))
 
 
 def last(*args: str, arguments: Callable[..., list[str]] = good) -> Make:
@@ -59,12 +56,12 @@ def last(*args: str, arguments: Callable[..., list[str]] = good) -> Make:
     return lambda folder: [*arguments(folder), *args]
 
 
-def config(text: str | bytes, arguments: Callable[..., list[str]] = good) -> Make:
+def config(text: str, arguments: Callable[..., list[str]] = good) -> Make:
     """Returns a maker of good arguments with a config file of this content."""
 
     def make(folder: Path) -> list[str]:
         path = folder / ("own.yaml" if arguments is good else "own.py")
-        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        path.write_text(text)
         return arguments(folder, config=str(path))
 
     return make
@@ -99,6 +96,8 @@ def built_on(line: str) -> Make:
         lazily,
     )
 
+
+lazy_keys = partial(keys, arguments=lazily)
 
 #: Config keys -> a part of the error line.
 KEYS = {
@@ -176,18 +175,12 @@ CASES: dict[str, tuple[Make, str]] = {
         "is already registered: choose another name",
     ),
     "own data that are not trained on": (
-        words(
-            "--config", QUICKSTART, "--register-coco", "a", "no.json", ".", "--register-voc", "b",
-            ".", "val", "DATASETS.TEST", "('b',)",
-        ),
+        words(*TWO_SETS, "DATASETS.TEST", "('b',)"),
         "registered datasets (a, b) is in DATASETS.TRAIN, which is rambo_shapes_train: "
         "add DATASETS.TRAIN \"('a',)\"",
     ),
     "own data that are not tested on": (
-        words(
-            "--config", QUICKSTART, "--register-coco", "a", "no.json", ".", "--register-voc", "b",
-            ".", "val", "DATASETS.TRAIN", "('a',)",
-        ),
+        words(*TWO_SETS, "DATASETS.TRAIN", "('a',)"),
         "DATASETS.TEST, which is rambo_shapes_val: add DATASETS.TEST \"('b',)\"",
     ),
     "own data, another test": (keys("DATASETS.TEST", "('rambo_shapes_val',)"), "use other data"),

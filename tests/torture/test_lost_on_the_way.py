@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ..forked import wait_until
-from ..models import write_coco
+from ..models import write_coco, write_image
 from . import WHOLE
 from .processes import assert_it_goes_on, assert_one_line, assert_whole, ended, started
 from .test_bad_input import good
@@ -113,6 +113,4 @@ def _lose(image: Path, how: str) -> None:
     elif how == "truncated":
         image.write_bytes(image.read_bytes()[:2000])
     else:
-        from PIL import Image
-
-        Image.new("RGB", (10, 10)).save(image)
+        write_image(image, (10, 10))
