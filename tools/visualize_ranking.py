@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rambo_det.cli.failures import exit_status  # noqa: E402
+from rambo_det.engine import arguments  # noqa: E402
 from rambo_det.errors import InputError  # noqa: E402
 
 PAGE = """<!doctype html>
@@ -56,15 +57,9 @@ first{% if left_out %}; {{ left_out }} more are only in the table{% endif %}.</p
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; raises InputError for a wrong argument."""
-    from rambo_det.engine.arguments import (
-        add_data_arguments,
-        add_model_arguments,
-        check_data_arguments,
-    )
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_model_arguments(parser)
-    add_data_arguments(parser)
+    arguments.add_model_arguments(parser)
+    arguments.add_data_arguments(parser)
     add = parser.add_argument
     add("--dataset", metavar="NAME", help="dataset [the config's first test set]")
     add("--iou", type=float, default=0.5, help="lowest IoU at which a detection is true [0.5]")
@@ -72,7 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, metavar="FOLDER", help="[OUTPUT_DIR/ranking]")
     add("--overwrite", action="store_true", help="replace an earlier output")
     args = parser.parse_args(argv)
-    check_data_arguments(args)
+    arguments.check_data_arguments(args)
     if not 0 < args.iou <= 1:
         raise InputError(f"--iou must be above 0 and at most 1, got {args.iou}")
     if args.shown < 1:
@@ -84,7 +79,6 @@ def run(args: argparse.Namespace) -> None:
     """Detects, ranks and draws; InputError if the model, the data or the output is wrong."""
     from rambo_det.cli.predict import silence_libraries
     from rambo_det.data.files import make_folder
-    from rambo_det.engine.arguments import classes_from_args
     from rambo_det.engine.detector import Detector
     from rambo_det.engine.evaluation_data import EvaluationData
     from rambo_det.engine.saved_model import find_model
@@ -96,7 +90,8 @@ def run(args: argparse.Namespace) -> None:
     output = args.output or Path(args.run or ".") / "ranking"
     if output.is_dir() and any(output.iterdir()) and not args.overwrite:
         raise InputError(f"{output} is not empty: use --overwrite, or another --output FOLDER")
-    detector = Detector(saved, args.opts, None if saved.data.classes else classes_from_args(args))
+    classes = None if saved.data.classes else arguments.classes_from_args(args)
+    detector = Detector(saved, args.opts, classes)
     check_used(args, [args.dataset, *detector.datasets[: args.dataset is None]])
     data = EvaluationData(args.dataset, detector, saved.data, args)
     make_folder(output, "--output")
