@@ -4,11 +4,11 @@ import numpy as np
 from pycocotools.coco import COCO
 
 
-def truth_of(boxes, names=("a", "b", "c"), images=12):
-    """Returns a COCO index of ``boxes``: tuples (image, category, box as XYWH, is crowd)."""
+def truth_of(boxes, names=("a", "b", "c")):
+    """Returns a COCO index of boxes in 12 images: (image, category, box as XYWH, is crowd)."""
     truth = COCO()
     truth.dataset = {
-        "images": [{"id": i, "width": 96, "height": 96} for i in range(images)],
+        "images": [{"id": i, "width": 96, "height": 96} for i in range(12)],
         "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
         "annotations": [
             {"id": i, "image_id": image, "category_id": number, "bbox": box,

@@ -24,15 +24,14 @@ POINTS = ["nose", "left_ear", "right_ear", "left_tail"]
 SIGMAS = ["TEST.KEYPOINT_OKS_SIGMAS", "(0.05, 0.05, 0.05, 0.05)"]
 
 
-def with_points(folder, points=POINTS, each=None, split="train", **fields):
+def with_points(folder, points=POINTS, each=4, **fields):
     """Returns a drawn dataset whose objects have ``each`` keypoints, one of them not visible."""
-    file, images = write_coco(folder, 2, split)
+    file, images = write_coco(folder, 2)
     content = read(file)
     for category in content["categories"]:
         category["keypoints"] = points
     for annotation in content["annotations"]:
         x, y = annotation["bbox"][:2]
-        each = len(POINTS) if each is None else each
         annotation["keypoints"] = [x, y, 2] * (each - 1) + [0, 0, 0]
         annotation.update(fields)
     Path(file).write_text(json.dumps(content))

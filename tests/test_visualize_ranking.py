@@ -40,9 +40,9 @@ def test_ap_is_cocos(seed, iou):
         assert (k.iou[k.true] >= iou).all()
 
 
-def ranked_class(true, objects, scores=None):
+def ranked_class(true, objects):
     number = len(true)
-    scores = np.linspace(0.9, 0.1, number) if scores is None else np.asarray(scores)
+    scores = np.linspace(0.9, 0.1, number)
     boxes = np.tile([10.0, 20.0, 30.0, 40.0], (number, 1))
     reasons = np.array(["" if t else "background" for t in true], dtype=object)
     iou = np.where(true, 0.8, 0.0)
