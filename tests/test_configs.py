@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 
 import rambo_det
 from rambo_det.cli.train import main
+from rambo_det.compare.plan import flat_settings
 from rambo_det.engine.setup import read_config
 from rambo_det.errors import InputError
 from rambo_det.modeling import RamboCriterion
@@ -38,16 +39,7 @@ def test_coco_configs_are_upstreams_by_value(ours):
     if "mask" not in ours:
         upstream.MODEL.MASK_ON = False
         upstream.MODEL.ROI_MASK_HEAD = cfg.MODEL.ROI_MASK_HEAD
-    assert plain(cfg) == plain(upstream)
-
-
-def plain(value):
-    """Returns nodes and sequences as dicts and lists, with floats rounded to 9 decimals."""
-    if isinstance(value, dict):
-        return {key: plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return round(value, 9) if isinstance(value, float) else value
+    assert flat_settings(cfg) == flat_settings(upstream)
 
 
 def test_the_papers_constants_begin_with_cross_entropy():
