@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults
+from detectron2.engine import DefaultTrainer, create_ddp_model, defaults
+from detectron2.engine.hooks import CallbackHook
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
@@ -23,17 +24,8 @@ from .models import QUICKSTART, VARIED, small_cfg, write_coco
 from .strategies import same
 
 
-class Remember(HookBase):
-    """Stores a copy of this process's score memory after each step."""
-
-    def __init__(self):
-        self.memories = []
-
-    def after_step(self):
-        self.memories.append(memory_of(self.trainer))
-
-
 def memory_of(trainer):
+    """Returns a copy of this process's score memory."""
     (memory,) = memories(trainer.model)
     return {name: buffer.clone() for name, buffer in memory.tensors().items()}
 
@@ -63,11 +55,11 @@ def resumed(folder, checkpoint, *opts):
 
 def every_process_gets_its_memory_back(rank, folder):
     for name, opts in (("together", ()), ("alone", ("MODEL.RAMBO.GLOBAL_RANKING", False))):
-        trainer, remember = trainer_of(folder / name, *opts), Remember()
+        trainer, saved = trainer_of(folder / name, *opts), []
+        remember = CallbackHook(after_step=lambda trainer, to=saved: to.append(memory_of(trainer)))
         trainer.register_hooks([remember])
         trainer._hooks = [trainer._hooks[-1], *trainer._hooks[:-1]]
         trainer.train()
-        saved = remember.memories
         assert all((memory["negatives"] != EMPTY_KEY).any() for memory in saved)
         for done, checkpoint in ((2, "model_0000001.pth"), (4, "model_final.pth")):
             trainer, loaded = resumed(folder / name, checkpoint, *opts)
