@@ -60,11 +60,10 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def pages_with(found):
-    return pytest.mark.parametrize("page", [p for p in PAGES if found(p)], ids=lambda p: p.stem)
+PAGES_WITH_CODE = [page for page in PAGES if commands(page) or blocks(page, "python")]
 
 
-@pages_with(lambda page: commands(page) or blocks(page, "python"))
+@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda page: page.stem)
 def test_commands_and_python_work(page, project, catalogs):
     """Every command in a page's ``sh`` blocks succeeds, in order, in one folder.
 
