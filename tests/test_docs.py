@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 
 import rambo_det
+from rambo_det.engine.setup import flat_config
 
 from .doc_pages import DOCS, PAGES, ROOT, blocks, commands, text_of
 from .forked import python
@@ -85,20 +86,12 @@ def test_commands_and_python_work(page, project, catalogs):
         exec(compile(code, page.name, "exec"), scope)
 
 
-def added_keys(node, known):
-    """Yields the names of the keys of a config that the other config lacks."""
-    for name, value in node.items():
-        if name not in known:
-            yield from [name] if not isinstance(value, CfgNode) else value
-        elif isinstance(value, CfgNode):
-            yield from added_keys(value, known[name])
-
-
 def test_every_key_has_a_comment_right_above_it():
     """rambo_det/config.py is the reference of all keys."""
     cfg = get_cfg()
     rambo_det.add_rambo_config(cfg)
-    names = sorted(added_keys(cfg, get_cfg()))
+    added = flat_config(cfg).keys() - flat_config(get_cfg()).keys()
+    names = sorted(key.rpartition(".")[2] for key in added)
     source = text_of(ROOT / "rambo_det" / "config.py")
     explained = re.findall(r"^ +# .{20,}\n(?: +#.*\n)*? +\w+\.([A-Z_]+) = (?!CN)", source, re.M)
     assert sorted(explained) == names and "MARGIN" in names

@@ -9,6 +9,7 @@ import pytest
 from detectron2.config import get_cfg
 
 import rambo_det
+from rambo_det.engine.keys import has_key
 
 from .doc_pages import DOCS, PAGES, ROOT, sections, text_of
 
@@ -78,11 +79,6 @@ def test_every_environment_variable_is_documented_and_exists():
     assert all(re.search(rf"\W{name}\W", sources) for name in documented)
 
 
-def exists(node, key):
-    first, _, rest = key.partition(".")
-    return first in node and (not rest or exists(node[first], rest))
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_name_in_a_page_exists(page):
     cfg, text = get_cfg(), text_of(page)
@@ -92,7 +88,7 @@ def test_every_name_in_a_page_exists(page):
         if "which only main has" in " ".join(paragraph.split()):
             continue  # a key of another Detectron2 version
         for key in re.findall(r"`((?:MODEL|SOLVER|INPUT|TEST|DATA\w+)\.[\w.]+)", paragraph):
-            assert exists(cfg, key), key
+            assert has_key(cfg, key), key
     assert set(re.findall(r"rambo-[a-z]+", text)) <= set(ENTRY_POINTS)
     for name in re.findall(r"\b(?:tools|tests|configs|notebooks|results)/[\w/.]+\.\w+", text):
         assert "_LOSS" in name or (ROOT / name).exists(), name  # LOSS is a placeholder
