@@ -101,16 +101,16 @@ def start_script(environment, output, command):
     return process
 
 
-def run_together(commands, outputs, environments):
+def run_together(folder, commands, environments):
     """Runs scripts at the same time, see :func:`start_script`, and checks that all succeed.
 
     Returns:
-        The text of each file in ``outputs``.
+        What each script printed. The folder keeps it, until the next call, in a file for each.
     """
-    processes = [
-        start_script(environment, output, command)
-        for command, output, environment in zip(commands, outputs, environments, strict=True)
-    ]
+    outputs = [folder / f"printed{number}.txt" for number in range(len(commands))]
+    for output in outputs:
+        output.unlink(missing_ok=True)
+    processes = list(map(start_script, environments, outputs, commands))
     for process in processes:
         process.join(300)
     codes = [process.exitcode for process in processes]

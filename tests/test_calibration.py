@@ -233,7 +233,7 @@ def calibrated_run(finished_run, tmp_path_factory):
     command = ["tools/train_net.py", *arguments(finished_run)]
     command += ["RAMBO_TRAIN.CALIBRATE", "train", "OUTPUT_DIR", out]
     cache = {"RAMBO_DET_CACHE": str(out.parent / "cache")}
-    run_together([command], [out.parent / "printed.txt"], [cache])
+    run_together(out.parent, [command], [cache])
     return out
 
 

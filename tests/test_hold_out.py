@@ -116,10 +116,8 @@ def test_each_part_needs_a_box_that_is_no_crowd(how, names, empty, crowds, tmp_p
 
 def tool(folder, name, *arguments):
     """Runs a tool in a new process, without registered datasets, and returns what it prints."""
-    output = folder / "printed.txt"
-    output.unlink(missing_ok=True)
     cache = {"RAMBO_DET_CACHE": str(folder / "cache")}
-    (printed,) = run_together([[f"tools/{name}", *arguments]], [output], [cache])
+    (printed,) = run_together(folder, [[f"tools/{name}", *arguments]], [cache])
     return printed
 
 

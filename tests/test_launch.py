@@ -35,10 +35,9 @@ def training(tmp_path):
 
 
 def run_all(tmp_path, commands):
-    files = [tmp_path / f"{number}.txt" for number in range(len(commands))]
     paths = [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    return run_together(commands, files, [environment] * len(files))
+    return run_together(tmp_path, commands, [environment] * len(commands))
 
 
 def saved_memory(folder):
@@ -65,8 +64,7 @@ def test_tasks_of_slurm(training, tmp_path):
     """Two tasks on two nodes train together when srun starts them."""
     first = {**SLURM, "MASTER_PORT": free_port()}
     tasks = [first, {**first, "SLURM_PROCID": "1"}]
-    files = [tmp_path / f"{rank}.txt" for rank in range(2)]
-    outputs = run_together([training] * 2, files, tasks)
+    outputs = run_together(tmp_path, [training] * 2, tasks)
     assert sum("checkpoint: " in output for output in outputs) == 1
     assert saved_memory(tmp_path / "out")["negatives"].shape[0] == 2
     assert re.search(r"^\| +AP \|", outputs[0], re.M)
