@@ -1,16 +1,20 @@
 """Configs, datasets and training inputs of small models for the Detectron2 tests."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from PIL import Image
 
 import rambo_det
 from rambo_det.data.drawing import SPEC, draw_image
+from rambo_det.data.files import check_image
 from rambo_det.data.shapes import write_split
+from rambo_det.errors import InputError
 
 CONFIGS = Path(rambo_det.__file__).resolve().parents[1] / "configs"
 QUICKSTART = str(CONFIGS / "quickstart" / "faster_rcnn_rambo.yaml")
@@ -83,6 +87,20 @@ def write_image(file, size=(40, 40), **options):
     """Writes a black image of ``size``, and makes its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(file, **options)
+
+
+def write_broken_image(file):
+    """Writes a jpg image that passes check_image but cannot be decoded."""
+    Image.effect_noise((96, 96), 60).save(file)
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at] + b"\0" + whole[at + 1 :])
+        with suppress(InputError):
+            check_image(file, "seems whole")
+            try:
+                read_image(str(file), "BGR")
+            except OSError:
+                return
 
 
 def weights_of(file):

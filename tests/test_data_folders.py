@@ -22,7 +22,7 @@ from rambo_det.engine.trainer import RamboTrainer
 from rambo_det.errors import InputError
 
 from .command_line import call, refusal, refused
-from .models import QUICKSTART, THIN, write_coco, write_image, write_voc
+from .models import QUICKSTART, THIN, write_broken_image, write_coco, write_image, write_voc
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -86,9 +86,9 @@ def test_a_yolo_export(layout, tmp_path):
     assert boxes() == {"a.jpg": [BOX]}
 
 
-def plain(folder, labels, yaml="names: [cat, dog]", images=("x/a.jpg", "x/b.jpg")):
+def plain(folder, labels, yaml="names: [cat, dog]", images=("x/a.jpg", "x/b.jpg"), split=None):
     yolo(folder, f"train: x\n{yaml}\n", images, labels)
-    return register_datasets(yolo=[("own", folder / "data.yaml", "train")])
+    return register_datasets(yolo=[("own", folder / "data.yaml", "train")], split=split)
 
 
 @pytest.mark.parametrize(
@@ -287,14 +287,8 @@ def test_data_are_looked_at_and_nothing_is_trained(tmp_path, capsys, warnings):
     assert "my_boxes.jpg is an image of my" in refused(
         capsys, main, "--check-data", tmp_path / "x", *words
     )
-    # Only decoding finds the broken byte of this image.
-    png = tmp_path / "x/c.png"
-    Image.effect_noise((40, 20), 60).convert("RGB").save(png)
-    (tmp_path / "x/c.jpg").unlink()
-    data = bytearray(png.read_bytes())
-    data[len(data) // 2] ^= 255
-    png.write_bytes(data)
-    assert "c.png is truncated or broken" in refused(capsys, main, *command)
+    write_broken_image(tmp_path / "x/c.jpg")
+    assert "c.jpg is truncated or broken" in refused(capsys, main, *command)
 
 
 def test_images_of_rare_classes_come_more_often(tmp_path):
@@ -372,8 +366,7 @@ def test_images_behind_a_link_to_the_yaml_s_folder(tmp_path):
 def test_versions_of_a_photo_stay_together(tmp_path):
     names = [f"x/p{k}_jpg.rf.{'abc'[v] * 8}.jpg" for k in range(6) for v in range(3)]
     labels = {name.replace(".jpg", ".txt"): LINE for name in names}
-    yolo(tmp_path, "train: x\nnames: [a]\n", names, labels)
-    register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")], split=0.2)
+    plain(tmp_path, labels, images=names, split=0.2)
     train, val = ({name.partition("_")[0] for name in boxes(f"own_{p}")} for p in ("train", "val"))
     assert not train & val and len(val) == 2  # 4 of 18 images need 2 photos of 3 versions
     register_datasets(yolo=[("other", tmp_path / "data.yaml", "train")])
@@ -385,8 +378,7 @@ def test_versions_of_a_photo_stay_together(tmp_path):
 def test_a_file_name_that_is_no_utf8_can_be_split(tmp_path):
     names = [f"x/{k}.jpg" for k in range(4)] + [os.fsdecode(b"x/caf\xe9.jpg")]
     labels = {name.replace(".jpg", ".txt"): LINE for name in names}
-    yolo(tmp_path, "train: x\nnames: [a]\n", names, labels)
-    register_datasets(yolo=[("own", tmp_path / "data.yaml", "train")], split=0.4)
+    plain(tmp_path, labels, images=names, split=0.4)
     assert len(boxes("own_train")) == 3 and len(boxes("own_val")) == 2
 
 

@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -19,7 +18,6 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
@@ -28,7 +26,6 @@ from rambo_det.cli.predict import default_threshold, main, parse_args, silence_l
 from rambo_det.cli.sources import find_sources
 from rambo_det.data import register_datasets
 from rambo_det.data.drawing import CLASSES, draw_image
-from rambo_det.data.files import check_image
 from rambo_det.engine.detector import Detector
 from rambo_det.engine.saved_model import find_model, load_ground_truth
 from rambo_det.errors import InputError
@@ -36,7 +33,7 @@ from rambo_det.evaluation.pictures import delayed_interrupt, draw_detections
 
 from .command_line import call, disk_full, refused
 from .forked import background, wait_until
-from .models import QUICKSTART, small_cfg, write_coco
+from .models import QUICKSTART, small_cfg, write_broken_image, write_coco
 
 
 def test_an_object_with_the_id_0_can_be_found(tmp_path):
@@ -246,27 +243,6 @@ def test_category_ids_are_the_data_sets_own(tmp_path):
         assert detector.category_id(names.index("stop sign")) == number
 
 
-def test_weights_of_another_model_are_refused(run, tmp_path, capsys, catalogs):
-    config, weights = stock_checkpoint(tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 7)
-    words = ["--run", run / "out", run / "val", "--weights", weights, "--output", tmp_path / "out"]
-    assert "does not fit the model of" in refused(capsys, main, *words)
-    assert not (tmp_path / "out").exists(), "something was left of the output"
-
-
-def broken_inside(file):
-    """Writes an image that passes check_image but cannot be decoded."""
-    Image.effect_noise((96, 96), 60).save(file)
-    whole = file.read_bytes()
-    for at in range(len(whole)):
-        file.write_bytes(whole[:at] + b"\0" + whole[at + 1 :])
-        with suppress(InputError):
-            check_image(file, "seems whole")
-            try:
-                read_image(str(file), "BGR")
-            except OSError:
-                return
-
-
 def test_a_video_that_ends_early_is_named(run, tmp_path, capsys, catalogs):
     video, out = tmp_path / "cut.avi", tmp_path / "out"
     film(video, [draw_image("val", index)[0] for index in range(20)])
@@ -281,7 +257,7 @@ def test_a_video_that_ends_early_is_named(run, tmp_path, capsys, catalogs):
 def test_what_is_no_image_in_a_folder_is_left_out(run, tmp_path, capsys, catalogs):
     folder, out = tmp_path / "in", tmp_path / "out"
     shutil.copytree(run / "val", folder)
-    broken_inside(folder / "0.jpg")
+    write_broken_image(folder / "0.jpg")
     for name in ("0000.png", "film.mp4"):
         (folder / name).write_bytes(b"nothing of the kind")
     film(folder / "no_frames.avi", [])
@@ -336,6 +312,8 @@ def test_a_full_disk_is_one_line_without_advice_that_does_not_help(run, tmp_path
         (["--run", "{out}", "--weights", "no.pth"], "--weights no.pth: no such file"),
         (["--run", "{out}", "--threshold", "2"], "--threshold must be in [0, 1], got 2"),
         (["--run", "{out}", "{out}/../val", "--opts", "MODEL.NO", "1"], "MODEL.NO"),
+        (["--run", "{out}", "{out}/../val", "--opts", "MODEL.ROI_BOX_HEAD.FC_DIM", "64"],
+         "does not fit the model of"),
         (["--frames", "0"], "--frames must be >= 1"),
         (["--nothing"], "unrecognized argument --nothing"),
     ],
