@@ -427,7 +427,11 @@ def summary(name: str, results: dict[str, Any]) -> Rows:
 
 
 def derive(rows: Rows, name: str) -> Rows:
-    """Returns the rows for one of DERIVED; intervals cover only the seeds (Welch's t)."""
+    """Returns the rows for one of DERIVED; intervals cover only the seeds.
+
+    A difference is taken seed by seed (Student's t) if its losses were trained in the same
+    comparisons, whose rows have the values of each seed, else between the means (Welch's t).
+    """
     sides: list[Rows] = []
     for _, variants in DERIVED[name]:
         sides.append({})
@@ -448,8 +452,14 @@ def derive(rows: Rows, name: str) -> Rows:
         made = [{k: v for k, v in row.items() if k not in unknown} for row in made]
         difference = {"of": name, "data": data, "loss": titles[1], "less": titles[0]}
         difference["seeds"] = seeds
-        for metric in (metric for metric in METRICS[:4] if metric in made[0]):
-            difference[metric] = unpaired(*(row[metric] for row in made), len(seeds))
+        together = {row["of"] for row in parts[0]} == {row["of"] for row in parts[1]}
+        of_seeds = {metric: f"{metric} of seeds" for metric in METRICS[:3]}
+        if together and set(of_seeds.values()) <= made[0].keys():
+            for metric, key in of_seeds.items():
+                difference[metric] = around_seeds(np.subtract(made[1][key], made[0][key]))
+        else:
+            for metric in (metric for metric in METRICS[:4] if metric in made[0]):
+                difference[metric] = unpaired(*(row[metric] for row in made), len(seeds))
         new["losses"] += made
         new["differences"].append(difference)
     return new
