@@ -20,6 +20,9 @@ def backend(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAMBO_DET_TRITON", request.param)
         binning._backend.cache_clear()
+        made = binning._backend(torch.zeros(0, device="cuda").device)
+        wanted = {"1": "triton_kernel", "0": "reference"}[request.param]
+        assert made.__name__.endswith(wanted), "the kernel does not run, see the warning"
         yield
     binning._backend.cache_clear()
 

@@ -1,4 +1,4 @@
-"""One seed on one machine gives the same losses, without nondeterministic torch operations.
+"""One seed on one CPU gives the same losses, without nondeterministic torch operations.
 
 test_resume.py checks that two processes of one seed make the same steps with any data workers.
 """

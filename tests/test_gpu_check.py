@@ -7,6 +7,7 @@ import subprocess
 import time
 from importlib.util import find_spec
 
+import gpu_check
 import pytest
 import torch
 
@@ -76,6 +77,7 @@ def test_each_part_measures_what_it_is_named_for(whole):
     else:
         assert "no triton" in parts["exact"]["summary"]
     methods = parts["loss"]["results"][0]["methods"]
+    assert parts["loss"]["about"]["backend"] == "cpu"
     named = {"focal", "cross entropy", "RamboLoss τ=4", "double argsort", "bucketed AP"}
     assert named < set(methods)
     models = {result["model"] for result in parts["step"]["results"]}
@@ -83,6 +85,16 @@ def test_each_part_measures_what_it_is_named_for(whole):
     assert 0 < parts["bandwidth"]["forward"]["of_copy"] < 1 == parts["bandwidth"]["copy"]["of_copy"]
     assert all(kernel["launches"] > 0 for kernel in parts["bandwidth"]["kernels"])
     assert parts["graph"]["works"] is None
+
+
+def test_a_wrong_kernel_is_an_error(whole):
+    if not find_spec("triton"):
+        pytest.skip("Triton is not installed")
+    cases = load(whole[0], "exact")["cases"]
+    assert gpu_check.wrong_cases(cases) == []
+    name = next(iter(cases))
+    for change in ({"loss_difference": float("nan")}, {"largest_difference": 1.0}):
+        assert gpu_check.wrong_cases(cases | {name: cases[name] | change}) == [name]
 
 
 def test_numbers_of_another_kind_are_not_mixed(whole, tmp_path):

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rambo_det.cli.failures import exit_status  # noqa: E402
 from rambo_det.data.files import make_folder  # noqa: E402
 from rambo_det.errors import InputError, one_line  # noqa: E402
-from rambo_det.losses import RamboLoss, class_ap_loss  # noqa: E402
+from rambo_det.losses import RamboLoss, binning, class_ap_loss  # noqa: E402
 
 Method = Callable[[Tensor], Tensor]
 SUMMARIZED = ("RamboLoss", "RamboLoss τ=4", "cross entropy", "bucketed AP", "double argsort")
@@ -96,6 +96,13 @@ def timed(function: Callable[..., Any], *args: Any) -> float:
     function(*args)
     synchronize()
     return 1e3 * (time.perf_counter() - start)
+
+
+def backend_of(device: str) -> str:
+    """Returns the name of the code that counts the scores on a device: cpu, triton_kernel, or
+    reference if the fast code does not run there."""
+    made = binning._backend(torch.zeros(0, device=device).device)
+    return str(made.__name__.rpartition(".")[2])
 
 
 def run_once(method: Method, leaf: Tensor) -> None:
@@ -246,6 +253,7 @@ def run(argv: list[str] | None = None) -> None:
         results.append(measure(case, args.device, seconds, limit))
         print_result(results[-1])
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": args.device}
+    about["backend"] = backend_of(args.device)
     text = json.dumps({"about": about, "results": results}, indent=1)
     (args.output / "benchmark.json").write_text(text)
     plot(results, args.output / "benchmark.png")

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmark_loss import check_device, one_hot, peak_on_gpu, timed
+from benchmark_loss import backend_of, check_device, one_hot, peak_on_gpu, timed
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d, cat
 from detectron2.modeling import build_model
@@ -254,7 +254,7 @@ def run(argv: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     keys = ("device", "amp", "images", "size", "proposals", "boxes", "pairs")
-    about |= {key: vars(args)[key] for key in keys}
+    about |= {key: vars(args)[key] for key in keys} | {"backend": backend_of(args.device)}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     results = []
     for name in args.models:

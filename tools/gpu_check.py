@@ -47,10 +47,11 @@ def about(args: argparse.Namespace) -> Result:
     """Returns device, versions and --quick, which must be the same for all results in a folder."""
     import detectron2
     import torch
+    from benchmark_loss import backend_of
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     machine = {"device": device, "quick": args.quick, "python": platform.python_version()}
-    machine |= {"torch": torch.__version__, "triton": None}
+    machine |= {"torch": torch.__version__, "triton": None, "backend": backend_of(device)}
     with contextlib.suppress(ImportError):
         machine["triton"] = __import__("triton").__version__
     # Both the release and main have version 0.6; only main has a ViT.
@@ -120,12 +121,25 @@ def exact(args: argparse.Namespace) -> Result:
     equal = sum(case["equal"] for case in cases.values())
     worst = max(case["largest_difference"] for case in cases.values())
     summary = f"{equal} of {len(cases)} equal to the last digit, largest difference {worst:.1e}"
+    if wrong := wrong_cases(cases):
+        sys.exit(f"Triton's kernel is wrong with {'; '.join(wrong)}: {summary}")
     return {"scores": grad.numel(), "cases": cases, "summary": summary}
+
+
+def wrong_cases(cases: dict[str, Result]) -> list[str]:
+    """Returns the names of the cases whose difference is more than rounding."""
+    return [
+        name
+        for name, case in cases.items()
+        if not case["loss_difference"] <= 1e-5
+        or not case["largest_difference"]
+        <= case["largest_gradient"] * (1e-5 if "float32" in name else 1e-2)
+    ]
 
 
 def loss(args: argparse.Namespace) -> Result:
     """Times the loss and other losses with benchmark_loss.py."""
-    few = ["--quick"] if args.quick or args.device == "cpu" else []
+    few = ["--quick"] if args.quick or args.device == "cpu" else ["--seconds", "2"]
     few += ["--sizes", "1e4", "--seconds", "0.05"] if args.quick else []
     run_python("tools/benchmark_loss.py", "--device", args.device, "--output", args.out, *few)
     measured = json.loads((args.out / "benchmark.json").read_text())
@@ -223,8 +237,9 @@ def graph(args: argparse.Namespace) -> Result:
     captured.replay()
     replayed = leaf.grad.clone()
     run_once(call, leaf)
-    equal = torch.equal(replayed, leaf.grad)
-    return {"works": equal, "summary": f"captured; the replay is {'right' if equal else 'wrong'}"}
+    if not torch.equal(replayed, leaf.grad):
+        sys.exit("a call can be captured, but its replay is wrong")
+    return {"works": True, "summary": "captured; the replay is right"}
 
 
 PARTS = {

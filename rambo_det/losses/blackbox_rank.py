@@ -51,7 +51,8 @@ class _BlackboxRank(torch.autograd.Function):
     def backward(ctx: Any, grad_ranks: Tensor) -> tuple[Tensor, None]:
         scores, ranks = ctx.saved_tensors
         perturbed = _rank(scores + ctx.lambda_ * grad_ranks)
-        return (perturbed - ranks) / ctx.lambda_, None
+        # On a GPU, torch divides by a number less exactly than by a tensor.
+        return (perturbed - ranks) / ranks.new_full((), ctx.lambda_), None
 
 
 def _rank(scores: Tensor) -> Tensor:

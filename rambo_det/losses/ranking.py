@@ -144,19 +144,21 @@ def compute_ranking(
         positive_grad = -grad_size
         values = positives.cumsum(weight * grad_size / num_above.clamp(min=1))
     else:
+        # On a GPU, torch divides by a number less exactly than by a tensor.
+        lambda_ = dloss_drank.new_full((), spec.lambda_)
         ranks = num_above + positives.rank_pos
-        shifted = positives.threshold + spec.lambda_ * dloss_drank
+        shifted = positives.threshold + lambda_ * dloss_drank
         shifted_keys, by_key = positives.threshold_keys(shifted).sort(stable=True)
         num_at_shifted = processes.all_reduce_sum(count(shifted_keys))
         num_at_shifted = torch.empty_like(ranks).index_copy_(0, by_key, num_at_shifted)
         # After the step, the positives of a segment have the same ranks r⁺, but in another order.
         by_shifted = positives.argsort(shifted)
         shifted_rank_pos = torch.empty_like(ranks).index_copy_(0, by_shifted, positives.rank_pos)
-        positive_grad = (num_at_shifted + shifted_rank_pos - ranks).double() / spec.lambda_
+        positive_grad = (num_at_shifted + shifted_rank_pos - ranks).double() / lambda_
         # Sums integers and divides once, which equals the blackbox rule to the last digit.
         edges, order = torch.cat([edges, shifted_keys]).sort(stable=True)
         num_pushing = ((order < len(ranks)) * 2 - 1).cumsum(0)
-        values = num_pushing.double() / spec.lambda_ * torch.cat([weight, weight[by_key]])[order]
+        values = num_pushing.double() / lambda_ * torch.cat([weight, weight[by_key]])[order]
     local_grad = _local_positive_grad(positives.unsort(positive_grad * weight), inputs)
     without_scores = replace(inputs, scores=inputs.scores.new_empty(0))
     return RankingResult(
