@@ -331,6 +331,10 @@ DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]
         ("cross entropy", dict.fromkeys(_LONG, "ce")),
         ("RaMBO", dict.fromkeys(_LONG, "rambo")),
     ),
+    "voc07_long_tuned": (
+        ("cross entropy", dict.fromkeys(_LONG, "ce")),
+        ("RaMBO, all proposals, rate 0.04", {"voc07_long_best": "rambo_all_lr0.04"}),
+    ),
     "repeat_sampling": (("cross entropy", {"pretrained": "ce"}), _REPEAT),
     "repeat_rambo": (_REPEAT, ("RaMBO", {"pretrained_today": "rambo"})),
     "pretrained_retinanet": (
@@ -550,17 +554,6 @@ def results_table(rows: Rows, names: list[str], metrics: Sequence[str] = METRICS
     return lines
 
 
-def grid_table(rows: Rows, names: list[str]) -> Lines:
-    """Tabulates AP of variants LOSS_SETTING, as ce_lr0.04: a row per setting, a column per loss."""
-    cells: dict[tuple[str, ...], dict[str, str]] = {}
-    for data, found in _rows_by_data(rows, "losses", names).items():
-        for row in found:
-            setting = row["variant"].partition("_")[2]
-            cell = cells.setdefault((data, setting, str(len(row["seeds"]))), {})
-            cell[row["loss"]] = _format(row)
-    return _pivot(["data", "setting", "seeds"], cells)
-
-
 def classes_table(rows: Rows, names: list[str]) -> Lines:
     """Tabulates each loss's difference from the first in thirds of the classes, over the seeds.
 
@@ -586,24 +579,19 @@ def classes_table(rows: Rows, names: list[str]) -> Lines:
 
 def differences_table(rows: Rows, names: list[str]) -> Lines:
     """Tabulates a row per difference, a column per dataset; a semicolon precedes the seed count."""
-    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    cells: dict[str, dict[str, str]] = {}
     for data, found in _rows_by_data(rows, "differences", names).items():
         for row in found:
             seeds = f"; {len(row['seeds'])}" if row["seeds"] else ""
             title = f"{row['loss']} less {row['less']}"
-            cells.setdefault((title,), {})[data] = _format(row) + seeds
-    return _pivot(["difference in AP"], cells)
-
-
-def _pivot(head: list[str], cells: dict[tuple[str, ...], dict[str, str]]) -> Lines:
+            cells.setdefault(title, {})[data] = _format(row) + seeds
     columns = list(dict.fromkeys(column for line in cells.values() for column in line))
-    lines = [[*key, *(line.get(c, "–") for c in columns)] for key, line in cells.items()]
-    return [[*head, *columns], *lines]
+    lines = [[title, *(line.get(c, "–") for c in columns)] for title, line in cells.items()]
+    return [["difference in AP", *columns], *lines]
 
 
 TABLES = {
     "results": results_table,
-    "grid": grid_table,
     "differences": differences_table,
     "classes": classes_table,
     "calibrated": lambda rows, names: results_table(rows, names, CALIBRATION),
