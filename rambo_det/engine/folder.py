@@ -80,7 +80,8 @@ def prepare_run(cfg: Any, keys: Keys, args: argparse.Namespace) -> Path:
             raise InputError(f"{problem} the file of --config: use another {keys.folder}")
         # The first key of Detectron2's files is there even if a kill left half a file.
         of_a_run = ("CUDNN_BENCHMARK", YAML.folder, LAZY.folder)
-        if config.is_file() and all(saved_config_value(folder, key) is None for key in of_a_run):
+        is_foreign = all(saved_config_value(folder, key) is None for key in of_a_run)
+        if config.is_file() and is_foreign and not (folder / "last_checkpoint").is_file():
             raise InputError(f"{problem} no config of a run: use another {keys.folder}")
     comm.synchronize()
     return folder
