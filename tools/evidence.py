@@ -150,6 +150,11 @@ PROTOCOL = {
         f"{_SOFTMAX} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 {_BOTH_SOFTMAX} {_GN} "
         f"RAMBO_TRAIN.CALIBRATE off TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
     ),
+    "voc07_retinanet_softmax_seeds": (
+        "And with two more seeds?",
+        f"{_SOFTMAX} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1,2 {_BOTH_SOFTMAX} "
+        f"{_GN} RAMBO_TRAIN.CALIBRATE off TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
+    ),
     "voc07_retinanet_softmax_tuned": (
         "And with another seed, and the rate that is best for each loss in "
         "voc07_retinanet_softmax_rates?",
@@ -281,6 +286,10 @@ PROTOCOL = {
     "voc07_long_seed": (
         "One more seed of it.",
         f"{_VOC07.format(8000)} --seeds 1, --losses ce,rambo TEST.EVAL_PERIOD 2000",
+    ),
+    "voc07_long_third": (
+        "A third seed of it, because the interval of two seeds says hardly anything.",
+        f"{_VOC07.format(8000)} --seeds 2, --losses ce,rambo TEST.EVAL_PERIOD 2000",
     ),
     "voc07_long_best": (
         "And with the setting that is best for RaMBO on held-out images (proposals_voc07)? That of "
