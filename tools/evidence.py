@@ -55,18 +55,23 @@ def _rates(*settings: tuple[str, float]) -> str:
     )
 
 
+_RATES = (0.01, 0.02, 0.04, 0.08)
 _GN = "MODEL.RETINANET.NORM GN"
 _SOFTMAX = f"--import examples/softmax_retinanet.py {_RETINANET}"
 _FOCAL_SOFTMAX = "focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet"
 _BOTH_SOFTMAX = f"--variant 'focal_softmax={_FOCAL_SOFTMAX}' --variant rambo=rambo"
-_SOFTMAX_RATES = " ".join(
-    f"--variant '{name}_lr{rate}={loss} SOLVER.BASE_LR {rate}'"
-    for name, loss, rates in (
-        ("focal", _FOCAL_SOFTMAX, (0.02, 0.04)),
-        ("rambo", "rambo", (0.02, 0.005)),
+
+
+def _softmax_rates(focal: Sequence[float], rambo: Sequence[float]) -> str:
+    """Returns a ``--variant`` argument for each rate of a RetinaNet with a softmax."""
+    losses = (("focal", _FOCAL_SOFTMAX, focal), ("rambo", "rambo", rambo))
+    return " ".join(
+        f"--variant '{name}_lr{rate}={loss} SOLVER.BASE_LR {rate}'"
+        for name, loss, rates in losses
+        for rate in rates
     )
-    for rate in rates
-)
+
+
 _MEMORY = (
     "--hold-out 5 --seeds 1 --losses rambo --variant 'memory=rambo MODEL.RAMBO.MEMORY_LENGTH 4'"
 )
@@ -142,8 +147,9 @@ PROTOCOL = {
         "Does the softmax need another rate than 0.01? First twice this rate, which helped focal "
         "loss and not RaMBO; so focal loss also has 0.04, and RaMBO 0.005. All else is as in "
         "voc07_retinanet_softmax_held_out.",
-        f"{_SOFTMAX} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 {_SOFTMAX_RATES} {_GN} "
-        f"RAMBO_TRAIN.CALIBRATE off {_GIOU} 800",
+        f"{_SOFTMAX} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 "
+        f"{_softmax_rates((0.02, 0.04), (0.02, 0.005))} {_GN} RAMBO_TRAIN.CALIBRATE off "
+        f"{_GIOU} 800",
     ),
     "voc07_retinanet_softmax": (
         "And after 6.3 epochs? All else is as in voc07_retinanet_long.",
@@ -178,6 +184,13 @@ PROTOCOL = {
         "The same on chess. All else is as in retinanet_gn.",
         f"{_SOFTMAX} {_CHESS} {_JOBS} --seeds 3 {_BOTH_SOFTMAX} {_GN} SOLVER.BASE_LR 0.02 "
         f"{_GIOU} 600",
+    ),
+    "retinanet_softmax_rates": (
+        "Which rate is best for each loss on chess with the softmax? The same four for both, with "
+        "two seeds, on held-out training images; the best ones are then compared on the test "
+        "images. All else is as in retinanet_softmax.",
+        f"{_SOFTMAX} {_CHESS} {_JOBS} --hold-out 4 --seeds 2 "
+        f"{_softmax_rates(_RATES, _RATES)} {_GN} RAMBO_TRAIN.CALIBRATE off {_GIOU} 600",
     ),
     "voc07_today": (
         "What has RaMBO there with today's defaults, without a memory? All else is as in voc07.",
