@@ -133,7 +133,10 @@ def test_the_figures_of_the_page_are_drawn(tmp_path):
 
 
 def test_the_protocol_names_comparisons_that_can_be_made():
-    for question, command in evidence.PROTOCOL.values():
+    assert not evidence.PROTOCOL.keys() & {row["name"] for row in ROWS["comparisons"]}
+    asked = {name: found for name, found in evidence.known(ROWS).items() if found[0]}
+    assert asked.keys() > evidence.PROTOCOL.keys()
+    for question, command in asked.values():
         args = parse_args(shlex.split(command))
         assert question[-1] in ".?"
         per_loss = Counter(text.partition("_")[0] for text in args.variant)
@@ -170,6 +173,7 @@ def test_a_comparison_of_the_protocol_is_made(elsewhere, tmp_path, monkeypatch, 
     evidence.run(["--run", "new"])
     rows = json.loads(elsewhere["ROWS"].read_text())
     assert [row["title"] for row in rows["losses"] if row["of"] == "new"] == ["RaMBO"]
+    assert rows["comparisons"][-1]["question"] == "Which?"
     assert "| x | RaMBO | 1 |" in elsewhere["PAGE"].read_text()
     with pytest.raises(InputError, match="--run nothing: no such comparison, but main"):
         evidence.run(["--run", "nothing"])

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Fill the tables of docs/evidence.md from the rows in results/evidence.json and draw its figures.
 
-    python tools/evidence.py --run voc07_tuning
+    python tools/evidence.py --run chess_tuned
     python tools/evidence.py --add main=output/compare/results.json
     python tools/evidence.py
 
@@ -38,301 +38,40 @@ PICTURES = ROOT / "docs/evidence"
 FIGURES = ("voc07_long_seeds", "chess_long")
 _JOBS = "--jobs 2 --threads 1 --bootstrap 1000"
 _TIMM = "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml"
-_VOC07 = f"{_TIMM} --data 'voc07=voc:data/voc07:train:val SOLVER.MAX_ITER {{}}' {_JOBS}"
+_VOC07 = "--data 'voc07=voc:data/voc07:train:val'"
 _CHESS = (
     "--data 'chess=coco:data/chess/train.json:data/chess/train:data/chess/valid.json:"
     "data/chess/valid'"
 )
-_VOC07_600 = "--data 'voc07=voc:data/voc07:train:val600'"
-_RETINANET = _TIMM.replace("_ce", "_retinanet_focal")
-_GIOU = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou SOLVER.MAX_ITER"
-
-
-def _rates(*settings: tuple[str, float]) -> str:
-    """Returns a ``--variant`` argument for each loss with a learning rate."""
-    return " ".join(
-        f"--variant '{loss}_lr{rate}={loss} SOLVER.BASE_LR {rate}'" for loss, rate in settings
-    )
-
-
-_RATES = (0.01, 0.02, 0.04, 0.08)
-_GN = "MODEL.RETINANET.NORM GN"
-_SOFTMAX = f"--import examples/softmax_retinanet.py {_RETINANET}"
-_FOCAL_SOFTMAX = "focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet"
-_BOTH_SOFTMAX = f"--variant 'focal_softmax={_FOCAL_SOFTMAX}' --variant rambo=rambo"
-
-
-def _softmax_rates(focal: Sequence[float], rambo: Sequence[float]) -> str:
-    """Returns a ``--variant`` argument for each rate of a RetinaNet with a softmax."""
-    losses = (("focal", _FOCAL_SOFTMAX, focal), ("rambo", "rambo", rambo))
-    return " ".join(
-        f"--variant '{name}_lr{rate}={loss} SOLVER.BASE_LR {rate}'"
-        for name, loss, rates in losses
-        for rate in rates
-    )
-
-
-_MEMORY = (
-    "--hold-out 5 --seeds 1 --losses rambo --variant 'memory=rambo MODEL.RAMBO.MEMORY_LENGTH 4'"
+_RETINANET = f"--import examples/softmax_retinanet.py {_TIMM.replace('_ce', '_retinanet_focal')}"
+_FOCAL = "focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet"
+_GN_GIOU = (
+    "MODEL.RETINANET.NORM GN RAMBO_TRAIN.CALIBRATE off MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou"
 )
-_WEIGHTS = "--hold-out 5 --seeds 1 " + " ".join(
-    f"--variant 'none_w{weight}=rambo MODEL.RAMBO.MEMORY_LENGTH 0 MODEL.RAMBO.LOSS_WEIGHT {weight}'"
-    for weight in (0.1, 0.2, 0.4)
-)
-_CE_WEIGHTS = "--hold-out 5 --seeds 1 " + " ".join(
-    f"--variant 'ce_w{weight}=ce RAMBO_TRAIN.CLS_WEIGHT {weight}'" for weight in (0.5, 2.0)
-)
-_PARTS = "--hold-out 5 --seeds 1 " + " ".join(
-    f"--variant '{name}{value}=rambo MODEL.RAMBO.{name.upper()} {value}'"
-    for name, values in (("margin", (0.25, 1.0)), ("beta", (0.0, 1.0)))
-    for value in values
-)
-_RANKED_RPN = "rambo MODEL.PROPOSAL_GENERATOR.NAME RamboRPN"
-# The box loss is a mean over all proposals, which are 2.4 times as many.
-_ALL_PROPOSALS = (
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 512 MODEL.ROI_HEADS.POSITIVE_FRACTION 1.0 "
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT 2.4"
-)
-_RAMBO_ALL = f"--variant 'rambo_all_lr0.04=rambo SOLVER.BASE_LR 0.04 {_ALL_PROPOSALS}'"
-_MORE_PARTS = {
-    "margin0.0": "rambo MODEL.RAMBO.MARGIN 0.0",
-    "margin0.25": "rambo MODEL.RAMBO.MARGIN 0.25",
-    "margin1.0": "rambo MODEL.RAMBO.MARGIN 1.0",
-    "beta0.0": "rambo MODEL.RAMBO.BETA 0.0",
-    "beta1.0": "rambo MODEL.RAMBO.BETA 1.0",
-    "memory16": "rambo MODEL.RAMBO.MEMORY_LENGTH 16",
-    "rpn0.2": _RANKED_RPN,
-    # LOSS_WEIGHT of RPN multiplies both of its losses.
-    "rpn1.0": f"{_RANKED_RPN} MODEL.RPN.LOSS_WEIGHT 5.0 MODEL.RPN.BBOX_REG_LOSS_WEIGHT 0.2",
-    "all_proposals": f"rambo {_ALL_PROPOSALS}",
-}
-
-
-def _more_parts(*names: str) -> str:
-    """Returns the arguments for RaMBO and these parts of ``_MORE_PARTS``."""
-    return "--losses rambo " + " ".join(f"--variant '{n}={_MORE_PARTS[n]}'" for n in names)
-
-
-# Written before the first training: name -> the question, the arguments of rambo-compare. AP
-# decides. Each loss is tuned over the same number of settings.
+# Comparisons that are not stored yet, written before their first training: name -> the question,
+# the arguments of rambo-compare. AP decides. Each loss is tuned over the same number of settings.
 PROTOCOL = {
-    "voc07": (
-        "Does the lead on a pretrained backbone last until cross entropy has converged? The weight "
-        "of either loss is the one that was best on held-out images; the rate was not tuned.",
-        f"{_VOC07.format(4000)} --seeds 3 --losses ce,rambo TEST.EVAL_PERIOD 1000",
-    ),
-    "voc07_seeds_today": (
-        "Two more seeds, added after the interval of three had held 0.",
-        f"{_VOC07.format(4000)} --seeds 3,4 --losses ce,rambo",
-    ),
-    "pretrained": (
-        "Does a pretrained detector gain on small sets too? Settings are those of voc07, with the "
-        "schedule for some 200 images; nothing was tuned on these sets.",
-        f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} --seeds 5 "
-        "--losses ce,rambo TEST.EVAL_PERIOD 200 SOLVER.MAX_ITER 600",
-    ),
-    "repeat_factor": (
-        "Does cross entropy with repeat-factor sampling gain on chess what RaMBO gains? All else "
-        "is as in pretrained. The rarest piece is in 0.3 of the images, so the threshold is 0.5.",
-        f"{_TIMM} {_CHESS} {_JOBS} --seeds 3 --variant 'ce_repeat=ce DATALOADER.SAMPLER_TRAIN "
-        "RepeatFactorTrainingSampler DATALOADER.REPEAT_THRESHOLD 0.5' SOLVER.MAX_ITER 600",
-    ),
-    "voc07_retinanet_softmax_held_out": (
-        "Does a RetinaNet gain if its scores are a softmax, which ties the classes together, with "
-        "either loss? Measured on held-out training images, as voc07_retinanet_rates.",
-        f"{_SOFTMAX} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 {_BOTH_SOFTMAX} {_GN} "
-        f"RAMBO_TRAIN.CALIBRATE off {_GIOU} 800",
-    ),
-    "voc07_retinanet_softmax_rates": (
-        "Does the softmax need another rate than 0.01? First twice this rate, which helped focal "
-        "loss and not RaMBO; so focal loss also has 0.04, and RaMBO 0.005. All else is as in "
-        "voc07_retinanet_softmax_held_out.",
-        f"{_SOFTMAX} {_VOC07_600} {_JOBS} --hold-out 5 --seeds 1 "
-        f"{_softmax_rates((0.02, 0.04), (0.02, 0.005))} {_GN} RAMBO_TRAIN.CALIBRATE off "
-        f"{_GIOU} 800",
-    ),
-    "voc07_retinanet_softmax": (
-        "And after 6.3 epochs? All else is as in voc07_retinanet_long.",
-        f"{_SOFTMAX} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 {_BOTH_SOFTMAX} {_GN} "
-        f"RAMBO_TRAIN.CALIBRATE off TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
-    ),
     "voc07_retinanet_softmax_seeds": (
         "And with two more seeds?",
-        f"{_SOFTMAX} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1,2 {_BOTH_SOFTMAX} "
-        f"{_GN} RAMBO_TRAIN.CALIBRATE off TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
-    ),
-    "voc07_retinanet_softmax_tuned": (
-        "And with another seed, and the rate that is best for each loss in "
-        "voc07_retinanet_softmax_rates?",
-        f"{_SOFTMAX} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1, "
-        f"--variant 'focal_lr0.02={_FOCAL_SOFTMAX} SOLVER.BASE_LR 0.02' "
-        "--variant 'rambo_lr0.01=rambo SOLVER.BASE_LR 0.01' "
-        f"{_GN} RAMBO_TRAIN.CALIBRATE off TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
-    ),
-    "voc07_retinanet_long_today": (
-        "And against focal loss in the stock RetinaNet, with its sigmoids?",
-        f"{_RETINANET} {_VOC07_600.replace('val600', 'val')} {_JOBS} --seeds 1 "
-        f"--losses focal,rambo {_GN} TEST.EVAL_PERIOD 1000 {_GIOU} 4000",
-    ),
-    "retinanet_softmax_plain": (
-        "Does the softmax help RaMBO without a norm in the head too, with the two best rates of "
-        "retinanet_tuning_today? Measured on held-out training images of chess.",
-        f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 1 "
-        f"{_rates(('rambo', 0.04), ('rambo', 0.02))} {_GIOU} 600",
-    ),
-    "retinanet_softmax": (
-        "The same on chess. All else is as in retinanet_gn.",
-        f"{_SOFTMAX} {_CHESS} {_JOBS} --seeds 3 {_BOTH_SOFTMAX} {_GN} SOLVER.BASE_LR 0.02 "
-        f"{_GIOU} 600",
+        f"{_RETINANET} {_VOC07} {_JOBS} --seeds 1,2 --variant 'focal_softmax={_FOCAL}' "
+        f"--variant rambo=rambo {_GN_GIOU} TEST.EVAL_PERIOD 1000 SOLVER.MAX_ITER 4000",
     ),
     "retinanet_softmax_rates": (
         "Which rate is best for each loss on chess with the softmax? The same four for both, with "
         "two seeds, on held-out training images; the best ones are then compared on the test "
         "images. All else is as in retinanet_softmax.",
-        f"{_SOFTMAX} {_CHESS} {_JOBS} --hold-out 4 --seeds 2 "
-        f"{_softmax_rates(_RATES, _RATES)} {_GN} RAMBO_TRAIN.CALIBRATE off {_GIOU} 600",
-    ),
-    "voc07_today": (
-        "What has RaMBO there with today's defaults, without a memory? All else is as in voc07.",
-        f"{_VOC07.format(4000)} --seeds 3 --losses rambo",
-    ),
-    "pretrained_today": (
-        "And on the small sets? All else is as in pretrained.",
-        f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} --seeds 4 "
-        "--losses rambo SOLVER.MAX_ITER 600",
-    ),
-    "weight_voc07": (
-        "Which LOSS_WEIGHT does RaMBO need without a memory? Measured on held-out training images.",
-        f"{_VOC07.format(800)} {_WEIGHTS}",
-    ),
-    "weight_chess": (
-        "The same on chess.",
-        f"{_TIMM} {_CHESS} {_JOBS} {_WEIGHTS} SOLVER.MAX_ITER 600",
-    ),
-    "memory_voc07": (
-        "Does a memory of past batches earn AP on a pretrained backbone, with the weight that is "
-        "best without? Measured on held-out training images.",
-        f"{_VOC07.format(800)} {_MEMORY}",
-    ),
-    "memory_small": (
-        "The same on the two small sets.",
-        f"{_TIMM} {_CHESS} --data 'bccd=voc:data/bccd:train:val' {_JOBS} {_MEMORY} "
-        "SOLVER.MAX_ITER 600",
-    ),
-    "rates_chess": (
-        "Which learning rate does each loss need on chess? Measured on held-out training images.",
-        f"{_TIMM} {_CHESS} {_JOBS} --hold-out 5 --seeds 1 "
-        f"{_rates(*((loss, rate) for loss in ('ce', 'rambo') for rate in (0.04, 0.01, 0.02)))} "
-        "SOLVER.MAX_ITER 600",
-    ),
-    "rates_chess_high": (
-        "And a still higher one, as 0.04 was the best of the grid for both?",
-        f"{_TIMM} {_CHESS} {_JOBS} --hold-out 5 --seeds 1 "
-        f"{_rates(('ce', 0.08), ('rambo', 0.08))} SOLVER.MAX_ITER 600",
-    ),
-    "chess_tuned": (
-        "What is the lead on chess with the learning rate that is best for both losses on held-out "
-        "images (rates_chess, rates_chess_high)? All else is as in pretrained_today.",
-        f"{_TIMM} {_CHESS} {_JOBS} --seeds 3 {_rates(('ce', 0.04), ('rambo', 0.04))} "
-        "SOLVER.MAX_ITER 600",
-    ),
-    "rates_voc07": (
-        "The same on VOC07, after a fifth of the schedule, with twice the rate of voc07_weights "
-        "and weight_voc07.",
-        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 {_rates(('ce', 0.04), ('rambo', 0.04))}",
-    ),
-    "rates_voc07_low": (
-        "And with half of it?",
-        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 {_rates(('ce', 0.01), ('rambo', 0.01))}",
-    ),
-    "weights_ce": (
-        "Which weight does cross entropy need on chess, of as many as RaMBO chose from? Measured "
-        "on held-out training images.",
-        f"{_TIMM} {_CHESS} {_JOBS} {_CE_WEIGHTS} SOLVER.MAX_ITER 600",
-    ),
-    "weights_ce_voc07": ("And on VOC07?", f"{_VOC07.format(800)} {_CE_WEIGHTS}"),
-    "parts_chess": (
-        "What do the margin and the list of all classes gain on a pretrained backbone, with "
-        "today's defaults? Measured on held-out training images.",
-        f"{_TIMM} {_CHESS} {_JOBS} {_PARTS} SOLVER.MAX_ITER 600",
-    ),
-    "parts_voc07": (
-        "The same on VOC07.",
-        f"{_VOC07.format(800)} {_PARTS}",
-    ),
-    "parts_voc07_seed": (
-        "And with a second seed? What do a margin of 0, a long memory, a ranked RPN (its loss has "
-        "a weight of 0.2 or 1) and all proposals in place of 128 gain with this seed?",
-        f"{_VOC07.format(800)} --hold-out 5 --seeds 1, {_more_parts(*_MORE_PARTS)}",
-    ),
-    "parts_voc07_better": (
-        "Three of them had more AP than the default with this seed, 1. And with seed 0?",
-        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 "
-        f"{_more_parts('memory16', 'rpn0.2', 'all_proposals')}",
-    ),
-    "proposals_voc07": (
-        "All proposals in place of 128 help RaMBO there. Do they help cross entropy, with a weight "
-        "that keeps the gradient of each box or without, and RaMBO with its best rate?",
-        f"{_VOC07.format(800)} --hold-out 5 --seeds 1 --variant 'ce_all=ce {_ALL_PROPOSALS}' "
-        f"--variant 'ce_all_w2.4=ce RAMBO_TRAIN.CLS_WEIGHT 2.4 {_ALL_PROPOSALS}' {_RAMBO_ALL}",
-    ),
-    "parts_bccd": (
-        "And on the blood cells?",
-        f"{_TIMM} --data 'bccd=voc:data/bccd:train:val' {_JOBS} {_PARTS} SOLVER.MAX_ITER 600",
-    ),
-    "parts_bccd_seeds": (
-        "Is a margin of 1 better on the blood cells with three more seeds too?",
-        f"{_TIMM} --data 'bccd=voc:data/bccd:train:val' {_JOBS} --hold-out 5 --seeds 1,2,3 "
-        "--losses rambo --variant 'margin1.0=rambo MODEL.RAMBO.MARGIN 1.0' SOLVER.MAX_ITER 600",
-    ),
-    "chess_long": (
-        "What is left of the lead on chess after three times the schedule, where cross entropy has "
-        "converged? All else is as in pretrained_today.",
-        f"{_TIMM} {_CHESS} {_JOBS} --seeds 2 --losses ce,rambo TEST.EVAL_PERIOD 300 "
-        "SOLVER.MAX_ITER 1800",
-    ),
-    "voc07_long": (
-        "What is left of the lead on VOC07 after twice the schedule, 12.6 epochs? All else is as "
-        "in voc07_today.",
-        f"{_VOC07.format(8000)} --seeds 1 --losses ce,rambo TEST.EVAL_PERIOD 2000",
-    ),
-    "voc07_long_seed": (
-        "One more seed of it.",
-        f"{_VOC07.format(8000)} --seeds 1, --losses ce,rambo TEST.EVAL_PERIOD 2000",
+        f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 2 "
+        + " ".join(
+            f"--variant '{name}_lr{rate}={loss} SOLVER.BASE_LR {rate}'"
+            for name, loss in (("focal", _FOCAL), ("rambo", "rambo"))
+            for rate in (0.01, 0.02, 0.04, 0.08)
+        )
+        + f" {_GN_GIOU} SOLVER.MAX_ITER 600",
     ),
     "voc07_long_third": (
         "A third seed of it, because the interval of two seeds says hardly anything.",
-        f"{_VOC07.format(8000)} --seeds 2, --losses ce,rambo TEST.EVAL_PERIOD 2000",
-    ),
-    "voc07_long_best": (
-        "And with the setting that is best for RaMBO on held-out images (proposals_voc07)? That of "
-        "cross entropy is the one of voc07_long.",
-        f"{_VOC07.format(8000)} --seeds 2 {_RAMBO_ALL} TEST.EVAL_PERIOD 2000",
-    ),
-    "paper_today": (
-        "Does the loss of configs/paper_voc.yaml still learn, now that its gradient is not divided "
-        "by the length of the memory? On chess, from random weights; cross entropy fades out in "
-        "the first half.",
-        "--config configs/evidence/faster_rcnn_ce.yaml "
-        f"{_CHESS[:-1]} SOLVER.MAX_ITER 400' {_JOBS} --hold-out 4 --seeds 1 --losses rambo "
-        + " ".join(
-            f"--variant 'paper_l{lambda_}_w{weight}=rambo MODEL.RAMBO.LAMBDA {lambda_} "
-            f"MODEL.RAMBO.LOSS_WEIGHT {weight} "
-            "MODEL.RAMBO.BETA 0.3333 MODEL.RAMBO.MEMORY_LENGTH 7 MODEL.RAMBO.CE_WARMUP 200'"
-            for lambda_, weight in ((1000, 1.0), (8000, 1.0))
-        ),
-    ),
-    "voc07_giou": (
-        "What does a Faster R-CNN with GIoU for its boxes gain in AP75, which decides here? The "
-        "schedule is that of weight_voc07; nothing was tuned with GIoU.",
-        f"{_VOC07_600} {_TIMM} {_JOBS} --seeds 3 --losses ce,rambo "
-        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE giou SOLVER.MAX_ITER 800",
-    ),
-    "voc07_giou_long": (
-        "And after 2000 iterations, with the weight of 10 that MMDetection's configs give GIoU? "
-        "AP75 decides.",
-        f"{_VOC07.format(2000)} --seeds 1 --losses ce,rambo "
-        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE giou MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT 10.0",
+        f"{_TIMM} {_VOC07} {_JOBS} --seeds 2, --losses ce,rambo TEST.EVAL_PERIOD 2000 "
+        "SOLVER.MAX_ITER 8000",
     ),
 }
 # Differences between comparisons with the same data, seeds and schedule: name -> the loss that is
@@ -412,9 +151,10 @@ Rows = dict[str, list[dict[str, Any]]]
 Lines = list[list[str]]
 
 
-def summary(name: str, results: dict[str, Any]) -> Rows:
+def summary(name: str, results: dict[str, Any], question: str = "") -> Rows:
     """Returns the rows for a results.json of compare.py; KeyError if it is another json."""
     about = {key: results["versions"][key] for key in ("torch", "detectron2", "device")}
+    about |= {"question": question} if question else {}
     about["command"] = re.sub(r"--out \S+", f"--out output/{name}", results["command"])
     runs = {(r["data"], r["variant"], r["seed"]): r["metrics"] for r in results["runs"]}
     curves: dict[tuple[str, str], dict[int, list[float]]] = {}
@@ -646,18 +386,27 @@ def as_json(rows: Rows) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
+def known(rows: Rows) -> dict[str, tuple[str, str]]:
+    """Returns question and arguments of each comparison, stored or of PROTOCOL."""
+    stored = {
+        row["name"]: (row.get("question", ""), row["command"].partition(" ")[2])
+        for row in rows["comparisons"]
+    }
+    return stored | PROTOCOL
+
+
 def make(name: str, rows: Rows) -> str:
     """Makes a comparison in output/NAME; returns the path of its results.json."""
-    known = {row["name"]: ("", row["command"].partition(" ")[2]) for row in rows["comparisons"]}
-    if name not in (known := known | PROTOCOL):
-        raise InputError(f"--run {name}: no such comparison, but {', '.join(known)}")
+    comparisons = known(rows)
+    if name not in comparisons:
+        raise InputError(f"--run {name}: no such comparison, but {', '.join(comparisons)}")
     commits = {row["name"]: row["commit"] for row in rows["comparisons"] if "commit" in row}
     if name in commits:
         raise InputError(
             f"--run {name}: it needs older keys or defaults: check out {commits[name]}"
         )
-    question, words = known[name]
-    print(question)
+    question, words = comparisons[name]
+    print(question or name)
     out = f"output/{name}"
     command = [sys.executable, str(ROOT / "tools/compare.py"), "--out", out, *shlex.split(words)]
     if subprocess.run(command).returncode:
@@ -673,7 +422,7 @@ def run(argv: list[str] | None = None) -> None:
         "--add", nargs="*", action="extend", default=[], metavar="NAME=RESULTS.json"
     )
     rows = json.loads(ROWS.read_text(encoding="utf-8"))
-    args = parser.parse_args(argv)
+    args, comparisons = parser.parse_args(argv), known(rows)
     for name in args.run:
         args.add.append(f"{name}={make(name, rows)}")
         for kind, key in (("comparisons", "name"), ("losses", "of"), ("differences", "of")):
@@ -683,7 +432,8 @@ def run(argv: list[str] | None = None) -> None:
         if any(row["name"] == name for row in rows["comparisons"]):
             raise InputError(f"--add {name}: there is a comparison of that name: choose another")
         try:
-            found = summary(name, json.loads(Path(file).read_text(encoding="utf-8")))
+            results = json.loads(Path(file).read_text(encoding="utf-8"))
+            found = summary(name, results, comparisons.get(name, ("",))[0])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"--add {item}: no results.json of a comparison ({error!r})") from None
         rows |= {kind: rows[kind] + part for kind, part in found.items()}
