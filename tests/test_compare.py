@@ -22,7 +22,7 @@ from rambo_det.cli.compare import main
 from rambo_det.compare import figures, pictures
 from rambo_det.compare.plan import Plan, Run
 from rambo_det.compare.report import shown_losses, write_report
-from rambo_det.compare.results import compare, ground_truth_of, measure_runs, write_results
+from rambo_det.compare.results import compare, ground_truth_of, measure, write_results
 from rambo_det.compare.run import folder_lock, read_record, run_all, source_digest, write_record
 from rambo_det.compare.specs import Variant
 from rambo_det.compare.text import as_text
@@ -194,7 +194,7 @@ def evaluated(folder, finds, labels="ab", variants=None, images=12, trained_on=0
             runs.append(run)
     variants = variants or {loss: Variant(loss, loss) for loss in finds}
     plan = Plan(variants, {"drawn": "set"}, runs, {"drawn": trained_on})
-    measured = measure_runs(plan)
+    measured = [measure(plan, run) for run in plan.runs]
     results = compare(plan, measured, "rambo-compare", 100)
     write_report(plan, measured, results, folder / "report.html")
     return measured, results, as_text(results), said_by(folder / "report.html")

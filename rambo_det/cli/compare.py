@@ -29,7 +29,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.error = raise_input_error
     add, text = parser.add_argument, "yaml config of the model; its loss is replaced"
     add("--config", "--config-file", dest="config_file", required=True, metavar="FILE", help=text)
-    text = "losses from ce, focal, rambo; the first is the reference (default: stock loss, rambo)"
+    text = "losses from ce, focal, rambo; the first is the reference (default: stock loss, rambo; "
+    text += "none with --variant or --grid)"
     add("--losses", metavar="A,B", help=text)
     more = {"action": "append", "default": []}
     text = "a loss with extra config keys; repeatable"
@@ -83,22 +84,26 @@ def _seeds(text: str) -> list[int]:
 def plan_of(args: argparse.Namespace) -> Any:
     """Returns the :class:`..compare.plan.Plan` of a command line."""
     from ..compare.plan import make_plan
-    from ..compare.specs import DataSpec, default_losses, parse_data, parse_variants
+    from ..compare.specs import DataSpec, parse_data, parse_variants
     from ..engine.setup import merged_config
 
-    default = default_losses(merged_config(args))
-    variants = parse_variants(args.losses, args.variant, args.grid, default)
-    data = [parse_data(text, args.config_file) for text in args.data] or [
-        DataSpec("", args.config_file, args.register, (), args.classes, args.split)
-    ]
-    data = [replace(item, hold_out=args.hold_out, imports=args.imports) for item in data]
+    variants = parse_variants(args.losses, args.variant, args.grid, merged_config(args))
+    own = ["--config", args.config_file]
+    for kind, *values in args.register:
+        own += [f"--register-{kind}", *values]
+    for option, value in (("--classes", args.classes), ("--split", args.split)):
+        own += [] if value is None else [option, str(value)]
+    data = [parse_data(text, args.config_file) for text in args.data] or [DataSpec("", own)]
+    shared = [word for name in args.imports for word in ("--import", name)]
+    shared += [] if args.hold_out is None else ["--hold-out", str(args.hold_out)]
+    data = [replace(item, arguments=[*shared, *item.arguments]) for item in data]
     return make_plan(data, variants, args.seeds, args.opts, args.out)
 
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Trains the unfinished runs, measures all and writes the report; returns 1 if a run failed."""
     from ..compare.report import write_report
-    from ..compare.results import compare, measure_runs, write_results
+    from ..compare.results import compare, measure, write_results
     from ..compare.run import folder_lock, run_all
     from ..compare.text import as_text, overlap_warning
 
@@ -109,7 +114,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     make_folder(args.out, "--out")
     with folder_lock(args.out) as lock:
         failed = run_all(plan.runs, args.jobs, args.threads, args.checkpoints, lock)
-        measured = measure_runs(plan)
+        measured = [measure(plan, run) for run in plan.runs]
         results = compare(plan, measured, command, args.bootstrap)
         if renamed := write_results(plan, results, args.out):
             print(f"{args.out} had results of other runs; renamed them to {', '.join(renamed)}")

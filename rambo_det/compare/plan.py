@@ -75,7 +75,7 @@ def make_plan(
         raise InputError(f"two datasets have the name {twice[0]}: rename one")
     cells: list[tuple[str, str, list[str], dict[str, Any]]] = []
     for item in data:
-        common = [*item.train_arguments(), "RAMBO_TRAIN.CALIBRATE", "train", *opts, *item.opts]
+        common = [*item.arguments, "RAMBO_TRAIN.CALIBRATE", "train", *opts, *item.opts]
         classes: list[str] | None = None
         name = ""
         overlaps: dict[tuple[str, ...], int] = {}  # DATASETS.TRAIN -> its images in the test set

@@ -64,18 +64,14 @@ def ground_truth_of(plan: Plan, data: str) -> COCO:
     raise InputError(f"{data}: no run has finished, so there is nothing to compare")
 
 
-def measure_runs(plan: Plan) -> list[RunResult]:
-    """Measures all runs of a plan, in order; InputError if a finished run lacks a result file."""
-    return [_measure(plan, run) for run in plan.runs]
-
-
 def finished(plan: Plan, measured: Sequence[RunResult], data: str) -> RunsByVariant:
     """Returns variant -> its finished runs on this data."""
     done = [item for item in measured if item.run.data == data and item.matches is not None]
     return {name: [item for item in done if item.run.variant == name] for name in plan.variants}
 
 
-def _measure(plan: Plan, run: Run) -> RunResult:
+def measure(plan: Plan, run: Run) -> RunResult:
+    """Measures a run of a plan; InputError if it is finished but lacks a result file."""
     record = read_record(run.folder)
     result: dict[str, Any] = {
         "data": run.data, "variant": run.variant, "seed": run.seed, "folder": str(run.folder),

@@ -55,11 +55,6 @@ def loss_opts(cfg: CfgNode, loss: str) -> dict[str, str]:
     return opts
 
 
-def default_losses(cfg: CfgNode) -> list[str]:
-    """Returns the stock loss of the config's model and RaMBO; InputError if none is known."""
-    return list(_loss_key(cfg)[1])
-
-
 def _loss_key(cfg: CfgNode) -> tuple[str, dict[str, str]]:
     model = cfg.MODEL
     for key, names in _LOSS_KEYS:
@@ -75,17 +70,19 @@ def _loss_key(cfg: CfgNode) -> tuple[str, dict[str, str]]:
 
 
 def parse_variants(
-    losses: str | None, variants: list[str], grids: list[str], default: list[str]
+    losses: str | None, variants: list[str], grids: list[str], cfg: CfgNode
 ) -> list[Variant]:
     """Returns the variants of the command line, in order; the first is the reference.
 
     Args:
-        losses: such as ``ce,rambo``; None: ``default``, unless variants or grids are given.
+        losses: such as ``ce,rambo``; None: the stock loss of the config's model and RaMBO, unless
+            variants or grids are given.
         variants: each ``NAME=LOSS KEY VALUE …``.
         grids: each ``NAME=LOSS KEY V1,V2 …``, which makes a variant of every combination. Commas
             in brackets or quotes are part of a value.
-        default: names of the losses to compare by default.
+        cfg: the config of the model. Raises InputError if its losses cannot be swapped.
     """
+    default = list(_loss_key(cfg)[1])
     names = [] if variants or grids else default
     if losses is not None:
         names = [name.strip() for name in losses.split(",")]
@@ -150,27 +147,11 @@ _DATA_SYNTAX = (
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A dataset to compare on, as options of the training command."""
+    """A dataset to compare on, as words of the training command."""
 
     name: str  # in the names of folders and in tables; "": the name of the test set
-    config: str
-    register: Sequence[Sequence[str]] = ()  # each a format and the values of --register-FORMAT
+    arguments: Sequence[str]  # options
     opts: Sequence[str] = ()  # KEY VALUE ... of the runs on this dataset
-    classes: str | None = None
-    split: float | None = None
-    hold_out: int | None = None
-    imports: Sequence[str] = ()
-
-    def train_arguments(self) -> list[str]:
-        """Returns the options of the training command, without the config keys."""
-        argv = [word for name in self.imports for word in ("--import", name)]
-        argv += ["--config", self.config]
-        for kind, *values in self.register:
-            argv += [f"--register-{kind}", *values]
-        for option in ("classes", "split", "hold_out"):
-            if (value := getattr(self, option)) is not None:
-                argv += [f"--{option.replace('_', '-')}", str(value)]
-        return argv
 
 
 def parse_data(text: str, config: str) -> DataSpec:
@@ -178,7 +159,7 @@ def parse_data(text: str, config: str) -> DataSpec:
     name, spec, opts = _parse_option("--data", text, _DATA_SYNTAX)
     if spec.endswith((".yaml", ".yml")):
         find_config(spec, f"--data {text!r}:")
-        return DataSpec(name, spec, opts=opts)
+        return DataSpec(name, ["--config", spec], opts)
     kind, *parts = spec.split(":")
     train, val = f"{name}_train", f"{name}_val"
     opts = ("DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)", *opts)
@@ -186,5 +167,6 @@ def parse_data(text: str, config: str) -> DataSpec:
         parts.insert(2, parts[0])
     elif kind != "coco" or len(parts) != 4:
         raise InputError(f"--data {text!r} must have the form {_DATA_SYNTAX}")
-    register = [(kind, train, *parts[:2]), (kind, val, *parts[2:])]
-    return DataSpec(name, config, register, opts=opts)
+    option = f"--register-{kind}"
+    arguments = ["--config", config, option, train, *parts[:2], option, val, *parts[2:]]
+    return DataSpec(name, arguments, opts)
