@@ -80,9 +80,8 @@ def run(args: argparse.Namespace) -> None:
     from rambo_det.cli.predict import silence_libraries
     from rambo_det.data.files import make_folder
     from rambo_det.engine.detector import Detector
-    from rambo_det.engine.evaluation_data import EvaluationData
+    from rambo_det.engine.evaluation_data import EvaluationData, register_for
     from rambo_det.engine.saved_model import find_model
-    from rambo_det.engine.user_data import check_used
     from rambo_det.evaluation.ranking import rank_detections
 
     silence_libraries()
@@ -92,8 +91,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"{output} is not empty: use --overwrite, or another --output FOLDER")
     classes = None if saved.data.classes else arguments.classes_from_args(args)
     detector = Detector(saved, args.opts, classes)
-    check_used(args, [args.dataset, *detector.datasets[: args.dataset is None]])
-    data = EvaluationData(args.dataset, detector, saved.data, args)
+    names = [args.dataset, *detector.datasets[: args.dataset is None]]
+    register_for(detector, names, args, saved.data)
+    data = EvaluationData(args.dataset, detector)
     make_folder(output, "--output")
     ranked = rank_detections(data.truth, data.detect(detector), args.iou)
     write(ranked, data, args, output, args.run or saved.weights)

@@ -29,9 +29,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_model_arguments(parser)
     add_data_arguments(parser)
     add, text = parser.add_argument, "use at most N images for the fit [%(default)s]"
-    add("--dataset", metavar="NAME", help="dataset for the fit [the config's training set]")
+    add("--dataset", metavar="NAME", help="dataset for the fit [the config's first training set]")
     add("--images", type=int, default=MAX_IMAGES, metavar="N", help=text)
-    text = "dataset to evaluate on before and after [default: the config's test set; '' for none]"
+    text = "dataset to evaluate on before and after [the config's first test set; '' for none]"
     add("--test", metavar="NAME", help=text)
     text = "output checkpoint [model_calibrated.pth next to the weights]"
     add("--output", type=Path, metavar="FILE", help=text)
@@ -54,9 +54,8 @@ def run(args: argparse.Namespace) -> None:
     from ..engine.calibrated import labelled_images, write_calibrated
     from ..engine.checkpointer import CALIBRATION_FILES
     from ..engine.detector import Detector
-    from ..engine.evaluation_data import EvaluationData
+    from ..engine.evaluation_data import EvaluationData, register_for
     from ..engine.saved_model import find_model
-    from ..engine.user_data import check_used
     from ..evaluation.calibration import calibrate
 
     silence_libraries()
@@ -79,11 +78,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("DATASETS.TRAIN is empty: name labelled images with --dataset")
     fitted = args.dataset or detector.train_sets[0]
     test = detector.datasets[0] if args.test is None and detector.datasets else args.test
-    check_used(args, [fitted, test])
-    data = EvaluationData(fitted, detector, saved.data, args)
-    # The datasets of the command line are registered now, so the test set does not register them.
-    not_again = argparse.Namespace(**{**vars(args), "register": []})
-    test_data = EvaluationData(test, detector, saved.data, not_again, "--test") if test else None
+    register_for(detector, [fitted, test], args, saved.data)
+    data = EvaluationData(fitted, detector)
+    test_data = EvaluationData(test, detector, "--test") if test else None
     fit = calibrate(detector.model, *labelled_images(data.name, detector.mapper, args.images))
     before = _measure(detector, test_data) if test_data else {}
     write_calibrated(detector.model, fit, output, data.classes, data.name)

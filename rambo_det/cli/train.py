@@ -121,6 +121,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             table = f"\nin percent:\n\n{result_table(results)}\n" if results else ""
             print(table, f"checkpoint: {checkpoint}", *filter(None, more), sep="\n")
 
+    def evaluate(checkpoint: str) -> dict[str, Any]:
+        model = kind.build_model(cfg)
+        load_whole_model(model, checkpoint, args.config_file)
+        return dict(kind.test(cfg, model))
+
     with buffer_logs():
         cfg = load_config(args)
         folder = prepare_run(cfg, keys, args)
@@ -136,10 +141,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         weights = get_key(cfg, keys.weights)
         raw = os.path.join(os.path.dirname(weights), RAW_FILE)
         if os.path.basename(weights) == "model_final.pth" and os.path.isfile(raw):
-            results = kind.evaluate_checkpoint(cfg, raw, args.config_file)
+            results = evaluate(raw)
             print_results(results, f"{raw}, not calibrated")
             set_key(cfg, keys.folder, str(folder / CALIBRATED_FOLDER))
-        results = kind.evaluate_checkpoint(cfg, weights, args.config_file)
+        results = evaluate(weights)
         print_results(results, weights)
         if is_main and not args.lazy and cfg.TEST.EXPECTED_RESULTS:
             verify_results(cfg, results)  # ends the process if they differ
@@ -157,7 +162,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if comm.all_gather((folder / RAW_FILE).is_file())[0]:
         print_results(results, f"{folder / RAW_FILE}, not calibrated")
         set_key(cfg, keys.folder, str(folder / CALIBRATED_FOLDER))
-        results = kind.evaluate_checkpoint(cfg, str(final), args.config_file)
+        results = evaluate(str(final))
     print_results(results, final, best, calibrate)
     return results
 

@@ -1,6 +1,7 @@
 """A dataset on which a detector's ranking is examined."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,34 @@ from tqdm import tqdm
 
 from ..data.register import group_by_format, register_datasets, registered_classes
 from ..errors import InputError
-from .arguments import classes_from_args
+from .arguments import registered_names
 from .detector import Detector, category_ids
 from .run_data import RunData
 from .saved_model import ground_truth_of
-from .user_data import check_dataset, check_same_classes
+from .user_data import check_dataset, check_same_classes, register_own
+
+
+def register_for(
+    detector: Detector, names: Sequence[str | None], args: argparse.Namespace, saved: RunData
+) -> None:
+    """Registers the datasets of the command line, and those of ``names`` that the run had.
+
+    They get the classes of --classes or of the detector. Raises InputError if the command line has
+    datasets, but none of ``names``, or if the class names of the detector are unknown.
+    """
+    own_names, classes = registered_names(args), detector.metadata.get("thing_classes") or ()
+    if own_names and not set(own_names) & set(names):
+        problem = f"none of the registered datasets ({', '.join(own_names)}) is used"
+        raise InputError(f"{problem}: add --dataset {own_names[0]}")
+    if not detector.metadata.get("has_names", True):
+        remedy = "name them with --classes, in the order of the model's outputs"
+        raise InputError(f"the class names of the detector are unknown: {remedy}")
+    if own_names:
+        register_own(args, saved_classes=classes)
+    for name in names:
+        locations = [item for item in saved.register if item[1] == name]
+        if locations and name not in DatasetCatalog.list():
+            register_datasets(**group_by_format(locations), classes=classes)
 
 
 class EvaluationData:
@@ -23,8 +47,6 @@ class EvaluationData:
 
     Args:
         name: name of the dataset; None: the first one that the detector's config evaluates on.
-        saved: locations of the user's own datasets that the detector was trained with.
-        args: ``register``, ``split``, ``classes``: the datasets of the command line.
         option: the option that names the dataset, for error messages.
 
     Attributes:
@@ -35,32 +57,16 @@ class EvaluationData:
     Raises InputError if the dataset does not exist or is not usable.
     """
 
-    def __init__(
-        self,
-        name: str | None,
-        detector: Detector,
-        saved: RunData,
-        args: argparse.Namespace,
-        option: str = "--dataset",
-    ) -> None:
+    def __init__(self, name: str | None, detector: Detector, option: str = "--dataset") -> None:
         if name is None and not detector.datasets:
             raise InputError("the config has no test dataset: name a dataset with --dataset")
         self.name = name or detector.datasets[0]
-        if not detector.metadata.get("has_names", True):
-            remedy = "name them with --classes, in the order of the model's outputs"
-            raise InputError(f"the class names of the detector are unknown: {remedy}")
-        classes = detector.metadata.get("thing_classes")
-        names = classes_from_args(args) or classes
-        if args.register:
-            register_datasets(**group_by_format(args.register), classes=names, split=args.split)
-        if self.name not in DatasetCatalog.list():
-            locations = [item for item in saved.register if item[1] == self.name]
-            register_datasets(**group_by_format(locations), classes=names)
         check_dataset(option, self.name)
         self.records: list[dict[str, Any]] = DatasetCatalog.get(self.name)
         self.truth = ground_truth_of(self.name)
         self.classes = registered_classes(self.name)
-        check_same_classes(option, self.name, "the detector", classes or ())
+        expected = detector.metadata.get("thing_classes") or ()
+        check_same_classes(option, self.name, "the detector", expected)
         self._category_ids = category_ids(MetadataCatalog.get(self.name))
         self._files = {record["image_id"]: record["file_name"] for record in self.records}
 

@@ -14,7 +14,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
 from ..errors import InputError
 from .checkpointer import BEST_NAME, AtomicCheckpointer, load_checkpoint
-from .files import atomic_write
+from .files import atomic_write, drop_unfinished_line
 from .keys import Keys, dataset_names, get_key
 from .loader import ResumableLoader
 from .seeds import STEP, seed_generators
@@ -71,6 +71,7 @@ class BestEvalHook(hooks.EvalHook):
     ) -> None:
         super().__init__(get_key(cfg, keys.eval_period), self._evaluate)
         self._evaluator = evaluate
+        self.results: Any = None  # of the last evaluation
         # The metric printer is left out: evaluators print their metrics themselves.
         self._writers = [w for w in writers if not isinstance(w, CommonMetricPrinter)]
         self._checkpointer, self._key, self._max_iter = checkpointer, keys.metric, keys.max_iter
@@ -109,8 +110,8 @@ class BestEvalHook(hooks.EvalHook):
         self.trainer.iter = storage.iter = start
 
     def _evaluate(self) -> Any:
-        self._results = self._evaluator()
-        return self._results
+        self.results = self._evaluator()
+        return self.results
 
     def _do_eval(self) -> None:
         super()._do_eval()
@@ -122,7 +123,7 @@ class BestEvalHook(hooks.EvalHook):
         end = max(self.trainer.max_iter, self.trainer.start_iter)
         iteration = min(self.trainer.iter, end - 1)
         # Evaluators return metrics only in the main process.
-        found = comm.all_gather(flatten_results_dict(self._results or {}))[0]
+        found = comm.all_gather(flatten_results_dict(self.results or {}))[0]
         # Without detections, COCOEvaluator leaves out masks, keypoints and the single classes.
         is_empty = any(k.endswith("bbox/AP") and math.isnan(v) for k, v in found.items())
         if self._metric not in found and not is_empty:
@@ -186,7 +187,9 @@ def training_hooks(
     ``log_period`` is the period of the writers, in iterations. ``periodic`` has the arguments of
     PeriodicCheckpointer: ``period`` and optionally ``max_to_keep``.
     """
-    if not comm.is_main_process():  # all processes save checkpoints, one deletes old ones
+    if comm.is_main_process():
+        drop_unfinished_line(str(Path(checkpointer.save_dir, "metrics.json")))  # left by a kill
+    else:  # all processes save checkpoints, one deletes old ones
         periodic.pop("max_to_keep", None)
     return (
         hooks.PeriodicCheckpointer(checkpointer, **periodic),

@@ -27,8 +27,7 @@ from ..config import add_rambo_config
 from ..data.mapper import ErrorReportingMapper
 from ..data.shapes import register_shapes
 from ..errors import InputError, one_line
-from .checkpointer import AtomicCheckpointer, load_whole_model
-from .files import drop_unfinished_line
+from .checkpointer import AtomicCheckpointer
 from .folder import set_last_checkpoint
 from .hooks import EarlyStop, SeedHook, training_hooks
 from .keys import LAZY, dataset_names, get_key, has_key, set_key
@@ -188,26 +187,24 @@ class LazyRun:
         _add_own_keys(cfg)
         self._cfg = cfg
         self.model = self.build_model(cfg)
-        self._results: Any = None
 
     @staticmethod
     def build_model(cfg: Any) -> nn.Module:
         """Returns the model of a config, with new weights, on its device."""
         return instantiate(cfg.model).to(cfg.train.device)
 
-    def evaluate(self, model: Any = None) -> dict[str, Any]:
-        """Returns the metrics of the model on the test dataset, by the evaluator's names."""
-        data, names = self._cfg.dataloader, LAZY.test_sets
-        is_empty = has_key(self._cfg, names) and not dataset_names(self._cfg, names)
-        if is_empty or not _has_evaluation(self._cfg):
+    @classmethod
+    def test(cls, cfg: Any, model: nn.Module) -> dict[str, Any]:
+        """Returns the metrics of a model on the test dataset, by the evaluator's names."""
+        data, names = cfg.dataloader, LAZY.test_sets
+        is_empty = has_key(cfg, names) and not dataset_names(cfg, names)
+        if is_empty or not _has_evaluation(cfg):
             return {}
         evaluator = instantiate(data.evaluator)
         loader = {key: data.test[key] for key in data.test}
         if loader.get("mapper") is not None:  # a user's own loader may have no mapper
-            loader["mapper"] = ErrorReportingMapper(self.test_mapper(self._cfg))
-        results = inference_on_dataset(model or self.model, instantiate(loader), evaluator)
-        self._results = dict(results or {})
-        return self._results
+            loader["mapper"] = ErrorReportingMapper(cls.test_mapper(cfg))
+        return dict(inference_on_dataset(model, instantiate(loader), evaluator) or {})
 
     @staticmethod
     def test_mapper(cfg: Any) -> Any:
@@ -216,13 +213,6 @@ class LazyRun:
         if mapper is None:
             raise InputError("dataloader.test.mapper is missing: it must prepare the test images")
         return instantiate(mapper)
-
-    @classmethod
-    def evaluate_checkpoint(cls, cfg: Any, file: str, config: str) -> dict[str, Any]:
-        """Evaluates a checkpoint; InputError, naming ``config``, if it belongs to another model."""
-        run = cls(cfg)
-        load_whole_model(run.model, file, config)
-        return run.evaluate()
 
     def fit(self, resume: bool) -> dict[str, Any]:
         """Trains up to ``train.max_iter``; returns the metrics at the end.
@@ -243,9 +233,8 @@ class LazyRun:
         checkpointer = AtomicCheckpointer(model, train.output_dir, seed=seed, trainer=trainer)
         writers = []
         if comm.is_main_process():
-            drop_unfinished_line(os.path.join(train.output_dir, "metrics.json"))
             writers = default_writers(train.output_dir, train.max_iter)
-        evaluate = partial(self.evaluate, model)
+        evaluate = partial(self.test, cfg, model)
         periods = {"log_period": train.log_period, **train.checkpointer}
         ours = training_hooks(cfg, LAZY, checkpointer, evaluate, writers, **periods)
         self.evaluations = ours[1]
@@ -255,7 +244,8 @@ class LazyRun:
         start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
         with suppress(EarlyStop):
             trainer.train(start, train.max_iter)
-        return evaluate() if self._results is None else self._results
+        results = self.evaluations.results
+        return evaluate() if results is None else results
 
     def _loader(self, seed: int) -> Any:
         """Returns the training loader; a ResumableLoader in place of Detectron2's own loader."""

@@ -19,14 +19,12 @@ from detectron2.data import (
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import GeneralizedRCNNWithTTA
-from detectron2.utils.events import EventWriter
 from torch import nn
 
 from ..config import check_has_rambo
 from ..data.mapper import ErrorReportingMapper
 from ..evaluation.voc import VOCDetectionEvaluator, has_voc_annotations
-from .checkpointer import AtomicCheckpointer, load_whole_model
-from .files import drop_unfinished_line
+from .checkpointer import AtomicCheckpointer
 from .hooks import EarlyStop, SeedHook, training_hooks
 from .keys import YAML
 from .loader import ResumableLoader, train_loader
@@ -128,13 +126,6 @@ class RamboTrainer(DefaultTrainer):
         results = getattr(self, "_last_eval_results", None)
         return dict(self.test(self.cfg, self.model) if results is None else results)
 
-    @classmethod
-    def evaluate_checkpoint(cls, cfg: CfgNode, file: str, config: str) -> dict[str, Any]:
-        """Evaluates a checkpoint; InputError, naming ``config``, if it belongs to another model."""
-        model = cls.build_model(cfg)
-        load_whole_model(model, file, config)
-        return dict(cls.test(cfg, model))
-
     def state_dict(self) -> dict[str, Any]:
         # v0.6 does not save its inner trainer: momentum and GradScaler's scale would be lost.
         return {"_trainer": self._trainer.state_dict(), **super().state_dict()}
@@ -143,10 +134,6 @@ class RamboTrainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         if "state_dict" not in vars(DefaultTrainer) and "_trainer" in state_dict:
             self._trainer.load_state_dict(state_dict["_trainer"])
-
-    def build_writers(self) -> list[EventWriter]:
-        drop_unfinished_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
-        return super().build_writers()
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -84,14 +84,6 @@ def check_same_classes(option: str, name: str, other: str, expected: Sequence[st
             raise InputError(f"{option}: {problem}: {remedy}")
 
 
-def check_used(args: argparse.Namespace, names: Sequence[str | None]) -> None:
-    """Raises InputError if the command line registers datasets, but none of ``names``."""
-    own_names = registered_names(args)
-    if own_names and not set(own_names) & set(names):
-        problem = f"none of the registered datasets ({', '.join(own_names)}) is used"
-        raise InputError(f"{problem}: add --dataset {own_names[0]}")
-
-
 def register_own(
     args: argparse.Namespace, training: Sequence[str] = (), saved_classes: Sequence[str] = ()
 ) -> list[str]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .sort_keys import key_scores, key_segments, make_keys_ceil, segment_offsets
+from .sort_keys import key_scores, key_segments, segment_offsets
 
 
 class ListedPositives:
@@ -35,10 +35,6 @@ class ListedPositives:
         self._first, ends = offsets[:-1], offsets[1:]
         self.num_pos = ends - self._first
         self.rank_pos = self.gather_by_segment(ends) - torch.arange(len(keys), device=keys.device)
-
-    def threshold_keys(self, thresholds: Tensor) -> Tensor:
-        """Returns the ``(T,)`` int64 keys of ``(T,)`` float64 thresholds, one for each place."""
-        return make_keys_ceil(self.segment, thresholds)
 
     def gather_by_segment(self, values: Tensor) -> Tensor:
         """Returns ``(T,)``: for each place the value of its segment, from ``(G,)`` values."""

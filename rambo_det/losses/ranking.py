@@ -52,7 +52,7 @@ from .inputs import RankingInputs
 from .listed_positives import ListedPositives
 from .objectives import Objective, average_precision
 from .score_memory import ScoreMemory
-from .sort_keys import count_at_or_above, key_segments
+from .sort_keys import count_at_or_above, key_segments, make_keys_ceil
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def compute_ranking(
         )
         return counts
 
-    edges = positives.threshold_keys(positives.threshold)
+    edges = make_keys_ceil(positives.segment, positives.threshold)
     counts, rank_pos = [count(edges)], positives.rank_pos
     if memory:
         counts.append(count_at_or_above(memory.negatives, edges, num_classes + 1))
@@ -148,7 +148,7 @@ def compute_ranking(
         lambda_ = dloss_drank.new_full((), spec.lambda_)
         ranks = num_above + positives.rank_pos
         shifted = positives.threshold + lambda_ * dloss_drank
-        shifted_keys, by_key = positives.threshold_keys(shifted).sort(stable=True)
+        shifted_keys, by_key = make_keys_ceil(positives.segment, shifted).sort(stable=True)
         num_at_shifted = processes.all_reduce_sum(count(shifted_keys))
         num_at_shifted = torch.empty_like(ranks).index_copy_(0, by_key, num_at_shifted)
         # After the step, the positives of a segment have the same ranks r⁺, but in another order.

@@ -46,19 +46,10 @@ class RamboFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         check_no_fed_loss(kwargs.get("use_fed_loss", False))
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
-        self._rank(criterion_for(num_classes, rambo_loss), score)
+        self.set_ranking(criterion_for(num_classes, rambo_loss), score)
 
-    @classmethod
-    def from_stock(
-        cls, stock: FastRCNNOutputLayers, rambo_loss: RamboCriterion, score: str
-    ) -> "RamboFastRCNNOutputLayers":
-        """Returns output layers with the layers and the settings of stock ones, by reference."""
-        made = cls.__new__(cls)
-        made.__dict__.update(stock.__dict__)
-        made._rank(rambo_loss, score)
-        return made
-
-    def _rank(self, rambo_loss: RamboCriterion, score: str) -> None:
+    def set_ranking(self, rambo_loss: RamboCriterion, score: str) -> None:
+        """Sets the loss and the name of the ranked score; InputError if they do not match."""
         self.rambo_loss, self.rambo_score = rambo_loss, score
         score_function(score)  # raises InputError for an unknown name
         self._sigmoid = score == "logits"

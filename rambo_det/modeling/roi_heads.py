@@ -19,11 +19,11 @@ from .output_layers import RamboFastRCNNOutputLayers
 
 
 class _RamboPredictorMixin:
-    """A mixin that replaces each stock box predictor by a :class:`RamboFastRCNNOutputLayers`.
+    """A mixin that turns each stock box predictor into a :class:`RamboFastRCNNOutputLayers`.
 
-    The mixin must be the first base class. The new predictors have the layers and the settings of
-    the stock ones. Heads that are made from arguments, as in a LazyConfig, need such predictors;
-    other predictors raise InputError.
+    The mixin must be the first base class. The predictors keep their layers and settings. Heads
+    that are made from arguments, as in a LazyConfig, need such predictors; other predictors raise
+    InputError.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -57,17 +57,11 @@ class _RamboPredictorMixin:
                 "MODEL.ROI_HEADS.NAME to RamboRes5ROIHeads, or name a box head"
             )
         args: dict[str, Any] = super().from_config(cfg, input_shape)
-
-        def make_predictor(made: FastRCNNOutputLayers) -> FastRCNNOutputLayers:
-            if type(made) is not FastRCNNOutputLayers:  # of a user's subclass of the heads
-                return made
-            loss = RamboCriterion.from_cfg(cfg, made.num_classes)
-            return RamboFastRCNNOutputLayers.from_stock(made, loss, cfg.MODEL.RAMBO.SCORE)
-
-        if "box_predictors" in args:
-            args["box_predictors"] = list(map(make_predictor, args["box_predictors"]))
-        else:
-            args["box_predictor"] = make_predictor(args["box_predictor"])
+        for made in args.get("box_predictors") or [args["box_predictor"]]:
+            if type(made) is FastRCNNOutputLayers:  # else of a user's subclass of the heads
+                made.__class__ = RamboFastRCNNOutputLayers  # keeps its layers and its settings
+                rambo_loss = RamboCriterion.from_cfg(cfg, made.num_classes)
+                made.set_ranking(rambo_loss, cfg.MODEL.RAMBO.SCORE)
         return args
 
 
