@@ -1,7 +1,8 @@
 """SoftmaxRetinaNet: focal loss for the scores of a RamboRetinaNet, to compare the losses alone.
 
     rambo-compare --import examples/softmax_retinanet.py --config configs/retinanet_rambo.yaml \\
-        --losses rambo --variant "focal_softmax=focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet"
+        --variant "focal_softmax=focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet" \\
+        --variant rambo=rambo
 """
 
 from typing import Any

@@ -36,7 +36,7 @@ def add_rambo_config(cfg: CN) -> None:
     # list that has the scores of all classes).
     rambo.BETA = 0.5
     # τ >= 0: number of past batches whose scores count in the ranks of each class's list, as in the
-    # paper. In our trainings no gain of such a memory could be shown.
+    # paper. In our trainings no gain of four batches could be shown.
     rambo.MEMORY_LENGTH = 0
     # >= 8: number of negatives that a process keeps of each past batch: those highest above the
     # lowest positive of their class. It keeps up to a quarter as many positives. The memory takes
