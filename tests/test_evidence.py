@@ -245,3 +245,12 @@ def test_a_comparison_is_added_once(elsewhere, tmp_path, monkeypatch):
         with pytest.raises(InputError, match="no results.json of a comparison"):
             evidence.run(["--add", f"other={file}"])
     assert names["ROWS"].read_text() == kept
+    for part in [*results["runs"], *results["data"]["x"]["losses"].values()]:
+        part |= {"seed": part["seed"] + 2} if "seed" in part else {"seeds": [2, 3]}
+    results["data"]["x"]["differences"]["rambo"]["seeds"] = [2, 3]
+    file.write_text(json.dumps(results))
+    sides = [(loss, dict.fromkeys(("new", "newer"), loss)) for loss in titles]
+    monkeypatch.setitem(evidence.DERIVED, "both", (sides[0], sides[1]))
+    evidence.run(["--add", f"newer={file}"])
+    joined = [r for r in json.loads(names["ROWS"].read_text())["losses"] if r["of"] == "both"]
+    assert [len(row["AP at"]["10"]) for row in joined] == [4, 4]

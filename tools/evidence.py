@@ -68,11 +68,6 @@ PROTOCOL = {
         )
         + f" {_GN_GIOU} SOLVER.MAX_ITER 600",
     ),
-    "voc07_long_third": (
-        "A third seed of it, because the interval of two seeds says hardly anything.",
-        f"{_TIMM} {_VOC07} {_JOBS} --seeds 2, --losses ce,rambo TEST.EVAL_PERIOD 2000 "
-        "SOLVER.MAX_ITER 8000",
-    ),
 }
 # Differences between comparisons with the same data, seeds and schedule: name -> the loss that is
 # subtracted, then the loss from which it is subtracted, each as (title, {comparison: variant}).
@@ -80,7 +75,7 @@ _EACH = dict.fromkeys(("lambda_each", "lambda_each_seeds"), "each_x10")
 _EACH_RETINANET = {"retinanet_calibrated": "rambo", "retinanet_quickstart_seeds": "each_x10"}
 _PLACE = dict.fromkeys(("place_chess", "place_chess_seeds", "place_bccd"), "rambo")
 _PLACE_RETINANET = dict.fromkeys(("place_retinanet", "place_retinanet_seeds"), "gap0")
-_LONG = ("voc07_long", "voc07_long_seed")
+_LONG = ("voc07_long", "voc07_long_seed", "voc07_long_third")
 _REPEAT = ("cross entropy with repeat-factor sampling", {"repeat_factor": "ce_repeat"})
 DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]] = {
     "default": (("cross entropy", {"main": "ce"}), ("RaMBO", _EACH)),
@@ -93,7 +88,7 @@ DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]
         ("RaMBO", dict.fromkeys(_LONG, "rambo")),
     ),
     "voc07_long_tuned": (
-        ("cross entropy", dict.fromkeys(_LONG, "ce")),
+        ("cross entropy", dict.fromkeys(_LONG[:2], "ce")),
         ("RaMBO, all proposals, rate 0.04", {"voc07_long_best": "rambo_all_lr0.04"}),
     ),
     "repeat_sampling": (("cross entropy", {"pretrained": "ce"}), _REPEAT),
@@ -157,11 +152,11 @@ def summary(name: str, results: dict[str, Any], question: str = "") -> Rows:
     about |= {"question": question} if question else {}
     about["command"] = re.sub(r"--out \S+", f"--out output/{name}", results["command"])
     runs = {(r["data"], r["variant"], r["seed"]): r["metrics"] for r in results["runs"]}
-    curves: dict[tuple[str, str], dict[int, list[float]]] = {}
+    curves: dict[tuple[str, str], dict[str, list[float]]] = {}
     for r in (r for r in results["runs"] if r["status"] == "finished"):
         for found in r["evaluations"]:
             curve = curves.setdefault((r["data"], r["variant"]), {})
-            curve.setdefault(found["iteration"], []).append(found["AP"])
+            curve.setdefault(str(found["iteration"]), []).append(found["AP"])
     rows: Rows = {"comparisons": [{"name": name, "runs": len(runs), **about}]}
     rows |= {"losses": [], "differences": []}
     variants = results["variants"]
