@@ -50,10 +50,9 @@ _GN_GIOU = "MODEL.RETINANET.NORM GN MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou"
 # the arguments of rambo-compare. AP decides. Each loss is tuned over the same number of settings.
 PROTOCOL = {
     "voc07_retinanet_softmax_seeds": (
-        "And with two more seeds?",
+        "And with two more seeds, before and after the calibration of the scores?",
         f"{_RETINANET} {_VOC07} {_JOBS} --seeds 1,2 --variant 'focal_softmax={_FOCAL}' "
-        f"--variant rambo=rambo {_GN_GIOU} RAMBO_TRAIN.CALIBRATE off TEST.EVAL_PERIOD 1000 "
-        "SOLVER.MAX_ITER 4000",
+        f"--variant rambo=rambo {_GN_GIOU} TEST.EVAL_PERIOD 1000 SOLVER.MAX_ITER 4000",
     ),
     "retinanet_softmax_seeds": (
         "Three more seeds of retinanet_softmax on chess, because the interval of three is wide.",
