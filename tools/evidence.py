@@ -39,10 +39,6 @@ FIGURES = ("voc07_long_seeds", "chess_long")
 _JOBS = "--jobs 2 --threads 1 --bootstrap 1000"
 _TIMM = "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml"
 _VOC07 = "--data 'voc07=voc:data/voc07:train:val'"
-_CHESS = (
-    "--data 'chess=coco:data/chess/train.json:data/chess/train:data/chess/valid.json:"
-    "data/chess/valid'"
-)
 _RETINANET = f"--import examples/softmax_retinanet.py {_TIMM.replace('_ce', '_retinanet_focal')}"
 _FOCAL = "focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet"
 _GN_GIOU = "MODEL.RETINANET.NORM GN MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou"
@@ -54,11 +50,6 @@ PROTOCOL = {
         f"{_RETINANET} {_VOC07} {_JOBS} --seeds 1,2 --variant 'focal_softmax={_FOCAL}' "
         f"--variant rambo=rambo {_GN_GIOU} TEST.EVAL_PERIOD 1000 SOLVER.MAX_ITER 4000",
     ),
-    "retinanet_softmax_seeds": (
-        "Three more seeds of retinanet_softmax on chess, because the interval of three is wide.",
-        f"{_RETINANET} {_CHESS} {_JOBS} --seeds 3,4,5 --variant 'focal_softmax={_FOCAL}' "
-        f"--variant rambo=rambo {_GN_GIOU} SOLVER.BASE_LR 0.02 SOLVER.MAX_ITER 600",
-    ),
 }
 # Differences between comparisons with the same data, seeds and schedule: name -> the loss that is
 # subtracted, then the loss from which it is subtracted, each as (title, {comparison: variant}).
@@ -67,6 +58,7 @@ _EACH_RETINANET = {"retinanet_calibrated": "rambo", "retinanet_quickstart_seeds"
 _PLACE = dict.fromkeys(("place_chess", "place_chess_seeds", "place_bccd"), "rambo")
 _PLACE_RETINANET = dict.fromkeys(("place_retinanet", "place_retinanet_seeds"), "gap0")
 _LONG = ("voc07_long", "voc07_long_seed", "voc07_long_third")
+_CHESS_SOFTMAX = ("retinanet_softmax", "retinanet_softmax_seeds")
 _REPEAT = ("cross entropy with repeat-factor sampling", {"repeat_factor": "ce_repeat"})
 DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]] = {
     "default": (("cross entropy", {"main": "ce"}), ("RaMBO", _EACH)),
@@ -105,6 +97,10 @@ DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]
     "retinanet_today": (
         ("focal loss", {"retinanet_gn": "focal_lr0.02"}),
         ("RaMBO", {"retinanet_softmax": "rambo"}),
+    ),
+    "retinanet_softmax_all": (
+        ("focal_softmax", dict.fromkeys(_CHESS_SOFTMAX, "focal_softmax")),
+        ("RaMBO", dict.fromkeys(_CHESS_SOFTMAX, "rambo")),
     ),
     "default_retinanet": (
         ("focal loss", dict.fromkeys(_EACH_RETINANET, "focal")),
