@@ -45,6 +45,13 @@ _GN_GIOU = "MODEL.RETINANET.NORM GN MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou"
 # Comparisons that are not stored yet, written before their first training: name -> the question,
 # the arguments of rambo-compare. AP decides. Each loss is tuned over the same number of settings.
 PROTOCOL = {
+    "pretrained_fifth": (
+        "The fifth of the five seeds that were planned for the small sets. All else is as in "
+        "pretrained and pretrained_today.",
+        f"{_TIMM} --data 'chess=coco:data/chess/train.json:data/chess/train:data/chess/valid.json:"
+        f"data/chess/valid' --data 'bccd=voc:data/bccd:train:val' {_JOBS} --seeds 4, "
+        "--losses ce,rambo SOLVER.MAX_ITER 600",
+    ),
     "voc07_retinanet_softmax_seeds": (
         "And with two more seeds, before and after the calibration of the scores?",
         f"{_RETINANET} {_VOC07} {_JOBS} --seeds 1,2 --variant 'focal_softmax={_FOCAL}' "
