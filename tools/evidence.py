@@ -45,13 +45,6 @@ _GN_GIOU = "MODEL.RETINANET.NORM GN MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou"
 # Comparisons that are not stored yet, written before their first training: name -> the question,
 # the arguments of rambo-compare. AP decides. Each loss is tuned over the same number of settings.
 PROTOCOL = {
-    "pretrained_fifth": (
-        "The fifth of the five seeds that were planned for the small sets. All else is as in "
-        "pretrained and pretrained_today.",
-        f"{_TIMM} --data 'chess=coco:data/chess/train.json:data/chess/train:data/chess/valid.json:"
-        f"data/chess/valid' --data 'bccd=voc:data/bccd:train:val' {_JOBS} --seeds 4, "
-        "--losses ce,rambo SOLVER.MAX_ITER 600",
-    ),
     "voc07_retinanet_softmax_seeds": (
         "And with two more seeds, before and after the calibration of the scores?",
         f"{_RETINANET} {_VOC07} {_JOBS} --seeds 1,2 --variant 'focal_softmax={_FOCAL}' "
@@ -64,14 +57,15 @@ _EACH = dict.fromkeys(("lambda_each", "lambda_each_seeds"), "each_x10")
 _EACH_RETINANET = {"retinanet_calibrated": "rambo", "retinanet_quickstart_seeds": "each_x10"}
 _PLACE = dict.fromkeys(("place_chess", "place_chess_seeds", "place_bccd"), "rambo")
 _PLACE_RETINANET = dict.fromkeys(("place_retinanet", "place_retinanet_seeds"), "gap0")
+_BOTH = ("voc07_seeds_today", "pretrained_fifth")
 _LONG = ("voc07_long", "voc07_long_seed", "voc07_long_third")
 _CHESS_SOFTMAX = ("retinanet_softmax", "retinanet_softmax_seeds")
 _REPEAT = ("cross entropy with repeat-factor sampling", {"repeat_factor": "ce_repeat"})
 DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]] = {
     "default": (("cross entropy", {"main": "ce"}), ("RaMBO", _EACH)),
     "pretrained_default": (
-        ("cross entropy", dict.fromkeys(("voc07", "voc07_seeds_today", "pretrained"), "ce")),
-        ("RaMBO", dict.fromkeys(("voc07_today", "voc07_seeds_today", "pretrained_today"), "rambo")),
+        ("cross entropy", dict.fromkeys(("voc07", "pretrained", *_BOTH), "ce")),
+        ("RaMBO", dict.fromkeys(("voc07_today", "pretrained_today", *_BOTH), "rambo")),
     ),
     "voc07_long_seeds": (
         ("cross entropy", dict.fromkeys(_LONG, "ce")),
