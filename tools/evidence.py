@@ -39,6 +39,10 @@ FIGURES = ("voc07_long_seeds", "chess_long")
 _JOBS = "--jobs 2 --threads 1 --bootstrap 1000"
 _TIMM = "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml"
 _VOC07 = "--data 'voc07=voc:data/voc07:train:val'"
+_CHESS = (
+    "--data chess=coco:data/chess/train.json:data/chess/train:"
+    "data/chess/valid.json:data/chess/valid"
+)
 _RETINANET = f"--import examples/softmax_retinanet.py {_TIMM.replace('_ce', '_retinanet_focal')}"
 _FOCAL = "focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet"
 _GN_GIOU = "MODEL.RETINANET.NORM GN MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou"
@@ -49,6 +53,20 @@ PROTOCOL = {
         "And with two more seeds, before and after the calibration of the scores?",
         f"{_RETINANET} {_VOC07} {_JOBS} --seeds 1,2 --variant 'focal_softmax={_FOCAL}' "
         f"--variant rambo=rambo {_GN_GIOU} TEST.EVAL_PERIOD 1000 SOLVER.MAX_ITER 4000",
+    ),
+    "retinanet_softmax_settings": (
+        "Is half or twice the weight better on chess with the softmax, or a larger margin (RaMBO), "
+        "or a smaller exponent (focal loss)? Measured on held-out training images with two seeds. "
+        "If another setting than the default is best, it is then compared on the test images. All "
+        "else is as in retinanet_softmax.",
+        f"{_RETINANET} {_CHESS} {_JOBS} --hold-out 4 --seeds 2 --variant 'focal_default={_FOCAL}' "
+        f"--variant 'focal_w0.5={_FOCAL} RAMBO_TRAIN.CLS_WEIGHT 0.5' "
+        f"--variant 'focal_w2={_FOCAL} RAMBO_TRAIN.CLS_WEIGHT 2.0' "
+        f"--variant 'focal_gamma1={_FOCAL} MODEL.RETINANET.FOCAL_LOSS_GAMMA 1.0' "
+        "--variant rambo_default=rambo --variant 'rambo_w0.1=rambo MODEL.RAMBO.LOSS_WEIGHT 0.1' "
+        "--variant 'rambo_w0.4=rambo MODEL.RAMBO.LOSS_WEIGHT 0.4' "
+        "--variant 'rambo_margin1=rambo MODEL.RAMBO.MARGIN 1.0' "
+        f"{_GN_GIOU} SOLVER.BASE_LR 0.02 RAMBO_TRAIN.CALIBRATE off SOLVER.MAX_ITER 600",
     ),
 }
 # Differences between comparisons with the same data, seeds and schedule: name -> the loss that is
