@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from detectron2 import modeling
 from detectron2.config import CfgNode
+from detectron2.data import build as data_build
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from torch import nn
@@ -31,7 +32,19 @@ _REGISTRIES = {
     "BACKBONE.NAME": modeling.BACKBONE_REGISTRY,
     "PROPOSAL_GENERATOR.NAME": modeling.PROPOSAL_GENERATOR_REGISTRY,
     "ANCHOR_GENERATOR.NAME": modeling.ANCHOR_GENERATOR_REGISTRY,
+    "RPN.HEAD_NAME": modeling.RPN_HEAD_REGISTRY,
     "ROI_HEADS.NAME": modeling.ROI_HEADS_REGISTRY,
+    "ROI_BOX_HEAD.NAME": modeling.ROI_BOX_HEAD_REGISTRY,
+    "ROI_MASK_HEAD.NAME": modeling.ROI_MASK_HEAD_REGISTRY,
+    "ROI_KEYPOINT_HEAD.NAME": modeling.ROI_KEYPOINT_HEAD_REGISTRY,
+}
+_SAMPLERS = ["", "RepeatFactor", "RandomSubset"]
+if hasattr(data_build, "_build_weighted_sampler"):  # Detectron2 v0.6 does not have these two
+    _SAMPLERS += ["Weighted", "WeightedCategory"]
+#: The values of keys that Detectron2 checks only after the run has its folder.
+_CHOICES = {
+    "DATALOADER.SAMPLER_TRAIN": [f"{name}TrainingSampler" for name in _SAMPLERS],
+    "INPUT.RANDOM_FLIP": ["horizontal", "vertical", "none"],
 }
 #: The node that has the number of classes of an architecture.
 _CLASS_NODES = {
@@ -164,7 +177,7 @@ def check_model(cfg: CfgNode) -> None:
     """Raises InputError for an unknown part of the model or an invalid device name."""
     for key, registry in _REGISTRIES.items():
         name = get_key(cfg.MODEL, key)
-        if name not in registry and name != "PrecomputedProposals":
+        if name and name not in registry and name != "PrecomputedProposals":
             known = ", ".join(sorted(dict(registry)))
             raise InputError(f"MODEL.{key} {name!r} does not exist; available: {known}")
     if "resnet" in cfg.MODEL.BACKBONE.NAME and cfg.MODEL.RESNETS.DEPTH not in _DEPTHS:
@@ -186,6 +199,9 @@ def check_model(cfg: CfgNode) -> None:
 def check_training(cfg: CfgNode) -> None:
     """Raises InputError if the config's datasets and solver do not allow a training."""
     check_schedule(cfg, YAML)
+    for key, values in _CHOICES.items():
+        if (value := get_key(cfg, key)) not in values:
+            raise InputError(f"{key} {value!r} does not exist; available: {', '.join(values)}")
     for key in ("SOLVER.BASE_LR", "RAMBO_TRAIN.CLS_WEIGHT"):
         if not 0 < get_key(cfg, key) < float("inf"):
             raise InputError(f"{key} must be > 0, got {get_key(cfg, key)}")
