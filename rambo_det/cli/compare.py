@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from ..data.files import make_folder
 from ..engine.arguments import add_data_arguments, add_hold_out, add_import, raise_input_error
@@ -126,15 +125,11 @@ def run(args: argparse.Namespace, command: str) -> int:
     return 1 if failed else 0
 
 
-def _stop(number: int, _: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 2 after a user's mistake, 1 if a run failed."""
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     command = shlex.join(["rambo-compare", *(sys.argv[1:] if argv is None else argv)])
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return exit_status(lambda: run(parse_args(argv), command), "repeat the command to continue")
     finally:

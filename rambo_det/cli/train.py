@@ -55,11 +55,9 @@ def result_table(results: dict[str, Any]) -> str:
 
 def load_config(args: argparse.Namespace) -> Any:
     """Registers the user's datasets; returns the checked config of the run, yaml or LazyConfig."""
-    from ..data.register import registered_classes
-    from ..engine.keys import LAZY, YAML, dataset_names, get_key, has_key
+    from ..engine.keys import LAZY, YAML, dataset_names, has_key
     from ..engine.lazy import load_lazy_config
     from ..engine.setup import build_config
-    from ..engine.user_data import check_dataset, check_same_classes
 
     cfg, keys = (load_lazy_config(args), LAZY) if args.lazy else (build_config(args), YAML)
     if not args.lazy and not args.eval_only and cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
@@ -69,17 +67,6 @@ def load_config(args: argparse.Namespace) -> Any:
         )  # fmt: skip
     if args.eval_only and has_key(cfg, keys.test_sets) and not dataset_names(cfg, keys.test_sets):
         raise InputError(f"{keys.test_sets} is empty: set {keys.setting(keys.test_sets, 'NAME')}")
-    calibrate = "off" if args.eval_only else get_key(cfg, keys.calibrate)
-    train = dataset_names(cfg, keys.train_sets)
-    if calibrate == "train" and not train:
-        raise InputError(
-            f"{keys.calibrate} train needs a training set, but {keys.train_sets} is empty: give "
-            f"{keys.calibrate} the name of a dataset"
-        )
-    if calibrate not in ("off", "train"):
-        check_dataset(keys.calibrate, calibrate)
-        for name in train[:1]:
-            check_same_classes(keys.calibrate, calibrate, name, registered_classes(name))
     return cfg
 
 

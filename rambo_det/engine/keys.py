@@ -61,10 +61,10 @@ def set_key(cfg: Any, key: str, new: Any) -> None:
 
 
 def has_key(cfg: Any, key: str) -> bool:
-    """Returns whether a config has a key; a LazyConfig with a user's own loader may lack some."""
+    """Returns whether a config has a key; a LazyConfig may lack one, or have None above it."""
     try:
         get_key(cfg, key)
-    except (KeyError, AttributeError):
+    except (KeyError, AttributeError, TypeError):
         return False
     return True
 

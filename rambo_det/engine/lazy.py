@@ -35,7 +35,7 @@ from .loader import train_loader
 from .seeds import ORDER, run_seed, seeded
 from .setup import check_amp, check_best_metric, check_num_classes, check_schedule, pick_device
 from .user_code import import_user_code
-from .user_data import check_masks_and_keypoints, register_data
+from .user_data import check_calibration, check_masks_and_keypoints, register_data
 
 
 def load_lazy_config(args: argparse.Namespace) -> Any:
@@ -77,6 +77,7 @@ def load_lazy_config(args: argparse.Namespace) -> Any:
         check_best_metric(cfg, LAZY, [""] if loader and "dataset" not in loader else test, own)
         if cfg.train.calibrate != "off":
             LazyRun.test_mapper(cfg)
+            check_calibration(cfg, LAZY)
     return cfg
 
 
@@ -129,10 +130,11 @@ def _add_own_keys(cfg: Any) -> None:
         cfg.train.setdefault(key.lower(), defaults.RAMBO_TRAIN[key])
     if not _has_evaluation(cfg):
         cfg.train.eval_period = 0
+        cfg.dataloader.pop("evaluator", None)  # it may refer to the missing test data
 
 
 def _has_evaluation(cfg: Any) -> bool:
-    return "test" in cfg.dataloader and "evaluator" in cfg.dataloader
+    return None not in (cfg.dataloader.get("test"), cfg.dataloader.get("evaluator"))
 
 
 def _override(cfg: Any, opt: str) -> None:

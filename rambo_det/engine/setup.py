@@ -25,7 +25,7 @@ from ..paths import find_config
 from .folder import set_last_checkpoint
 from .keys import YAML, Keys, dataset_names, get_key, has_key, set_key
 from .user_code import import_user_code, new_config
-from .user_data import adapt_config, register_data
+from .user_data import adapt_config, check_calibration, register_data
 
 _REGISTRIES = {
     "META_ARCHITECTURE": modeling.META_ARCH_REGISTRY,
@@ -84,6 +84,8 @@ def build_config(args: argparse.Namespace, registered: Sequence[str] | None = No
     if args.hold_out is not None:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = hold_out(cfg.DATASETS.TRAIN, args.hold_out)
         cfg.DATASETS.PROPOSAL_FILES_TEST = cfg.DATASETS.PROPOSAL_FILES_TRAIN
+    if not args.eval_only:
+        check_calibration(cfg, YAML)
     check_architecture(cfg)
     # Check MODEL.RAMBO before the run has a folder; the model would find its errors only later.
     RamboCriterion.from_cfg(cfg, num_classes=1, class_names=None)

@@ -113,6 +113,19 @@ def check_dataset(key: str, name: str) -> None:
         raise InputError(f"{key}: {name} needs {file}, which does not exist: {remedy}")
 
 
+def check_calibration(cfg: Any, keys: Keys) -> None:
+    """Raises InputError unless a training can calibrate on the dataset that its config names."""
+    key, train = keys.calibrate, dataset_names(cfg, keys.train_sets)
+    data = get_key(cfg, key)
+    if data == "train" and not train:
+        problem = f"{key} train needs a training set, but {keys.train_sets} is empty"
+        raise InputError(f"{problem}: give {key} the name of a dataset")
+    if data not in ("off", "train"):
+        check_dataset(key, data)
+        for name in train[:1]:
+            check_same_classes(key, data, name, registered_classes(name))
+
+
 def check_masks_and_keypoints(names: Sequence[str], masks: str, keypoints: str) -> None:
     """Raises InputError if a user's own dataset lacks masks or keypoints that the model needs.
 
@@ -131,25 +144,21 @@ def check_masks_and_keypoints(names: Sequence[str], masks: str, keypoints: str) 
 def adapt_config(cfg: CfgNode, classes: Sequence[str], own_names: Sequence[str]) -> None:
     """Sets number of classes, mask format and number of keypoints from a user's own datasets.
 
-    Raises InputError if the datasets lack what the model needs or differ in number of keypoints.
+    Raises InputError if the datasets lack what the model needs.
     """
     model, num_sigmas = cfg.MODEL, len(cfg.TEST.KEYPOINT_OKS_SIGMAS)
     model.ROI_HEADS.NUM_CLASSES = model.RETINANET.NUM_CLASSES = len(classes)
     masks = "MODEL.MASK_ON is True" if model.MASK_ON else ""
     keypoints = "MODEL.KEYPOINT_ON is True" if model.KEYPOINT_ON else ""
     check_masks_and_keypoints(own_names, masks, keypoints)
-    numbers = {name: len(MetadataCatalog.get(name).get("keypoint_names", ())) for name in own_names}
-    for name, number in numbers.items():
+    for metadata in map(MetadataCatalog.get, own_names):
         if model.MASK_ON:
             # The default, polygon, cannot hold RLE; bitmask holds both.
-            mask_format = MetadataCatalog.get(name).get("mask_format", cfg.INPUT.MASK_FORMAT)
-            cfg.INPUT.MASK_FORMAT = mask_format
+            cfg.INPUT.MASK_FORMAT = metadata.get("mask_format", cfg.INPUT.MASK_FORMAT)
         if model.KEYPOINT_ON:
+            number = len(metadata.keypoint_names)
             if num_sigmas != number and (num_sigmas or number != _COCO_KEYPOINTS):
                 default = f"COCO's default applies to {_COCO_KEYPOINTS} keypoints only"
-                need = f"{number} values, one per keypoint of {name}, but has {num_sigmas}"
+                need = f"{number} values, one per keypoint of {metadata.name}, but has {num_sigmas}"
                 raise InputError(f"TEST.KEYPOINT_OKS_SIGMAS must have {need} ({default})")
-            if number != (first := numbers[own_names[0]]):
-                problem = f"{own_names[0]} has {first} keypoints but {name} has {number}"
-                raise InputError(f"{problem}: all datasets need the same number")
             model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = number
