@@ -38,7 +38,6 @@ PICTURES = ROOT / "docs/evidence"
 FIGURES = ("voc07_long_seeds", "chess_long")
 _JOBS = "--jobs 2 --threads 1 --bootstrap 1000"
 _TIMM = "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml"
-_VOC07 = "--data 'voc07=voc:data/voc07:train:val'"
 _CHESS = (
     "--data chess=coco:data/chess/train.json:data/chess/train:"
     "data/chess/valid.json:data/chess/valid"
@@ -49,11 +48,6 @@ _GN_GIOU = "MODEL.RETINANET.NORM GN MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou"
 # Comparisons that are not stored yet, written before their first training: name -> the question,
 # the arguments of rambo-compare. AP decides. Each loss is tuned over the same number of settings.
 PROTOCOL = {
-    "voc07_retinanet_softmax_seeds": (
-        "And with two more seeds, before and after the calibration of the scores?",
-        f"{_RETINANET} {_VOC07} {_JOBS} --seeds 1,2 --variant 'focal_softmax={_FOCAL}' "
-        f"--variant rambo=rambo {_GN_GIOU} TEST.EVAL_PERIOD 1000 SOLVER.MAX_ITER 4000",
-    ),
     "retinanet_softmax_settings": (
         "Is half or twice the weight better on chess with the softmax, or a larger margin (RaMBO), "
         "or a smaller exponent (focal loss)? Measured on held-out training images with two seeds. "
@@ -77,6 +71,7 @@ _PLACE = dict.fromkeys(("place_chess", "place_chess_seeds", "place_bccd"), "ramb
 _PLACE_RETINANET = dict.fromkeys(("place_retinanet", "place_retinanet_seeds"), "gap0")
 _BOTH = ("voc07_seeds_today", "pretrained_fifth")
 _LONG = ("voc07_long", "voc07_long_seed", "voc07_long_third")
+_VOC07_SOFTMAX = ("voc07_retinanet_softmax", "voc07_retinanet_softmax_seeds")
 _CHESS_SOFTMAX = ("retinanet_softmax", "retinanet_softmax_seeds")
 _REPEAT = ("cross entropy with repeat-factor sampling", {"repeat_factor": "ce_repeat"})
 DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]] = {
@@ -116,6 +111,10 @@ DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]
     "retinanet_today": (
         ("focal loss", {"retinanet_gn": "focal_lr0.02"}),
         ("RaMBO", {"retinanet_softmax": "rambo"}),
+    ),
+    "voc07_retinanet_softmax_all": (
+        ("focal_softmax", dict.fromkeys(_VOC07_SOFTMAX, "focal_softmax")),
+        ("RaMBO", dict.fromkeys(_VOC07_SOFTMAX, "rambo")),
     ),
     "retinanet_softmax_all": (
         ("focal_softmax", dict.fromkeys(_CHESS_SOFTMAX, "focal_softmax")),
