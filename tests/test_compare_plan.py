@@ -219,6 +219,7 @@ def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys
         (["--seeds", "4294967296,"], "--seeds 4294967296,: seeds must be below 2"),
         (["RAMBO_TRAIN.CALIBRATE", "nope"], "RAMBO_TRAIN.CALIBRATE: dataset nope is not"),
         (["RAMBO_TRAIN.CALIBRATE", "rambo_shapes_val"], "CALIBRATE rambo_shapes_val: .* use train"),
+        (["--seeds", "20261201"], "means 20261201 seeds: use at most 1000, or 20261201, for the"),
         (["--seeds", "0"], "--seeds 0: use a number >= 1"),
         (["--seeds", "1,1"], "different seeds"),
         (["--seeds", ","], "different seeds"),

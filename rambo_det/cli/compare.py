@@ -16,6 +16,8 @@ from ..engine.arguments import add_data_arguments, add_hold_out, add_import, rai
 from ..errors import InputError
 from .failures import exit_status
 
+_MAX_SEEDS = 1000
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; raises InputError for a wrong argument."""
@@ -74,6 +76,9 @@ def _seeds(text: str) -> list[int]:
         numbers = [-1]
     if max(numbers) >= 2**32:
         raise InputError(f"--seeds {text}: seeds must be below 2**32")
+    if "," not in text and numbers[0] > _MAX_SEEDS:
+        remedy = f"use at most {_MAX_SEEDS}, or {text}, for the one seed {text}"
+        raise InputError(f"--seeds {text} means {text} seeds: {remedy}")
     seeds = numbers if "," in text else list(range(numbers[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {text}: use a number >= 1 or different seeds such as 3,4,7")
