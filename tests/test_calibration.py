@@ -23,6 +23,7 @@ from rambo_det.engine.checkpointer import AtomicCheckpointer
 from rambo_det.engine.detector import Detector
 from rambo_det.engine.saved_model import find_model
 from rambo_det.errors import InputError
+from rambo_det.evaluation import calibration
 from rambo_det.evaluation.calibration import (
     LabelledDetections,
     calibration_error,
@@ -147,6 +148,17 @@ def test_scores_that_tell_all_are_rescaled_within_bounds(all_right):
     labelled = LabelledDetections(outputs, torch.zeros(100).long(), right, torch.ones(4).long())
     found = fit_rescaling(classifier, labelled)
     assert 0 < float(found.factor) < 1e4 and found.shift.isfinite().all()
+
+
+def test_a_threshold_keeps_scores_of_1(monkeypatch):
+    """Detectron2 drops a score that equals the threshold. The outputs tell right from wrong."""
+    outputs = torch.cat([torch.full((40, 1), 90.0), torch.full((20, 1), -5.0)])
+    right, zeros = outputs[:, 0] > 0, torch.zeros(60).long()
+    labelled = LabelledDetections(outputs, zeros, right, torch.tensor([40, 1, 1, 1]))
+    monkeypatch.setattr(calibration, "label_detections", lambda *_: labelled)
+    found = calibration.calibrate(build("retinanet"), [], [])
+    assert found.scores[right.numpy()].min() == 1 and found.threshold < 1
+    assert max(found.thresholds) < 1
 
 
 def test_no_factor_is_beyond_all_bounds():

@@ -247,6 +247,9 @@ def test_the_memory_comes_back_with_a_resume_and_not_with_weights(iteration):
     with EventStorage(39):
         earlier(scores.requires_grad_(), gt_classes)
     later.load_state_dict(earlier.state_dict())
+    with EventStorage(), torch.no_grad():  # a validation loss starts no training
+        later(scores, gt_classes)
+    assert later.memory.written == 1
     with EventStorage(iteration):
         for _ in range(2):  # as with accumulated gradients
             later(scores, gt_classes)
@@ -332,6 +335,11 @@ def test_log_odds_are_finite_and_ordered():
         far = (100 * torch.randn(500, 6)).requires_grad_()
         (log_odds(far) * scale).sum().backward()
         assert log_odds(far).isfinite().all() and far.grad.isfinite().all()
+    try:
+        torch.set_flush_denormal(True)
+        assert log_odds(torch.tensor([[200.0, 0.0]])).isfinite().all()
+    finally:
+        torch.set_flush_denormal(False)
     # Where the softmax is not saturated, it gives the same order.
     mild = torch.randn(50, 4)
     probs = mild.double().softmax(1)[:, :-1].flatten()

@@ -184,8 +184,9 @@ def calibrate(model: nn.Module, images: Iterable[list[dict[str, Any]]], truth: C
 
 def _threshold(scores: np.ndarray, right: np.ndarray, objects: int, min_right: int) -> float | None:
     best = best_f1(scores, right, objects) if right.sum() >= min_right else None
-    # Three digits are enough. Rounds down, as Detectron2 drops a score equal to the threshold.
-    return None if best is None else math.floor(best * 1000) / 1000
+    # Three digits are enough. Rounds down, also from 1, as Detectron2 drops a score equal to the
+    # threshold.
+    return None if best is None else min(math.floor(best * 1000), 999) / 1000
 
 
 def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:

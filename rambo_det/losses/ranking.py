@@ -21,11 +21,11 @@ loss:
     ∂L/∂b       = Σ L_k / #{b >= t_k} over the k with t_k <= b
 
 Remembered scores count in the ranks of the batch's positives, so in L_k and g_k. P is the number of
-the batch's positives. So without a λ the size of the gradient does not depend on the number of
-remembered scores; with a fixed λ, the steps λ g_k do. A positive passes and pushes down only scores
-of the batch, so the gradient of a list sums to 0. If remembered positives pushed negatives down
-too, no positive would be pushed up in return, and the scores of rare classes would fall without
-end.
+the batch's positives. So without a λ the gradient is not divided by the number of remembered
+scores; with a fixed λ, the steps λ g_k become smaller with it. A positive passes and pushes down
+only scores of the batch, so the gradient of a list sums to 0. If remembered positives pushed
+negatives down too, no positive would be pushed up in return, and the scores of rare classes would
+fall without end.
 
 All negatives between two neighbouring thresholds have the same gradient. So one pass of
 :func:`.binning.bin_negatives` counts the ranks. With a fixed λ, a second pass counts the new ranks.

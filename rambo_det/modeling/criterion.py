@@ -131,15 +131,16 @@ class RamboCriterion(RamboLoss):
                 batches are ranked as one.
         """
         storage = current_storage()
-        if self.training and storage is not None and storage.iter == 0:
+        is_step = self.training and torch.is_grad_enabled()  # else it may be a validation loss
+        if is_step and storage is not None and storage.iter == 0:
             self.memory.reset_if_loaded()  # it was loaded with the initial weights
         with torch.autocast(scores.device.type, enabled=False):
             loss = super().forward(scores, gt_classes)
         if not self.stats.finite:
             raise self._not_finite(*logits, scores)
-        if torch.is_grad_enabled():  # else a validation loss, which is no scalar of the training
+        if torch.is_grad_enabled():  # a validation loss is no scalar of the training
             self._log()
-            if self.training:
+            if is_step:
                 self._gather_for_checkpoint()
         return loss * self.weight
 

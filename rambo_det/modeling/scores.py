@@ -59,7 +59,7 @@ def _odds_and_top(logits: Tensor) -> tuple[Tensor, Tensor]:
     # Without the top logit, whose share of 1 would round off small sums of the others. The steps
     # work in place, because a tensor of all anchors may have gigabytes.
     shares = odds.exp().scatter_(1, top, 0.0)
-    others = shares.sum(dim=1, keepdim=True).clamp(min=1e-38)
+    others = shares.sum(dim=1, keepdim=True).clamp(min=1.2e-38)
     odds -= shares.neg_().add_(others).log1p_()
     return odds.scatter_(1, top, zero - others.log_()), top
 
