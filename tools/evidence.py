@@ -36,26 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE = ROOT / "results/evidence.json", ROOT / "docs/evidence.md"
 PICTURES = ROOT / "docs/evidence"
 FIGURES = ("voc07_long_seeds", "chess_long")
-_JOBS = "--jobs 2 --threads 1 --bootstrap 1000"
-_TIMM = "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml"
-_CHESS = (
-    "--data chess=coco:data/chess/train.json:data/chess/train:"
-    "data/chess/valid.json:data/chess/valid"
-)
-_RETINANET = f"--import examples/softmax_retinanet.py {_TIMM.replace('_ce', '_retinanet_focal')}"
-_FOCAL = "focal MODEL.META_ARCHITECTURE SoftmaxRetinaNet"
-_GN_GIOU = "MODEL.RETINANET.NORM GN MODEL.RETINANET.BBOX_REG_LOSS_TYPE giou"
 # Comparisons that are not stored yet, written before their first training: name -> the question,
 # the arguments of rambo-compare. AP decides. Each loss is tuned over the same number of settings.
-PROTOCOL = {
-    "retinanet_softmax_gamma": (
-        "The exponent that is best for focal loss in retinanet_softmax_settings, on the test "
-        "images; for RaMBO the default is best. All else is as in retinanet_softmax.",
-        f"{_RETINANET} {_CHESS} {_JOBS} --seeds 6 "
-        f"--variant 'focal_gamma1={_FOCAL} MODEL.RETINANET.FOCAL_LOSS_GAMMA 1.0' "
-        f"{_GN_GIOU} SOLVER.BASE_LR 0.02 SOLVER.MAX_ITER 600",
-    ),
-}
+PROTOCOL: dict[str, tuple[str, str]] = {}
 # Differences between comparisons with the same data, seeds and schedule: name -> the loss that is
 # subtracted, then the loss from which it is subtracted, each as (title, {comparison: variant}).
 _EACH = dict.fromkeys(("lambda_each", "lambda_each_seeds"), "each_x10")
@@ -111,6 +94,10 @@ DERIVED: dict[str, tuple[tuple[str, dict[str, str]], tuple[str, dict[str, str]]]
     ),
     "retinanet_softmax_all": (
         ("focal_softmax", dict.fromkeys(_CHESS_SOFTMAX, "focal_softmax")),
+        ("RaMBO", dict.fromkeys(_CHESS_SOFTMAX, "rambo")),
+    ),
+    "retinanet_softmax_best": (
+        ("focal_softmax, γ 1", {"retinanet_softmax_gamma": "focal_gamma1"}),
         ("RaMBO", dict.fromkeys(_CHESS_SOFTMAX, "rambo")),
     ),
     "default_retinanet": (
