@@ -38,16 +38,7 @@ PICTURES = ROOT / "docs/evidence"
 FIGURES = ("voc07_long_seeds", "chess_long")
 # Comparisons that are not stored yet, written before their first training: name -> the question,
 # the arguments of rambo-compare. AP decides. Each loss is tuned over the same number of settings.
-PROTOCOL: dict[str, tuple[str, str]] = {
-    "voc07_giou_full": (
-        "And after 4000 iterations, as the other rows of VOC07? All else is as in voc07_giou_long.",
-        "--import examples/timm_backbone.py --config configs/evidence/voc07_ce.yaml "
-        "--data 'voc07=voc:data/voc07:train:val' --jobs 2 --threads 1 --bootstrap 1000 --seeds 1 "
-        "--losses ce,rambo MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE giou "
-        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT 10.0 RAMBO_TRAIN.CALIBRATE off "
-        "TEST.EVAL_PERIOD 2000 SOLVER.MAX_ITER 4000",
-    ),
-}
+PROTOCOL: dict[str, tuple[str, str]] = {}
 # Differences between comparisons with the same data, seeds and schedule: name -> the loss that is
 # subtracted, then the loss from which it is subtracted, each as (title, {comparison: variant}).
 _EACH = dict.fromkeys(("lambda_each", "lambda_each_seeds"), "each_x10")
