@@ -1,7 +1,7 @@
 """How a comparison plans its runs from the command line."""
 
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
@@ -219,7 +219,7 @@ def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys
         (["--seeds", "4294967296,"], "--seeds 4294967296,: seeds must be below 2"),
         (["RAMBO_TRAIN.CALIBRATE", "nope"], "RAMBO_TRAIN.CALIBRATE: dataset nope is not"),
         (["RAMBO_TRAIN.CALIBRATE", "rambo_shapes_val"], "CALIBRATE rambo_shapes_val: .* use train"),
-        (["--seeds", "20261201"], "means 20261201 seeds: use at most 1000, or 20261201, for the"),
+        (["--seeds", "20261201"], "use at most 1000; write '20261201,' if it is one seed"),
         (["--seeds", "0"], "--seeds 0: use a number >= 1"),
         (["--seeds", "1,1"], "different seeds"),
         (["--seeds", ","], "different seeds"),
@@ -236,3 +236,10 @@ def test_a_warning_says_what_is_trained_and_tested_on(tmp_path, catalogs, capsys
 def test_mistakes_are_named(words, message, catalogs):
     with refusal(message):
         plan("faster_rcnn_ce.yaml", *words)
+
+
+def test_the_classes_of_a_calibration_are_those_of_the_training(catalogs):
+    DatasetCatalog.register("cats", list)
+    MetadataCatalog.get("cats").thing_classes = ["cat"]
+    with refusal("RAMBO_TRAIN.CALIBRATE: class 1 is 'circle' in .* and 'cat' in cats"):
+        plan("faster_rcnn_ce.yaml", "RAMBO_TRAIN.CALIBRATE", "cats")

@@ -77,7 +77,7 @@ def _seeds(text: str) -> list[int]:
     if max(numbers) >= 2**32:
         raise InputError(f"--seeds {text}: seeds must be below 2**32")
     if "," not in text and numbers[0] > _MAX_SEEDS:
-        remedy = f"use at most {_MAX_SEEDS}, or {text}, for the one seed {text}"
+        remedy = f"use at most {_MAX_SEEDS}; write '{text},' if it is one seed"
         raise InputError(f"--seeds {text} means {text} seeds: {remedy}")
     seeds = numbers if "," in text else list(range(numbers[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
